@@ -1,0 +1,52 @@
+"""Structured pruning of any PyTorch model: a compiler pass over ``torch.fx``."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxprune import methods
+    from fxprune.api import analyze, apply, prune, record
+    from fxprune.channels import ChannelGraph, ChannelGroup
+    from fxprune.deploy import Validation, export
+    from fxprune.errors import FxpruneError
+    from fxprune.plan import PruningPlan
+    from fxprune.report import Report
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ChannelGraph": "channels",
+    "ChannelGroup": "channels",
+    "FxpruneError": "errors",
+    "PruningPlan": "plan",
+    "Report": "report",
+    "Validation": "deploy",
+    "analyze": "api",
+    "apply": "api",
+    "export": "deploy",
+    "prune": "api",
+    "record": "api",
+}
+__all__ = [
+    "ChannelGraph",
+    "ChannelGroup",
+    "FxpruneError",
+    "PruningPlan",
+    "Report",
+    "Validation",
+    "analyze",
+    "apply",
+    "export",
+    "methods",
+    "prune",
+    "record",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported at first use: the command line answers before torch is loaded."""
+    if name == "methods":
+        return import_module("fxprune.methods")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fxprune' has no attribute {name!r}")
+    return getattr(import_module(f"fxprune.{_HOMES[name]}"), name)

@@ -1,0 +1,245 @@
+"""Select: scores and a budget give a plan.
+
+Every group's slots are ranked; ``round_to`` packs them into units. Units are removed in ascending order of score
+(``scope="global"``), or at the same pace in every group (``"uniform"``), up to the first prefix that meets the budget,
+found by bisection. What the last step removed too much is put back, best first, while the budget still holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from fxprune.channels import ChannelGraph, ChannelGroup
+from fxprune.cost import Keep
+from fxprune.errors import BudgetError, InputError, ModelError
+from fxprune.labels.classes import Ids
+from fxprune.methods.registry import Scores
+
+Kind = Literal["flops", "params", "channels"]
+Scope = Literal["global", "uniform"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """``ratio`` in (0, 1] of the dense model's MACs or parameters, or of the prunable channels."""
+
+    kind: Kind
+    ratio: float
+
+    @classmethod
+    def of(cls, **ratios: float | None) -> Budget:
+        """The one budget that was given.
+
+        Raises:
+            InputError: none, several, or a number outside (0, 1].
+        """
+        given = {kind: ratio for kind, ratio in ratios.items() if ratio is not None}
+        names = ", ".join(f"{kind}=" for kind in ratios)
+        if not given:
+            raise InputError(f"No budget: pass one of {names} a ratio of the dense model in (0, 1], such as flops=0.5.")
+        if len(given) > 1:
+            both = " and ".join(f"{kind}={ratio}" for kind, ratio in given.items())
+            raise InputError(f"More than one budget: {both}. Pass only one of {names}.")
+        ((kind, ratio),) = given.items()
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float, np.number)) or not 0 < ratio <= 1:
+            raise InputError(
+                f"{kind}={ratio} is no budget: pass a ratio of the dense model in (0, 1], such as {kind}=0.5."
+            )
+        return cls(kind, float(ratio))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """``keep``: per channel. ``frozen``: why prunable groups were left alone (by name of the group)."""
+
+    keep: Keep
+    frozen: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Channels that are removed together."""
+
+    group: int
+    place: int
+    score: float
+    channels: Ids
+
+
+def select(
+    graph: ChannelGraph,
+    scores: Sequence[Scores | None],
+    budget: Budget,
+    *,
+    scope: Scope = "global",
+    exact: bool = False,
+    round_to: int = 1,
+    min_channels: int = 1,
+) -> Selection:
+    """Choose the channels that stay.
+
+    Args:
+        graph: of the model.
+        scores: for every group of ``graph.groups`` an array ``[blocks, size]``, or None to leave the group alone.
+        budget: to be met.
+        scope: rank all channels together, or prune every group by the same share.
+        exact: leave approximate groups alone.
+        round_to: kept channels of every group are a multiple of this (unless the group stays whole).
+        min_channels: at least so many stay along every dimension of every tensor.
+
+    Raises:
+        ModelError: nothing may be cut.
+        BudgetError: no allowed choice meets the budget.
+    """
+    frozen = _frozen(graph, scores, exact)
+    free = [i for i, g in enumerate(graph.groups) if g.locked is None and g.name not in frozen]
+    if not free:
+        raise ModelError(_nothing_to_prune(graph, frozen))
+    ranked = {i: _Ranking(graph.groups[i], scores[i]) for i in free}
+    protected = _protected(graph, ranked, min_channels)
+    units = _units(graph, ranked, protected, round_to, scope)
+    prunable = int(sum(graph.groups[i].channels.size for i in free))
+    free_channels = np.concatenate([graph.groups[i].channels.reshape(-1) for i in free])
+    cost = _cost(graph, budget, free_channels)
+    everything = graph.everything()
+    whole = prunable if budget.kind == "channels" else cost(everything)
+    limit = math.floor(budget.ratio * whole + 1e-9)
+    units.sort(key=lambda u: (u.score, u.group, u.place))
+
+    def keep_after(count: int) -> Keep:
+        keep: Keep = everything.copy()
+        for unit in units[:count]:
+            keep[unit.channels] = False
+        return keep
+
+    if cost(keep_after(len(units))) > limit:
+        raise BudgetError(_unreachable(graph, budget, keep_after(len(units)), cost, whole, frozen))
+    low, high = 0, len(units)
+    while low < high:
+        middle = (low + high) // 2
+        if cost(keep_after(middle)) <= limit:
+            high = middle
+        else:
+            low = middle + 1
+    return Selection(_put_back(units[:low], keep_after(low), cost, limit), frozen)
+
+
+def _frozen(graph: ChannelGraph, scores: Sequence[Scores | None], exact: bool) -> dict[str, str]:
+    frozen = {}
+    for group, score in zip(graph.groups, scores, strict=True):
+        if group.locked is not None:
+            continue
+        if exact and not group.exact:
+            frozen[group.name] = f"not exact: {group.approximate}"
+        elif score is None:
+            frozen[group.name] = "the method gives these channels no score"
+    return frozen
+
+
+class _Ranking:
+    """A group's channels, every block in ascending order of score; slot j is the j-th of every block."""
+
+    def __init__(self, group: ChannelGroup, scores: Scores | None):
+        assert scores is not None
+        if not np.isfinite(scores).all():
+            raise ModelError(f"The scores of {group.name} are not finite. Are there NaN or inf in the weights?")
+        order = np.argsort(scores, axis=1, kind="stable")
+        ranked = np.take_along_axis(scores, order, axis=1)
+        mean = float(scores.mean())
+        self.channels = np.take_along_axis(group.channels, order, axis=1)  # [blocks, slots]
+        self.scores = ranked / mean if mean > 0 else ranked  # [blocks, slots]
+
+
+def _protected(graph: ChannelGraph, ranked: Mapping[int, _Ranking], min_channels: int) -> Keep:
+    """The best ``min_channels`` along every dimension of every tensor."""
+    score = np.full(graph.channel_count, np.inf)
+    for ranking in ranked.values():
+        score[ranking.channels] = ranking.scores
+    protected = np.zeros(graph.channel_count, dtype=bool)
+    for extent in graph.extents:
+        values = score[extent]
+        if np.count_nonzero(np.isinf(values)) < min_channels:
+            best = np.argsort(-values, kind="stable")[:min_channels]
+            protected[extent[best]] = True
+    return protected
+
+
+def _units(
+    graph: ChannelGraph, ranked: Mapping[int, _Ranking], protected: Keep, round_to: int, scope: Scope
+) -> list[_Unit]:
+    units = []
+    for index, ranking in ranked.items():
+        blocks, slots = ranking.channels.shape
+        step = round_to // math.gcd(round_to, blocks)
+        start = slots % step
+        edges = [0, *range(start, slots + 1, step)] if start else list(range(0, slots + 1, step))
+        for place, (a, b) in enumerate(pairwise(edges)):
+            channels = ranking.channels[:, a:b].reshape(-1)
+            if protected[channels].any():
+                break
+            pace = (a + b) / (2 * slots)
+            score = pace if scope == "uniform" else float(ranking.scores[:, a:b].mean())
+            units.append(_Unit(index, place, score, channels))
+    return units
+
+
+def _cost(graph: ChannelGraph, budget: Budget, free: Ids) -> Callable[[Keep], int]:
+    if budget.kind == "channels":
+        return lambda keep: int(keep[free].sum())
+    return graph.cost.macs if budget.kind == "flops" else graph.cost.params
+
+
+def _put_back(removed: Sequence[_Unit], keep: Keep, cost: Callable[[Keep], int], limit: int) -> Keep:
+    """Put back the last removed units of groups while the budget holds, best first."""
+    latest: dict[int, list[_Unit]] = {}
+    for unit in removed:
+        latest.setdefault(unit.group, []).append(unit)
+    full: set[int] = set()
+    for unit in sorted(removed, key=lambda u: (-u.score, u.group, -u.place)):
+        if limit - cost(keep) <= limit // 2000:
+            break
+        if unit.group in full or latest[unit.group][-1] is not unit:
+            continue
+        trial = keep.copy()
+        trial[unit.channels] = True
+        if cost(trial) <= limit:
+            keep = trial
+            latest[unit.group].pop()
+        else:
+            full.add(unit.group)
+    return keep
+
+
+def _nothing_to_prune(graph: ChannelGraph, frozen: Mapping[str, str]) -> str:
+    reasons = [f"{g.name}: {g.locked}" for g in graph.groups if g.locked] + [f"{n}: {why}" for n, why in frozen.items()]
+    if not reasons:
+        return "The model has no prunable channels: it has no convolution or linear layer."
+    shown = "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
+    return f"The model has no prunable channels. What holds them: {shown}."
+
+
+def _unreachable(
+    graph: ChannelGraph, budget: Budget, floor: Keep, cost: Callable[[Keep], int], whole: int, frozen: Mapping[str, str]
+) -> str:
+    least = cost(floor)
+    reachable = math.ceil(least / whole * 10000) / 10000
+    held = []
+    for group in graph.groups:
+        why = str(group.locked) if group.locked else frozen.get(group.name)
+        if why is None or budget.kind == "channels":
+            continue
+        without = floor.copy()
+        without[group.channels] = False
+        held.append((least - cost(without), f"{group.name} ({why})"))
+    held.sort(key=lambda h: (-h[0], h[1]))
+    names = "; ".join(text for saved, text in held[:4] if saved > 0) or "at least one channel of every layer must stay"
+    return (
+        f"{budget.kind}={budget.ratio:g} cannot be reached: the smallest reachable ratio is {reachable:.4f}. "
+        f"It is held up by: {names}."
+    )

@@ -1,0 +1,37 @@
+"""Every error fxprune raises on purpose. Each says what is wrong, where, and what to do about it."""
+
+
+class FxpruneError(Exception):
+    """Base class of all errors raised by fxprune."""
+
+
+class InputError(FxpruneError, ValueError):
+    """An argument that cannot be used: unknown method, bad budget, unknown module name."""
+
+
+class ExampleInputsError(InputError):
+    """Example inputs that are missing or that the model's ``forward`` does not accept."""
+
+
+class RecordError(FxpruneError):
+    """The model ran, but what it did could not be written down as a graph."""
+
+
+class ModelError(FxpruneError, ValueError):
+    """A model that cannot be pruned: NaN weights, or no prunable channels."""
+
+
+class BudgetError(FxpruneError, ValueError):
+    """A budget that no allowed choice of channels reaches."""
+
+
+class PlanError(FxpruneError, ValueError):
+    """A plan file that is damaged, or a plan that belongs to another model."""
+
+
+class VerificationError(FxpruneError):
+    """The pruned model does not compute what its masked original computes."""
+
+
+class ExportError(FxpruneError):
+    """An ONNX file could not be written, or does not compute what the model computes."""

@@ -1,0 +1,293 @@
+"""Example inputs: checked when given, inferred where the model says enough, and made afresh for another batch size."""
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import ExampleInputsError
+
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+
+RECORD_KEY = "fxprune_inputs"
+"""Where a recorded ``GraphModule`` keeps ``describe_inputs`` of what it was recorded with, in its ``meta``."""
+
+# torchvision's classification models take any size from about 32 up, but are defined and measured at these.
+_TORCHVISION_SIZE = 224
+_TORCHVISION_SIZES = {"Inception3": 299}
+# Models of these packages take lists of images, clips or pairs of frames: no single tensor fits them.
+_TORCHVISION_OTHER_TASKS = ("detection", "video", "optical_flow")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What it takes to make a tensor like one that was seen: its shape, its dtype and, for integers, its range.
+
+    The range of an integer tensor matters because its values are indices as a rule (tokens, positions, classes), and
+    an embedding refuses those outside its table.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    low: int = 0
+    high: int = 0
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "TensorSpec":
+        low = high = 0
+        if _is_integer(tensor.dtype) and tensor.numel():
+            low, high = int(tensor.min()), int(tensor.max())
+        return cls(tuple(int(size) for size in tensor.shape), tensor.dtype, low, high)
+
+    def with_batch(self, batch: int) -> "TensorSpec":
+        """The same with ``batch`` as dim 0."""
+        return dataclasses.replace(self, shape=(batch, *self.shape[1:]))
+
+    def make(self, generator: torch.Generator, device: torch.device | str) -> Tensor:
+        """A tensor of this shape and dtype: standard normal, integers within the range, or coin flips."""
+        if self.dtype == torch.bool:
+            values = torch.randint(0, 2, self.shape, generator=generator).bool()
+        elif _is_integer(self.dtype):
+            values = torch.randint(self.low, self.high + 1, self.shape, generator=generator, dtype=torch.int64)
+        elif self.dtype.is_complex:
+            values = torch.randn(self.shape, generator=generator, dtype=torch.complex64)
+        else:
+            values = torch.randn(self.shape, generator=generator)
+        return values.to(device=device, dtype=self.dtype)
+
+
+def normalise_inputs(example_inputs: Any, example_kwargs: Any = None) -> tuple[Args, Kwargs]:
+    """What the user passed, as ``(args, kwargs)``: a tensor is one argument, a tuple or a list is all of them.
+
+    Raises:
+        ExampleInputsError: something that cannot be spread over the arguments of ``forward``, or no tensor in it.
+    """
+    args = _as_args(example_inputs)
+    if example_kwargs is None:
+        kwargs: Kwargs = {}
+    elif isinstance(example_kwargs, Mapping) and all(isinstance(name, str) for name in example_kwargs):
+        kwargs = dict(example_kwargs)
+    else:
+        raise ExampleInputsError(
+            f"example_kwargs is {_a(example_kwargs)}; pass a dict from argument names of forward to values"
+        )
+    if not tensors_of((args, kwargs)):
+        raise ExampleInputsError(
+            "the example inputs hold no tensor; pass the tensors that the model's forward takes, "
+            "as example_inputs=(x, ...) or example_kwargs={'x': ...}"
+        )
+    return args, kwargs
+
+
+def infer_inputs(model: nn.Module) -> tuple[Args, Kwargs]:
+    """Example inputs ``(args, kwargs)``, batch size 1, for a model that says what it takes; the same at every call.
+
+    A graph that fxprune recorded knows what it was recorded with. timm's models carry their input size in
+    ``pretrained_cfg``. torchvision's classification models are taken at 224 x 224 (Inception v3 at 299), and so are its
+    segmentation models: these are fully convolutional, every MAC ratio is that of any other size, and 224 is a multiple
+    of their stride of 8 to 32. The tensors are standard normal, on the device and of the dtype of the first parameter.
+
+    Raises:
+        ExampleInputsError: the model is none of these; says what to pass.
+    """
+    recorded = model.meta.get(RECORD_KEY) if isinstance(model, torch.fx.GraphModule) else None
+    if recorded is not None:
+        return make_inputs(recorded, next(model.parameters(), torch.empty(0)).device)
+    shape = _timm_shape(model) or _torchvision_shape(model)
+    if shape is None:
+        raise ExampleInputsError(_cannot_infer(model))
+    return (image_like(model, shape),), {}
+
+
+def infer_example_inputs(model: nn.Module) -> Args:
+    """The positional half of :func:`infer_inputs`."""
+    return infer_inputs(model)[0]
+
+
+def image_like(model: nn.Module, shape: Sequence[int]) -> Tensor:
+    """A standard normal tensor [1, *shape] on the device and of the dtype of the first parameter; always the same."""
+    parameter = next(model.parameters(), torch.empty(0))
+    dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
+    return TensorSpec((1, *shape), dtype).make(torch.Generator().manual_seed(0), parameter.device)
+
+
+def resolve_inputs(model: nn.Module, example_inputs: Any = None, example_kwargs: Any = None) -> tuple[Args, Kwargs]:
+    """What the user passed, checked; inferred from the model where nothing was passed.
+
+    Raises:
+        ExampleInputsError: see :func:`normalise_inputs` and :func:`infer_inputs`.
+    """
+    if example_inputs is None and not example_kwargs:
+        return infer_inputs(model)
+    return normalise_inputs(example_inputs, example_kwargs)
+
+
+def describe_inputs(args: Args, kwargs: Kwargs) -> dict[str, Any]:
+    """Plain data that says how to make such inputs again: the same pytree with a :class:`TensorSpec` per tensor."""
+
+    def describe(leaf: Any) -> Any:
+        return TensorSpec.of(leaf) if isinstance(leaf, Tensor) else leaf
+
+    return {"args": map_leaves(describe, tuple(args)), "kwargs": map_leaves(describe, dict(kwargs))}
+
+
+def make_inputs(
+    record: Mapping[str, Any], device: torch.device | str = "cpu", batch: int | None = None, seed: int = 0
+) -> tuple[Args, Kwargs]:
+    """Fresh random ``(args, kwargs)`` after a record of :func:`describe_inputs`; the same for the same seed.
+
+    ``batch`` takes the place of dim 0 of every tensor whose dim 0 is the recorded batch size, which is dim 0 of the
+    first tensor. Values: see :meth:`TensorSpec.make`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def make(leaf: Any) -> Any:
+        if not isinstance(leaf, TensorSpec):
+            return leaf
+        if batch is not None and is_batched(leaf, record):
+            leaf = leaf.with_batch(batch)
+        return leaf.make(generator, device)
+
+    made = map_leaves(make, {"args": record["args"], "kwargs": record["kwargs"]})
+    return made["args"], made["kwargs"]
+
+
+def batch_size(record: Mapping[str, Any]) -> int | None:
+    """Dim 0 of the first tensor of a record; None without a tensor that has one."""
+    return next((spec.shape[0] for spec in specs_of(record) if spec.shape), None)
+
+
+def is_batched(spec: TensorSpec, record: Mapping[str, Any]) -> bool:
+    """Whether dim 0 of this tensor of the record is the batch: whether it is as long as the first tensor's."""
+    return bool(spec.shape) and spec.shape[0] == batch_size(record)
+
+
+def specs_of(record: Mapping[str, Any]) -> list[TensorSpec]:
+    """The tensors of a record, in the order of :func:`tensors_of` on what :func:`make_inputs` makes of it."""
+    return [leaf for leaf in _leaves((record["args"], record["kwargs"])) if isinstance(leaf, TensorSpec)]
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors in a pytree, in its order; dataclass instances count as nodes."""
+    return [leaf for leaf in _leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """``tree_map`` that also rebuilds dataclass instances which nobody registered as pytree nodes."""
+
+    def visit(leaf: Any) -> Any:
+        if not _is_unregistered_node(leaf):
+            return function(leaf)
+        fields = [field.name for field in dataclasses.fields(leaf) if field.init]
+        return dataclasses.replace(leaf, **{name: map_leaves(function, getattr(leaf, name)) for name in fields})
+
+    return pytree.tree_map(visit, tree)
+
+
+def _leaves(tree: Any) -> list[Any]:
+    leaves: list[Any] = []
+    for leaf in pytree.tree_leaves(tree):
+        if _is_unregistered_node(leaf):
+            leaves += _leaves([getattr(leaf, field.name) for field in dataclasses.fields(leaf) if field.init])
+        else:
+            leaves.append(leaf)
+    return leaves
+
+
+def _is_unregistered_node(leaf: Any) -> bool:
+    return dataclasses.is_dataclass(leaf) and not isinstance(leaf, (type, TensorSpec))
+
+
+def _as_args(example_inputs: Any) -> Args:
+    if example_inputs is None:
+        return ()
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
+    # A named tuple is one structured argument to most models, yet it is a tuple; the user can always wrap it.
+    if isinstance(example_inputs, Sequence) and not isinstance(example_inputs, (str, bytes)):
+        return tuple(example_inputs)
+    if isinstance(example_inputs, Mapping):
+        raise ExampleInputsError(
+            "example_inputs is a dict; pass keyword arguments as example_kwargs=..., "
+            "or, if forward takes the dict itself, wrap it: example_inputs=(the_dict,)"
+        )
+    if hasattr(example_inputs, "__array__"):
+        raise ExampleInputsError(
+            f"example_inputs is {_a(example_inputs)}; pass a torch tensor, for instance torch.as_tensor(example_inputs)"
+        )
+    raise ExampleInputsError(
+        f"example_inputs is {_a(example_inputs)}; pass a tensor, or a tuple of all positional arguments of forward"
+    )
+
+
+def _a(value: Any) -> str:
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeio" else f"a {name}"
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
+
+
+def _timm_shape(model: nn.Module) -> tuple[int, ...] | None:
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if config is None:
+        return None
+    read = config.get if isinstance(config, Mapping) else lambda key: getattr(config, key, None)
+    declared = read("input_size")
+    if not isinstance(declared, Sequence) or len(declared) != 3:
+        return None
+    channels, height, width = declared
+    # The configuration is that of the published weights; create_model(in_chans=1, img_size=96) does not change it.
+    first = read("first_conv")
+    if isinstance(first, str):
+        stem = _submodule(model, first)
+        channels = getattr(stem, "in_channels", channels)
+        size = getattr(_submodule(model, first.rpartition(".")[0]), "img_size", None)
+        if isinstance(size, Sequence) and len(size) == 2:
+            height, width = size
+    return int(channels), int(height), int(width)
+
+
+def _torchvision_shape(model: nn.Module) -> tuple[int, ...] | None:
+    prefix = "torchvision.models."
+    home = next((cls for cls in type(model).__mro__ if cls.__module__.startswith(prefix)), None)
+    if home is None or home.__module__.removeprefix(prefix).split(".")[0] in _TORCHVISION_OTHER_TASKS:
+        return None
+    # Parts of a network live in the same modules: a BasicBlock takes features, not images.
+    if not _is_whole_network(home):
+        return None
+    size = getattr(model, "image_size", _TORCHVISION_SIZES.get(home.__name__, _TORCHVISION_SIZE))
+    stem = next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
+    return (stem.in_channels if stem is not None else 3), size, size
+
+
+def _is_whole_network(home: type) -> bool:
+    """Whether a function of its torchvision module (``resnet50``, ``vit_b_16``) says that it returns this class."""
+    return any(
+        inspect.isfunction(builder) and inspect.signature(builder).return_annotation in (home, home.__name__)
+        for builder in vars(sys.modules[home.__module__]).values()
+    )
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _cannot_infer(model: nn.Module) -> str:
+    parameters = inspect.signature(model.forward).parameters
+    return (
+        f"cannot tell what {type(model).__name__}.forward({', '.join(parameters)}) takes: example inputs are inferred "
+        "for timm models and for torchvision's classification and segmentation models only; pass example_inputs, "
+        "a tensor or a tuple of tensors with the batch first, for instance example_inputs=torch.randn(1, 3, 224, 224)"
+    )

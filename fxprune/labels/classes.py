@@ -1,0 +1,89 @@
+"""Classes of atoms: a vectorised union-find.
+
+An *atom* is one index of one dimension of one parameter (or of something the model makes while it runs). Atoms that
+must live or die together are joined; a class of joined atoms is a *channel*. The root of a class is its smallest atom,
+so numbering never depends on the order of the joins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something may not be cut, or is only approximate: in words, and the line of the user's code."""
+
+    text: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.source})" if self.source else self.text
+
+
+class Classes:
+    """Union-find over atoms with locks. All arguments are integer arrays; shapes broadcast."""
+
+    def __init__(self) -> None:
+        self._parent: Ids = np.empty(0, dtype=np.int64)
+        self._locked: npt.NDArray[np.bool_] = np.empty(0, dtype=bool)
+        self._size = 0
+        self.locks: list[tuple[Ids, Reason]] = []
+        self.approximations: list[tuple[Ids, Reason]] = []
+
+    def __len__(self) -> int:
+        return self._size
+
+    def allocate(self, count: int) -> Ids:
+        """``count`` new atoms, each a class of its own."""
+        first, self._size = self._size, self._size + count
+        if self._size > len(self._parent):
+            room = max(2 * len(self._parent), self._size, 1024)
+            self._parent = np.concatenate([self._parent, np.arange(len(self._parent), room)])
+            self._locked = np.concatenate([self._locked, np.zeros(room - len(self._locked), dtype=bool)])
+        return np.arange(first, self._size)
+
+    def find(self, ids: Ids) -> Ids:
+        """The root of every atom, same shape."""
+        roots = self._parent[ids]
+        while True:
+            above = self._parent[roots]
+            if np.array_equal(above, roots):
+                break
+            roots = above
+        self._parent[ids] = roots
+        return roots
+
+    def join(self, a: Ids, b: Ids) -> None:
+        """Union position by position."""
+        a, b = np.broadcast_arrays(a, b)
+        a, b = self.find(a.reshape(-1)), self.find(b.reshape(-1))
+        while True:
+            differ = a != b
+            if not differ.any():
+                return
+            a, b = a[differ], b[differ]
+            low, high = np.minimum(a, b), np.maximum(a, b)
+            np.minimum.at(self._parent, high, low)
+            a, b = self.find(low), self.find(high)
+            for old, new in ((low, a), (high, b)):
+                np.logical_or.at(self._locked, new, self._locked[old])
+
+    def lock(self, ids: Ids, reason: Reason) -> None:
+        """No channel of these may be cut."""
+        flat = np.unique(ids)
+        self._locked[self.find(flat)] = True
+        self.locks.append((flat, reason))
+
+    def locked(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """For every atom: is its class locked?"""
+        return self._locked[self.find(ids)]
+
+    def approximate(self, ids: Ids, reason: Reason) -> None:
+        """Cutting a channel of these changes a statistic computed over channels."""
+        self.approximations.append((np.unique(ids), reason))

@@ -1,0 +1,519 @@
+"""Run a recorded graph on meta tensors with labels: abstract interpretation at the level of aten ops.
+
+``Propagation`` is a ``TorchDispatchMode``: every aten op runs on meta tensors (integer constants stay real, so that
+index values are known), then the op's rule in ``labels.rules`` says what the outputs' labels are and what must be
+joined or locked. Facts that a later op reveals about an earlier one (whole heads, the layout of a grouped
+convolution's weight, channels that must align) are kept in ``Facts``, and the run is repeated with them until none
+is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
+
+from fxprune.labels.classes import Classes, Ids, Reason
+from fxprune.labels.factors import Factor, Labels, aligned, compact, settle_dim, vector
+
+Attention = Literal["head_dim", "heads"]
+_LABELS = "_fxprune_labels"
+_NAME = "_fxprune_name"
+
+
+@dataclass(frozen=True)
+class TensorLabels:
+    """What is known of one tensor: its shape, dtype and labels."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class Term:
+    """MACs of one contraction: ``constant`` times the product of the sizes of ``factors``' cut dimensions."""
+
+    node: str
+    constant: float
+    factors: Labels
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """The ``index``-th ``op`` of ``node``, which mixes channels of its input; ``labels`` are those it mixes."""
+
+    node: str
+    index: int
+    op: str
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class Family:
+    """Rows of atoms ``[rows, n]`` that must keep equal counts. ``node``: where; ``movable``: only moved there."""
+
+    rows: Ids
+    node: str
+    reason: Reason
+    movable: bool = False
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """A view in ``node`` lays the carrier rows of ``before`` side by side, position by position."""
+
+    before: Factor
+    node: str
+    reason: Reason
+    inside: bool
+
+
+@dataclass
+class Facts:
+    """What earlier runs found out. ``layouts``: weight name -> groups. ``joins``: pairs of parameter atoms."""
+
+    layouts: dict[str, int] = field(default_factory=dict)
+    joins: list[tuple[Ids, Ids]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The dimension of a parameter or buffer that a range of atoms labels."""
+
+    name: str
+    dim: int
+    first: int
+    count: int
+
+
+class Propagation(TorchDispatchMode):
+    """One run. Rules get this object and call its verbs: ``join``, ``lock``, ``fresh``, ``collapse`` ..."""
+
+    def __init__(
+        self,
+        attention: Attention = "head_dim",
+        facts: Facts | None = None,
+        seeded: bool = False,
+        ignore: Sequence[str] = (),
+    ):
+        """``seeded``: parameters carry the channels of an earlier run; groups that shrank to one channel stay groups.
+
+        ``ignore``: names of modules and parameters whose outputs stay.
+        """
+        super().__init__()
+        self.attention = attention
+        self.ignore = tuple(ignore)
+        self.facts = facts or Facts()
+        self.seeded = seeded
+        self.classes = Classes()
+        self.owners: list[Owner] = []
+        self.node_labels: dict[str, Any] = {}
+        self.terms: list[Term] = []
+        self.statistics: list[Statistic] = []
+        self.families: list[Family] = []
+        self.interleaved: list[Interleaved] = []
+        self.norm_scales: set[str] = set()
+        self.new_layouts: dict[str, int] = {}
+        self.fixed: list[Ids] = []
+        self.rows_joined = False
+        self.notes: list[str] = []
+        self.node: fx.Node | None = None
+        self._statistic_counts: dict[str, int] = {}
+        self._scale = 1
+
+    # -- where we are -------------------------------------------------------------------------------------------
+
+    @property
+    def source(self) -> str:
+        return str(self.node.meta.get("source", "")) if self.node is not None else ""
+
+    @property
+    def node_name(self) -> str:
+        return self.node.name if self.node is not None else ""
+
+    def reason(self, text: str) -> Reason:
+        return Reason(text, self.source)
+
+    @contextmanager
+    def at(self, node: fx.Node) -> Iterator[None]:
+        self.node, self._statistic_counts = node, {}
+        try:
+            yield
+        finally:
+            self.node = None
+
+    # -- labels of tensors --------------------------------------------------------------------------------------
+
+    def labels(self, tensor: object) -> Labels:
+        return getattr(tensor, _LABELS, ()) if isinstance(tensor, Tensor) else ()
+
+    def attach(self, tensor: Tensor, labels: Sequence[Factor], *, movement: bool = False) -> None:
+        """Give ``tensor`` its labels: canonical, compact, at most one factor per cut dimension."""
+        settled = self._settle([self.canonical(f) for f in labels], tuple(tensor.shape))
+        setattr(tensor, _LABELS, settled)
+        for factor in settled:
+            if len(factor.varying) > 1:
+                self._record_rows(factor, movement)
+
+    def canonical(self, factor: Factor) -> Factor:
+        """Roots instead of atoms, compact, cut dimension along which they vary."""
+        ids = compact(torch.from_numpy(self.classes.find(factor.ids.numpy())))
+        return Factor(ids, settle_dim(ids, factor.dim))
+
+    def _settle(self, factors: list[Factor], shape: tuple[int, ...]) -> Labels:
+        kept: dict[int, Factor] = {}
+        for factor in factors:
+            if not factor.varying:
+                if shape[factor.dim] > 1:
+                    self.lock(factor.ids, "one channel fills a whole dimension")
+                continue
+            rival = kept.get(factor.dim)
+            if rival is None:
+                kept[factor.dim] = factor
+            elif not torch.equal(rival.ids, factor.ids):
+                outer, inner = (rival, factor) if self.all_locked(rival) else (factor, rival)
+                self.lock(outer.ids, "two kinds of channels meet in one dimension")
+                kept[factor.dim] = inner
+        return self._separate(kept, shape)
+
+    def _separate(self, kept: dict[int, Factor], shape: tuple[int, ...]) -> Labels:
+        """A dimension that one factor cuts and another is carried by: whole heads, groups of a weight, or a lock."""
+        changed = False
+        for factor in list(kept.values()):
+            for other in list(kept.values()):
+                if other is factor or factor.dim not in other.carriers or self.all_locked(factor):
+                    continue
+                runs = _runs(other.ids.movedim(factor.dim, 0))
+                if runs and len(factor.varying) == 1:
+                    self.family(factor.ids.reshape(runs, -1).numpy(), "groups of a weight")
+                elif self.attention == "heads":
+                    self.join(factor.ids, other.ids)
+                    self.rows_joined = changed = True
+                else:
+                    self.lock(factor.ids, "whole blocks of channels, where channels are pruned inside blocks")
+        if changed:
+            return self._settle([self.canonical(f) for f in kept.values()], shape)
+        return tuple(kept[d] for d in sorted(kept))
+
+    def _record_rows(self, factor: Factor, movement: bool) -> None:
+        rows = np.unique(factor.rows(), axis=0)
+        if len(rows) > 1 and not self.classes.locked(rows).all():
+            self.families.append(Family(rows, self.node_name, self.reason("blocks of equal size"), movement))
+
+    # -- verbs of the rules -------------------------------------------------------------------------------------
+
+    def fresh(self, count: int) -> Ids:
+        return self.classes.allocate(count)
+
+    def join(self, a: Tensor | Ids, b: Tensor | Ids) -> None:
+        self.classes.join(_numpy(a), _numpy(b))
+
+    def lock(self, ids: Tensor | Ids, text: str) -> None:
+        self.classes.lock(_numpy(ids), self.reason(text))
+
+    def fix(self, ids: Tensor, text: str) -> None:
+        """These sizes are no channels at all: kernel sizes. Locked, and left out of every list."""
+        self.lock(ids, text)
+        self.fixed.append(ids.numpy().reshape(-1))
+
+    def lock_all(self, labels: Sequence[Factor], text: str) -> None:
+        for factor in labels:
+            self.lock(factor.ids, text)
+
+    def all_locked(self, factor: Factor) -> bool:
+        return bool(self.classes.locked(factor.ids.numpy()).all())
+
+    def approximate(self, ids: Tensor, text: str) -> None:
+        self.classes.approximate(ids.numpy(), self.reason(text))
+
+    def family(self, rows: Ids, text: str) -> None:
+        if len(rows) > 1:
+            self.families.append(Family(np.unique(rows, axis=0), self.node_name, self.reason(text)))
+
+    def statistic(self, op: str, labels: Labels) -> None:
+        """Note an op that mixes channels, for the mask oracle. Called by a rule exactly once per op of its kind."""
+        index = self._statistic_counts.get(op, 0)
+        self._statistic_counts[op] = index + 1
+        self.statistics.append(Statistic(self.node_name, index, op, labels))
+
+    def note_norm_scale(self, scale: Tensor | None) -> None:
+        """``scale`` multiplies normalised channels: criteria on norm layers read it."""
+        if scale is not None and hasattr(scale, _NAME):
+            self.norm_scales.add(getattr(scale, _NAME))
+
+    @contextmanager
+    def scaled(self, factor: int) -> Iterator[None]:
+        """Inside, the terms of contractions count ``factor`` times: kernel positions and pixels of a convolution."""
+        before, self._scale = self._scale, self._scale * factor
+        try:
+            yield
+        finally:
+            self._scale = before
+
+    def term(self, constant: float, factors: Labels) -> None:
+        """MACs of a contraction: ``constant`` times the sizes the ``factors`` cut."""
+        self.terms.append(Term(self.node_name, constant * self._scale, factors))
+
+    def request_layout(self, ids: Tensor, groups: int) -> bool:
+        """Ask for the weight that owns ``ids`` along dim 1 to be labelled per group in the next run."""
+        atom = int(ids.min())
+        owner = next((o for o in self.owners if o.first <= atom < o.first + o.count), None)
+        if owner is None or owner.dim != 1 or self.facts.layouts.get(owner.name) == groups:
+            return False
+        self.new_layouts[owner.name] = groups
+        return True
+
+    def collapse(self, factor: Factor, dims: Sequence[int]) -> Factor:
+        """Join along ``dims``: positions that differ only there become one channel."""
+        ids = factor.ids
+        for d in dims:
+            if ids.shape[d] > 1:
+                first = ids.narrow(d, 0, 1)
+                self.join(ids, first)
+                ids = first
+        return self.canonical(Factor(ids, factor.dim))
+
+    def mix(self, factor: Factor, dims: Sequence[int], text: str) -> Factor | None:
+        """An op that combines positions along ``dims``: carriers there are joined, a cut there is locked."""
+        if not any(factor.ids.shape[d] > 1 for d in dims):
+            return factor
+        if all(d in dims for d in factor.varying):
+            self.lock(factor.ids, text)
+            return None
+        return self.collapse(factor, dims)
+
+    def interleave(self, before: Factor) -> None:
+        """See ``Interleaved``."""
+        reason = self.reason("channels of several blocks are interleaved")
+        self.interleaved.append(Interleaved(before, self.node_name, reason, not is_movement(self.node)))
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from fxprune.labels.rules import apply_rule  # the table imports this module for its types
+
+        kwargs = dict(kwargs or {})
+        out = _execute(func, args, kwargs)
+        apply_rule(self, func, args, kwargs, out)
+        return out
+
+
+def is_movement(node: fx.Node | None) -> bool:
+    """Does the node only move positions about? (Set by the rules' table of names.)"""
+    return node is not None and node.op in ("call_method", "call_function") and _base_name(node) in MOVEMENT_NAMES
+
+
+MOVEMENT_NAMES = frozenset(
+    [
+        "view",
+        "reshape",
+        "permute",
+        "transpose",
+        "flatten",
+        "unflatten",
+        "contiguous",
+        "unsqueeze",
+        "squeeze",
+        "swapaxes",
+        "swapdims",
+        "movedim",
+        "moveaxis",
+        "t",
+        "T",
+        "mT",
+        "clone",
+        "view_as",
+        "reshape_as",
+    ]
+)
+
+
+def _base_name(node: fx.Node) -> str:
+    target: Any = node.target
+    if target is getattr and len(node.args) > 1:
+        return str(node.args[1])
+    return target if isinstance(target, str) else str(getattr(target, "__name__", target)).split(".")[0]
+
+
+def _numpy(ids: Tensor | Ids) -> Ids:
+    return ids.numpy() if isinstance(ids, Tensor) else ids
+
+
+def _runs(ids: Tensor) -> int:
+    """The number of equal runs of identical rows along dim 0, if runs are longer than 1, else 0."""
+    flat = ids.reshape(ids.shape[0], -1)
+    new = torch.cat([torch.ones(1, dtype=torch.bool), (flat[1:] != flat[:-1]).any(1)])
+    starts = torch.nonzero(new).reshape(-1)
+    count = len(starts)
+    length, rest = divmod(ids.shape[0], count)
+    if rest or length == 1 or not bool((starts == torch.arange(count) * length).all()):
+        return 0
+    return count
+
+
+def _execute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run on meta where any operand is meta; integer constants made by factories are real, float ones meta."""
+    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+    on_meta = any(t.is_meta for t in tensors)
+    if "device" in kwargs or not tensors or func.overloadpacket in _FACTORIES:
+        if any(a.name == "device" for a in func._schema.arguments):
+            dtype = kwargs.get("dtype") or _factory_dtype(func, args, tensors)
+            meta = on_meta if func.overloadpacket is torch.ops.aten._to_copy else dtype.is_floating_point
+            kwargs["device"] = torch.device("meta" if meta or dtype.is_complex else "cpu")
+            kwargs.pop("pin_memory", None)
+        return func(*args, **kwargs)
+    if on_meta:
+        args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
+    return func(*args, **kwargs)
+
+
+_FACTORIES = {
+    getattr(torch.ops.aten, n) for n in ("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided")
+}
+
+
+def _factory_dtype(func: Any, args: Any, tensors: list[Tensor]) -> torch.dtype:
+    if tensors:
+        return tensors[0].dtype
+    name = func.overloadpacket.__name__
+    if name in ("arange", "full", "scalar_tensor", "range", "linspace"):
+        numbers = [a for a in tree_flatten(args)[0] if isinstance(a, (int, float, bool))]
+        values = numbers if name == "arange" else numbers[-1:]
+        if name != "linspace" and all(isinstance(v, int) for v in values):
+            return torch.bool if isinstance(values[-1], bool) else torch.int64
+    if name in ("tril_indices", "triu_indices", "randint", "randperm"):
+        return torch.int64
+    return torch.get_default_dtype()
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta else tensor.to("meta")
+
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+class _Runner(fx.Interpreter):
+    def __init__(self, graph_module: fx.GraphModule, run: Propagation):
+        super().__init__(graph_module, garbage_collect_values=True)
+        self.propagation = run
+
+    def run_node(self, n: fx.Node) -> Any:
+        run = self.propagation
+        with run.at(n):
+            try:
+                result = super().run_node(n)
+            except Exception as error:  # an op without a meta kernel: never a guess, so everything it sees is locked
+                result = self._locked_result(n, error)
+        self._lock_by_name(n, [t for t in tree_flatten(result)[0] if isinstance(t, Tensor)])
+        run.node_labels[n.name] = tree_map(lambda t: describe(run, t), result)
+        return result
+
+    def _lock_by_name(self, n: fx.Node, results: list[Tensor]) -> None:
+        run = self.propagation
+        owners = [n] if n.op == "call_module" else [m for m in n.all_input_nodes if m.op == "get_attr"]
+        own = [str(m.target) for m in owners]
+        with run.at(n):
+            if any(name == i or name.startswith(i + ".") for name in own for i in run.ignore):
+                for tensor in results:
+                    run.lock_all(run.labels(tensor), "ignored by the caller")
+            if n.op == "call_module" and isinstance(self.module.get_submodule(str(n.target)), _RECURRENT):
+                for tensor in (*results, *self.module.get_submodule(str(n.target)).parameters()):
+                    run.lock_all(run.labels(tensor), "recurrent layer")
+
+    def _locked_result(self, n: fx.Node, error: Exception) -> Any:
+        shape, run = n.meta.get("shape"), self.propagation
+        if shape is None:
+            raise error
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        for leaf in tree_flatten((args, kwargs))[0]:
+            run.lock_all(run.labels(leaf), f"{n.target} cannot run on meta tensors")
+        if n.op == "call_module":
+            for parameter in self.module.get_submodule(str(n.target)).parameters():
+                run.lock_all(run.labels(parameter), f"{n.target} cannot run on meta tensors")
+        run.notes.append(f"{n.target} has no meta kernel; what reaches it is locked ({n.meta.get('source', '')})")
+        return torch.empty(shape, dtype=n.meta.get("dtype", torch.float32), device="meta")
+
+
+def describe(run: Propagation, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return TensorLabels(tuple(value.shape), value.dtype, run.labels(value))
+    return value
+
+
+Seed = Mapping[str, Labels]
+Inputs = Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]
+
+
+def propagate(shadow: fx.GraphModule, inputs: Sequence[Any], run: Propagation, input_lock: str) -> None:
+    """Run ``shadow`` (parameters already on meta and labelled) on ``inputs``, one value per placeholder.
+
+    Args:
+        shadow: a graph module whose float parameters and buffers are labelled meta tensors.
+        inputs: one value per placeholder, in order.
+        run: the propagation that collects what is found.
+        input_lock: the reason given for the dimensions of network inputs.
+    """
+    placeholders = [n for n in shadow.graph.nodes if n.op == "placeholder"]
+    outputs = next(n for n in shadow.graph.nodes if n.op == "output")
+    values = [tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), v) for v in inputs]
+    for node, value in zip(placeholders, values, strict=True):
+        with run.at(node):
+            for tensor in tree_flatten(value)[0]:
+                if isinstance(tensor, Tensor) and tensor.ndim > 1 and tensor.shape[1] > 1:
+                    ids = run.fresh(tensor.shape[1])
+                    run.lock(ids, input_lock)
+                    setattr(tensor, _LABELS, (Factor(vector(ids, 1, tensor.ndim), 1),))
+    with torch.no_grad(), run:
+        result = _Runner(shadow, run).run(*values)
+    with run.at(outputs):
+        for tensor in tree_flatten(result)[0]:
+            run.lock_all(run.labels(tensor), "network output")
+
+
+def label_parameter(run: Propagation, name: str, tensor: Tensor) -> None:
+    """Fresh atoms for every dimension of size > 1. A grouped weight's dim 1 gets atoms of its own in every group."""
+    factors: list[Factor] = []
+    for d, size in enumerate(tensor.shape):
+        if size == 1:
+            continue
+        groups = run.facts.layouts.get(name, 1) if d == 1 else 1
+        ids = run.fresh(groups * size)
+        run.owners.append(Owner(name, d, int(ids[0]), len(ids)))
+        if groups == 1:
+            factors.append(Factor(vector(ids, d, tensor.ndim), d))
+        else:
+            rows = torch.from_numpy(ids).reshape(groups, size).repeat_interleave(tensor.shape[0] // groups, 0)
+            factors.append(Factor(rows.reshape([*rows.shape] + [1] * (tensor.ndim - 2)), d))
+    set_labels(tensor, name, tuple(factors))
+
+
+def set_labels(tensor: Tensor, name: str, labels: Labels) -> None:
+    """Attach the labels of the parameter or buffer ``name`` as they are."""
+    setattr(tensor, _NAME, name)
+    setattr(tensor, _LABELS, labels)
+
+
+__all__ = [
+    "Attention",
+    "Facts",
+    "Family",
+    "Interleaved",
+    "Owner",
+    "Propagation",
+    "Statistic",
+    "TensorLabels",
+    "Term",
+    "aligned",
+    "label_parameter",
+    "propagate",
+    "set_labels",
+]

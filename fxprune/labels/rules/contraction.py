@@ -1,0 +1,320 @@
+"""Contractions: matrix products, convolutions, lookups.
+
+Every op is written as an einsum. ``Operand.letters`` names the tensor's dimensions; a letter that is missing in the
+output is contracted. Labels cut along a contracted letter are joined across operands; labels cut along a free letter
+pass to the output; a letter that both operands and the output have is a batch letter, along which attention heads are
+carried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fxprune.labels.factors import Factor, Labels, settle_dim
+from fxprune.labels.rules.pointwise import join_positions
+from fxprune.labels.rules.table import Call, rule
+
+if TYPE_CHECKING:
+    from fxprune.labels.propagate import Propagation
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor of a contraction with one letter per dimension."""
+
+    shape: tuple[int, ...]
+    labels: Labels
+    letters: str
+
+
+def contract(run: Propagation, operands: Sequence[Operand], out: str, *, counted: bool = True) -> Labels:
+    """Join what is contracted, pass on what is free, and note the MACs.
+
+    Args:
+        run: the propagation.
+        operands: one or two.
+        out: the output's letters.
+        counted: does ``torch.utils.flop_counter`` count this op?
+
+    Returns:
+        Labels of a tensor with the letters ``out``.
+    """
+    letters = "".join(dict.fromkeys("".join(o.letters for o in operands)))
+    size = {c: n for o in operands for c, n in zip(o.letters, o.shape, strict=True)}
+    batch = {c for c in out if sum(c in o.letters for o in operands) > 1}
+    spread = [[_spread(f, o.letters, letters) for f in o.labels] for o in operands]
+    _resolve_cuts(spread, operands, letters, out)
+    for c in letters:
+        if c not in out and size[c] > 1:
+            _contract_letter(run, operands, spread, letters, c, [letters.index(b) for b in sorted(batch)])
+    contracted = [i for i, c in enumerate(letters) if c not in out]
+    for factors in spread:
+        factors[:] = [f if letters[f.dim] not in out else run.collapse(f, contracted) for f in factors]
+    _separate_batches(run, operands, spread, letters, batch)
+    if counted:
+        _count(run, spread, letters, size)
+    result = join_positions(
+        run,
+        [(_shape(o, letters), tuple(f for f in factors if letters[f.dim] in out))
+         for o, factors in zip(operands, spread, strict=True)],
+        tuple(size[c] for c in letters),
+    )  # fmt: skip
+    order = [letters.index(c) for c in out]
+    labels = []
+    for factor in result:
+        collapsed = run.collapse(factor, contracted)
+        ids = collapsed.ids.permute(order + contracted).reshape([collapsed.ids.shape[i] for i in order])
+        labels.append(Factor(ids, settle_dim(ids, out.index(letters[collapsed.dim]) if collapsed.dim in order else 0)))
+    return tuple(labels)
+
+
+def _shape(operand: Operand, letters: str) -> tuple[int, ...]:
+    sizes = dict(zip(operand.letters, operand.shape, strict=True))
+    return tuple(sizes.get(c, 1) for c in letters)
+
+
+def _spread(factor: Factor, own: str, letters: str) -> Factor:
+    """The factor with one dimension for each of ``letters``, in their order."""
+    present = [c for c in letters if c in own]
+    ids = factor.ids.permute([own.index(c) for c in present])
+    sizes = iter(ids.shape)
+    return Factor(ids.reshape([next(sizes) if c in own else 1 for c in letters]), letters.index(own[factor.dim]))
+
+
+def _resolve_cuts(spread: list[list[Factor]], operands: Sequence[Operand], letters: str, out: str) -> None:
+    """Where the other operand's channels are cut along a contracted letter, that letter is cut here too."""
+    cuts = [{f.dim for f in factors} for factors in spread]
+    for mine, factors in enumerate(spread):
+        theirs = set().union(*(c for other, c in enumerate(cuts) if other != mine))
+        for place, factor in enumerate(factors):
+            better = [
+                d for d in factor.carriers
+                if letters[d] not in out and d in theirs and d not in cuts[mine] and letters[factor.dim] in out
+            ]  # fmt: skip
+            if better:
+                factors[place] = Factor(factor.ids, better[0])
+
+
+def _contract_letter(
+    run: Propagation, operands: Sequence[Operand], spread: list[list[Factor]], letters: str, c: str, batch: list[int]
+) -> None:
+    """Join the channels along contracted letter ``c``."""
+    dim = letters.index(c)
+    free = [d for d in range(len(letters)) if d != dim and d not in batch]
+    found, rigid = [], False
+    for operand, factors in zip(operands, spread, strict=True):
+        if c not in operand.letters:
+            continue
+        mine = [i for i, f in enumerate(factors) if f.dim == dim and f.ids.shape[dim] > 1]
+        rigid |= not mine
+        for i in mine:
+            factors[i] = run.collapse(factors[i], free)
+            if factors[i].dim == dim:
+                found.append(factors[i])
+    for factor in found:
+        run.join(found[0].ids, factor.ids)
+        if rigid:
+            run.lock(factor.ids, "contracted with something that cannot be cut")
+    if found and any(f.carriers for f in found) and run.attention == "heads":
+        for factor in found:
+            if factor.carriers and not run.all_locked(factor):
+                run.collapse(factor, [dim])
+                run.rows_joined = True
+
+
+def _separate_batches(
+    run: Propagation, operands: Sequence[Operand], spread: list[list[Factor]], letters: str, batch: set[str]
+) -> None:
+    """A batch letter cut in one operand must not carry another operand's channels: join whole rows, or lock."""
+    for mine, factors in enumerate(spread):
+        for factor in factors:
+            if letters[factor.dim] not in batch or run.all_locked(factor):
+                continue
+            for other, others in enumerate(spread):
+                carried = [f for f in others if other != mine and factor.dim in f.carriers]
+                for row in carried:
+                    if run.attention == "heads":
+                        run.join(factor.ids, row.ids)
+                        run.rows_joined = True
+                    else:
+                        run.lock(factor.ids, "whole blocks of channels, where channels are pruned inside blocks")
+
+
+def _count(run: Propagation, spread: list[list[Factor]], letters: str, size: dict[str, int]) -> None:
+    cut: dict[int, Factor] = {}
+    for factors in spread:
+        for factor in factors:
+            if factor.varying and factor.ids.shape[factor.dim] > 1:
+                cut.setdefault(factor.dim, factor)
+    constant = 1.0
+    for place, c in enumerate(letters):
+        constant *= 1 if place in cut else size[c]
+    run.term(constant, tuple(cut.values()))
+
+
+def _operand(run: Propagation, tensor: Tensor, letters: str) -> Operand:
+    return Operand(tuple(tensor.shape), run.labels(tensor), letters)
+
+
+def _note(run: Propagation, first: Tensor) -> None:
+    """For the mask oracle: what the dropped channels hold must not enter a product of two activations."""
+    run.statistic("contraction", tuple(f for f in run.labels(first) if f.dim == first.ndim - 1))
+
+
+@rule("mm", "bmm", "mv", "dot", "vdot")
+def _matmul(run: Propagation, call: Call) -> Labels:
+    first, second = call.tensors
+    _note(run, first)
+    a, b, out = {
+        "mm": ("ik", "kj", "ij"), "bmm": ("bik", "bkj", "bij"), "mv": ("ik", "k", "i"),
+    }.get(call.name, ("k", "k", ""))  # fmt: skip
+    return contract(run, [_operand(run, first, a), _operand(run, second, b)], out, counted=call.name in ("mm", "bmm"))
+
+
+@rule("addmm", "baddbmm", "addmv")
+def _add_matmul(run: Propagation, call: Call) -> Labels:
+    bias, first, second = call.tensors
+    _note(run, first)
+    a, b, out = {
+        "addmm": ("ik", "kj", "ij"), "baddbmm": ("bik", "bkj", "bij"), "addmv": ("ik", "k", "i"),
+    }[call.name]  # fmt: skip
+    labels = contract(run, [_operand(run, first, a), _operand(run, second, b)], out, counted=call.name != "addmv")
+    shape = tuple(call.out.shape)
+    return join_positions(run, [(shape, labels), (tuple(bias.shape), run.labels(bias))], shape)
+
+
+@rule("linear")
+def _linear(run: Propagation, call: Call) -> Labels:
+    x, weight = call["input"], call["weight"]
+    _note(run, x)
+    lead = "abcdefgh"[: x.ndim - 1]
+    labels = contract(run, [_operand(run, x, lead + "i"), _operand(run, weight, "oi")], lead + "o")
+    return _with_bias(run, call, labels, call.out.ndim - 1)
+
+
+def _with_bias(run: Propagation, call: Call, labels: Labels, dim: int) -> Labels:
+    bias, shape = call.get("bias"), tuple(call.out.shape)
+    if bias is None:
+        return labels
+    sizes = tuple(shape[dim] if d == dim else 1 for d in range(len(shape)))
+    spread = tuple(Factor(f.ids.reshape(sizes), dim) for f in run.labels(bias))
+    return join_positions(run, [(shape, labels), (sizes, spread)], shape)
+
+
+@rule("convolution", "_convolution", "convolution_overrideable")
+def _convolution(run: Propagation, call: Call) -> Labels:
+    x, weight, groups = call["input"], call["weight"], call["groups"]
+    spatial = list(range(2, x.ndim))
+    inputs = [f for f in (run.mix(f, spatial, "cut along a convolved dimension") for f in _cut_channels(run, x)) if f]
+    kernel = list(range(2, weight.ndim))
+    weights = []
+    for factor in run.labels(weight):
+        if factor.dim in kernel and all(d in kernel for d in factor.varying):
+            run.fix(factor.ids, "kernel size")
+        else:
+            weights.append(run.collapse(factor, kernel))
+    channels_in = Operand((x.shape[0], x.shape[1]), tuple(_flat(f) for f in inputs), "bi")
+    letters = "io" if call["transposed"] else "oi"
+    positions = x if call["transposed"] else call.out
+    scale = 1
+    for d in range(2, x.ndim):
+        scale *= positions.shape[d] * weight.shape[d]
+    kernel_only = Operand(tuple(weight.shape[:2]), tuple(_flat(f) for f in weights), letters)
+    with run.scaled(scale):
+        if groups == 1:
+            labels = contract(run, [channels_in, kernel_only], "bo")
+        else:
+            labels = _grouped(run, channels_in, kernel_only, groups, call["transposed"])
+    grown = tuple(Factor(f.ids.reshape([*f.ids.shape] + [1] * (x.ndim - 2)), f.dim) for f in labels)
+    return _with_bias(run, call, grown, 1)
+
+
+def _cut_channels(run: Propagation, x: Tensor) -> Labels:
+    """A convolution's input is cut along dim 1 if it varies there, whatever a view before it suggested."""
+    labels = run.labels(x)
+    taken = any(f.dim == 1 for f in labels)
+    return tuple(Factor(f.ids, 1) if f.ids.shape[1] > 1 and not taken and f.dim > 1 else f for f in labels)
+
+
+def _flat(factor: Factor) -> Factor:
+    """Without the trailing dimensions, along which it does not vary."""
+    return Factor(factor.ids.reshape(factor.ids.shape[:2]), min(factor.dim, 1))
+
+
+def _grouped(run: Propagation, x: Operand, weight: Operand, groups: int, transposed: bool) -> Labels:
+    """A grouped convolution: ``groups`` contractions side by side, ``weight [O, I/g]``, transposed ``[I, O/g]``.
+
+    Groups keep equal counts of inputs and of outputs. With one input or one output per group, whole groups live or
+    die (depthwise convolution, with its multiplier).
+    """
+    first, second = weight.shape[0] // groups, weight.shape[1]
+    per_in, per_out = (first, second) if transposed else (second, first)
+    inputs = next((f for f in x.labels if f.dim == 1), None)
+    outer = next((f for f in weight.labels if f.dim == 0), None)
+    inner = next((f for f in weight.labels if f.dim == 1), None)
+    in_ids = None if inputs is None else run.collapse(inputs, [0]).ids.reshape(-1)
+    dim0 = None if outer is None else run.collapse(outer, [1]).ids.reshape(-1)
+    if in_ids is None or dim0 is None or len(in_ids) != x.shape[1] or len(dim0) != weight.shape[0]:
+        run.lock_all((*x.labels, *weight.labels), "grouped convolution with something that cannot be cut")
+        run.term(float(x.shape[0]) * weight.shape[0] * weight.shape[1], ())
+        return () if transposed or dim0 is None or len(dim0) == 1 else (Factor(dim0.reshape(1, -1), 1),)
+    ins, rows = in_ids.reshape(groups, per_in), dim0.reshape(groups, first)
+    whole = per_in == 1 or per_out == 1
+    if whole and run.seeded:
+        whole = transposed or bool(torch.equal(*torch.broadcast_tensors(ins[:, :1], rows)))
+    if whole:
+        outs = _whole_groups(run, ins, rows, inner, per_out, transposed)
+        constant, factors = float(x.shape[0]) * second, [Factor(dim0.reshape(-1, 1), 0)]
+    else:
+        local = _local(run, inner, groups, first, second)
+        run.join(ins, rows if transposed else local)
+        outs = local if transposed else rows
+        run.family(ins.numpy(), "groups of a convolution")
+        run.family(outs.numpy(), "groups of a convolution")
+        constant, factors = float(x.shape[0]), [Factor(dim0.reshape(-1, 1), 0), Factor(local, 1)]
+    run.term(constant, tuple(run.canonical(f) for f in factors))
+    return (run.canonical(Factor(outs.reshape(1, -1), 1)),)
+
+
+def _whole_groups(
+    run: Propagation, ins: Tensor, rows: Tensor, inner: Factor | None, per_out: int, transposed: bool
+) -> Tensor:
+    """Join every group's inputs and outputs to one channel; the weight's dim 1 stays. Returns output ids."""
+    if inner is not None and inner.ids.shape[1] > 1:
+        run.lock(inner.ids, "inside the groups of a convolution")
+    head = ins[:, :1]
+    run.join(ins, head)
+    run.join(rows, head)
+    return head.expand(len(head), per_out) if transposed else rows
+
+
+def _local(run: Propagation, inner: Factor | None, groups: int, first: int, second: int) -> Tensor:
+    """The ids of the weight's dim 1, local to each group, as ``[groups, second]``."""
+    if inner is None:
+        ids = torch.from_numpy(run.fresh(groups * second)).reshape(groups, second)
+        run.lock(ids, "a weight that cannot be cut")
+        return ids
+    if inner.ids.shape[0] == 1:  # not labelled per group yet: asked for, and until then equal offsets
+        run.request_layout(inner.ids, groups)
+        return inner.ids.expand(groups, second)
+    rows = inner.ids.reshape(groups, first, second)
+    run.join(rows, rows[:, :1])
+    return rows[:, 0]
+
+
+@rule("embedding")
+def _embedding(run: Propagation, call: Call) -> Labels:
+    """Rows are looked up by value: the vocabulary stays."""
+    weight, extra = call["weight"], call["indices"].ndim
+    result = []
+    for factor in run.labels(weight):
+        if factor.dim == 0 or factor.ids.shape[0] > 1:
+            run.lock(factor.ids, "vocabulary of an embedding")
+        else:
+            result.append(Factor(factor.ids.reshape([1] * extra + [-1]), extra))
+    return tuple(result)

@@ -1,0 +1,435 @@
+"""Movement ops: the very same op is applied to the label tensors, along the dimensions where they vary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fxprune.labels.factors import Factor, Labels, aligned, along, full, moved, settle_dim, vector, viewed
+from fxprune.labels.rules.pointwise import join_positions
+from fxprune.labels.rules.table import Call, rule
+
+if TYPE_CHECKING:
+    from fxprune.labels.propagate import Propagation
+
+
+@rule("alias", "detach", "clone", "contiguous", "lift_fresh_copy", "positive", "_to_copy_", "_assert_tensor_metadata")
+def _same(run: Propagation, call: Call) -> Labels:
+    return run.labels(call.input)
+
+
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy")
+def _view(run: Propagation, call: Call) -> Labels:
+    result = []
+    for factor in run.labels(call.input):
+        after, interleaved = viewed(factor, call.input.shape, call.out.shape)
+        if interleaved:
+            run.interleave(factor)
+        result.append(after)
+    return tuple(result)
+
+
+@rule("permute", "transpose", "t", "numpy_T", "swapaxes")
+def _permute(run: Propagation, call: Call) -> Labels:
+    order = list(range(call.input.ndim))
+    if call.name == "permute":
+        order = call.dims("dims")
+    elif call.name == "transpose":
+        a, b = call["dim0"] % len(order), call["dim1"] % len(order)
+        order[a], order[b] = b, a
+    else:
+        order.reverse()
+    return tuple(moved(f, order) for f in run.labels(call.input))
+
+
+@rule("unsqueeze")
+def _unsqueeze(run: Propagation, call: Call) -> Labels:
+    dim = call["dim"] % call.out.ndim
+    return tuple(Factor(f.ids.unsqueeze(dim), f.dim + (f.dim >= dim)) for f in run.labels(call.input))
+
+
+@rule("squeeze")
+def _squeeze(run: Propagation, call: Call) -> Labels:
+    gone = [d for d in call.dims() if call.input.shape[d] == 1]
+    return tuple(_without(f, gone) for f in run.labels(call.input))
+
+
+def _without(factor: Factor, gone: Sequence[int]) -> Factor:
+    """The factor of a tensor that lost the dimensions ``gone``, along which it does not vary."""
+    left = [d for d in range(factor.ids.ndim) if d not in gone]
+    ids = factor.ids.reshape([factor.ids.shape[d] for d in left])
+    return Factor(ids, settle_dim(ids, left.index(factor.dim) if factor.dim in left else 0))
+
+
+def _fresh_along(run: Propagation, tensor: Tensor, dims: Sequence[int]) -> Labels:
+    return tuple(Factor(vector(run.fresh(tensor.shape[d]), d, tensor.ndim), d) for d in dims)
+
+
+@rule("expand", "expand_copy")
+def _expand(run: Propagation, call: Call) -> Labels:
+    """Copies along a dimension of size 1 constrain nothing: their number adapts to what they meet."""
+    out, extra = call.out, call.out.ndim - call.input.ndim
+    before = [1] * extra + list(call.input.shape)
+    grown = [d for d, size in enumerate(out.shape) if size > 1 and before[d] == 1]
+    return tuple(aligned(f, out.ndim) for f in run.labels(call.input)) + _fresh_along(run, out, grown)
+
+
+@rule("repeat")
+def _repeat(run: Propagation, call: Call) -> Labels:
+    repeats, out = call["repeats"], call.out
+    before = [1] * (out.ndim - call.input.ndim) + list(call.input.shape)
+    result = []
+    for factor in run.labels(call.input):
+        lifted = aligned(factor, out.ndim)
+        counts = [r if size > 1 else 1 for r, size in zip(repeats, lifted.ids.shape, strict=True)]
+        result.append(Factor(lifted.ids.repeat(counts), lifted.dim))
+    grown = [d for d, size in enumerate(out.shape) if size > 1 and before[d] == 1]
+    return tuple(result) + _fresh_along(run, out, grown)
+
+
+@rule("select", "select_copy")
+def _select(run: Propagation, call: Call) -> Labels:
+    dim, result = call.dims()[0], []
+    for factor in run.labels(call.input):
+        ids = factor.ids
+        if ids.shape[dim] > 1:
+            ids = ids.narrow(dim, call["index"] % ids.shape[dim], 1)
+            if factor.varying == (dim,):
+                run.lock(ids, "a single channel is picked")
+                continue
+        result.append(_without(Factor(ids, factor.dim), [dim]))
+    return tuple(result)
+
+
+@rule("slice", "slice_copy")
+def _slice(run: Propagation, call: Call) -> Labels:
+    dim = call.dims()[0]
+    window = slice(call["start"], call["end"], call["step"])
+    index = tuple(window if d == dim else slice(None) for d in range(call.input.ndim))
+    return tuple(along(f, dim, lambda ids: ids[index]) for f in run.labels(call.input))
+
+
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "tensor_split")
+def _split(run: Propagation, call: Call) -> list[Labels]:
+    dim, start, result = call.dims()[0], 0, []
+    for out in call.outputs:
+        size, first = out.shape[dim], start
+        result.append(
+            tuple(along(f, dim, lambda ids: ids.narrow(dim, first, size)) for f in run.labels(call.input))  # noqa: B023
+        )
+        start += size
+    return result
+
+
+@rule("unbind")
+def _unbind(run: Propagation, call: Call) -> list[Labels]:
+    dim = call.dims()[0]
+    result = []
+    for index in range(len(call.outputs)):
+        labels = []
+        for factor in run.labels(call.input):
+            ids = factor.ids
+            if ids.shape[dim] > 1:
+                ids = ids.narrow(dim, index, 1)
+                if factor.varying == (dim,):
+                    run.lock(ids, "a single channel is picked")
+                    continue
+            labels.append(_without(Factor(ids, factor.dim), [dim]))
+        result.append(tuple(labels))
+    return result
+
+
+@rule("flip")
+def _flip(run: Propagation, call: Call) -> Labels:
+    factors = run.labels(call.input)
+    for dim in call.dims("dims"):
+        factors = tuple(along(f, dim, lambda ids: ids.flip(dim)) for f in factors)  # noqa: B023
+    return factors
+
+
+@rule("roll")
+def _roll(run: Propagation, call: Call) -> Labels:
+    if call["dims"] == []:
+        run.lock_all(run.labels(call.input), "roll of a flattened tensor")
+        return ()
+    result = []
+    for factor in run.labels(call.input):
+        ids = factor.ids
+        for shift, dim in zip(call["shifts"], call.dims("dims"), strict=True):
+            if ids.shape[dim] > 1:
+                if dim == factor.dim:
+                    run.lock(ids, "channels are rolled by a fixed number")
+                ids = ids.roll(shift, dim)
+        result.append(Factor(ids, factor.dim))
+    return tuple(result)
+
+
+@rule("cat", "stack")
+def _concatenate(run: Propagation, call: Call) -> Labels:
+    tensors: list[Tensor] = [t for t in call["tensors"] if (t.ndim > 0 and t.numel()) or t.ndim > 1]
+    dim = call["dim"] % call.out.ndim
+    labels = [run.labels(t) for t in tensors]
+    shapes = [tuple(t.shape) for t in tensors]
+    if call.name == "stack":
+        labels = [tuple(Factor(f.ids.unsqueeze(dim), f.dim + (f.dim >= dim)) for f in factors) for factors in labels]
+        shapes = [(*s[:dim], 1, *s[dim:]) for s in shapes]
+    cuts = sorted({f.dim for factors in labels for f in factors})
+    return tuple(_concatenated(run, shapes, labels, dim, cut) for cut in cuts)
+
+
+def _concatenated(run: Propagation, shapes: list[tuple[int, ...]], labels: list[Labels], dim: int, cut: int) -> Factor:
+    pieces: list[Tensor] = []
+    found = [[f for f in factors if f.dim == cut] for factors in labels]
+    for shape, factors in zip(shapes, found, strict=True):
+        if factors:
+            pieces.append(factors[0].ids)
+        else:
+            ids = run.fresh(shape[cut])
+            if shape[cut] > 1 or cut == dim:
+                run.lock(ids, "concatenated with something that cannot be cut")
+            pieces.append(vector(ids, cut, len(shape)))
+    same = dim != cut and all(torch.equal(p, pieces[0]) for p in pieces)
+    if same and pieces[0].shape[dim] == 1:
+        return Factor(pieces[0], cut)
+    size = torch.broadcast_shapes(*[p.narrow(dim, 0, 1).shape for p in pieces])
+    expanded = [
+        p.expand([s[dim] if d == dim else n for d, n in enumerate(size)]) for p, s in zip(pieces, shapes, strict=True)
+    ]
+    return Factor(torch.cat(expanded, dim), cut)
+
+
+@rule("index", "_unsafe_index")
+def _index(run: Propagation, call: Call) -> Labels:
+    """Indexing by tensors. Known integers move labels; unknown ones lock the dimension they index."""
+    source, indices = call["self"], list(call["indices"])
+    indices += [None] * (source.ndim - len(indices))
+    known = all(i is None or not i.is_meta for i in indices)
+    indexed: list[int] = []
+    for d, index in enumerate(indices):
+        if index is not None:
+            indexed.extend(range(d, d + (index.ndim if index.dtype in (torch.bool, torch.uint8) else 1)))
+    if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
+        known = False
+    result = []
+    for factor in run.labels(source):
+        touched = [d for d in indexed if factor.ids.shape[d] > 1]
+        if touched and (not known or call.out.numel() > 1 << 24):
+            run.lock(factor.ids, "indexed by values that are not known")
+            continue
+        if touched and set(factor.varying) <= set(indexed) and len(indexed) > 1:
+            run.lock(factor.ids, "channels are indexed one by one")
+        result.append(_indexed(factor, source, indices, indexed, call.out))
+    return tuple(result)
+
+
+def _indexed(factor: Factor, source: Tensor, indices: list[Any], indexed: list[int], out: Tensor) -> Factor:
+    """Apply the index to the ids; dims that are not indexed keep their size-1 shortcut."""
+    if any(i is not None and (i.is_meta or i.dtype in (torch.bool, torch.uint8)) for i in indices):
+        tensors = [i for i in indices if i is not None]
+        width = max(1 if i.dtype in (torch.bool, torch.uint8) else i.ndim for i in tensors)
+    else:
+        width = len(torch.broadcast_shapes(*[i.shape for i in indices if i is not None]))
+    adjacent = indexed == list(range(indexed[0], indexed[0] + len(indexed)))
+    start = indexed[0] if adjacent else 0
+    order = [d for d in range(source.ndim) if d not in indexed]
+    if all(factor.ids.shape[d] == 1 for d in indexed):
+        left = [factor.ids.shape[d] for d in order]
+        place = sum(d < indexed[0] for d in order) if adjacent else 0
+        ids = factor.ids.reshape(left[:place] + [1] * width + left[place:])
+        dim = order.index(factor.dim)
+        return Factor(ids, dim if dim < place else dim + width)
+    ids = full(factor, source.shape, indexed)[tuple(slice(None) if i is None else i for i in indices)]
+    if factor.dim in indexed:
+        return Factor(ids, settle_dim(ids, start + width - 1))
+    dim = order.index(factor.dim)
+    place = sum(d < indexed[0] for d in order) if adjacent else 0
+    return Factor(ids, settle_dim(ids, dim if dim < place else dim + width))
+
+
+@rule("index_select")
+def _index_select(run: Propagation, call: Call) -> Labels:
+    dim, index = call.dims()[0], call["index"]
+    result = []
+    for factor in run.labels(call.input):
+        if factor.ids.shape[dim] > 1 and index.is_meta:
+            run.lock(factor.ids, "indexed by values that are not known")
+            continue
+        result.append(along(factor, dim, lambda ids: ids.index_select(dim, index.reshape(-1))))
+    return tuple(result)
+
+
+@rule("gather")
+def _gather(run: Propagation, call: Call) -> Labels:
+    dim = call.dims()[0]
+    result = []
+    for factor in run.labels(call.input):
+        if factor.ids.shape[dim] > 1 or any(call.out.shape[d] != call.input.shape[d] for d in factor.varying):
+            run.lock(factor.ids, "gathered by position")
+        else:
+            result.append(factor)
+    for factor in run.labels(call["index"]):
+        run.lock(factor.ids, "used as an index")
+    return tuple(result)
+
+
+@rule("index_put", "_unsafe_index_put", "_index_put_impl")
+def _index_put(run: Propagation, call: Call) -> Labels:
+    target, indices, values = call["self"], list(call["indices"]), call["values"]
+    indices += [None] * (target.ndim - len(indices))
+    indexed = [d for d, i in enumerate(indices) if i is not None]
+    simple = all(i is None or i.dtype not in (torch.bool, torch.uint8) for i in indices)
+    if not simple or any(f.ids.shape[d] > 1 for f in run.labels(target) for d in indexed):
+        run.lock_all((*run.labels(target), *run.labels(values)), "written by index")
+        return run.labels(target)
+    shape = torch.empty(target.shape, device="meta")[tuple(slice(None) if i is None else i.to("meta") for i in indices)]
+    probe = tuple(_indexed(f, target, indices, indexed, shape) for f in run.labels(target))
+    join_positions(run, [(tuple(shape.shape), probe), (tuple(values.shape), run.labels(values))], tuple(shape.shape))
+    return run.labels(target)
+
+
+@rule("constant_pad_nd", "pad")
+def _constant_pad(run: Propagation, call: Call) -> Labels:
+    pads, ndim, result = list(call["pad"]), call.input.ndim, []
+    for factor in run.labels(call.input):
+        ids = factor.ids
+        for k in range(len(pads) // 2):
+            dim, before, after = ndim - 1 - k, pads[2 * k], pads[2 * k + 1]
+            if ids.shape[dim] == 1 or (before == 0 and after == 0):
+                continue
+            if before < 0 or after < 0:
+                ids = ids.narrow(dim, max(-before, 0), ids.shape[dim] + min(before, 0) + min(after, 0))
+            rest = [1 if d == dim else s for d, s in enumerate(ids.shape)]
+            grown = [ids]
+            for count, place in ((before, 0), (after, 2)):
+                if count > 0:
+                    new = torch.from_numpy(run.fresh(count * _product(rest)))
+                    new = new.reshape([count if d == dim else s for d, s in enumerate(ids.shape)])
+                    grown.insert(0 if place == 0 else len(grown), new)
+            ids = torch.cat(grown, dim)
+        result.append(Factor(ids, factor.dim))
+    return tuple(result)
+
+
+def _product(sizes: Sequence[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+@rule("reflection_pad1d", "reflection_pad2d", "reflection_pad3d")
+def _reflection_pad(run: Propagation, call: Call) -> Labels:
+    return _edge_pad(run, call)
+
+
+@rule("replication_pad1d", "replication_pad2d", "replication_pad3d")
+def _replication_pad(run: Propagation, call: Call) -> Labels:
+    return _edge_pad(run, call)
+
+
+def _edge_pad(run: Propagation, call: Call) -> Labels:
+    dims = range(call.input.ndim - len(call["padding"]) // 2, call.input.ndim)
+    mixed = (run.mix(f, list(dims), "padded by reflection") for f in run.labels(call.input))
+    return tuple(f for f in mixed if f is not None)
+
+
+@rule("pixel_shuffle")
+def _pixel_shuffle(run: Propagation, call: Call) -> Labels:
+    """``[*, C r^2, H, W] -> [*, C, H r, W r]``: a channel's r^2 sub-pixels lie side by side, so they are joined."""
+    return _rearranged(run, call, -(call["upscale_factor"] ** 2))
+
+
+@rule("pixel_unshuffle")
+def _pixel_unshuffle(run: Propagation, call: Call) -> Labels:
+    return _rearranged(run, call, call["downscale_factor"] ** 2)
+
+
+def _rearranged(run: Propagation, call: Call, times: int) -> Labels:
+    dim, result = call.input.ndim - 3, []
+    for factor in run.labels(call.input):
+        mixed = run.mix(factor, [dim + 1, dim + 2], "pixels become channels")
+        if mixed is None:
+            continue
+        ids = mixed.ids
+        if ids.shape[dim] > 1:
+            if times > 0:
+                ids = ids.repeat_interleave(times, dim)
+            else:
+                split = ids.unflatten(dim, (-1, -times))
+                run.join(split, split.narrow(dim + 1, 0, 1))
+                ids = split.select(dim + 1, 0)
+        result.append(Factor(ids, mixed.dim))
+    return tuple(result)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(run: Propagation, call: Call) -> Labels:
+    """Inside one op the order follows from equal counts and equal offsets in every group: those are joined."""
+    groups, result = call["groups"], []
+    for factor in run.labels(call.input):
+        ids = factor.ids
+        if ids.shape[1] > 1:
+            split = ids.unflatten(1, (groups, -1))
+            run.join(split, split.narrow(1, 0, 1))
+            ids = split.transpose(1, 2).flatten(1, 2)
+        result.append(Factor(ids, factor.dim))
+    return tuple(result)
+
+
+@rule("im2col")
+def _im2col(run: Propagation, call: Call) -> Labels:
+    """``[N, C, H, W] -> [N, C k k, L]``."""
+    if call.input.ndim != 4:
+        run.lock_all(run.labels(call.input), "unfold of an unbatched tensor")
+        return ()
+    window, result = _product(call["kernel_size"]), []
+    for factor in run.labels(call.input):
+        mixed = run.mix(factor, [2, 3], "patches are unfolded")
+        if mixed is not None and mixed.varying:
+            ids = mixed.ids.reshape(mixed.ids.shape[0], mixed.ids.shape[1], 1)
+            ids = ids.repeat_interleave(window, 1) if ids.shape[1] > 1 else ids
+            result.append(Factor(ids, mixed.dim))
+    return tuple(result)
+
+
+@rule("unfold")
+def _unfold(run: Propagation, call: Call) -> Labels:
+    dim, result = call["dimension"] % call.input.ndim, []
+    for factor in run.labels(call.input):
+        mixed = run.mix(factor, [dim], "unfolded along channels")
+        if mixed is not None:
+            result.append(Factor(mixed.ids.unsqueeze(-1), mixed.dim))
+    return tuple(result)
+
+
+@rule("diagonal", "tril", "triu", "as_strided", "rot90", "take", "trace")
+def _square(run: Propagation, call: Call) -> Labels:
+    """Ops whose meaning depends on positions: fine along other dims for tril and triu, locked otherwise."""
+    ndim, result = call.input.ndim, []
+    for factor in run.labels(call.input):
+        if call.name in ("tril", "triu") and all(d < ndim - 2 for d in factor.varying):
+            result.append(factor)
+        else:
+            run.lock(factor.ids, f"{call.name} works by position")
+    return tuple(result)
+
+
+@rule("view_as_complex")
+def _view_as_complex(run: Propagation, call: Call) -> Labels:
+    last = call.input.ndim - 1
+    mixed = (run.mix(f, [last], "real and imaginary parts") for f in run.labels(call.input))
+    return tuple(_without(f, [last]) for f in mixed if f is not None)
+
+
+@rule("view_as_real")
+def _view_as_real(run: Propagation, call: Call) -> Labels:
+    return tuple(Factor(f.ids.unsqueeze(-1), f.dim) for f in run.labels(call.input))
+
+
+@rule("one_hot", "nonzero", "_local_scalar_dense", "equal", "is_same_size", "_assert_async", "sym_size")
+def _no_labels(run: Propagation, call: Call) -> Labels:
+    run.lock_all([f for t in call.tensors for f in run.labels(t)], f"{call.name} reads values")
+    return ()

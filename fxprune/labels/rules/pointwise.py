@@ -1,0 +1,101 @@
+"""Pointwise ops: operands' labels are joined position by position."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from fxprune.labels.factors import Factor, Labels, aligned
+from fxprune.labels.rules.table import Call, rule
+
+if TYPE_CHECKING:
+    from fxprune.labels.propagate import Propagation
+
+# Pointwise, but without PyTorch's tag.
+POINTWISE = frozenset(
+    [
+        "hardswish",
+        "hardsigmoid",
+        "masked_fill",
+        "where",
+        "native_dropout",
+        "_to_copy",
+        "_prelu_kernel",
+        "log_sigmoid_forward",
+        "bernoulli",
+        "_conj",
+        "complex",
+        "real",
+        "imag",
+        "lift_fresh",
+        "lift",
+        "rrelu_with_noise",
+        "copy",
+        "polar",
+        "clamp",
+        "isclose",
+        "nan_to_num",
+    ]
+)
+
+Operand = tuple[tuple[int, ...], Labels]
+
+
+def join_positions(run: Propagation, operands: Sequence[Operand], shape: tuple[int, ...]) -> Labels:
+    """Labels of the broadcast result.
+
+    Args:
+        run: the propagation.
+        operands: shape and labels of each.
+        shape: of the result.
+    """
+    ndim = len(shape)
+    cuts: dict[int, list[Factor]] = defaultdict(list)
+    rigid: set[int] = set()
+    for sizes, labels in operands:
+        factors = [aligned(f, ndim) for f in labels]
+        held = {d for f in factors for d in (f.dim, *f.carriers)}
+        rigid |= {d for d, size in enumerate(sizes, ndim - len(sizes)) if size > 1 and d not in held}
+        for factor in factors:
+            cuts[factor.dim].append(factor)
+    result = []
+    for dim, factors in sorted(cuts.items()):
+        first, *others = factors
+        ids = first.ids
+        for other in others:
+            run.join(ids, other.ids)
+            ids = torch.broadcast_tensors(ids, other.ids)[0]
+        if dim in rigid and shape[dim] > 1:
+            run.lock(ids, "combined with something that cannot be cut")
+        result.append(Factor(ids, dim))
+    return tuple(result)
+
+
+@rule("copy_")
+def _copy(run: Propagation, call: Call) -> Labels:
+    target, source = call["self"], call["src"]
+    shape = tuple(target.shape)
+    return join_positions(run, [(shape, run.labels(target)), (tuple(source.shape), run.labels(source))], shape)
+
+
+@rule("fill", "zero", "normal", "uniform", "exponential", "random", "normal_functional")
+def _overwrite(run: Propagation, call: Call) -> Labels:
+    return run.labels(call.input)
+
+
+@rule("glu")
+def _glu(run: Propagation, call: Call) -> Labels:
+    """``a * sigmoid(b)`` of the two halves along ``dim``."""
+    dim = call.dims()[0]
+    result = []
+    for factor in run.labels(call.input):
+        ids = factor.ids
+        if ids.shape[dim] > 1:
+            first, second = ids.chunk(2, dim)
+            run.join(first, second)
+            ids = first
+        result.append(Factor(ids, factor.dim))
+    return tuple(result)

@@ -1,0 +1,168 @@
+"""The plan: which indices of every parameter and buffer stay. Plain data, JSON in and out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxprune.channels import ChannelGraph, Parameter
+from fxprune.cost import Keep
+from fxprune.errors import PlanError
+from fxprune.files import replacing
+
+Kept = dict[str, dict[int, list[Any]]]
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What stays of a model.
+
+    ``kept``: name in the original state_dict -> dim -> kept indices, ascending; of a grouped convolution's dim 1 one
+    list per group. Dimensions that lose nothing are left out. ``attention``: whether channels inside heads or whole
+    heads were cut. ``fingerprint``: of the model's parameter names and shapes.
+    """
+
+    kept: Kept
+    attention: str
+    fingerprint: str
+    torch_version: str = torch.__version__
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON.
+
+        Raises:
+            InputError: if the path cannot be written.
+        """
+        data = {
+            "format": _FORMAT,
+            "attention": self.attention,
+            "fingerprint": self.fingerprint,
+            "torch": self.torch_version,
+            "kept": {name: {str(d): v for d, v in dims.items()} for name, dims in self.kept.items()},
+        }
+        data["digest"] = _digest(data)
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(data, separators=(",", ":")))
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningPlan:
+        """Read what ``save`` wrote.
+
+        Raises:
+            PlanError: if the file is missing, no plan, truncated or edited.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+        except OSError as error:
+            raise PlanError(f"The plan file {path} cannot be read: {error.strerror}.") from error
+        except ValueError as error:
+            raise PlanError(f"The plan file {path} is damaged or no JSON ({error}). Save the plan again.") from error
+        if not isinstance(data, dict) or "kept" not in data or "digest" not in data:
+            raise PlanError(
+                f"{path} is no pruning plan: it lacks 'kept' or 'digest'. Pass a file that PruningPlan.save wrote."
+            )
+        if data.get("format") != _FORMAT:
+            raise PlanError(f"{path} has plan format {data.get('format')!r}; this version reads format {_FORMAT}.")
+        digest = data.pop("digest")
+        if digest != _digest(data):
+            raise PlanError(
+                f"The plan file {path} was changed after it was saved (its digest differs). Save the plan again."
+            )
+        kept = {name: {int(d): v for d, v in dims.items()} for name, dims in data["kept"].items()}
+        return cls(kept, data["attention"], data["fingerprint"], data["torch"])
+
+    def channels(self, graph: ChannelGraph) -> Keep:
+        """The plan as one boolean per channel of ``graph``.
+
+        Raises:
+            PlanError: if the plan belongs to another model or cuts a channel in one place and keeps it in another.
+        """
+        if self.fingerprint != fingerprint(graph.parameters):
+            raise PlanError(
+                "The plan belongs to another model: parameter names or shapes differ. "
+                "Apply it to the same architecture that it was made for."
+            )
+        keep = graph.everything()
+        for name, dims in self.kept.items():
+            parameter = graph.by_name.get(name)
+            if parameter is None:
+                raise PlanError(f"The plan names {name!r}, which the model does not have.")
+            factors = {f.dim: f for f in parameter.labels}
+            for dim, kept in dims.items():
+                if dim not in factors:
+                    raise PlanError(f"The plan cuts dim {dim} of {name!r}, which cannot be cut in this model.")
+                gone = np.ones(factors[dim].ids.shape[dim], dtype=bool)
+                rows = _group_rows(factors[dim])
+                lists = kept if kept and isinstance(kept[0], list) else [kept]
+                if len(lists) != len(rows):
+                    raise PlanError(
+                        f"The plan gives {len(lists)} lists for dim {dim} of {name!r}; it needs {len(rows)}."
+                    )
+                for row, indices in zip(rows, lists, strict=True):
+                    gone[:] = True
+                    _check_indices(name, dim, indices, len(gone))
+                    gone[indices] = False
+                    keep[row[gone]] = False
+        if kept_of(graph, keep) != self.kept:
+            raise PlanError(
+                "The plan is inconsistent: it keeps a channel in one layer and cuts it in another that it is tied to. "
+                "Use the plan as fxprune.prune wrote it, with the attention mode and example inputs it was made with."
+            )
+        if (graph.locked & ~keep).any():
+            group = graph.groups[int(graph.group_of[np.flatnonzero(graph.locked & ~keep)[0]])]
+            raise PlanError(f"The plan cuts channels of {group.name}, which cannot be cut here: {group.locked}.")
+        return keep
+
+    @classmethod
+    def of(cls, graph: ChannelGraph, keep: Keep) -> PruningPlan:
+        """The plan that keeps the channels ``keep``."""
+        return cls(kept_of(graph, keep), graph.attention, fingerprint(graph.parameters))
+
+
+def kept_of(graph: ChannelGraph, keep: Keep) -> Kept:
+    """``PruningPlan.kept`` for a boolean per channel."""
+    result: Kept = {}
+    for parameter in graph.parameters:
+        dims: dict[int, list[Any]] = {}
+        for factor in parameter.labels:
+            masks = [keep[row] for row in _group_rows(factor)]
+            if not all(mask.all() for mask in masks):
+                lists = [np.flatnonzero(mask).tolist() for mask in masks]
+                dims[factor.dim] = lists if len(lists) > 1 else lists[0]
+        if dims:
+            for name in parameter.names:
+                result[name] = {d: dims[d] for d in sorted(dims)}
+    return result
+
+
+def _group_rows(factor: Any) -> list[Any]:
+    """The distinct consecutive rows of a factor: one, or one per group of a grouped weight."""
+    rows = factor.rows()
+    starts = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]).any(1)])
+    return [rows[i] for i in starts]
+
+
+def _check_indices(name: str, dim: int, indices: Sequence[Any], size: int) -> None:
+    good = all(isinstance(i, int) and 0 <= i < size for i in indices)
+    if not good or not indices or sorted(set(indices)) != list(indices):
+        raise PlanError(
+            f"The plan's indices for dim {dim} of {name!r} are not ascending numbers below {size}. The plan is damaged."
+        )
+
+
+def fingerprint(parameters: Sequence[Parameter]) -> str:
+    """A digest of names and shapes."""
+    shapes = sorted((name, p.shape) for p in parameters for name in p.names)
+    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,13 @@
+"""Record: a model, run once for real and written down as a ``torch.fx`` graph.
+
+The files in reading order: ``record`` (the entry point), ``recorder`` (the hooks that see the run), ``writer`` (the
+graph in the making), ``calls`` (how one call is written as a node), ``traced`` (numbers that remember their node),
+``leaves`` (which modules stay whole), ``boundary`` (inputs and outputs), ``state`` and ``patches`` (the model and
+torch, left as they were), ``liveness`` (dead code), ``module`` (the result), ``sources`` (the user's line behind
+every node), ``trees`` (nested arguments).
+"""
+
+from fxprune.recording.module import RecordedModule, clone_structure
+from fxprune.recording.record import record
+
+__all__ = ["RecordedModule", "clone_structure", "record"]

@@ -1,0 +1,71 @@
+"""Leaf policy: which modules become one ``call_module`` node, and which are traced through.
+
+A leaf is a layer whose data flow later stages know (torch.nn's own layers), or a layer that behaves differently in
+train and eval, which a graph recorded in eval could not express. Decided from the code of the module's class, never
+from its name.
+"""
+
+from __future__ import annotations
+
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import nn
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_COMPOSITE = (
+    nn.MultiheadAttention,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
+# What a subclass of a torch.nn layer may define and still compute what the layer computes.
+_HARMLESS = {"__init__", "extra_repr", "reset_parameters", "__repr__", "_get_name"}
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether the module is recorded as one node."""
+    if isinstance(module, (*_CONTAINERS, *_COMPOSITE, torch.jit.ScriptModule, torch.fx.GraphModule)):
+        return False
+    if "forward" in module.__dict__ or _computes_its_weights(module):
+        return False
+    return _is_torch_layer(module) or _is_mode_dependent(module)
+
+
+def _is_torch_layer(module: nn.Module) -> bool:
+    if module._modules:
+        return False
+    for cls in type(module).__mro__:
+        if cls.__module__.startswith("torch.nn.modules."):
+            return cls is not nn.Module
+        if any(callable(value) and name not in _HARMLESS for name, value in vars(cls).items()):
+            return False
+    return False
+
+
+def _is_mode_dependent(module: nn.Module) -> bool:
+    """The forward code reads ``training``, and the module holds no weight matrix and no layer with weights."""
+    code = getattr(type(module).forward, "__code__", None)
+    if code is None or not _mentions_training(code):
+        return False
+    if any(parameter.ndim > 1 for parameter in module._parameters.values() if parameter is not None):
+        return False
+    children = list(module.children())
+    return not any(True for child in children for _ in (*child.parameters(), *child.buffers()))
+
+
+def _mentions_training(code: CodeType) -> bool:
+    if "training" in code.co_names:
+        return True
+    return any(_mentions_training(inner) for inner in code.co_consts if isinstance(inner, CodeType))
+
+
+def _computes_its_weights(module: nn.Module) -> bool:
+    """Parametrized, or its weights are set by a hook of torch.nn.utils (weight_norm, spectral_norm, pruning masks)."""
+    if "parametrizations" in module._modules:
+        return True
+    hooks: list[Any] = list(module._forward_pre_hooks.values())
+    return any(type(hook).__module__.startswith("torch.nn.utils") for hook in hooks)

@@ -1,0 +1,50 @@
+"""Dead code elimination that knows about in-place writes.
+
+``Graph.eliminate_dead_code`` sees data dependencies only, so it drops ``x[..., 0] = y``: nothing takes its result.
+Here a node that writes in place is alive as long as the storage it writes to is: that of an alive node, of a
+parameter, a buffer or an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch.fx import Graph, Node
+
+
+def eliminate_dead_nodes(
+    graph: Graph,
+    storages: Mapping[Node, frozenset[int]],
+    writes: Mapping[Node, frozenset[int]],
+    lasting: frozenset[int],
+    regions: Sequence[tuple[Node, Node]] = (),
+) -> None:
+    """Erase what neither the output nor anything outlasting the call depends on.
+
+    ``storages``: the storages of a node's results. ``writes``: those it writes to. ``lasting``: those that outlive
+    the call. ``regions``: pairs of nodes that open and close a context; they stay if a node between them does.
+    """
+    alive: set[Node] = set()
+    reachable = set(lasting)
+    pending = [node for node in graph.nodes if node.op in ("output", "placeholder")]
+    while pending:
+        _visit(pending, alive, reachable, storages)
+        pending = [node for node, written in writes.items() if node not in alive and written & reachable]
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    kept = sorted(position[node] for node in alive)
+    for enter, leave in regions:
+        if any(position[enter] < index < position[leave] for index in kept):
+            alive |= {enter, leave}
+    for node in reversed(list(graph.nodes)):
+        if node not in alive:
+            graph.erase_node(node)
+
+
+def _visit(pending: list[Node], alive: set[Node], reachable: set[int], storages: Mapping[Node, frozenset[int]]) -> None:
+    while pending:
+        node = pending.pop()
+        if node in alive:
+            continue
+        alive.add(node)
+        reachable |= storages.get(node, frozenset())
+        pending.extend(node.all_input_nodes)

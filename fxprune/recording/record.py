@@ -1,0 +1,117 @@
+"""``record``: run the model, build the recorded module, explain what fails."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import ExampleInputsError, FxpruneError, RecordError
+from fxprune.recording import boundary, state, trees
+from fxprune.recording.module import RecordedModule, add_constant, add_training_flag, clone_tree
+from fxprune.recording.recorder import Options, Recorder
+from fxprune.recording.sources import raised_at
+from fxprune.recording.traced import TracedFlag
+
+
+def record(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...],
+    example_kwargs: dict[str, Any] | None = None,
+) -> RecordedModule:
+    """Run ``model`` once in eval mode on the example inputs and return what it did as a graph.
+
+    The graph is called like the model. Its parameters and buffers are the model's own, under the same names and in
+    the same order; the model is left as it was. Sizes that the model reads from tensors stay dynamic, so other batch
+    sizes work.
+
+    Every node has ``meta["source"]`` (the user's line), ``meta["module"]`` (dotted name of the innermost module that
+    ran), ``meta["shape"]`` (of a single tensor, else None) and, if it writes in place, ``meta["mutates"]``.
+    ``meta["notes"]`` of the result lists what was fixed at the recorded value, each with its source line.
+
+    Raises ``ExampleInputsError`` if the model itself fails on the inputs, ``RecordError`` if only the recording does.
+    """
+    args, kwargs = boundary.normalised(example_inputs, example_kwargs)
+    bound = boundary.bind(model, args, kwargs)
+    _check_initialised(model)
+    writer = _recorded(model, bound, boundary.describe(args, kwargs)).writer
+    root = clone_tree(model, {str(node.target) for node in writer.graph.nodes if node.op == "call_module"})
+    for path in writer.flags:
+        add_training_flag(root, path)
+    for name, tensor in writer.constants.items():
+        add_constant(root, name, tensor)
+    result = RecordedModule(root, writer.graph, type(model).__name__)
+    result.meta["notes"] = writer.notes
+    return result
+
+
+def _check_initialised(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if torch.nn.parameter.is_lazy(tensor):
+            raise RecordError(f"{name} of {type(model).__name__} is not initialised yet. Call the model once first.")
+
+
+def _recorded(model: nn.Module, bound: inspect.BoundArguments, given: str) -> Recorder:
+    """Record; where a liberty taken by ``Options`` is what fails, record again without it."""
+    options = Options(clear_caches=bool(state.cached_tensor_dicts(model)))
+    while True:
+        recorder = Recorder(model, options)
+        try:
+            output = recorder.run(bound)
+        except FxpruneError:
+            raise
+        except Exception as error:
+            fewer = _without_culprit(options, error)
+            if fewer is None:
+                raise _explained(model, bound, given, error) from error
+            options = fewer
+            continue
+        if options.clear_caches and not _same(output, Recorder(model, options).run_unrecorded(bound)):
+            options = replace(options, clear_caches=False)
+            continue
+        if not options.traced_flags:
+            recorder.writer.note("functional dropout is recorded as it goes in eval mode", source=type(model).__name__)
+        return recorder
+
+
+def _without_culprit(options: Options, error: Exception) -> Options | None:
+    if options.traced_flags and TracedFlag.__name__ in str(error):
+        return replace(options, traced_flags=False)
+    if options.clear_caches:
+        return replace(options, clear_caches=False)
+    if options.traced_builtins:
+        return replace(options, traced_builtins=False)
+    return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two outputs agree up to rounding: emptying a dict changed nothing but where its tensors come from."""
+    first, second = list(trees.tensors(one)), list(trees.tensors(other))
+    return len(first) == len(second) and all(
+        a.shape == b.shape and (a.is_meta or torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def _explained(model: nn.Module, bound: inspect.BoundArguments, given: str, error: Exception) -> FxpruneError:
+    """The model's own failure as an ``ExampleInputsError``; a failure of the recording alone as a ``RecordError``."""
+    name = type(model).__name__
+    try:
+        Recorder(model, Options()).run_unrecorded(bound)
+    except Exception as own:
+        return ExampleInputsError(
+            f"{name}.forward raised {type(own).__name__}: {own}{_where(own)}. It was called with {given}. "
+            "Pass example inputs that the model accepts in eval mode."
+        )
+    return RecordError(
+        f"{name} runs, but recording it raised {type(error).__name__}: {error}{_where(error)}. "
+        "Express what that line does with torch functions, or keep it out of forward."
+    )
+
+
+def _where(error: Exception) -> str:
+    source = raised_at(error)
+    return f" (at {source})" if source else ""

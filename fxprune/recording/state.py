@@ -1,0 +1,134 @@
+"""Recording leaves no trace: flags, attributes, in-place writes, RNG and torch settings are put back, also after an
+error."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+
+
+class Storages:
+    """The contents of storages that existed before the run, kept just before their first in-place write."""
+
+    def __init__(self) -> None:
+        self._created: set[int] = set()
+        self._saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def created(self, tensor: Tensor) -> None:
+        """``tensor`` was computed during the run, by an op that made its storage or a view of a known one."""
+        key = storage_id(tensor)
+        if key is not None and key not in self._saved:
+            self._created.add(key)
+
+    def before_write(self, tensor: Tensor) -> None:
+        key = storage_id(tensor)
+        if key is None or key in self._created or key in self._saved or tensor.device.type == "meta":
+            return
+        storage = tensor.untyped_storage()
+        self._saved[key] = (storage, storage.clone())
+
+    def restore(self) -> None:
+        for storage, contents in self._saved.values():
+            storage.copy_(contents)
+
+
+def storage_id(tensor: Tensor) -> int | None:
+    """What identifies the memory behind a tensor; None for layouts without one (sparse)."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Put back every module's attributes and training flag and every tensor's ``requires_grad`` afterwards."""
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    scripted = [(module, module.training) for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
+    attributes = [(module, dict(module.__dict__)) for module in modules]
+    containers = _containers(modules)
+    needed_grad = [tensor for tensor in _model_tensors(model) if tensor.requires_grad and tensor.is_leaf]
+    data = [(tensor, tensor.data) for tensor in _model_tensors(model)]
+    try:
+        for tensor in needed_grad:
+            tensor.requires_grad_(False)
+        yield
+    finally:
+        for module, values in attributes:
+            module.__dict__.clear()
+            module.__dict__.update(values)
+        for container, items in containers:
+            _refill(container, items)
+        for module, training in scripted:
+            module.training = training
+        for tensor, contents in data:
+            if storage_id(tensor) != storage_id(contents):
+                tensor.data = contents
+        for tensor in needed_grad:
+            tensor.requires_grad_(True)
+
+
+def _model_tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _containers(modules: list[nn.Module]) -> list[tuple[Any, Any]]:
+    return [
+        (value, list(value.items()) if isinstance(value, dict) else list(value))
+        for module in modules
+        for value in module.__dict__.values()
+        if type(value) in _CONTAINERS
+    ]
+
+
+def _refill(container: Any, contents: list[Any]) -> None:
+    container.clear()
+    if isinstance(container, (list, deque)):
+        container.extend(contents)
+    else:
+        container.update(contents)
+
+
+def cached_tensor_dicts(model: nn.Module) -> list[dict[Any, Any]]:
+    """Plain dict attributes that hold tensors: results of an earlier call, kept by the model itself."""
+    own = set(nn.Module().__dict__)
+    return [
+        value
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+        for name, value in module.__dict__.items()
+        if name not in own and isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
+    ]
+
+
+@contextmanager
+def forked_random_state(model: nn.Module) -> Iterator[None]:
+    """Random numbers drawn inside are drawn again afterwards: torch's, Python's and numpy's."""
+    devices = {tensor.device for tensor in _model_tensors(model) if tensor.device.type == "cuda"}
+    numpy = sys.modules.get("numpy")
+    python_state = random.getstate()
+    numpy_state = numpy.random.get_state() if numpy is not None else None
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            if numpy is not None:
+                numpy.random.set_state(numpy_state)
+
+
+@contextmanager
+def without_compilation() -> Iterator[None]:
+    """Compiled modules run their Python code."""
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -1,0 +1,200 @@
+"""Numbers that remember the graph node they came from.
+
+``x.shape`` yields ``TracedInt``s. Arithmetic on them is remembered as a ``Lazy`` expression, which becomes nodes only
+when a recorded op takes the number as an argument. Everything else sees a plain number. A module's ``training`` flag
+reads as a ``TracedFlag``.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch.fx import Node
+
+
+class Lazy:
+    """A node that will be created when a recorded op needs it.
+
+    ``op`` and ``target`` are those of ``fx.Node``; ``args`` may hold nodes and traced numbers. ``owner`` is the
+    recording the number belongs to: in any other recording it is a plain number.
+    """
+
+    def __init__(self, owner: object, op: str, target: str | Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.owner = owner
+        self.op = op
+        self.target = target
+        self.args = args
+        self.node: Node | None = None
+
+
+def plain(value: Any) -> Any:
+    """The number without its memory; any other value as it is."""
+    if isinstance(value, TracedFlag):
+        return value.value
+    if isinstance(value, TracedInt):
+        return int.__add__(value, 0)
+    if isinstance(value, TracedFloat):
+        return float.__add__(value, 0.0) if value else float(value)
+    return value
+
+
+def _traced(value: Any, lazy: Lazy) -> Any:
+    if type(value) is int:
+        return TracedInt(value, lazy)
+    if type(value) is float:
+        return TracedFloat(value, lazy)
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, TracedFlag)
+
+
+def _unary(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Any, *args: Any) -> Any:
+        value = function(plain(self), *args)
+        return _traced(value, Lazy(self.lazy.owner, "call_function", function, (self, *args)))
+
+    return method
+
+
+def _binary(function: Callable[[Any, Any], Any], *, swap: bool = False) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        if not _is_number(other):
+            return NotImplemented
+        args = (other, self) if swap else (self, other)
+        value = function(plain(args[0]), plain(args[1]))
+        return _traced(value, Lazy(self.lazy.owner, "call_function", function, args))
+
+    return method
+
+
+_UNARY: dict[str, Callable[..., Any]] = {
+    "__neg__": operator.neg,
+    "__abs__": abs,
+    "__ceil__": math.ceil,
+    "__floor__": math.floor,
+    "__trunc__": math.trunc,
+    "__round__": round,
+}
+_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "truediv": operator.truediv,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+    "pow": operator.pow,
+}
+
+
+def _with_arithmetic(cls: type) -> None:
+    for name, function in _UNARY.items():
+        setattr(cls, name, _unary(function))
+    for name, binary in _BINARY.items():
+        setattr(cls, f"__{name}__", _binary(binary))
+        setattr(cls, f"__r{name}__", _binary(binary, swap=True))
+
+
+class TracedInt(int):
+    """An ``int`` computed from sizes, with the expression that computes it."""
+
+    lazy: Lazy
+
+    def __new__(cls, value: int, lazy: Lazy) -> TracedInt:
+        self = super().__new__(cls, value)
+        self.lazy = lazy
+        return self
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __pos__(self) -> TracedInt:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedInt:
+        return self
+
+    def __reduce__(self) -> Any:
+        return int, (plain(self),)
+
+
+class TracedFloat(float):
+    """A ``float`` computed from sizes, with the expression that computes it."""
+
+    lazy: Lazy
+
+    def __new__(cls, value: float, lazy: Lazy) -> TracedFloat:
+        self = super().__new__(cls, value)
+        self.lazy = lazy
+        return self
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __pos__(self) -> TracedFloat:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedFloat:
+        return self
+
+    def __reduce__(self) -> Any:
+        return float, (plain(self),)
+
+
+_with_arithmetic(TracedInt)
+_with_arithmetic(TracedFloat)
+
+
+class TracedFlag(int):
+    """A module's ``training`` flag: reads as the recorded value, written down as the module's flag of the day.
+
+    ``on_branch`` is called when Python code branches on the flag, which no graph can follow.
+    """
+
+    lazy: Lazy
+    value: bool
+    on_branch: Callable[[], None]
+
+    def __new__(cls, value: bool, lazy: Lazy, on_branch: Callable[[], None]) -> TracedFlag:
+        self = super().__new__(cls, value)
+        self.lazy = lazy
+        self.value = value
+        self.on_branch = on_branch
+        return self
+
+    def __bool__(self) -> bool:
+        self.on_branch()
+        return self.value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> bool:
+        return self.value
+
+    def __reduce__(self) -> Any:
+        return bool, (self.value,)
+
+
+def traced_int(value: Any = 0, *args: Any, **kwargs: Any) -> int:
+    """``int(value)`` that keeps the memory of a traced number."""
+    if args or kwargs:
+        return int(value, *args, **kwargs)
+    if isinstance(value, TracedInt):
+        return value
+    if isinstance(value, TracedFloat):
+        return TracedInt(int(value), Lazy(value.lazy.owner, "call_function", int, (value,)))
+    return int(value)
+
+
+def traced_float(value: Any = 0.0) -> float:
+    """``float(value)`` that keeps the memory of a traced number."""
+    if isinstance(value, TracedFloat):
+        return value
+    if isinstance(value, TracedInt):
+        return TracedFloat(float(value), Lazy(value.lazy.owner, "call_function", float, (value,)))
+    return float(value)

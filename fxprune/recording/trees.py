@@ -1,0 +1,75 @@
+"""Walking argument structures: tuples, lists, dicts, slices and what derives from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def map_sequence(old: Any, items: list[Any]) -> Any:
+    """The items as a sequence of ``old``'s type."""
+    if isinstance(old, torch.Size):
+        return tuple(items)
+    if hasattr(old, "_fields"):
+        return type(old)(*items)
+    if isinstance(old, tuple) and type(old) is not tuple:
+        try:
+            return type(old)(items)
+        except TypeError:
+            return tuple(items)
+    return tuple(items) if isinstance(old, tuple) else items
+
+
+def map_tree(function: Callable[[Any], Any], value: Any) -> Any:
+    """``value`` with ``function`` applied to everything that is not a tuple, list, dict or slice."""
+    if isinstance(value, (tuple, list)):
+        return map_sequence(value, [map_tree(function, item) for item in value])
+    if isinstance(value, dict):
+        items = {key: map_tree(function, item) for key, item in value.items()}
+        return items if type(value) is dict else _same_mapping(value, items)
+    if isinstance(value, slice):
+        return slice(*(map_tree(function, part) for part in (value.start, value.stop, value.step)))
+    return function(value)
+
+
+def _same_mapping(old: Any, items: dict[Any, Any]) -> Any:
+    try:
+        new = old.copy()
+        new.update(items)
+    except (TypeError, AttributeError):
+        return items
+    return new
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Everything in ``value`` that is not a tuple, list, dict or slice, in order."""
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from leaves(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from leaves(item)
+    elif isinstance(value, slice):
+        yield from (value.start, value.stop, value.step)
+    else:
+        yield value
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))
+
+
+def has_tensors(value: Any) -> bool:
+    return any(True for _ in tensors(value))
+
+
+def is_only_tensors(value: Any) -> bool:
+    """A tensor, or a non-empty tuple or list of such (None allowed beside them)."""
+    if isinstance(value, Tensor):
+        return True
+    if not isinstance(value, (tuple, list)) or not has_tensors(value):
+        return False
+    return all(item is None or is_only_tensors(item) for item in value)

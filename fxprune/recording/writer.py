@@ -1,0 +1,307 @@
+"""The graph being written: which node computed which tensor, and how calls, arguments and results become nodes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+
+from fxprune.recording import boundary, state, trees
+from fxprune.recording.calls import Call, Constant
+from fxprune.recording.liveness import eliminate_dead_nodes
+from fxprune.recording.module import TRAINING_FLAG
+from fxprune.recording.sources import current_source
+from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
+
+_LITERALS = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    type(Ellipsis),
+    torch.dtype,
+    torch.layout,
+    torch.memory_format,
+    torch.device,
+    torch._ops.OpOverload,
+)
+
+
+class GraphWriter:
+    """A graph in the making.
+
+    Tensors are told apart by identity and kept alive, so that no identity is used twice. ``path`` is the stack of the
+    dotted names of the running modules, ``inputs_end`` the last node that takes the inputs apart.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.graph = Graph()
+        self.path = [""]
+        self.inputs_end: Node | None = None
+        self.notes: list[str] = []
+        self.flags: list[str] = []
+        self.constants: dict[str, Tensor] = {}
+        self._kept: list[Any] = []
+        self._nodes: dict[int, Node] = {}
+        self._views: dict[Any, Node] = {}
+        self._storages: dict[Node, frozenset[int]] = {}
+        self._writes: dict[Node, frozenset[int]] = {}
+        self._lasting: set[int] = set()
+        self._without_grad: set[Node] = set()
+        self._regions: list[tuple[Node, Node]] = []
+        self._sizes: dict[tuple[Node, int], Lazy] = {}
+        self._last_size: dict[Node, Node] = {}
+        self._devices: dict[int, Tensor] = {}
+        self._taken = {name for name, _ in [*model.named_children(), *model.named_buffers(), *model.named_parameters()]}
+        self._names: dict[int, str] = {}
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            self._names[id(tensor)] = name
+            self._kept.append(tensor)
+            self._lasting |= _storage_of(tensor)
+
+    def note(self, text: str, source: str | None = None) -> None:
+        line = f"{current_source() if source is None else source}: {text}"
+        if line not in self.notes:
+            self.notes.append(line)
+
+    def finish(self) -> None:
+        """Drop dead nodes; say which constants stayed."""
+        eliminate_dead_nodes(self.graph, self._storages, self._writes, frozenset(self._lasting), self._regions)
+        used: dict[str, Tensor] = {}
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and node.target in self.constants:
+                tensor = self.constants[node.target]
+                used[node.target] = tensor
+                self.note(
+                    f"a tensor of shape {list(tensor.shape)} that the run did not compute is kept as the buffer "
+                    f"{node.target}",
+                    node.meta["source"],
+                )
+        self.constants = used
+
+    # --- calls and their results ------------------------------------------------------------------------------------
+
+    def write(self, call: Call, result: Any, changed: list[Tensor]) -> Any:
+        """Write down a call that returned ``result`` and wrote to the tensors ``changed``.
+
+        Returns the result with tensors that can be told apart from all earlier ones: an op that hands back its very
+        input gets an alias instead.
+        """
+        detached = self._detached(changed)
+        node = self.create(call, detached)
+        self.mark_writes(node, changed)
+        return self._bind(result, node, {id(tensor) for tensor in changed}, set(detached))
+
+    def region(self, enter: Node, leave: Node) -> None:
+        """The nodes between the two belong in the context that they open and close."""
+        self._regions.append((enter, leave))
+
+    def _detached(self, changed: list[Tensor]) -> dict[int, Node]:
+        """In a no_grad region an in-place write leaves the tensor's history alone: it goes to a detached alias."""
+        if torch.is_grad_enabled():
+            return {}
+        result: dict[int, Node] = {}
+        for tensor in changed:
+            node = self.node_of(tensor)
+            if tensor.is_floating_point() and node not in self._without_grad:
+                result[id(tensor)] = self._detach(node)
+        return result
+
+    def _detach(self, node: Node) -> Node:
+        detached = self.create(Call("call_method", "detach", (node,), {}))
+        detached.meta["shape"] = node.meta["shape"]
+        self._storages[detached] = self._storages.get(node, frozenset())
+        self._without_grad.add(detached)
+        return detached
+
+    def _bind(self, value: Any, node: Node, changed: set[int], untouched: set[int]) -> Any:
+        if isinstance(value, Tensor):
+            return self._bind_tensor(value, node, changed, untouched)
+        if isinstance(value, (tuple, list)):
+            items = [self._bind_part(item, node, key, changed, untouched) for key, item in enumerate(value)]
+            if isinstance(value, list):
+                value[:] = items
+                return value
+            return trees.map_sequence(value, items)
+        if isinstance(value, dict):
+            for key, item in list(value.items()):
+                value[key] = self._bind_part(item, node, key, changed, untouched)
+        return value
+
+    def _bind_part(self, item: Any, node: Node, key: Any, changed: set[int], untouched: set[int]) -> Any:
+        if not trees.has_tensors(item):
+            return item
+        part = self.create(Call("call_function", operator.getitem, (node, key), {}))
+        return self._bind(item, part, changed, untouched)
+
+    def _bind_tensor(self, value: Tensor, node: Node, changed: set[int], untouched: set[int]) -> Tensor:
+        self.describe(node, value)
+        if id(value) in untouched:
+            return value
+        if (id(value) in self._nodes or id(value) in self._names) and id(value) not in changed:
+            value = value.detach()
+        self._storages[node] = _storage_of(value)
+        if not torch.is_grad_enabled() and value.is_floating_point():
+            if all(source in self._without_grad for source in node.all_input_nodes):
+                self._without_grad.add(node)
+            else:
+                node = self._detach(node)
+        self.map(value, node)
+        return value
+
+    def map(self, tensor: Tensor, node: Node, *, lasting: bool = False) -> None:
+        """``node`` computed ``tensor``. ``lasting``: its memory outlives the call, so writes to it matter."""
+        self._nodes[id(tensor)] = node
+        self._views[_view_key(tensor)] = node
+        self._storages[node] = _storage_of(tensor)
+        self._kept.append(tensor)
+        if lasting:
+            self._lasting |= _storage_of(tensor)
+
+    def mark_writes(self, node: Node, changed: Iterable[Tensor]) -> None:
+        written = frozenset[int]().union(*(_storage_of(tensor) for tensor in changed))
+        if written:
+            node.meta["mutates"] = True
+            self._writes[node] = written
+
+    # --- nodes --------------------------------------------------------------------------------------------------------
+
+    def create(self, call: Call, instead: dict[int, Node] | None = None) -> Node:
+        args = self.argument(call.args, instead)
+        kwargs = self.argument(call.kwargs, instead)
+        node = self.graph.create_node(call.op, call.target, args, kwargs)
+        self.describe(node, None)
+        return node
+
+    def describe(self, node: Node, value: Tensor | None) -> None:
+        node.meta["source"] = current_source()
+        node.meta["module"] = self.path[-1]
+        node.meta["shape"] = None if value is None else tuple(int(size) for size in value.shape)
+
+    def argument(self, value: Any, instead: dict[int, Node] | None = None) -> Any:
+        """``value`` as a node argument: tensors and traced numbers as nodes, literals as they are."""
+        if instead and id(value) in instead:
+            return instead[id(value)]
+        if isinstance(value, Node):
+            return value
+        if isinstance(value, Tensor):
+            return self.node_of(value)
+        if isinstance(value, (TracedInt, TracedFloat, TracedFlag)):
+            return self._number(value)
+        if isinstance(value, boundary.Rebuilt):
+            return self.create(Call("call_function", value.target, value.args, value.kwargs))
+        if isinstance(value, (tuple, list)):
+            return trees.map_sequence(value, [self.argument(item, instead) for item in value])
+        if isinstance(value, dict):
+            return {key: self.argument(item, instead) for key, item in value.items()}
+        if isinstance(value, slice):
+            return slice(*(self.argument(part) for part in (value.start, value.stop, value.step)))
+        if isinstance(value, torch.device) and id(value) in self._devices:
+            return self.create(Call("call_function", getattr, (self._devices[id(value)], "device"), {}))
+        return self._literal(value)
+
+    def _literal(self, value: Any) -> Any:
+        if isinstance(value, _LITERALS):
+            return value
+        if isinstance(value, range):
+            return tuple(value)
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+            return value.item()
+        return self.create(Call("call_function", Constant(value), (), {}))
+
+    def node_of(self, tensor: Tensor) -> Node:
+        """The node that computed the tensor; a parameter, a buffer or a constant if none did."""
+        node = self._nodes.get(id(tensor))
+        if node is None and id(tensor) in self._names:
+            return self._attribute(self._names[id(tensor)], tensor)
+        if node is None:
+            node = self._views.get(_view_key(tensor))
+        return self._constant(tensor) if node is None else node
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether the tensor is a parameter or buffer of the model."""
+        return id(tensor) in self._names
+
+    def computed(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._nodes
+
+    def _attribute(self, name: str, tensor: Tensor) -> Node:
+        node = self.graph.create_node("get_attr", name)
+        self.describe(node, tensor)
+        if not isinstance(tensor, nn.Parameter):
+            self._without_grad.add(node)
+        self.map(tensor, node, lasting=True)
+        return node
+
+    def _constant(self, tensor: Tensor) -> Node:
+        index = len(self.constants)
+        while f"_constant_{index}" in self._taken:
+            index += 1
+        name = f"_constant_{index}"
+        self._taken.add(name)
+        self.constants[name] = tensor
+        return self._attribute(name, tensor)
+
+    def _after_inputs(self, node: Node) -> Node:
+        return self.inputs_end if node.op == "placeholder" and self.inputs_end is not None else node
+
+    # --- numbers ------------------------------------------------------------------------------------------------------
+
+    def size(self, tensor: Tensor, dim: int) -> TracedInt:
+        key = (self.node_of(tensor), dim % tensor.ndim if tensor.ndim else dim)
+        lazy = self._sizes.setdefault(key, Lazy(self, "call_method", "size", key))
+        return TracedInt(int(tensor.shape[dim]), lazy)
+
+    def device(self, tensor: Tensor) -> torch.device:
+        """The tensor's device; used in a factory call later, it is read from the tensor again."""
+        device = tensor.device
+        self._devices[id(device)] = tensor
+        self._kept.append(device)
+        return device
+
+    def flag(self, path: str, on_branch: Callable[[], None]) -> TracedFlag:
+        target = f"{path}.{TRAINING_FLAG}" if path else TRAINING_FLAG
+        return TracedFlag(False, Lazy(self, "call_module", target, ()), on_branch)
+
+    def _number(self, value: Any) -> Any:
+        lazy: Lazy = value.lazy
+        if lazy.owner is not self:
+            return plain(value)
+        if lazy.node is None:
+            lazy.node = self._lazy_node(lazy)
+        return lazy.node
+
+    def _lazy_node(self, lazy: Lazy) -> Node:
+        if lazy.op == "call_module":
+            path = str(lazy.target).removesuffix(TRAINING_FLAG).removesuffix(".")
+            if path not in self.flags:
+                self.flags.append(path)
+        if lazy.op != "call_method":
+            return self.create(Call(lazy.op, lazy.target, lazy.args, {}))
+        tensor = lazy.args[
+            0
+        ]  # read the size where the tensor is computed, so that its memory is freed as early as ever
+        with self.graph.inserting_after(self._last_size.get(tensor, self._after_inputs(tensor))):
+            node = self.create(Call("call_method", lazy.target, lazy.args, {}))
+        self._last_size[tensor] = node
+        return node
+
+
+def _storage_of(tensor: Tensor) -> frozenset[int]:
+    key = state.storage_id(tensor)
+    return frozenset() if key is None else frozenset((key,))
+
+
+def _view_key(tensor: Tensor) -> Any:
+    """What two tensor objects that are the same view of the same memory have in common."""
+    storage = state.storage_id(tensor)
+    if storage is None:
+        return id(tensor)
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj()

@@ -1,0 +1,106 @@
+"""What came out of a pruning, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fxprune.channels import ChannelGraph, Parameter
+from fxprune.cost import Keep
+from fxprune.labels.factors import cut_sizes
+from fxprune.plan import PruningPlan
+from fxprune.text import quantity, table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer. ``before``, ``after``: shape of its weight. ``frozen``: why its outputs stay, or ''."""
+
+    name: str
+    kind: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    frozen: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of one pruning.
+
+    ``macs_before``, ``macs_after``: multiply-accumulates of a forward pass on the example inputs, by the convention of
+    ``torch.utils.flop_counter`` (its count is twice this). ``oracle_error``: relative error of the pruned model against
+    its masked original, None if it was not asked for. ``seconds``: per stage. ``notes``: what had to be left alone.
+    """
+
+    model: str
+    method: str
+    macs_before: int
+    macs_after: int
+    params_before: int
+    params_after: int
+    plan: PruningPlan
+    rows: tuple[Row, ...]
+    oracle_error: float | None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.model}, method {self.method}",
+            _change("MACs", self.macs_before, self.macs_after),
+            _change("parameters", self.params_before, self.params_after),
+        ]
+        if self.oracle_error is not None:
+            lines.append(f"masked original and pruned model agree to {self.oracle_error:.1e} (relative)")
+        lines.append("seconds     " + ", ".join(f"{stage} {value:.1f}" for stage, value in self.seconds.items()))
+        rows = [("layer", "kind", "weight before", "after", "outputs frozen because")]
+        rows += [(r.name, r.kind, _shape(r.before), _shape(r.after), r.frozen) for r in self.rows]
+        lines += ["", *table(rows)]
+        if self.notes:
+            lines += ["", "notes:", *(f"  {note}" for note in self.notes)]
+        return "\n".join(lines)
+
+
+def layer_rows(
+    graph: ChannelGraph, keep: Keep, kinds: Mapping[str, str], lines: Mapping[str, str], frozen: Mapping[str, str]
+) -> tuple[Row, ...]:
+    """One row per layer with a weight of at least two dimensions.
+
+    Args:
+        graph: of the dense model.
+        keep: per channel.
+        kinds: module name -> class name.
+        lines: module or parameter name -> the user's source line.
+        frozen: group name -> why a group that could be cut was left alone.
+    """
+    rows = []
+    for parameter in graph.parameters:
+        if not parameter.trainable or len(parameter.shape) < 2:
+            continue
+        path, _, last = parameter.name.rpartition(".")
+        name = path if last == "weight" else parameter.name
+        after = tuple(cut_sizes(parameter.shape, parameter.labels, keep))
+        source = lines.get(path) or lines.get(parameter.name, "")
+        rows.append(
+            Row(name, kinds.get(path, "parameter"), parameter.shape, after, _why(graph, parameter, frozen), source)
+        )
+    return tuple(rows)
+
+
+def _why(graph: ChannelGraph, parameter: Parameter, frozen: Mapping[str, str]) -> str:
+    factor = next((f for f in parameter.labels if f.dim == 0), None)
+    if factor is None:
+        return "no channels along dim 0" if parameter.shape[0] > 1 else ""
+    groups = {int(g) for g in graph.group_of[factor.ids.numpy().reshape(-1)]}
+    reasons = {str(graph.groups[g].locked or frozen.get(graph.groups[g].name, "")) for g in groups}
+    return "" if "" in reasons else "; ".join(sorted(reasons))
+
+
+def _change(what: str, before: int, after: int) -> str:
+    ratio = f"{after / before:.1%}" if before else "-"
+    return f"{what:<12}{quantity(before)} -> {quantity(after)}  ({ratio})"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(str(s) for s in shape)

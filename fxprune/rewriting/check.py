@@ -1,0 +1,154 @@
+"""Prove a rewritten graph: propagate channel numbers through it and compare every node with the promise.
+
+The label rules run again, on the new graph, with the kept channels' numbers on its parameters. No rule may join two
+different channels, and every node must carry, position by position, the channels that the dense graph's labels promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_flatten
+
+from fxprune.channels import ChannelGraph, placeholder_values
+from fxprune.cost import Keep
+from fxprune.labels.factors import cut_sizes, pruned
+from fxprune.labels.propagate import Propagation, TensorLabels, propagate, set_labels
+from fxprune.recording import clone_structure
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A node of the new graph that does not carry what was promised, and the channels that must stay for that."""
+
+    node: str
+    source: str
+    text: str
+    channels: tuple[int, ...]
+
+
+def check_rewrite(
+    module: fx.GraphModule,
+    graph: ChannelGraph,
+    keep: Keep,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    same_batch: bool = True,
+) -> Mismatch | None:
+    """The first mismatch of the rewritten ``module``, or None.
+
+    Args:
+        module: from ``rewrite``.
+        graph: of the dense model.
+        keep: the plan.
+        args: example inputs.
+        kwargs: example keyword inputs.
+        same_batch: are these the inputs that ``graph`` was made with? Otherwise only labels are compared, not shapes.
+    """
+    run = Propagation(graph.attention, seeded=True)
+    run.fresh(graph.channel_count)
+    shadow = _shadow(module, graph, keep, run)
+    values = placeholder_values(module, args, kwargs)
+    failed = ""
+    try:
+        propagate(shadow, values, run, "network input")
+    except Exception as error:
+        failed = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    roots = run.classes.find(np.arange(len(run.classes)))
+    merged = _merged(roots[: graph.channel_count])
+    for node in module.graph.nodes:
+        if node.name not in run.node_labels:
+            if node.op == "output":
+                continue
+            inputs = [graph.nodes.get(n.name) for n in (node, *node.all_input_nodes)]
+            return Mismatch(node.name, str(node.meta.get("source", "")), failed, tuple(_channels(inputs)))
+        text = _compare(graph.nodes.get(node.name), run.node_labels[node.name], roots, merged, keep, same_batch)
+        if text:
+            inputs = [graph.nodes.get(n.name) for n in (node, *node.all_input_nodes)]
+            return Mismatch(node.name, str(node.meta.get("source", "")), text, tuple(_channels(inputs)))
+    if merged:
+        return Mismatch("", "", "different channels meet", tuple(sorted(merged)))
+    return None
+
+
+def _shadow(module: fx.GraphModule, graph: ChannelGraph, keep: Keep, run: Propagation) -> fx.GraphModule:
+    shadow = clone_structure(module)
+    shadow.eval()
+    replaced: dict[int, Tensor] = {}
+    for prefix, owner in shadow.named_modules(remove_duplicate=False):
+        for table in (owner._parameters, owner._buffers):
+            for name, tensor in table.items():
+                if tensor is None or id(tensor) in {id(t) for t in replaced.values()}:
+                    continue
+                if id(tensor) not in replaced:
+                    path = f"{prefix}.{name}" if prefix else name
+                    known = graph.by_name.get(path)
+                    if known is None and not tensor.is_floating_point():
+                        replaced[id(tensor)] = tensor.detach().cpu()
+                    else:
+                        stand = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+                        set_labels(stand, path, () if known is None else pruned(known.labels, keep))
+                        replaced[id(tensor)] = stand
+                table[name] = replaced[id(tensor)]
+    return shadow
+
+
+def _merged(roots: Any) -> set[int]:
+    """Channels that share a root with another one."""
+    values, inverse, counts = np.unique(roots, return_inverse=True, return_counts=True)
+    del values
+    return {int(c) for c in np.flatnonzero(counts[inverse] > 1)}
+
+
+def _channels(known: Any) -> list[int]:
+    return sorted(
+        {
+            int(c)
+            for t in tree_flatten(known)[0]
+            if isinstance(t, TensorLabels)
+            for f in t.labels
+            for c in np.unique(f.ids.numpy())
+        }
+    )
+
+
+def _compare(expected: Any, found: Any, roots: Any, merged: set[int], keep: Keep, same_batch: bool) -> str:
+    """What differs between the promise and what the new graph carries, or ''."""
+    wanted = [t for t in tree_flatten(expected)[0] if isinstance(t, TensorLabels)]
+    got = [t for t in tree_flatten(found)[0] if isinstance(t, TensorLabels)]
+    if not wanted:
+        return ""
+    if len(wanted) != len(got):
+        return f"{len(got)} tensors instead of {len(wanted)}"
+    for want, have in zip(wanted, got, strict=True):
+        shape = tuple(cut_sizes(want.shape, want.labels, keep))
+        if same_batch and shape != have.shape:
+            return f"shape {list(have.shape)} instead of {list(shape)}"
+        if len(shape) != len(have.shape):
+            return f"{len(have.shape)} dimensions instead of {len(shape)}"
+        try:
+            promised = pruned(want.labels, keep)
+        except ValueError as error:
+            return str(error)
+        carried = {f.dim: f for f in have.labels}
+        for factor in promised:
+            if factor.ids.shape[factor.dim] == 1 or bool(np.isin(factor.ids.numpy(), list(merged)).any()):
+                if bool(np.isin(factor.ids.numpy(), list(merged)).any()):
+                    return "different channels meet"
+                continue
+            if factor.dim not in carried:
+                return f"no channels along dim {factor.dim}"
+            ids = torch.from_numpy(roots[carried[factor.dim].ids.numpy()])
+            try:
+                a, b = torch.broadcast_tensors(ids, factor.ids)
+            except RuntimeError:
+                return f"other channels along dim {factor.dim}"
+            if not torch.equal(a, b):
+                return f"channels in another order along dim {factor.dim}"
+    return ""

@@ -1,0 +1,96 @@
+"""From the recorded graph and a plan to the smaller graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_flatten, tree_map
+
+from fxprune.channels import ChannelGraph, placeholder_values
+from fxprune.cost import Keep
+from fxprune.recording import RecordedModule, clone_structure
+from fxprune.rewriting.literals import Repair, new_constant
+from fxprune.rewriting.slicing import slice_tensors
+
+
+def rewrite(
+    graph_module: fx.GraphModule,
+    graph: ChannelGraph,
+    keep: Keep,
+    other_batch: tuple[Sequence[Any], Mapping[str, Any]] | None = None,
+) -> RecordedModule:
+    """A new module without the channels that go; the given one is not changed and shares nothing with it.
+
+    Args:
+        graph_module: as recorded.
+        graph: of ``graph_module``.
+        keep: per channel.
+        other_batch: example inputs with another batch size, to tell sizes that depend on it.
+
+    Raises:
+        UnrepairableError: a node's arguments cannot follow the plan.
+    """
+    result = clone_structure(graph_module)
+    slice_tensors(result, graph, keep)
+    _gather(result, graph, keep)
+    others = {} if other_batch is None else _integers(graph_module, *other_batch)
+    Repair(result, graph, keep, others).run()
+    result.graph.lint()
+    result.recompile()
+    return result
+
+
+def _gather(module: RecordedModule, graph: ChannelGraph, keep: Keep) -> None:
+    """Replace movements that interleave blocks by one ``index_select`` each, where channels of them go.
+
+    The index is the dense permutation; like every constant index it is cut by its repair.
+    """
+    nodes = {n.name: n for n in module.graph.nodes}
+    for gather in graph.gathers:
+        rows = {f.dim: f.rows()[0] for f in graph.nodes[gather.input].labels}[gather.dim]
+        if keep[rows].all():
+            continue
+        node = nodes[gather.output]
+        chain = node.all_input_nodes
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        index = new_constant(module, "gather", torch.tensor(gather.permutation, device=device), node)
+        node.op, node.target = "call_function", torch.index_select
+        node.args, node.kwargs = (nodes[gather.input], gather.dim, index), {}
+        while chain and not chain[0].users and chain[0].op != "placeholder":
+            following = chain[0].all_input_nodes
+            module.graph.erase_node(chain[0])
+            chain = following
+
+
+def _integers(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The integer values of a graph's nodes on other inputs; empty if it does not run on them."""
+    shadow = clone_structure(graph_module)
+    shadow.eval()
+    for m in shadow.modules():
+        tables: tuple[dict[str, Any], ...] = (m._parameters, m._buffers)
+        for table in tables:
+            for name, tensor in table.items():
+                if tensor is not None and tensor.is_floating_point():
+                    table[name] = torch.empty_like(tensor, device="meta")
+                elif tensor is not None:
+                    table[name] = tensor.detach().to("meta")
+    found: dict[str, Any] = {}
+
+    class Record(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if not any(isinstance(leaf, Tensor) for leaf in tree_flatten(value)[0]):
+                found[n.name] = value
+            return value
+
+    values = placeholder_values(graph_module, args, kwargs)
+    values = [tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, v) for v in values]
+    try:
+        with torch.no_grad():
+            Record(shadow).run(*values)
+    except Exception:  # the model fits its example inputs only, or an op has no meta kernel: nothing more is known
+        return found
+    return found

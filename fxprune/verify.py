@@ -1,0 +1,323 @@
+"""The mask oracle: the pruned model must compute what the dense model computes with the same channels masked.
+
+The dense graph runs with every slice that the plan names set to zero. Where an op computes a statistic over channels
+(``ChannelGraph.statistics``), the statistic is taken over the kept channels only. The oracle reads the plan's indices
+and the labels' masks; it shares no code with the rewriter.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from fxprune.channels import ChannelGraph, placeholder_values
+from fxprune.cost import Keep
+from fxprune.errors import VerificationError
+from fxprune.plan import PruningPlan
+
+TOLERANCE = 1e-5
+"""Largest accepted relative error in float32: ``max |pruned - masked| / max |masked|`` over every output."""
+
+_DOUBLE_TOLERANCE = 1e-9
+
+Inputs = tuple[Sequence[Any], Mapping[str, Any]]
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    """``max |found - expected| / max |expected|``, the largest over all output tensors.
+
+    Raises:
+        VerificationError: if the outputs differ in structure or shape.
+    """
+    a, b = tree_flatten(found)[0], tree_flatten(expected)[0]
+    if len(a) != len(b):
+        raise VerificationError(f"The outputs differ in structure: {len(a)} values instead of {len(b)}.")
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        if not isinstance(y, Tensor):
+            continue
+        if not isinstance(x, Tensor) or x.shape != y.shape:
+            raise VerificationError(f"The shape of an output differs: {list(x.shape)} instead of {list(y.shape)}.")
+        if y.numel() == 0 or y.dtype == torch.bool:
+            continue
+        x, y = x.detach(), y.detach()
+        if not torch.equal(x.isfinite(), y.isfinite()):
+            return float("inf")
+        finite = y.isfinite()
+        kind = torch.complex128 if y.is_complex() else torch.float64
+        x, y = x[finite].to(kind), y[finite].to(kind)
+        if y.numel():
+            scale = float(y.abs().max())
+            worst = max(worst, float((x - y).abs().max()) / (scale if scale > 0 else 1.0))
+    return worst
+
+
+def mask_oracle(
+    dense: fx.GraphModule, pruned: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs
+) -> float:
+    """The relative error of ``pruned`` against the masked ``dense`` on ``inputs``.
+
+    Raises:
+        VerificationError: if it exceeds the tolerance, and is no rounding error.
+    """
+    error = _compare(dense, pruned, graph, plan, keep, inputs)
+    if error <= TOLERANCE:
+        return error
+    exact = _compare(_double(dense), _double(pruned), graph, plan, keep, tree_map_only(Tensor, _to_double, inputs))
+    if exact <= _DOUBLE_TOLERANCE:
+        return error
+    raise VerificationError(
+        f"The pruned model differs from its masked original: relative error {error:.1e} ({exact:.1e} in double). "
+        "This is a fault of fxprune; please report it with the model. The model that was given is unchanged."
+    )
+
+
+def _compare(
+    dense: fx.GraphModule, pruned: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs
+) -> float:
+    expected = masked_output(dense, graph, plan, keep, inputs)
+    small = _eval_copy(pruned)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = small(*_fresh(inputs[0]), **_fresh(inputs[1]))
+    return relative_error(found, expected)
+
+
+def masked_output(dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs) -> Any:
+    """What the dense model computes in eval mode with the channels that go masked."""
+    masked = _eval_copy(dense)
+    zero_slices(masked, plan)
+    mode = _Masking(graph, keep)
+    values = placeholder_values(masked, *_fresh(inputs))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), mode:
+        torch.manual_seed(0)
+        return _Interpreter(masked, mode).run(*values)
+
+
+def zero_slices(module: nn.Module, plan: PruningPlan) -> None:
+    """Set every slice that ``plan`` drops to zero, in place."""
+    tensors = dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)])
+    with torch.no_grad():
+        for name, dims in plan.kept.items():
+            tensor = tensors[name]
+            for dim, kept in dims.items():
+                if kept and isinstance(kept[0], list):
+                    stays = torch.zeros(len(kept), tensor.shape[dim])
+                    for row, indices in enumerate(kept):
+                        stays[row, indices] = 1
+                    stays = stays.repeat_interleave(tensor.shape[0] // len(kept), 0)
+                    shape = [
+                        tensor.shape[0] if d == 0 else tensor.shape[d] if d == dim else 1 for d in range(tensor.ndim)
+                    ]
+                else:
+                    stays = torch.zeros(tensor.shape[dim])
+                    stays[kept] = 1
+                    shape = [-1 if d == dim else 1 for d in range(tensor.ndim)]
+                tensor.mul_(stays.reshape(shape).to(tensor))
+
+
+def _eval_copy(module: fx.GraphModule) -> fx.GraphModule:
+    return copy.deepcopy(module).eval()
+
+
+def _fresh(tree: Any) -> Any:
+    return tree_map_only(Tensor, lambda t: t.clone(), tree)
+
+
+def _to_double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _double(module: fx.GraphModule) -> fx.GraphModule:
+    return copy.deepcopy(module).double()
+
+
+class _Interpreter(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, mode: _Masking):
+        super().__init__(module)
+        self._mode = mode
+
+    def run_node(self, n: fx.Node) -> Any:
+        self._mode.enter(n.name)
+        return super().run_node(n)
+
+
+class _Masking(TorchDispatchMode):
+    """Takes statistics over kept channels where the analysis noted that an op mixes channels that are cut."""
+
+    def __init__(self, graph: ChannelGraph, keep: Keep):
+        super().__init__()
+        self._masks: dict[tuple[str, str, int], Tensor] = {}
+        for statistic in graph.statistics:
+            mask = torch.ones((), dtype=torch.bool)
+            for factor in statistic.labels:
+                mask = mask & torch.from_numpy(keep[factor.ids.numpy()])
+            if not bool(mask.all()):
+                self._masks[statistic.node, statistic.op, statistic.index] = mask
+        self._node = ""
+        self._counts: dict[str, int] = {}
+
+    def enter(self, node: str) -> None:
+        self._node, self._counts = node, {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        kind = _KINDS.get(name)
+        if kind is None or not _mixes(name, args, kwargs):
+            return func(*args, **kwargs)
+        op = name if kind == "reduction" else kind
+        index = self._counts.get(op, 0)
+        self._counts[op] = index + 1
+        mask = self._masks.get((self._node, op, index))
+        if mask is None:
+            return func(*args, **kwargs)
+        return _MASKED[kind](func, mask, args, kwargs)
+
+
+_REDUCTIONS = [
+    "mean",
+    "sum",
+    "nansum",
+    "amax",
+    "amin",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "linalg_vector_norm",
+    "norm",
+    "logsumexp",
+    "prod",
+    "max",
+    "min",
+    "any",
+    "all",
+]
+_KINDS: dict[str, str] = {
+    **dict.fromkeys(_REDUCTIONS, "reduction"),
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot", "linear"), "contraction"),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), "contraction"),
+    **dict.fromkeys(("native_layer_norm", "_fused_layer_norm"), "layer_norm"),
+    "_fused_rms_norm": "rms_norm",
+    "native_group_norm": "group_norm",
+    "_weight_norm_interface": "weight_norm",
+    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "_batch_norm_with_update",
+                     "_native_batch_norm_legit_no_training", "miopen_batch_norm"), "batch_norm"),
+}  # fmt: skip
+
+
+def _mixes(name: str, args: Any, kwargs: Any) -> bool:
+    if name in _REDUCTIONS:
+        return sum(isinstance(a, Tensor) for a in (*args, *kwargs.values())) == 1
+    if _KINDS[name] == "batch_norm":
+        return name != "_native_batch_norm_legit_no_training" and any(a is True for a in args[3:6])
+    return True
+
+
+def _on(mask: Tensor, tensor: Tensor) -> Tensor:
+    return mask.to(tensor.device).expand(tensor.shape)
+
+
+def _masked_reduction(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
+    x, *rest = args
+    name = func.overloadpacket.__name__
+    on = _on(mask, x)
+    if name in ("amax", "max", "logsumexp"):
+        return func(x.masked_fill(~on, -torch.inf), *rest, **kwargs)
+    if name in ("amin", "min"):
+        return func(x.masked_fill(~on, torch.inf), *rest, **kwargs)
+    if name in ("prod", "all"):
+        return func(x.masked_fill(~on, 1), *rest, **kwargs)
+    if name in ("sum", "nansum", "linalg_vector_norm", "norm", "any"):
+        return func(x.masked_fill(~on, 0), *rest, **kwargs)
+    dims = rest[0] if rest and isinstance(rest[0], (list, tuple, int)) and not isinstance(rest[0], bool) else None
+    dims = dims if dims not in (None, [], ()) else list(range(x.ndim))
+    keepdim = bool(kwargs.get("keepdim", rest[1] if name == "mean" and len(rest) > 1 else False))
+    count = on.sum(dims, keepdim=True)
+    mean = x.masked_fill(~on, 0).sum(dims, keepdim=True) / count
+    if name == "mean":
+        return mean if keepdim else mean.sum(dims)
+    correction = kwargs.get("correction", 1)
+    correction = 1 if correction is None else correction
+    spread = ((x - mean).masked_fill(~on, 0) ** 2).sum(dims, keepdim=True) / (count - correction)
+    spread = spread.sqrt() if name.startswith("std") else spread
+    both = (spread, mean) if keepdim else (spread.sum(dims), mean.sum(dims))
+    return both if name.endswith("_mean") else both[0]
+
+
+def _masked_contraction(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
+    place = 1 if func.overloadpacket.__name__ in ("addmm", "baddbmm", "addmv") else 0
+    x = args[place]
+    return func(*args[:place], x.masked_fill(~_on(mask, x), 0), *args[place + 1 :], **kwargs)
+
+
+def _normalised(
+    x: Tensor, on: Tensor, dims: list[int], eps: float, centre: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(x - mean) * rstd`` with both over the positions ``on``."""
+    count = on.sum(dims, keepdim=True)
+    mean = x.masked_fill(~on, 0).sum(dims, keepdim=True) / count if centre else x.new_zeros(())
+    spread = ((x - mean).masked_fill(~on, 0) ** 2).sum(dims, keepdim=True) / count
+    rstd = torch.rsqrt(spread + eps)
+    return (x - mean) * rstd, mean, rstd
+
+
+def _masked_layer_norm(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
+    x, shape, weight, bias, eps = args
+    dims = list(range(x.ndim - len(shape), x.ndim))
+    out, mean, rstd = _normalised(x, _on(mask, x), dims, eps)
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias, mean, rstd
+
+
+def _masked_rms_norm(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
+    x, shape, weight, eps = args
+    dims = list(range(x.ndim - len(shape), x.ndim))
+    out, _, rstd = _normalised(x, _on(mask, x), dims, torch.finfo(x.dtype).eps if eps is None else eps, centre=False)
+    return out if weight is None else out * weight, rstd
+
+
+def _masked_group_norm(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
+    x, weight, bias, _, _, _, groups, eps = args
+    split = (x.shape[0], groups, -1)
+    out, mean, rstd = _normalised(x.reshape(split), _on(mask, x).reshape(split), [2], eps)
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    out = out.reshape(x.shape)
+    out = out if weight is None else out * weight.reshape(shape)
+    return out if bias is None else out + bias.reshape(shape), mean, rstd
+
+
+def _masked_batch_norm(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
+    x, weight, bias = args[:3]
+    eps = args[-1] if isinstance(args[-1], float) else args[-2]
+    dims = [d for d in range(x.ndim) if d != 1]
+    out, mean, rstd = _normalised(x, _on(mask, x), dims, eps)
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    out = out if weight is None else out * weight.reshape(shape)
+    return out if bias is None else out + bias.reshape(shape), mean.flatten(), rstd.flatten()
+
+
+def _masked_weight_norm(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
+    v, g, *rest = args
+    dim = rest[0] if rest else kwargs.get("dim", 0)
+    v = v.masked_fill(~_on(mask, v), 0)
+    return func(v, g, dim)
+
+
+_MASKED = {
+    "reduction": _masked_reduction,
+    "contraction": _masked_contraction,
+    "layer_norm": _masked_layer_norm,
+    "rms_norm": _masked_rms_norm,
+    "group_norm": _masked_group_norm,
+    "batch_norm": _masked_batch_norm,
+    "weight_norm": _masked_weight_norm,
+}

@@ -1,0 +1,55 @@
+"""What every test shares: fixed seeds, the ``gpu`` marker, and weights that hide nothing."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs CUDA, and there is none"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter and every running statistic of ``model`` random values of a sane scale, in place.
+
+    A fresh network hides mistakes: its biases are zeros, its norms do nothing, its layer scales are 1e-6. Here every
+    index differs from every other, and activations neither vanish nor explode.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor: Tensor, std: float) -> None:
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * std)
+
+    def uniform(tensor: Tensor) -> None:
+        tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            owner = model.get_submodule(name.rpartition(".")[0])
+            if name.endswith("bias"):
+                normal(parameter, 0.2)
+            elif parameter.dim() < 2:  # the weights of norms, layer scales
+                uniform(parameter)
+            elif isinstance(owner, (nn.Linear, nn.modules.conv._ConvNd)) or name.endswith("weight"):
+                normal(parameter, (parameter.shape[0] / parameter.numel()) ** 0.5)
+            else:  # tokens, position embeddings, tables
+                normal(parameter, 0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                normal(buffer, 0.2)
+            elif name.endswith("running_var"):
+                uniform(buffer)
+    return model

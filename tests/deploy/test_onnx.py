@@ -1,0 +1,302 @@
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from conftest import randomise
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fxprune.deploy import export
+from fxprune.deploy import onnx as deploy_onnx
+from fxprune.errors import ExampleInputsError, ExportError, InputError
+from fxprune.inputs import RECORD_KEY, describe_inputs
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(8 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(self.norm(self.conv(x)).relu(), 2)
+        return self.head(self.drop(x.reshape(x.shape[0], -1)))
+
+
+class Structured(nn.Module):
+    """Nested inputs, keyword-only arguments, and outputs that are not all tensors."""
+
+    def forward(self, x: Tensor, pair: tuple[Tensor, Tensor], *, scale: int = 2, mask: Tensor | None = None) -> Any:
+        y = x * scale + pair[0][:, None] + pair[1]
+        return {"add": y if mask is None else y * mask, "count": 3, "nothing": None, "same": x, "many": [y, y + 1]}
+
+
+def shapes(path: Path, what: str) -> dict[str, list[Any]]:
+    return {
+        value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in getattr(onnx.load(path).graph, what)
+    }
+
+
+def test_a_graph_module_is_exported_and_checked(tmp_path: Path) -> None:
+    graph = torch.fx.symbolic_trace(randomise(Net())).train()
+    graph.norm.eval()
+    weights = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
+    path = tmp_path / "net.onnx"
+
+    validation = export(graph, path, torch.randn(1, 3, 8, 8))
+
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    assert validation.path == path
+    assert 0 < validation.max_abs_error < 1e-4
+    assert 0 < validation.max_rel_error < 1e-5
+    assert validation.provider in ("CPUExecutionProvider", "CUDAExecutionProvider")
+    assert validation.batch == 3
+    assert validation.opset >= 18
+    assert 0 < validation.latency_ms < 1000
+    assert validation.torch_version == torch.__version__
+    assert validation.onnxruntime_version == onnxruntime.__version__
+    assert f"{path}: opset {validation.opset}, max error " in str(validation)
+    # The user's names, and a batch of any size.
+    assert shapes(path, "input") == {"x": ["batch", 3, 8, 8]}
+    assert shapes(path, "output") == {"output": ["batch", 5]}
+    assert "head.weight" in {tensor.name for tensor in onnx.load(path).graph.initializer}
+    # The module is as it was, and nothing else lies about.
+    assert graph.training
+    assert graph.conv.training
+    assert not graph.norm.training
+    assert all(torch.equal(tensor, graph.state_dict()[name]) for name, tensor in weights.items())
+    assert [each.name for each in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_the_file_computes_what_eval_mode_computes(tmp_path: Path) -> None:
+    net = randomise(Net()).eval()
+    export(net, tmp_path / "net.onnx", torch.randn(4, 3, 8, 8))
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    for batch in (1, 7):
+        x = torch.randn(batch, 3, 8, 8)
+        with torch.no_grad():
+            expected = net(x)
+        torch.testing.assert_close(torch.as_tensor(session.run(None, {"x": x.numpy()})[0]), expected)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_timm_networks(tmp_path: Path, name: str) -> None:
+    options = {"img_size": 64} if name.startswith("vit") else {}
+    validation = export(randomise(timm.create_model(name, **options)), tmp_path / "net.onnx")
+    assert validation.max_rel_error < 1e-4
+
+
+def test_structured_inputs_and_outputs(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    kwargs = {"mask": torch.ones(1, 4), "scale": 3, "pair": (torch.arange(1), torch.randn(4))}
+    validation = export(Structured(), path, torch.randn(1, 4), kwargs)
+    assert validation.max_rel_error < 1e-5
+    assert shapes(path, "input") == {
+        "x": ["batch", 4],
+        "mask": ["batch", 4],
+        "pair_0": ["batch"],
+        "pair_1": [4],
+    }
+    names = list(shapes(path, "output"))
+    assert len(names) == len(set(names)) == 4
+    assert names[1:] == ["same", "many_0", "many_1"]
+
+
+def test_inputs_come_from_the_record_of_a_recorded_graph(tmp_path: Path) -> None:
+    graph = torch.fx.symbolic_trace(nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2)))
+    graph.meta[RECORD_KEY] = describe_inputs((torch.tensor([[0, 4]]),), {})
+    assert export(graph, tmp_path / "net.onnx").max_rel_error < 1e-5
+
+
+def test_half_precision_has_a_tolerance_of_its_own(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).half()
+    assert export(net, tmp_path / "net.onnx", torch.randn(1, 64).half()).max_rel_error < 1e-2
+
+
+@pytest.mark.gpu
+def test_cuda(tmp_path: Path) -> None:
+    validation = export(randomise(Net()).cuda(), tmp_path / "net.onnx", torch.randn(1, 3, 8, 8).cuda())
+    assert validation.provider == "CUDAExecutionProvider"
+    assert validation.max_rel_error < 1e-4
+
+
+def test_the_exporter_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: Any) -> None:
+    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "torch.fx", "onnxscript")}
+    export(Net(), tmp_path / "net.onnx", torch.randn(1, 3, 8, 8))
+    assert capfd.readouterr() == ("", "")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert levels == {name: logging.getLogger(name).level for name in levels}
+
+
+# -- what is refused: one sentence, no file
+
+
+def refused(kind: type[Exception], module: nn.Module, path: Path, *inputs: Any, **options: Any) -> str:
+    before = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    modes = [each.training for each in module.modules()]
+    with pytest.raises(kind) as caught:
+        export(module, path, *inputs, **options)
+    assert (sorted(path.parent.iterdir()) if path.parent.is_dir() else []) == before
+    assert [each.training for each in module.modules()] == modes
+    return str(caught.value)
+
+
+class Wrong(nn.Module):
+    """Computes something else in the exported graph than in Python."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1.01 if torch.compiler.is_exporting() else 1.0)
+
+
+class WrongShape(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :2] if torch.compiler.is_exporting() else x
+
+
+class FixedBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(x.shape[0])
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.sum() > 0 else x - 1
+
+
+class NoOperator(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.eigvals(x).real
+
+
+class AlwaysDropping(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, training=True)
+
+
+class OneSample(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(4)
+
+
+def test_a_file_that_computes_something_else(tmp_path: Path) -> None:
+    message = refused(ExportError, Wrong(), tmp_path / "net.onnx", torch.randn(1, 4))
+    provider = "CUDAExecutionProvider" if torch.cuda.is_available() else "CPUExecutionProvider"
+    assert message == (
+        "the exported file does not compute what torch does: output 0 is off by 1.0e-02 of its largest magnitude "
+        f"on {provider} at batch size 3, tolerance 1e-03"
+    )
+    message = refused(ExportError, WrongShape(), tmp_path / "net.onnx", torch.randn(1, 4))
+    assert message == "the exported file returns the shapes [[3, 2]] at batch size 3, torch [[3, 4]]"
+
+
+def test_a_network_that_is_random_in_eval_mode(tmp_path: Path) -> None:
+    assert refused(ExportError, AlwaysDropping(), tmp_path / "net.onnx", torch.randn(1, 400)) == (
+        "AlwaysDropping returns something else at every run, in eval mode too, so that no file can be checked; "
+        "look for random operations, for instance a dropout that does not ask self.training"
+    )
+
+
+def test_an_old_file_survives_a_failed_export(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_text("old")
+    refused(ExportError, Wrong(), tmp_path / "net.onnx", torch.randn(1, 4))
+    assert (tmp_path / "net.onnx").read_text() == "old"
+
+
+def test_a_network_that_torch_export_cannot_capture(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    remedy = "its forward must take sizes from x.shape and not branch on the values of tensors"
+    assert refused(ExportError, FixedBatch(), tmp_path / "net.onnx", torch.randn(1, 4)) == (
+        f"torch.export cannot capture FixedBatch with a dynamic batch: the network works for batch = 2 only; {remedy}"
+    )
+    assert refused(ExportError, Branching(), tmp_path / "net.onnx", torch.randn(1, 4)) == (
+        "torch.export cannot capture Branching with a dynamic batch: "
+        f"which operations run depends on the values of its tensors; {remedy}"
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_operator_that_onnx_has_not(tmp_path: Path) -> None:
+    message = refused(ExportError, NoOperator(), tmp_path / "net.onnx", torch.randn(1, 4, 4))
+    assert message.startswith(
+        "torch.onnx cannot write NoOperator: No ONNX function found for <OpOverload(op='aten.linalg_eig'"
+    )
+    assert "\n" not in message
+
+
+def test_inputs_that_do_not_take_another_batch_size(tmp_path: Path) -> None:
+    assert refused(ExampleInputsError, OneSample(), tmp_path / "net.onnx", torch.randn(1, 4)) == (
+        "OneSample fails on random inputs of the shapes [[2, 4]]: shape '[4]' is invalid for input of size 8; "
+        "an export needs inputs whose dim 0 is a batch of any size"
+    )
+    assert "cannot tell what OneSample.forward(x) takes" in refused(
+        ExampleInputsError, OneSample(), tmp_path / "net.onnx"
+    )
+
+
+def test_outputs_that_nothing_can_be_compared_with(tmp_path: Path) -> None:
+    net = nn.Linear(4, 4)
+    net.bias.data[0] = float("nan")
+    assert refused(ExportError, net, tmp_path / "net.onnx", torch.randn(1, 4)) == (
+        "the outputs are NaN in torch already, so that no file can be checked; look at the weights"
+    )
+    assert refused(ExportError, nn.Linear(4, 4).bfloat16(), tmp_path / "net.onnx", torch.randn(1, 4).bfloat16()) == (
+        "onnxruntime has no bfloat16 kernels to check most networks with; export model.float()"
+    )
+
+
+def test_what_is_found_before_the_work_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deploy_onnx, "_write", lambda *_: pytest.fail("the work has started"))
+    x = torch.randn(1, 3, 8, 8)
+    assert refused(InputError, Net(), tmp_path / "no" / "net.onnx", x) == (
+        f"cannot write '{tmp_path}/no/net.onnx': the folder '{tmp_path}/no' does not exist; create it first"
+    )
+    message = refused(InputError, Net(), tmp_path / "net.onnx", x, provider="GPU")
+    assert message.startswith("this onnxruntime has no execution provider 'GPU'; it has ")
+    assert "CPUExecutionProvider" in message
+
+
+def test_a_provider_that_does_not_work_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available() or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("needs the GPU build of onnxruntime on a machine without a GPU")
+    message = refused(
+        ExportError, Net(), tmp_path / "net.onnx", torch.randn(1, 3, 8, 8), provider="CUDAExecutionProvider"
+    )
+    assert message == (
+        "onnxruntime's CUDAExecutionProvider does not work on this machine; pass provider='CPUExecutionProvider'"
+    )
+
+
+def test_errors_of_outputs() -> None:
+    inf, nan = float("inf"), float("nan")
+    for actual, expected, errors in [
+        ([1.0, 2.0], [1.0, 2.0], (0.0, 0.0)),
+        ([1.0, 2.0], [1.0, 4.0], (2.0, 0.5)),
+        ([-inf, 2.0], [-inf, 2.0], (0.0, 0.0)),
+        ([0.0, 1e-9], [0.0, 0.0], (1e-9, inf)),
+        ([inf, 2.0], [4.0, 2.0], (inf, inf)),
+        ([], [], (0.0, 0.0)),
+    ]:
+        assert deploy_onnx._error(
+            torch.tensor(actual, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
+        ) == pytest.approx(errors)
+    absolute, relative = deploy_onnx._error(torch.tensor([nan]), torch.tensor([1.0]))
+    assert not relative <= 1e-3
+    assert not absolute <= 1e-3
+
+
+def test_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As torch does above its threshold; a network of 2 GB is too much for a test.
+    onnx_program = sys.modules["torch.onnx._internal.exporter._onnx_program"]
+    monkeypatch.setattr(onnx_program, "_LARGE_MODEL_THRESHOLD", 1)
+    export(nn.Linear(40, 40), tmp_path / "net.onnx", torch.randn(1, 40))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_outputs()[0].shape == ["batch", 40]

@@ -1,0 +1,573 @@
+"""What a recorded network keeps of the original besides its outputs, and what recording leaves behind: nothing."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import random
+import sys
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fxprune.errors import ExampleInputsError, RecordError
+from fxprune.recording import RecordedModule, clone_structure, record
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(4))
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("mask", torch.ones(4, 1, 1), persistent=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) * self.scale[:, None, None] * self.mask
+
+
+def _targets(gm: fx.GraphModule) -> list[Any]:
+    return [node.target for node in gm.graph.nodes]
+
+
+# --- structure ------------------------------------------------------------------------------------------------------
+
+
+def test_tensors_are_shared_and_in_order() -> None:
+    model = Block()
+    gm = record(model, torch.randn(1, 3, 5, 5))
+    assert isinstance(gm, RecordedModule)
+    assert list(gm.state_dict()) == list(model.state_dict())
+    assert [name for name, _ in gm.named_buffers()] == [name for name, _ in model.named_buffers()]
+    assert all(a is b for a, b in zip(gm.parameters(), model.parameters(), strict=True))
+    assert all(a is b for a, b in zip(gm.buffers(), model.buffers(), strict=True))
+    assert gm.conv is not model.conv
+    assert type(gm.conv) is nn.Conv2d
+
+
+def test_training_flags_are_the_models_own() -> None:
+    model = Block()
+    model.norm.eval()
+    gm = record(model, torch.randn(1, 3, 5, 5))
+    assert gm.training
+    assert gm.conv.training
+    assert not gm.norm.training
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, clone_structure])
+def test_copies_keep_everything(duplicate: Callable[[Any], RecordedModule]) -> None:
+    model = Block().eval()
+    model.head = nn.Conv2d(3, 4, 3)
+    model.head.weight = model.conv.weight
+    x = torch.randn(2, 3, 5, 5)
+    gm = record(model, x)
+    again = duplicate(gm)
+    assert isinstance(again, RecordedModule)
+    assert list(again.state_dict()) == list(model.state_dict())
+    assert again.head.weight is again.conv.weight
+    assert (again.conv.weight is gm.conv.weight) == (duplicate is clone_structure)
+    assert torch.equal(again(x), model(x))
+    again.graph.lint()
+    assert [node.meta for node in again.graph.nodes] == [node.meta for node in gm.graph.nodes]
+    assert again.meta == gm.meta
+
+
+def test_clone_structure_leaves_the_first_alone() -> None:
+    gm = record(Block().eval(), torch.randn(1, 3, 5, 5))
+    again = clone_structure(gm)
+    again.conv.out_channels = 2
+    again.conv.weight = nn.Parameter(torch.randn(2, 3, 3, 3))
+    del again.norm
+    assert gm.conv.out_channels == 4
+    assert gm.conv.weight.shape[0] == 4
+    gm(torch.randn(1, 3, 5, 5))
+
+
+def test_state_dict_round_trip() -> None:
+    gm = record(Block(), torch.randn(1, 3, 5, 5))
+    file = io.BytesIO()
+    torch.save(gm.state_dict(), file)
+    file.seek(0)
+    Block().load_state_dict(torch.load(file))
+
+
+def test_hooks_of_leaves_run() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].register_forward_hook(lambda module, args, output: output + 1)
+    x = torch.randn(3, 2)
+    gm = record(model, x)
+    assert _targets(gm) == ["input", "0", "output"]
+    assert torch.equal(gm(x), model(x))
+
+
+def test_record_again() -> None:
+    model = Dropping().eval()
+    x = torch.randn(2, 4)
+    first = record(model, x)
+    gm = record(first, x)
+    assert list(gm.state_dict()) == list(model.state_dict())
+    sources = [[node.meta["source"] for node in each.graph.nodes if node.op == "call_function"] for each in (first, gm)]
+    assert sources[0] == sources[1]
+    assert torch.equal(gm(x), model(x))
+    gm.train()
+    assert (gm(torch.ones(1, 1000, 4)) == 0).any()
+
+
+def test_every_node_says_where_it_is_from() -> None:
+    gm = record(Block(), torch.randn(1, 3, 5, 5))
+    conv = next(node for node in gm.graph.nodes if node.target == "conv")
+    line = Block.forward.__code__.co_firstlineno + 1
+    assert conv.meta["source"].endswith(f"test_faithful.py:{line} in forward")
+    assert conv.meta["module"] == "conv"
+    assert conv.meta["shape"] == (1, 4, 3, 3)
+    assert all({"source", "module", "shape"} <= node.meta.keys() for node in gm.graph.nodes)
+
+
+def test_containers_of_torch_stand_in_for_user_code() -> None:
+    gm = record(nn.Sequential(nn.Linear(2, 2)), torch.randn(1, 2))
+    for node in gm.graph.nodes:
+        assert node.meta["source"].startswith("torch/nn/modules/container.py:")
+
+
+# --- train and eval -------------------------------------------------------------------------------------------------
+
+
+class Dropping(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, training=self.training)
+
+
+class DropPath(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * (torch.rand(x.shape[0], 1) > 0.5)
+
+
+class Nested(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("model", [Dropping(), Nested(Dropping()), Nested(DropPath()), Nested(Nested(nn.Dropout()))])
+def test_dropout_follows_train_and_eval(model: nn.Module) -> None:
+    gm = record(model, torch.randn(2, 4))
+    x = torch.ones(100, 4)
+    assert (gm.train()(x) == 0).any()
+    assert (gm.eval()(x) == 1).all()
+    assert (copy.deepcopy(gm).train()(x) == 0).any()
+    assert (fx.Interpreter(clone_structure(gm).train()).run(x) == 0).any()
+
+
+def test_attention_dropout_comes_back_in_train_mode() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.9, batch_first=True)
+    x = torch.randn(2, 5, 8)
+    gm = record(model, x)
+    torch.manual_seed(0)
+    expected = model(x)
+    torch.manual_seed(0)
+    assert torch.equal(gm(x), expected)
+
+
+def test_branch_on_training_is_noted() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) * (2 if self.training else 1)
+
+    (note,) = record(Branch(), torch.randn(1, 4)).meta["notes"]
+    assert note.endswith("in forward: a branch on self.training was recorded as it goes in eval mode")
+
+
+class NoGrad(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(4, 4)
+        self.two = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        with torch.no_grad():
+            z = self.two(y) * 2
+            y.mul_(3)
+        return self.two(x) * z + y.detach() + y
+
+
+class Detached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x).detach() * self.one(x) + self.one.weight.data.sum()
+
+
+@pytest.mark.parametrize("make", [NoGrad, Detached])
+def test_gradients_are_those_of_the_original(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    x = torch.randn(3, 4)
+    gm = record(model, x)
+    expected = torch.autograd.grad(model(x).sum(), list(model.parameters()), allow_unused=True)
+    got = torch.autograd.grad(gm(x).sum(), list(gm.parameters()), allow_unused=True)
+    assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+class _Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 100
+
+
+_bound_early = _Doubled.apply
+
+
+@pytest.mark.parametrize("apply", ["bound late", "bound early"])
+def test_custom_backward_survives(apply: str) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return _Doubled.apply(x) if apply == "bound late" else _bound_early(x)
+
+    gm = record(Model(), torch.randn(2))
+    x = torch.randn(2, requires_grad=True)
+    gm(x).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.full((2,), 100.0))
+
+
+# --- the call -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Output:
+    logits: Tensor
+    hidden: dict[str, Tensor]
+    extra: int | None = None
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: Tensor
+
+
+class Structured(nn.Module):
+    def forward(self, batch: dict[str, Any], scale: float = 2.0, *, bias: Tensor | None = None) -> Output:
+        x = batch["x"] * scale + batch["more"][0]
+        if bias is not None:
+            x = x + bias
+        return Output(x, {"pair": Pair(x, batch["x"]), "ordered": OrderedDict(a=x)}, extra=len(batch))  # type: ignore[dict-item]
+
+
+def test_nested_inputs_and_outputs() -> None:
+    model = Structured()
+
+    def batch(size: int) -> dict[str, Any]:
+        return {"x": torch.randn(size, 3), "more": [torch.randn(size, 3)]}
+
+    gm = record(model, batch(2), {"bias": torch.ones(3)})
+    for size in (2, 5):
+        x = batch(size)
+        expected, got = model(x, bias=torch.ones(3)), gm(x, bias=torch.ones(3))
+        assert isinstance(got, Output)
+        assert torch.equal(got.logits, expected.logits)
+        assert isinstance(got.hidden["pair"], Pair)
+        assert isinstance(got.hidden["ordered"], OrderedDict)
+        assert torch.equal(got.hidden["pair"].second, x["x"])
+        assert got.extra == 2
+
+
+def test_defaults_and_signature() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor, times: int = 3, mask: Tensor | None = None, *rest: Tensor, name: str = "a") -> Any:
+            return x * times if mask is None else x
+
+    gm = record(Model(), torch.ones(2))
+    assert torch.equal(gm(torch.ones(4)), torch.full((4,), 3.0))
+    assert torch.equal(gm(torch.ones(4), 3, None, name="a"), torch.full((4,), 3.0))
+
+
+def test_variadic() -> None:
+    class Model(nn.Module):
+        def forward(self, *xs: Tensor, **more: Tensor) -> Tensor:
+            return sum(xs, more["y"])  # type: ignore[arg-type]
+
+    model = Model()
+    x = (torch.randn(2), torch.randn(2))
+    gm = record(model, x, {"y": torch.ones(2)})
+    assert torch.equal(gm(*x, y=torch.ones(2)), model(*x, y=torch.ones(2)))
+
+
+def test_the_same_tensor_as_two_inputs() -> None:
+    class Model(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a - 2 * b
+
+    x = torch.ones(2)
+    assert torch.equal(record(Model(), (x, x))(x, x + 1), torch.full((2,), -3.0))
+
+
+def test_written_input_is_written_again_and_the_example_is_not() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> int:
+            x[0] = 7.0
+            return 1
+
+    example = torch.zeros(2)
+    gm = record(Model(), example)
+    assert example.tolist() == [0.0, 0.0]
+    x = torch.zeros(2)
+    assert gm(x) == 1
+    assert x.tolist() == [7.0, 0.0]
+
+
+# --- constants ------------------------------------------------------------------------------------------------------
+
+
+def test_values_read_from_tensors_are_noted() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.sum().item() if x.mean() > -100 else x
+
+    notes = record(Model(), torch.ones(2)).meta["notes"]
+    assert len(notes) == 1
+    assert notes[0].endswith("in forward: a value read from a tensor is kept as a constant")
+
+
+def test_unknown_tensors_become_buffers() -> None:
+    table = torch.arange(3.0)
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + table
+
+    gm = record(Model(), torch.ones(3))
+    assert torch.equal(gm(torch.ones(3)), table + 1)
+    assert gm.state_dict() == {}
+    assert gm._constant_0 is table
+    assert "is kept as the buffer _constant_0" in gm.meta["notes"][0]
+
+
+def test_cached_parameters_lead_back_to_the_parameters() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.ones(2))
+            self.cache: dict[str, Tensor] = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            if "b" not in self.cache:
+                self.cache["b"] = self.bias * 2
+            return x + self.cache["b"]
+
+    model = Model().eval()
+    model(torch.ones(2))
+    kept = model.cache["b"]
+    gm = record(model, torch.ones(2))
+    assert model.cache["b"] is kept
+    assert "bias" in _targets(gm)
+    assert not gm.meta["notes"]
+
+
+def test_a_dict_of_constants_is_no_cache() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = {"a": torch.ones(2)}
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.tables["a"] + self.tables.get("b", torch.ones(1))
+
+    model = Model()
+    assert torch.equal(record(model, torch.ones(2))(torch.ones(2)), model(torch.ones(2)))
+
+
+# --- nothing is left behind -----------------------------------------------------------------------------------------
+
+
+class Writing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.register_buffer("steps", torch.zeros(1))
+        self.register_buffer("mean", torch.zeros(2))
+        self.history: list[Tensor] = []
+        self.plain = torch.zeros(2)
+        self.fail = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        self.mean = self.mean + x.mean(0)
+        self.last = x
+        self.history.append(x)
+        self.plain.add_(1)
+        torch.rand(3)
+        random.random()
+        if self.fail:
+            raise ValueError("no such thing")
+        return self.linear(x) + self.steps + self.mean
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_model_is_left_as_it_was(fail: bool) -> None:
+    model = Writing()
+    model.fail = fail
+    model.linear.bias.requires_grad_(False)
+    model.linear.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    attributes = dict(model.__dict__)
+    hooks = (nn.Module.__call__, torch.autograd.Function.__dict__["apply"], torch.backends.mha.get_fastpath_enabled())
+    torch.manual_seed(0)
+    random.seed(0)
+    expected = (torch.rand(1), random.random())
+    torch.manual_seed(0)
+    random.seed(0)
+    if fail:
+        with pytest.raises(ExampleInputsError):
+            record(model, torch.randn(1, 2, generator=torch.Generator()))
+    else:
+        record(model, torch.ones(1, 2))
+    assert (torch.rand(1), random.random()) == expected
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.__dict__ == attributes
+    assert model.history == []
+    assert model.plain.tolist() == [0.0, 0.0]
+    assert model.training
+    assert not model.linear.training
+    assert [p.requires_grad for p in model.parameters()] == [True, False]
+    assert hooks == (
+        nn.Module.__call__,
+        torch.autograd.Function.__dict__["apply"],
+        torch.backends.mha.get_fastpath_enabled(),
+    )
+    assert "int" not in vars(sys.modules[__name__])
+
+
+def test_buffers_are_written_by_the_graph() -> None:
+    model = Writing().eval()
+    twin = copy.deepcopy(model)
+    gm = record(model, torch.ones(1, 2))
+    for _ in range(2):
+        x = torch.randn(3, 2)
+        with torch.no_grad():
+            assert torch.equal(gm(x), twin(x))
+    assert torch.equal(gm.steps, twin.steps)
+    assert torch.equal(gm.mean, twin.mean)
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+def test_failing_forward_names_the_line_and_the_shapes() -> None:
+    with pytest.raises(ExampleInputsError) as caught:
+        record(nn.Sequential(nn.Linear(3, 2)), torch.randn(1, 4))
+    assert "mat1 and mat2 shapes cannot be multiplied (1x4 and 3x2)" in str(caught.value)
+    assert "(Tensor[1, 4])" in str(caught.value)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_missing_argument() -> None:
+    with pytest.raises(ExampleInputsError, match=r"missing a required argument: 'batch'.*Given: \(\)"):
+        record(Structured(), ())
+
+
+def test_wrong_type_of_example_inputs() -> None:
+    with pytest.raises(ExampleInputsError, match="must be a tensor or a tuple"):
+        record(Structured(), 3)
+
+
+def test_name_that_graph_modules_use() -> None:
+    model = nn.Sequential()
+    model.add_module("graph", nn.Linear(2, 2))
+    with pytest.raises(RecordError, match="attribute named 'graph'"):
+        record(model, torch.ones(1, 2))
+
+
+def test_vmap_is_refused() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.vmap(torch.sin)(x)
+
+    with pytest.raises(RecordError, match=r"in forward: code inside torch.vmap, .* cannot be recorded"):
+        record(Model(), torch.ones(2))
+
+
+def test_uninitialised_parameters_are_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lazy modules say that they are new
+        model = nn.LazyLinear(3)
+    with pytest.raises(RecordError, match="weight of LazyLinear is not initialised yet"):
+        record(model, torch.ones(1, 2))
+
+
+def test_unrolled_loops_are_noted() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return sum(x[i] for i in range(x.shape[0]))
+
+    (note,) = record(Model(), torch.ones(2, 3)).meta["notes"]
+    assert "a loop over range(2,), which depends on the shape of a tensor, is unrolled" in note
+
+
+def test_direct_use_of_the_flag_by_a_builtin_is_noted() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.dropout(x, 0.5, self.training)
+
+    gm = record(Model(), torch.ones(2))
+    assert gm.meta["notes"] == ["Model: functional dropout is recorded as it goes in eval mode"]
+
+
+def test_assigned_data_is_put_back() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.weight.data = self.weight.data * 2
+            return x * self.weight
+
+    model = Model()
+    gm = record(model, torch.ones(2))
+    assert model.weight.tolist() == [1.0, 1.0]
+    assert gm(torch.ones(2)).tolist() == [2.0, 2.0]
+    assert gm(torch.ones(2)).tolist() == [4.0, 4.0]
+
+
+def test_sizes_of_buffers_and_devices_follow_the_module() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            ramp = torch.arange(x.shape[1], device=x.device) + torch.zeros(4, device=self.linear.weight.device)
+            return self.linear(x) + ramp
+
+    gm = record(Model(), torch.ones(1, 4)).to("meta")
+    assert gm(torch.ones(3, 4, device="meta")).shape == (3, 4)
+
+
+def test_meta_device() -> None:
+    with torch.device("meta"):
+        model = Block().eval()
+        gm = record(model, torch.randn(1, 3, 5, 5))
+        assert gm(torch.randn(7, 3, 5, 5)).shape == (7, 4, 3, 3)

@@ -1,0 +1,243 @@
+import contextlib
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import randomise
+
+from fxprune import cli
+
+NET = """
+from torch import nn
+
+def make():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.BatchNorm2d(24), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10),
+    )
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> str:
+    (tmp_path / "net.py").write_text(NET)
+    return f"{tmp_path / 'net.py'}:make"
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code: Any = cli.main(arguments)
+        except SystemExit as end:
+            code = end.code
+    return code, out.getvalue(), err.getvalue()
+
+
+def refused(*arguments: str) -> str:
+    """The one sentence on stderr; nothing on stdout, and exit code 2."""
+    code, out, err = run(*arguments, "--quiet")
+    assert code == 2
+    assert out == ""
+    assert err.startswith("fxprune: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("fxprune: ").rstrip("\n")
+
+
+# -- what it does
+
+
+def test_prune_writes_all_that_was_asked_for(net: str, tmp_path: Path) -> None:
+    model = randomise(cli_model(net))
+    torch.save(model.state_dict(), tmp_path / "dense.pt")
+    outputs = [tmp_path / name for name in ("half.onnx", "half.safetensors", "half.json")]
+    code, out, err = run(
+        *("prune", net, "--weights", str(tmp_path / "dense.pt"), "--input-size", "3,32,32", "--flops", "0.5"),
+        *("--onnx", str(outputs[0]), "--save", str(outputs[1]), "--plan", str(outputs[2])),
+    )
+    assert code == 0, err
+    assert all(path.stat().st_size > 0 for path in outputs)
+    assert "MACs" in out
+    assert f"plan: {outputs[2]}\nweights: {outputs[1]}\nonnx: {outputs[0]}: opset" in out
+    assert err.startswith(f"loading {net}\n")
+    assert "exporting to ONNX and comparing with onnxruntime" in err
+    json.loads(outputs[2].read_text())
+    assert sum(tensor.numel() for tensor in load(outputs[1]).values()) < sum(
+        map(torch.numel, model.state_dict().values())
+    )
+
+
+def test_quiet_says_nothing_but_the_result(net: str) -> None:
+    code, out, err = run("prune", net, "--input-size", "3,32,32", "--channels", "0.5", "--method", "l1", "--quiet")
+    assert (code, err) == (0, "")
+    assert "MACs" in out
+
+
+def test_every_option_reaches_prune(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fxprune
+
+    seen: dict[str, Any] = {}
+
+    class Report:
+        def __str__(self) -> str:
+            return "the report"
+
+    def prune(model: Any, example_inputs: Any, **options: Any) -> Any:
+        seen.update(options, shape=tuple(example_inputs.shape), training=model.training)
+        model.meta = {"fxprune": Report()}
+        return model
+
+    monkeypatch.setattr(fxprune, "prune", prune)
+    code, out, _ = run(
+        *("prune", net, "--input-size", "3,8,8", "--params", "0.25", "--method", "random", "--scope", "uniform"),
+        *("--attention", "heads", "--exact", "--ignore", "0", "3", "--ignore", "4", "--round-to", "8"),
+        *("--min-channels", "2", "--seed", "7", "--no-verify", "--quiet"),
+    )
+    assert (code, out) == (0, "the report\n")
+    assert seen == {
+        "shape": (1, 3, 8, 8),
+        "training": False,
+        "method": "random",
+        "flops": None,
+        "params": 0.25,
+        "channels": None,
+        "ignore": ("0", "3", "4"),
+        "exact": True,
+        "attention": "heads",
+        "scope": "uniform",
+        "round_to": 8,
+        "min_channels": 2,
+        "verify": False,
+        "seed": 7,
+        "progress": False,
+    }
+
+
+def test_inspect_lists_groups_and_what_is_frozen(net: str) -> None:
+    code, out, _ = run("inspect", net, "--input-size", "3,32,32", "--quiet")
+    assert code == 0
+    assert re.search(r"\b16\b", out)
+    assert re.search(r"\b24\b", out)
+
+
+def test_methods_lists_each_with_a_line() -> None:
+    code, out, err = run("methods")
+    assert (code, err) == (0, "")
+    names = [line.split()[0] for line in out.splitlines()]
+    assert names == sorted(names)
+    assert {"bn_scale", "l1", "l2", "random"} <= set(names)
+    assert all(len(line.split()) > 2 for line in out.splitlines())
+
+
+# -- what it refuses
+
+
+def test_errors_are_one_sentence(net: str, tmp_path: Path) -> None:
+    size = ("--input-size", "3,32,32")
+    assert refused("prune", "timm:resnet5O", "--flops", "0.5").startswith("timm has no model 'resnet5O'; did you mean ")
+    assert refused("inspect", "net") == (
+        "cannot read the model spec 'net'; write timm:NAME, torchvision:NAME or path/to/file.py:factory"
+    )
+    assert refused("prune", net, *size, "--flops", "0.5", "--weights", "none.pt") == "there is no file 'none.pt'"
+    assert refused("prune", net, *size, "--flops", "0.5", "--weights", "none.pt", "--pretrained") == (
+        "--pretrained and --weights both name weights; give one of them"
+    )
+    assert "l2" in refused("prune", net, *size, "--flops", "0.5", "--method", "l3")
+    refused("prune", net, *size)
+    refused("prune", net, *size, "--flops", "0")
+    refused("prune", net, *size, "--flops", "nan")
+    refused("prune", net, *size, "--flops", "0.5", "--params", "0.5")
+    assert refused("prune", net, "--flops", "0.5").startswith("cannot tell what Sequential.forward(input) takes: ")
+
+
+@pytest.mark.parametrize("option", ["--onnx", "--plan", "--save"])
+def test_an_unwritable_path_is_found_before_the_model_is_loaded(tmp_path: Path, option: str) -> None:
+    path = tmp_path / "no" / "out.pt"
+    assert refused("prune", "timm:no_such_model", "--flops", "0.5", option, str(path)) == (
+        f"cannot write '{path}': the folder '{path.parent}' does not exist; create it first"
+    )
+
+
+def test_usage_errors_are_one_sentence_too(net: str) -> None:
+    code, out, err = run("prune", net, "--flops", "half")
+    assert (code, out) == (2, "")
+    assert err == "fxprune: argument --flops: invalid float value: 'half'; see `fxprune prune --help`\n"
+    _, _, err = run("inspect", net, "--input-size", "3x32")
+    assert err == (
+        "fxprune: argument --input-size: '3x32' is no shape; write sizes with commas between, for instance 3,224,224; "
+        "see `fxprune inspect --help`\n"
+    )
+    code, _, err = run("prine")
+    assert code == 2
+    assert "'prine'" in err
+    assert err.count("\n") == 1
+    # An abbreviation would change its meaning with the next option that begins like it.
+    assert run("prune", net, "--flop", "0.5")[2].startswith("fxprune: unrecognized arguments: --flop")
+
+
+def test_an_interrupt_has_its_own_exit_code(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fxprune.specs.load_model", interrupt)
+    assert run("inspect", net, "--quiet") == (130, "", "fxprune: interrupted\n")
+
+
+def test_a_mistake_of_ours_is_not_hidden(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("fxprune.specs.load_model", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["inspect", net, "--quiet"])
+
+
+# -- how it starts
+
+
+def test_help_does_not_load_torch() -> None:
+    script = (
+        "import sys, contextlib\n"
+        "from fxprune.cli import main\n"
+        "with contextlib.suppress(SystemExit): main(['--help'])\n"
+        "sys.exit('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, "importing fxprune.cli imported torch"
+    assert "fxprune prune timm:resnet50 --method l2 --flops 0.5 --onnx resnet50-half.onnx" in done.stdout
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    script = (
+        "import sys; from fxprune import cli, errors\n"
+        "cli._methods = lambda options: print('x' * 1_000_000)\n"
+        "sys.exit(cli.main(['methods']))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+def cli_model(spec: str) -> torch.nn.Module:
+    from fxprune.specs import load_model
+
+    return load_model(spec)
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
