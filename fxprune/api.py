@@ -280,7 +280,7 @@ def _oracle_inputs(dense: fx.GraphModule, args: Any, kwargs: Any, seed: int) -> 
     try:
         dense.eval()
         with torch.no_grad():
-            dense(*fresh[0], **fresh[1])
+            dense.forward(*fresh[0], **fresh[1])  # torch.fx prints what fails in __call__
         return fresh
     except Exception:  # the dense model itself is bound to its example's batch size
         return args, kwargs
@@ -330,7 +330,12 @@ def _ignored(model: nn.Module, ignore: Sequence[str | nn.Module]) -> tuple[str, 
 
 def _check_finite(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_meta:
+            raise ModelError(f"{name} is on the meta device and has no values. Load the weights before pruning.")
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            kind = "quantised" if tensor.is_quantized else "sparse"
+            raise ModelError(f"{name} is {kind}; fxprune prunes dense weights. Prune first, then make them {kind}.")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             if isinstance(tensor, nn.Parameter):
                 raise ModelError(f"{name} holds NaN or inf. Load a sound checkpoint before pruning.")
             if bool(torch.isnan(tensor).any()):

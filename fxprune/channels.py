@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from fxprune.cost import CostModel, Keep
 from fxprune.labels.blocks import BlockSets
 from fxprune.labels.classes import Ids, Reason
-from fxprune.labels.factors import Factor, Labels, compact, settle_dim
+from fxprune.labels.factors import Factor, Labels, compact, pruned, settle_dim
 from fxprune.labels.propagate import (
     Attention,
     Facts,
@@ -34,6 +34,7 @@ from fxprune.labels.propagate import (
     is_movement,
     label_parameter,
     propagate,
+    set_labels,
 )
 from fxprune.recording import clone_structure
 from fxprune.text import quantity, table
@@ -309,13 +310,57 @@ def _shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[fx.GraphMod
             replaced[id(tensor)] = stand
         return replaced[id(tensor)]
 
-    for kind in ("_parameters", "_buffers"):
-        for module in shadow.modules():
-            table = getattr(module, kind)
-            for name, tensor in table.items():
-                if tensor is not None:
-                    table[name] = stand_in(tensor)
+    replace_tensors(shadow, stand_in)
     return shadow, holders
+
+
+def replay(
+    module: fx.GraphModule, graph: ChannelGraph, keep: Keep, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Propagation, str]:
+    """Propagate the channel numbers of ``graph`` through ``module`` on other inputs or after a rewriting.
+
+    Returns:
+        The run, whose atoms below ``graph.channel_count`` are channel numbers, and the error that ended it, or "".
+    """
+    run = Propagation(graph.attention, seeded=True)
+    run.fresh(graph.channel_count)
+    shadow = clone_structure(module)
+    shadow.eval()
+    names: dict[int, str] = {}
+    for name, tensor in (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ):
+        names.setdefault(id(tensor), name)
+    replaced: dict[int, Tensor] = {}
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        if id(tensor) not in replaced:
+            known = graph.by_name.get(names[id(tensor)])
+            if known is None and not tensor.is_floating_point():
+                replaced[id(tensor)] = tensor.detach().cpu()
+            else:
+                stand = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+                set_labels(stand, names[id(tensor)], () if known is None else pruned(known.labels, keep))
+                replaced[id(tensor)] = stand
+        return replaced[id(tensor)]
+
+    replace_tensors(shadow, stand_in)
+    try:
+        propagate(shadow, placeholder_values(module, args, kwargs), run, "network input")
+    except Exception as error:
+        return run, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return run, ""
+
+
+def replace_tensors(module: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> None:
+    """Put ``stand_in(tensor)`` in the place of every parameter and buffer."""
+    for owner in module.modules():
+        tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+        for held in tables:
+            for name, tensor in held.items():
+                if tensor is not None:
+                    held[name] = stand_in(tensor)
 
 
 # -- order: channels that movements interleave ----------------------------------------------------------------------
@@ -555,7 +600,7 @@ class _Incidence:
 
 
 def _members(run: Propagation, roots: Ids, number: Ids) -> _Incidence:
-    channels, owners = [], []
+    channels, owners = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     for index, owner in enumerate(run.owners):
         channels.append(number[roots[owner.first : owner.first + owner.count]])
         owners.append(np.full(owner.count, index))
@@ -590,9 +635,11 @@ def _groups(
                 seen.add(key)
                 mix(factor.rows().reshape(-1))
     if locked:
-        reasons = {why: i for i, why in enumerate(dict.fromkeys(locked.values()))}
+        by_reason: dict[Reason, list[int]] = defaultdict(list)
         for channel, why in locked.items():
-            signature[channel] += np.uint64(reasons[why] * 2 + 1) * np.uint64(0x9E3779B97F4A7C15)
+            by_reason[why].append(channel)
+        for same in by_reason.values():
+            mix(np.array(same))
     sets: list[list[Ids]] = []
     in_blocks = np.zeros(channels, dtype=bool)
     for block_set in blocks:

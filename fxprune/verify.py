@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from fxprune.channels import ChannelGraph, placeholder_values
+from fxprune.channels import ChannelGraph, placeholder_values, replay
 from fxprune.cost import Keep
 from fxprune.errors import VerificationError
 from fxprune.plan import PruningPlan
@@ -94,11 +94,31 @@ def masked_output(dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan,
     """What the dense model computes in eval mode with the channels that go masked."""
     masked = _eval_copy(dense)
     zero_slices(masked, plan)
-    mode = _Masking(graph, keep)
+    mode = _Masking(_masks(dense, graph, keep, inputs))
     values = placeholder_values(masked, *_fresh(inputs))
     with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), mode:
         torch.manual_seed(0)
         return _Interpreter(masked, mode).run(*values)
+
+
+_Masks = dict[tuple[str, str, int], Tensor]
+
+
+def _masks(dense: fx.GraphModule, graph: ChannelGraph, keep: Keep, inputs: Inputs) -> _Masks:
+    """(node, op, index) -> which positions of the op's input are kept, where any is not; for these inputs' shapes."""
+    run, failed = replay(dense, graph, graph.everything(), *inputs)
+    if failed:
+        raise VerificationError(f"The labels cannot be replayed on the verification inputs: {failed}.")
+    kept = torch.ones(len(run.classes), dtype=torch.bool)
+    kept[: graph.channel_count] = torch.from_numpy(keep)
+    masks: _Masks = {}
+    for statistic in run.statistics:
+        mask = torch.ones((), dtype=torch.bool)
+        for factor in statistic.labels:
+            mask = mask & kept[torch.from_numpy(run.classes.find(factor.ids.numpy()))]
+        if not bool(mask.all()):
+            masks[statistic.node, statistic.op, statistic.index] = mask
+    return masks
 
 
 def zero_slices(module: nn.Module, plan: PruningPlan) -> None:
@@ -152,15 +172,9 @@ class _Interpreter(fx.Interpreter):
 class _Masking(TorchDispatchMode):
     """Takes statistics over kept channels where the analysis noted that an op mixes channels that are cut."""
 
-    def __init__(self, graph: ChannelGraph, keep: Keep):
+    def __init__(self, masks: _Masks):
         super().__init__()
-        self._masks: dict[tuple[str, str, int], Tensor] = {}
-        for statistic in graph.statistics:
-            mask = torch.ones((), dtype=torch.bool)
-            for factor in statistic.labels:
-                mask = mask & torch.from_numpy(keep[factor.ids.numpy()])
-            if not bool(mask.all()):
-                self._masks[statistic.node, statistic.op, statistic.index] = mask
+        self._masks = masks
         self._node = ""
         self._counts: dict[str, int] = {}
 

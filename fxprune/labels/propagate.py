@@ -271,6 +271,10 @@ class Propagation(TorchDispatchMode):
         self.new_layouts[owner.name] = groups
         return True
 
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Is this a parameter or buffer, or a view of one?"""
+        return hasattr(tensor, _NAME) or hasattr(tensor._base, _NAME)
+
     def collapse(self, factor: Factor, dims: Sequence[int]) -> Factor:
         """Join along ``dims``: positions that differ only there become one channel."""
         ids = factor.ids
@@ -439,7 +443,8 @@ class _Runner(fx.Interpreter):
         if n.op == "call_module":
             for parameter in self.module.get_submodule(str(n.target)).parameters():
                 run.lock_all(run.labels(parameter), f"{n.target} cannot run on meta tensors")
-        run.notes.append(f"{n.target} has no meta kernel; what reaches it is locked ({n.meta.get('source', '')})")
+        name = getattr(n.target, "__name__", n.target)
+        run.notes.append(f"{name} has no meta kernel; what reaches it is locked ({n.meta.get('source', '')})")
         return torch.empty(shape, dtype=n.meta.get("dtype", torch.float32), device="meta")
 
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.utils._pytree import tree_flatten
 
-from fxprune.channels import ChannelGraph, placeholder_values
+from fxprune.channels import ChannelGraph, replay
 from fxprune.cost import Keep
 from fxprune.labels.factors import cut_sizes, pruned
-from fxprune.labels.propagate import Propagation, TensorLabels, propagate, set_labels
-from fxprune.recording import clone_structure
+from fxprune.labels.propagate import TensorLabels
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,7 @@ def check_rewrite(
         kwargs: example keyword inputs.
         same_batch: are these the inputs that ``graph`` was made with? Otherwise only labels are compared, not shapes.
     """
-    run = Propagation(graph.attention, seeded=True)
-    run.fresh(graph.channel_count)
-    shadow = _shadow(module, graph, keep, run)
-    values = placeholder_values(module, args, kwargs)
-    failed = ""
-    try:
-        propagate(shadow, values, run, "network input")
-    except Exception as error:
-        failed = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    run, failed = replay(module, graph, keep, args, kwargs)
     roots = run.classes.find(np.arange(len(run.classes)))
     merged = _merged(roots[: graph.channel_count])
     for node in module.graph.nodes:
@@ -75,28 +66,6 @@ def check_rewrite(
     if merged:
         return Mismatch("", "", "different channels meet", tuple(sorted(merged)))
     return None
-
-
-def _shadow(module: fx.GraphModule, graph: ChannelGraph, keep: Keep, run: Propagation) -> fx.GraphModule:
-    shadow = clone_structure(module)
-    shadow.eval()
-    replaced: dict[int, Tensor] = {}
-    for prefix, owner in shadow.named_modules(remove_duplicate=False):
-        for table in (owner._parameters, owner._buffers):
-            for name, tensor in table.items():
-                if tensor is None or id(tensor) in {id(t) for t in replaced.values()}:
-                    continue
-                if id(tensor) not in replaced:
-                    path = f"{prefix}.{name}" if prefix else name
-                    known = graph.by_name.get(path)
-                    if known is None and not tensor.is_floating_point():
-                        replaced[id(tensor)] = tensor.detach().cpu()
-                    else:
-                        stand = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-                        set_labels(stand, path, () if known is None else pruned(known.labels, keep))
-                        replaced[id(tensor)] = stand
-                table[name] = replaced[id(tensor)]
-    return shadow
 
 
 def _merged(roots: Any) -> set[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_flatten, tree_map
 
-from fxprune.channels import ChannelGraph, placeholder_values
+from fxprune.channels import ChannelGraph, placeholder_values, replace_tensors
 from fxprune.cost import Keep
 from fxprune.recording import RecordedModule, clone_structure
 from fxprune.rewriting.literals import Repair, new_constant
@@ -69,14 +69,7 @@ def _integers(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping
     """The integer values of a graph's nodes on other inputs; empty if it does not run on them."""
     shadow = clone_structure(graph_module)
     shadow.eval()
-    for m in shadow.modules():
-        tables: tuple[dict[str, Any], ...] = (m._parameters, m._buffers)
-        for table in tables:
-            for name, tensor in table.items():
-                if tensor is not None and tensor.is_floating_point():
-                    table[name] = torch.empty_like(tensor, device="meta")
-                elif tensor is not None:
-                    table[name] = tensor.detach().to("meta")
+    replace_tensors(shadow, lambda t: torch.empty_like(t, device="meta"))
     found: dict[str, Any] = {}
 
     class Record(fx.Interpreter):

@@ -161,15 +161,19 @@ def _operand(run: Propagation, tensor: Tensor, letters: str) -> Operand:
     return Operand(tuple(tensor.shape), run.labels(tensor), letters)
 
 
-def _note(run: Propagation, first: Tensor) -> None:
-    """For the mask oracle: what the dropped channels hold must not enter a product of two activations."""
-    run.statistic("contraction", tuple(f for f in run.labels(first) if f.dim == first.ndim - 1))
+def _note(run: Propagation, first: Tensor, second: Tensor) -> None:
+    """For the mask oracle: what the dropped channels hold must not enter a product of two activations.
+
+    A parameter's slices are zero there already.
+    """
+    cut = () if run.is_parameter(second) else tuple(f for f in run.labels(first) if f.dim == first.ndim - 1)
+    run.statistic("contraction", cut)
 
 
 @rule("mm", "bmm", "mv", "dot", "vdot")
 def _matmul(run: Propagation, call: Call) -> Labels:
     first, second = call.tensors
-    _note(run, first)
+    _note(run, first, second)
     a, b, out = {
         "mm": ("ik", "kj", "ij"), "bmm": ("bik", "bkj", "bij"), "mv": ("ik", "k", "i"),
     }.get(call.name, ("k", "k", ""))  # fmt: skip
@@ -179,7 +183,7 @@ def _matmul(run: Propagation, call: Call) -> Labels:
 @rule("addmm", "baddbmm", "addmv")
 def _add_matmul(run: Propagation, call: Call) -> Labels:
     bias, first, second = call.tensors
-    _note(run, first)
+    _note(run, first, second)
     a, b, out = {
         "addmm": ("ik", "kj", "ij"), "baddbmm": ("bik", "bkj", "bij"), "addmv": ("ik", "k", "i"),
     }[call.name]  # fmt: skip
@@ -191,7 +195,7 @@ def _add_matmul(run: Propagation, call: Call) -> Labels:
 @rule("linear")
 def _linear(run: Propagation, call: Call) -> Labels:
     x, weight = call["input"], call["weight"]
-    _note(run, x)
+    _note(run, x, weight)
     lead = "abcdefgh"[: x.ndim - 1]
     labels = contract(run, [_operand(run, x, lead + "i"), _operand(run, weight, "oi")], lead + "o")
     return _with_bias(run, call, labels, call.out.ndim - 1)

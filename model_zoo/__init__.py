@@ -1,0 +1,1 @@
+"""Networks that fxprune is held to, and the commands that measure it on them. Not part of the installed package."""

@@ -1,0 +1,222 @@
+"""Convolutions of every kind."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from labels.nets import approximate, conv, exact, image, net, result
+from torch import Tensor, nn
+
+
+@net(exact(8, "a[0] d[0] n[0] b[1]"), image("a[1]"), result("b[0]"))
+class Depthwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.d, self.n, self.b = conv(3, 8), conv(8, 8, groups=8), nn.BatchNorm2d(8), conv(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.n(self.d(self.a(x))).relu6())
+
+
+@net(exact(8, "a[0] d[0] b[1]"), image("a[1]"), result("b[0]"))
+class DepthwiseMultiplier(nn.Module):
+    """Two outputs per input: they go with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.d, self.b = conv(3, 8), conv(8, 16, groups=8), conv(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.d(self.a(x)))
+
+
+@net(exact(4, "a[0] g[1]", blocks=2), exact(3, "g[0] n[0] b[1]", blocks=2), image("a[1]"), result("b[0]"))
+class Grouped(nn.Module):
+    """Groups keep equal counts, of inputs and of outputs each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.g, self.n, self.b = conv(3, 8), conv(8, 6, groups=2), nn.BatchNorm2d(6), conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.n(self.g(self.a(x))).relu())
+
+
+@net(exact(3, "a[0] g[1] g[0] b[1]", blocks=4), image("a[1]"), result("b[0]"))
+class GroupedResidual(nn.Module):
+    """Inputs and outputs are the same channels in the same groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.g, self.b = conv(3, 12), conv(12, 12, groups=4), conv(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x + self.g(x))
+
+
+@net(
+    exact(2, "a[0] f[1]", blocks=4), exact(2, "f[0] g[1]", blocks=4), exact(4, "g[0] b[1]", blocks=2),
+    image("a[1]"), result("b[0]"),
+)  # fmt: skip
+class GroupsInGroups(nn.Module):
+    """Four groups, then two: equal counts in four say all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.f, self.g, self.b = conv(3, 8), conv(8, 8, groups=4), conv(8, 8, groups=2), conv(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.g(self.f(self.a(x))))
+
+
+@net(exact(4, "a[0] c[0] g[1]", blocks=2), exact(4, "g[0] b[1]", blocks=2), image("a[1] c[1]"), result("b[0]"))
+class GroupedAfterSum(nn.Module):
+    """Groups reach back through a sum to every producer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.g, self.b = conv(3, 8), conv(3, 8), conv(8, 8, groups=2), conv(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.g(self.a(x) + self.c(x)))
+
+
+@net(exact(4, "a[0] g[1]"), exact(4, "c[0] g[1]"), exact(3, "g[0] b[1]", blocks=2), image("a[1] c[1]"), result("b[0]"))
+class GroupedAfterConcat(nn.Module):
+    """The two pieces of a concatenation are the two groups: equal counts, though the channels differ in kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.g, self.b = conv(3, 4), conv(3, 4), conv(8, 6, groups=2), conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.g(torch.cat([self.a(x), self.c(x)], 1)))
+
+
+@net(exact(8, "a[0] up.weight[0]"), exact(6, "up.weight[1] up.bias[0] b[1]"), image("a[1]"), result("b[0]"))
+class Transposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.up, self.b = conv(3, 8), nn.ConvTranspose2d(8, 6, 2, 2), conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.up(self.a(x)))
+
+
+@net(
+    exact(4, "a[0] up.weight[0]", blocks=2), exact(3, "up.weight[1] up.bias[0] b[1]", blocks=2),
+    image("a[1]"), result("b[0]"),
+)  # fmt: skip
+class TransposedGrouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.up, self.b = conv(3, 8), nn.ConvTranspose2d(8, 6, 2, 2, groups=2), conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.up(self.a(x)))
+
+
+@net(exact(8, "a[0] up.weight[0] up.bias[0] b[1]"), image("a[1]"), result("b[0]"))
+class TransposedDepthwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.up, self.b = conv(3, 8), nn.ConvTranspose2d(8, 8, 2, 2, groups=8), conv(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.up(self.a(x)))
+
+
+def _sound(batch: int) -> Tensor:
+    return torch.randn(batch, 3, 12)
+
+
+@net(exact(8, "a[0] n[0] b[1]"), exact(6, "b[0] h[1]"), image("a[1]"), result("h[0]"), inputs=_sound)
+class Conv1d(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n, self.b = nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.Conv1d(8, 6, 5, dilation=2)
+        self.h = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.b(F.max_pool1d(self.n(self.a(x)), 1)).amax(-1))
+
+
+def _video(batch: int) -> Tensor:
+    return torch.randn(batch, 3, 4, 6, 6)
+
+
+@net(exact(8, "a[0] n[0] b[1]"), exact(6, "b[0] h[1]"), image("a[1]"), result("h[0]"), inputs=_video)
+class Conv3d(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n, self.b = nn.Conv3d(3, 8, (1, 3, 3)), nn.BatchNorm3d(8), nn.Conv3d(8, 6, 3)
+        self.h = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(F.adaptive_avg_pool3d(self.b(self.n(self.a(x)).relu()), 1).flatten(1))
+
+
+class _StandardisedConv(nn.Conv2d):
+    """The weight is normalised over input channels and kernel, for every output channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+        return F.conv2d(x, w, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class _StandardisedByNorm(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        w = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0)
+        return F.conv2d(x, w.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+
+@net(approximate(8, "a[0] s[1]", "mean over channels"), exact(6, "s[0] b[1]"), image("a[1]"), result("b[0]"))
+class WeightStandardisation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.s, self.b = conv(3, 8), _StandardisedConv(8, 6, 3, padding=1), conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.s(self.a(x)).relu())
+
+
+@net(
+    approximate(8, "a[0] s[1]", "statistics over input channels"), exact(6, "s[0] b[1]"), image("a[1]"), result("b[0]")
+)
+class WeightStandardisationByNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.s, self.b = conv(3, 8), _StandardisedByNorm(8, 6, 3, padding=1), conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.s(self.a(x)).relu())
+
+
+@net(
+    approximate(8, "a[0] w.parametrizations.weight.original1[1]", "weight norm over input channels"),
+    exact(6, "w.bias[0] w.parametrizations.weight.original0[0] w.parametrizations.weight.original1[0] b[1]"),
+    image("a[1]"), result("b[0]"),
+)  # fmt: skip
+class WeightNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 8), conv(6, 5)
+        self.w = nn.utils.parametrizations.weight_norm(conv(8, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.w(self.a(x)).relu())
+
+
+@net(exact(8, "a[0] w[1]"), exact(6, "w[0] bias[0] b[1]"), image("a[1]"), result("b[0]"))
+class WeightAsParameter(nn.Module):
+    """A functional convolution with a weight scaled by a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 8), conv(6, 5)
+        self.w, self.bias = nn.Parameter(torch.randn(6, 8, 3, 3)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.conv2d(self.a(x), self.w * 0.5, self.bias, padding=1))

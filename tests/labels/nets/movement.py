@@ -1,0 +1,245 @@
+"""Ops that only move positions about."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from labels.nets import conv, exact, image, locked, net, result
+from torch import Tensor, nn
+
+
+@net(exact(8, "a[0] b[1]"), image("a[1]"), result("b[0]"), gathers=1)
+class ShuffleByHand(nn.Module):
+    """A channel shuffle costs no freedom: it becomes a gather."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 8), conv(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
+        return self.b(x)
+
+
+@net(
+    exact(4, "a[0] c[1]"), exact(4, "a[0] b[1]"), exact(4, "b[0] c[1]"), exact(6, "c[0] h[1]"),
+    image("a[1]"), result("h[0]"), gathers=1,
+)  # fmt: skip
+class ShuffledBranches(nn.Module):
+    """ShuffleNet's unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.h = conv(3, 8), conv(4, 4), conv(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, y = self.a(x).chunk(2, 1)
+        x = torch.cat([x, self.b(y)], 1)
+        x = x.reshape(x.shape[0], 2, -1, *x.shape[2:]).permute(0, 2, 1, 3, 4).flatten(1, 2)
+        return self.h(self.c(x).mean((2, 3)))
+
+
+@net(exact(8, "a[0] b[1]"), image("a[1]"), result("b[0]"), gathers=1)
+class ShuffleModule(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.shuffle, self.b = conv(3, 8), nn.ChannelShuffle(4), conv(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.shuffle(self.a(x)))
+
+
+@net(exact(4, "a[0] b[1]"), image("a[1]"), result("b[0]"))
+class PixelShuffle(nn.Module):
+    """The sub-pixels of a channel are one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.up, self.b = conv(3, 16), nn.PixelShuffle(2), conv(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.up(self.a(x)))
+
+
+@net(exact(4, "a[0] b[1]"), image("a[1]"), result("b[0]"))
+class PixelShuffleByHand(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 16), conv(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        n, c, h, w = x.shape
+        x = x.view(n, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // 4, 2 * h, 2 * w)
+        return self.b(x)
+
+
+@net(exact(4, "a[0] b[1]"), image("a[1]"), result("b[0]"))
+class PixelShuffleChannelsLast(nn.Module):
+    """The sub-pixels are the outer part of the channel dimension, as in depth-to-space of other frameworks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 16), conv(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        n, _, h, w = x.shape
+        x = x.view(n, 2, 2, 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, 4, 2 * h, 2 * w)
+        return self.b(x)
+
+
+@net(exact(4, "a[0] b[1]"), exact(6, "b[0] h[1]"), image("a[1]"), result("h[0]"))
+class PixelUnshuffle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.down, self.b, self.h = conv(3, 4), nn.PixelUnshuffle(2), conv(16, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.b(self.down(self.a(x))).mean((2, 3)))
+
+
+@net(exact(4, "a[0] b[1]"), image("a[1]"), result("b[0]"))
+class Focus(nn.Module):
+    """Space to depth by slices and concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 4), conv(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        parts = [x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]]
+        return self.b(torch.cat(parts, 1))
+
+
+@net(exact(4, "a[0] f[1]"), exact(6, "f[0] h[1]"), image("a[1]"), result("h[0]"))
+class FlattenLinear(nn.Module):
+    """All positions of a channel go with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.f, self.h = conv(3, 4), nn.Linear(16, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.f(F.max_pool2d(self.a(x), 4).flatten(1)))
+
+
+@net(exact(4, "a[0] b[0] b[1] h[1]"), exact(4, "b[0] h[1]"), image("a[1]"), result("h[0]"))
+class PaddedShortcut(nn.Module):
+    """Option A of ResNet: the shortcut is padded with zero channels. Those adapt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.h = conv(3, 4), conv(4, 8, stride=2), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = self.b(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), "constant", 0)
+        return self.h(y.mean((2, 3)))
+
+
+@net(exact(8, "a[0] b[1]"), exact(6, "b[0] w[1]"), image("a[1]"), result("w[0]"))
+class Windows(nn.Module):
+    """Window partition and back, cyclic shift: nothing of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.w = conv(3, 8), nn.Linear(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).permute(0, 2, 3, 1)
+        n, h, w, c = x.shape
+        x = torch.roll(x, (-2, -2), dims=(1, 2))
+        x = x.view(n, h // 4, 4, w // 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, c)
+        x = self.b(x)
+        x = x.view(n, h // 4, w // 4, 4, 4, -1).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, -1)
+        return self.w(torch.roll(x, shifts=(2, 2), dims=(1, 2)).flip(1))
+
+
+@net(exact(8, "a[0] c[1]"), locked(2, "c[1]", "concatenated with something that cannot be cut"),
+     exact(6, "c[0] h[1]"), image("a[1]"), result("h[0]"))  # fmt: skip
+class Coordinates(nn.Module):
+    """Coordinates of positions are concatenated: their inputs stay, the others are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.h = conv(3, 8), conv(10, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        n, _, h, w = x.shape
+        rows = torch.linspace(-1, 1, h).view(1, 1, h, 1).expand(n, 1, h, w)
+        columns = torch.linspace(-1, 1, w).view(1, 1, 1, w).expand(n, 1, h, w)
+        return self.h(self.c(torch.cat([x, torch.cat([rows, columns], 1)], 1)).mean((2, 3)))
+
+
+@net(exact(4, "a[0] b[1]"), exact(6, "b[0] h[1]"), image("a[1]"), result("h[0]"))
+class Patches(nn.Module):
+    """``unfold``: every channel becomes a patch of inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.h = conv(3, 4), nn.Linear(16, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.unfold(self.a(x), 2, stride=2).transpose(1, 2)
+        return self.h(self.b(x).mean(1))
+
+
+@net(exact(8, "a[0] b[1]"), exact(6, "b[0] h[1]"), image("a[1]"), result("h[0]"))
+class Reversed(nn.Module):
+    """Channels in reverse order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.h = conv(3, 8), conv(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.b(self.a(x).flip(1)).mean((2, 3)))
+
+
+@net(exact(8, "a[0] b[1]"), exact(6, "b[0] h[1]"), image("a[1]"), result("h[0]"))
+class Permuted(nn.Module):
+    """Channels in an order that a buffer gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.h = conv(3, 8), conv(8, 6), nn.Linear(6, 5)
+        self.register_buffer("order", torch.tensor([3, 1, 4, 0, 5, 2, 7, 6]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.b(self.a(x).index_select(1, self.order)).mean((2, 3)))
+
+
+@net(exact(8, "a[0] b[1]"), exact(6, "b[0] h[1]"), image("a[1]"), result("h[0]"))
+class Stacked(nn.Module):
+    """Stacked along a new dimension and taken apart again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.h = conv(3, 8), conv(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = torch.stack([x, x.relu(), -x], 2)
+        x, y, z = y.unbind(2)
+        return self.h(self.b(x + y * z).mean((2, 3)))
+
+
+@net(exact(8, "a[0] b[0] b[1] h[1]"), image("a[1]"), result("h[0]"))
+class Resampled(nn.Module):
+    """Pooling and upsampling work channel by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.h = conv(3, 8), conv(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(self.a(x), (1, 1, 1, 1), mode="reflect")[:, :, 1:-1, 1:-1]
+        y = F.interpolate(F.avg_pool2d(self.b(x), 2), size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return self.h((x + F.interpolate(F.max_pool2d(y, 2), scale_factor=2.0)).mean((2, 3)))
+
+

@@ -1,0 +1,188 @@
+"""The coverage runner on small networks of very different kinds: the same functions that measure the published 24."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from model_zoo import coverage
+
+# network -> image size, None for the network's own
+SMALL = {
+    "timm:test_convnext": None,  # layer norm over channels, layer scale
+    "timm:ghostnet_050": 64,  # concatenation, depthwise, squeeze-excite
+    "torchvision:shufflenet_v2_x0_5": 64,  # channel shuffle
+    "torchvision:lraspp_mobilenet_v3_large": 64,  # two branches, dict output
+}
+
+
+@pytest.mark.parametrize("spec", SMALL)
+def test_half_the_macs(spec: str) -> None:
+    size = SMALL[spec]
+    record = coverage.measure(spec, size=size and (3, size, size), onnx=False)
+    assert record.failures == {}
+    assert {*record.checks} == {"load", "prune", *coverage.CHECKS} - {"onnx"}
+
+
+def test_half_the_macs_with_onnx() -> None:
+    record = coverage.measure("timm:test_vit")
+    assert record.failures == {}
+    assert record.figures["reacts"], "dropout was on, and train() changed nothing"
+    assert record.figures["onnx"] <= coverage.ONNX_TOLERANCE
+
+
+def test_the_24_networks() -> None:
+    assert len({*coverage.NETWORKS}) == 24
+
+
+def test_a_network_that_fails_is_a_line_like_any_other() -> None:
+    record = coverage.measure("timm:test_vit", flops=1e-9)
+    assert {*record.failures} == {"prune"}
+    assert record.failures["prune"].startswith("BudgetError: flops=1e-09 cannot be reached")
+    assert "fails: prune" in coverage.table([record])
+    record = coverage.measure("timm:no_such_network")
+    assert {*record.failures} == {"load"}
+
+
+# -- the checks themselves: each must notice what it is there for ------------------------------------------------------
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.drop(self.body(x).flatten(1)))
+
+
+@pytest.fixture
+def case() -> coverage.Case:
+    model, x = Net().eval(), torch.randn(1, 3, 8, 8)
+    inputs = coverage.describe_inputs((x,), {})
+    coverage.randomise(model, inputs)
+    pruned = coverage.fxprune.prune(model, x, flops=0.5, progress=False)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    dense = coverage.fxprune.record(model, x)
+    return coverage.Case("net", 0.5, model, state, dense, pruned, inputs, {})
+
+
+def check(case: coverage.Case, *names: str) -> str:
+    """The reason of the last of these checks."""
+    return [coverage.CHECKS[name](case) for name in names][-1]
+
+
+SIMPLE = [name for name in coverage.CHECKS if name not in ("modes", "onnx")]
+
+
+def test_a_good_result_passes(case: coverage.Case) -> None:
+    assert {name: coverage.CHECKS[name](case) for name in SIMPLE} == dict.fromkeys(SIMPLE, "")
+
+
+def test_counts_and_budget_are_compared(case: coverage.Case) -> None:
+    case.pruned = case.dense
+    case.pruned.meta["fxprune"] = coverage.fxprune.prune(case.model, torch.zeros(1, 3, 8, 8), flops=0.5).meta["fxprune"]
+    assert "the report says" in check(case, "macs")
+    assert check(case, "macs", "budget") == "1.0000 of the MACs stay; the budget is 0.5"
+    case.figures["ratio"] = 0.49
+    assert "0.4900" in check(case, "budget")
+
+
+def test_a_changed_model_is_noticed(case: coverage.Case) -> None:
+    case.model.head.bias.data += 1
+    assert check(case, "untouched") == "changed: head.bias"
+
+
+def test_shapes_are_compared(case: coverage.Case) -> None:
+    case.model.head = nn.Linear(16, 5)
+    assert check(case, "shapes") == "[[1, 4]] instead of [[1, 5]]"
+    assert check(case, "batch") == "batch 3: [[3, 4]] instead of [[3, 5]]"
+
+
+def test_rows_that_depend_on_each_other_are_noticed(case: coverage.Case) -> None:
+    case.pruned.get_submodule("body.1").train()
+    assert "differs from its rows" in check(case, "batch")
+
+
+def test_names_are_compared(case: coverage.Case) -> None:
+    case.state = {**case.state, "lost": torch.zeros(1)}
+    assert check(case, "names") == "missing ['lost'], added []"
+
+
+def test_a_lost_gradient_is_noticed(case: coverage.Case) -> None:
+    case.pruned.get_parameter("head.weight").requires_grad = False
+    assert check(case, "training") == "no gradient for 1 parameters: head.weight"
+
+
+def test_an_oracle_that_compares_nothing_is_noticed(case: coverage.Case) -> None:
+    case.pruned.get_parameter("head.weight").data.zero_()
+    assert "the check is empty" in check(case, "oracle")
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_dropout_that_stays_on_or_off_is_noticed(
+    case: coverage.Case, monkeypatch: pytest.MonkeyPatch, fixed: bool
+) -> None:
+    monkeypatch.setattr(coverage, "_stochastic", lambda spec: (Net(), {}))
+    assert check(case, "modes") == ""
+    assert case.figures["reacts"]
+    apply = coverage.fxprune.apply
+
+    def frozen(*args: object) -> nn.Module:
+        pruned = apply(*args)
+        pruned.drop = nn.Identity() if fixed else pruned.drop
+        return pruned
+
+    monkeypatch.setattr(coverage.fxprune, "apply", frozen)
+    assert check(case, "modes") == (
+        "train and eval differ, original (True, True), pruned (False, False)" if fixed else ""
+    )
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_lines_are_appended_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, ran = tmp_path / "new" / "coverage.jsonl", []
+
+    def run_apart(spec: str, options: object) -> coverage.Record:
+        ran.append(spec)
+        failed = spec == "timm:b" and len(ran) < 3
+        return coverage.Record(spec, checks={"load": "", "prune": "no budget" if failed else ""})
+
+    monkeypatch.setattr(coverage, "run_apart", run_apart)
+    assert coverage.main(["timm:a", "timm:b", "--out", str(out)]) == 1
+    head, records = coverage.read(out)
+    assert {"torch", "timm", "python", "cpu", "cores", "date", "command"} <= {*head}
+    assert {name: record.passed for name, record in records.items()} == {"timm:a": True, "timm:b": False}
+    assert coverage.main(["timm:a", "timm:b", "--out", str(out), "--resume"]) == 0
+    assert ran == ["timm:a", "timm:b", "timm:b"]
+    assert len(out.read_text().splitlines()) == 4, "a line is never taken back"
+    capsys.readouterr()
+    assert coverage.main(["--table", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.count("| 2 pass |") == 2
+
+
+def test_a_process_that_dies_is_a_line_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Done:
+        returncode, stdout, stderr = -9, "", "Killed\n"
+
+    monkeypatch.setattr(coverage.subprocess, "run", lambda *args, **kwargs: Done)
+    options = coverage._options([])
+    assert coverage.run_apart("timm:a", options).failures == {"process": "exit code -9 (-9: out of memory): Killed"}
+
+
+def test_committed_results_are_of_all_networks_and_pass() -> None:
+    _, records = coverage.read()
+    assert [*records] == [*coverage.NETWORKS]
+    assert {name: record.failures for name, record in records.items() if not record.passed} == {}
+    for record in records.values():
+        assert {*record.checks} == {"load", "prune", *coverage.CHECKS}, json.dumps(record.checks)
