@@ -128,6 +128,7 @@ class ChannelGraph:
     channel_count: int
     attention: Attention
     notes: tuple[str, ...] = ()
+    owned: Keep = field(default_factory=lambda: np.empty(0, dtype=bool))
     group_of: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @cached_property
@@ -270,12 +271,18 @@ def analyse_graph(
             facts = Facts({**facts.layouts, **run.new_layouts}, [])
             before = None
             continue
+        if before is None:
+            before = np.arange(owned)
+        partition = run.classes.find(np.arange(owned))
+        if run.rows_joined and not np.array_equal(partition, before):
+            # order and blocks are settled when all rows are known: half of them joined would look like ragged blocks
+            facts = Facts(facts.layouts, [(np.arange(owned), partition)])
+            before = partition
+            continue
         gathers = _settle_order(run, graph_module)
         blocks = _settle_blocks(run, {name for gather in gathers for name in gather[1]})
         partition = run.classes.find(np.arange(owned))
-        if before is None:
-            before = np.arange(owned)
-        changed = run.rows_joined or blocks.realigned or any(not g[1] for g in gathers)
+        changed = blocks.realigned or any(not g[1] for g in gathers)
         if changed and not np.array_equal(partition, before):
             facts = Facts(facts.layouts, [(np.arange(owned), partition)])
             before = partition
@@ -341,7 +348,8 @@ def replay(
                 replaced[id(tensor)] = tensor.detach().cpu()
             else:
                 stand = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-                set_labels(stand, names[id(tensor)], () if known is None else pruned(known.labels, keep))
+                labels = () if known is None else pruned(known.labels, keep)
+                set_labels(stand, names[id(tensor)], tuple(f for f in labels if f.ids.shape[f.dim] > 1))
                 replaced[id(tensor)] = stand
         return replaced[id(tensor)]
 
@@ -466,6 +474,9 @@ def _settle_blocks(run: Propagation, gathered: set[str]) -> BlockSets:
         if family.movable and family.node in gathered:
             continue
         rows = np.unique(run.classes.find(family.rows), axis=0)
+        if family.factor is not None:
+            final = run.canonical(family.factor)
+            rows = np.unique(final.rows(), axis=0) if len(final.varying) > 1 else rows[:1]
         if len(rows) > 1 and not run.classes.locked(rows).all():
             families.setdefault(rows.tobytes() + str(rows.shape).encode(), replace(family, rows=rows))
     return BlockSets.of(run.classes, list(families.values()))
@@ -512,10 +523,16 @@ def _freeze(
     statistics = tuple(replace(s, labels=translate(s.labels)) for s in run.statistics)
     locked = _first_reasons(classes.locks, roots, number, channels)
     approximate = _first_reasons(classes.approximations, roots, number, channels)
+    trainable = {p.name for p in parameters if p.trainable}
+    members = _members(run, roots, number)
+    sources = [m.name in trainable and (m.name, m.dim) not in run.consumed for m in members.owners]
+    made = np.zeros(channels, dtype=bool)
+    made[members.channel[np.asarray(sources)[members.owner]]] = True
+    for channel in np.flatnonzero(~made):
+        locked.setdefault(int(channel), Reason("constants of the model, made by no trainable parameter"))
     for why, ids in _tied_dimensions(parameters):
         for channel in ids:
             locked.setdefault(int(channel), why)
-    members = _members(run, roots, number)
     groups = _groups(channels, members, terms, locked, approximate, blocks.translated(number, roots))
     group_of = np.empty(channels, dtype=np.int64)
     for index, group in enumerate(groups):
@@ -533,6 +550,7 @@ def _freeze(
         channel_count=channels,
         attention=run.attention,
         notes=tuple(dict.fromkeys([*graph_module.meta.get("notes", ()), *run.notes])),
+        owned=np.isin(np.arange(channels), number[roots[:owned]]),
         group_of=group_of,
     )
 

@@ -79,7 +79,11 @@ class BlockSets:
                         indices.append(k[0])
                 for i in indices[1:]:
                     parent[root(i)] = root(indices[0])
-            elif not (whole and len({len(k) for k in known}) == 1 and len({root(i) for k in known for i in k}) == 1):
+            elif whole and len({len(blocks[i]) for k in known for i in k}) == 1:  # unions of equally many equal blocks
+                first = known[0][0]
+                for i in (i for k in known for i in k):
+                    parent[root(i)] = root(first)
+            else:
                 result._realign(classes, family)
         grouped: dict[int, list[Ids]] = defaultdict(list)
         for index, block in enumerate(blocks):

@@ -20,12 +20,15 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Factor:
     """``ids``: atoms, size 1 where constant. ``dim``: the dimension that is cut."""
 
     ids: Tensor
     dim: int
+
+    def __repr__(self) -> str:
+        return f"Factor({list(self.ids.shape)}, dim={self.dim}, ids={self.ids.flatten()[:4].tolist()}...)"
 
     @property
     def varying(self) -> tuple[int, ...]:

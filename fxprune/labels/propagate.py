@@ -58,12 +58,16 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Family:
-    """Rows of atoms ``[rows, n]`` that must keep equal counts. ``node``: where; ``movable``: only moved there."""
+    """Rows of atoms ``[rows, n]`` that must keep equal counts. ``node``: where; ``movable``: only moved there.
+
+    ``factor``: whose rows they are, where that may change: joins can leave fewer rows, or none, by the end of the run.
+    """
 
     rows: Ids
     node: str
     reason: Reason
     movable: bool = False
+    factor: Factor | None = None
 
 
 @dataclass(frozen=True)
@@ -121,9 +125,11 @@ class Propagation(TorchDispatchMode):
         self.families: list[Family] = []
         self.interleaved: list[Interleaved] = []
         self.norm_scales: set[str] = set()
+        self.consumed: set[tuple[str, int]] = set()
         self.new_layouts: dict[str, int] = {}
         self.fixed: list[Ids] = []
         self.rows_joined = False
+        self.made = 0  # atoms from here on belong to no parameter and no input
         self.notes: list[str] = []
         self.node: fx.Node | None = None
         self._statistic_counts: dict[str, int] = {}
@@ -155,13 +161,17 @@ class Propagation(TorchDispatchMode):
     def labels(self, tensor: object) -> Labels:
         return getattr(tensor, _LABELS, ()) if isinstance(tensor, Tensor) else ()
 
-    def attach(self, tensor: Tensor, labels: Sequence[Factor], *, movement: bool = False) -> None:
+    def attach(self, tensor: Tensor, labels: Sequence[Factor]) -> None:
         """Give ``tensor`` its labels: canonical, compact, at most one factor per cut dimension."""
-        settled = self._settle([self.canonical(f) for f in labels], tuple(tensor.shape))
+        settled = self._settle([f for f in map(self.canonical, labels) if not self._rigid(f)], tuple(tensor.shape))
         setattr(tensor, _LABELS, settled)
         for factor in settled:
             if len(factor.varying) > 1:
-                self._record_rows(factor, movement)
+                self._record_rows(factor)
+
+    def _rigid(self, factor: Factor) -> bool:
+        """Sizes that the model makes itself and that met something fixed are no channels any more, but fixed too."""
+        return int(factor.ids.min()) >= self.made and self.all_locked(factor)
 
     def canonical(self, factor: Factor) -> Factor:
         """Roots instead of atoms, compact, cut dimension along which they vary."""
@@ -203,10 +213,11 @@ class Propagation(TorchDispatchMode):
             return self._settle([self.canonical(f) for f in kept.values()], shape)
         return tuple(kept[d] for d in sorted(kept))
 
-    def _record_rows(self, factor: Factor, movement: bool) -> None:
+    def _record_rows(self, factor: Factor) -> None:
         rows = np.unique(factor.rows(), axis=0)
         if len(rows) > 1 and not self.classes.locked(rows).all():
-            self.families.append(Family(rows, self.node_name, self.reason("blocks of equal size"), movement))
+            reason = self.reason("blocks of equal size")
+            self.families.append(Family(rows, self.node_name, reason, is_movement(self.node), factor))
 
     # -- verbs of the rules -------------------------------------------------------------------------------------
 
@@ -230,6 +241,10 @@ class Propagation(TorchDispatchMode):
 
     def all_locked(self, factor: Factor) -> bool:
         return bool(self.classes.locked(factor.ids.numpy()).all())
+
+    def repeats(self, factor: Factor) -> bool:
+        """Copies that the model makes of every row, ``[rows, copies]`` in one dimension: no row is any copy's own."""
+        return int(factor.ids.min()) >= self.made and len(np.unique(factor.ids.numpy())) < factor.ids.numel()
 
     def approximate(self, ids: Tensor, text: str) -> None:
         self.classes.approximate(ids.numpy(), self.reason(text))
@@ -271,9 +286,14 @@ class Propagation(TorchDispatchMode):
         self.new_layouts[owner.name] = groups
         return True
 
-    def is_parameter(self, tensor: Tensor) -> bool:
-        """Is this a parameter or buffer, or a view of one?"""
-        return hasattr(tensor, _NAME) or hasattr(tensor._base, _NAME)
+    def parameter_dims(self, tensor: Tensor) -> tuple[str, tuple[int, ...]] | None:
+        """The name of the parameter or buffer that this is, itself or transposed, and its dims in this order."""
+        owner = tensor if hasattr(tensor, _NAME) else tensor._base
+        if owner is None or not hasattr(owner, _NAME) or owner.ndim != tensor.ndim:
+            return None
+        straight = tuple(range(tensor.ndim))
+        order = straight if tensor.stride() == owner.stride() and tensor.shape == owner.shape else straight[::-1]
+        return getattr(owner, _NAME), order
 
     def collapse(self, factor: Factor, dims: Sequence[int]) -> Factor:
         """Join along ``dims``: positions that differ only there become one channel."""
@@ -285,11 +305,14 @@ class Propagation(TorchDispatchMode):
                 ids = first
         return self.canonical(Factor(ids, factor.dim))
 
-    def mix(self, factor: Factor, dims: Sequence[int], text: str) -> Factor | None:
-        """An op that combines positions along ``dims``: carriers there are joined, a cut there is locked."""
+    def mix(self, factor: Factor, dims: Sequence[int], text: str, *, ordered: bool = False) -> Factor | None:
+        """An op that combines positions along ``dims``: carriers there are joined, a cut there is locked.
+
+        Unless ``ordered``, a factor that also varies elsewhere is cut there (sub-pixels of a channel, say).
+        """
         if not any(factor.ids.shape[d] > 1 for d in dims):
             return factor
-        if all(d in dims for d in factor.varying):
+        if all(d in dims for d in factor.varying) or (ordered and factor.dim in dims):
             self.lock(factor.ids, text)
             return None
         return self.collapse(factor, dims)
@@ -334,6 +357,7 @@ MOVEMENT_NAMES = frozenset(
         "T",
         "mT",
         "clone",
+        "channel_shuffle",
         "view_as",
         "reshape_as",
     ]
@@ -477,6 +501,7 @@ def propagate(shadow: fx.GraphModule, inputs: Sequence[Any], run: Propagation, i
                     ids = run.fresh(tensor.shape[1])
                     run.lock(ids, input_lock)
                     setattr(tensor, _LABELS, (Factor(vector(ids, 1, tensor.ndim), 1),))
+    run.made = len(run.classes)
     with torch.no_grad(), run:
         result = _Runner(shadow, run).run(*values)
     with run.at(outputs):

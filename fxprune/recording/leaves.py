@@ -21,6 +21,7 @@ _COMPOSITE = (
     nn.TransformerDecoder,
     nn.TransformerEncoderLayer,
     nn.TransformerDecoderLayer,
+    nn.ChannelShuffle,
 )
 # What a subclass of a torch.nn layer may define and still compute what the layer computes.
 _HARMLESS = {"__init__", "extra_repr", "reset_parameters", "__repr__", "_get_name"}

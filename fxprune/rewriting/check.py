@@ -59,7 +59,7 @@ def check_rewrite(
                 continue
             inputs = [graph.nodes.get(n.name) for n in (node, *node.all_input_nodes)]
             return Mismatch(node.name, str(node.meta.get("source", "")), failed, tuple(_channels(inputs)))
-        text = _compare(graph.nodes.get(node.name), run.node_labels[node.name], roots, merged, keep, same_batch)
+        text = _compare(graph, graph.nodes.get(node.name), run.node_labels[node.name], roots, merged, keep, same_batch)
         if text:
             inputs = [graph.nodes.get(n.name) for n in (node, *node.all_input_nodes)]
             return Mismatch(node.name, str(node.meta.get("source", "")), text, tuple(_channels(inputs)))
@@ -87,8 +87,13 @@ def _channels(known: Any) -> list[int]:
     )
 
 
-def _compare(expected: Any, found: Any, roots: Any, merged: set[int], keep: Keep, same_batch: bool) -> str:
-    """What differs between the promise and what the new graph carries, or ''."""
+def _compare(
+    graph: ChannelGraph, expected: Any, found: Any, roots: Any, merged: set[int], keep: Keep, same_batch: bool
+) -> str:
+    """What differs between the promise and what the new graph carries, or ''.
+
+    Dimensions whose channels all stay need no comparison beyond their size.
+    """
     wanted = [t for t in tree_flatten(expected)[0] if isinstance(t, TensorLabels)]
     got = [t for t in tree_flatten(found)[0] if isinstance(t, TensorLabels)]
     if not wanted:
@@ -107,9 +112,9 @@ def _compare(expected: Any, found: Any, roots: Any, merged: set[int], keep: Keep
             return str(error)
         carried = {f.dim: f for f in have.labels}
         for factor in promised:
-            if factor.ids.shape[factor.dim] == 1 or bool(np.isin(factor.ids.numpy(), list(merged)).any()):
-                if bool(np.isin(factor.ids.numpy(), list(merged)).any()):
-                    return "different channels meet"
+            if bool(np.isin(factor.ids.numpy(), list(merged)).any()):
+                return "different channels meet"
+            if factor.ids.shape[factor.dim] == 1 or graph.locked[factor.ids.numpy()].all():
                 continue
             if factor.dim not in carried:
                 return f"no channels along dim {factor.dim}"
@@ -118,6 +123,7 @@ def _compare(expected: Any, found: Any, roots: Any, merged: set[int], keep: Keep
                 a, b = torch.broadcast_tensors(ids, factor.ids)
             except RuntimeError:
                 return f"other channels along dim {factor.dim}"
-            if not torch.equal(a, b):
+            owned = torch.from_numpy(graph.owned)[b]
+            if not torch.equal(a[owned], b[owned]) or bool((a[~owned] < graph.channel_count).any()):
                 return f"channels in another order along dim {factor.dim}"
     return ""

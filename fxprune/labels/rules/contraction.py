@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor of a contraction with one letter per dimension."""
+    """A tensor of a contraction, one letter per dimension. ``parameter``: its name and order of dims, if it is one."""
 
     shape: tuple[int, ...]
     labels: Labels
     letters: str
+    parameter: tuple[str, tuple[int, ...]] | None = None
 
 
 def contract(run: Propagation, operands: Sequence[Operand], out: str, *, counted: bool = True) -> Labels:
@@ -110,6 +111,9 @@ def _contract_letter(
     for operand, factors in zip(operands, spread, strict=True):
         if c not in operand.letters:
             continue
+        if operand.parameter is not None:
+            name, order = operand.parameter
+            run.consumed.add((name, order[operand.letters.index(c)]))
         mine = [i for i, f in enumerate(factors) if f.dim == dim and f.ids.shape[dim] > 1]
         rigid |= not mine
         for i in mine:
@@ -138,7 +142,7 @@ def _separate_batches(
             for other, others in enumerate(spread):
                 carried = [f for f in others if other != mine and factor.dim in f.carriers]
                 for row in carried:
-                    if run.attention == "heads":
+                    if run.attention == "heads" and not run.repeats(factor):
                         run.join(factor.ids, row.ids)
                         run.rows_joined = True
                     else:
@@ -158,7 +162,7 @@ def _count(run: Propagation, spread: list[list[Factor]], letters: str, size: dic
 
 
 def _operand(run: Propagation, tensor: Tensor, letters: str) -> Operand:
-    return Operand(tuple(tensor.shape), run.labels(tensor), letters)
+    return Operand(tuple(tensor.shape), run.labels(tensor), letters, run.parameter_dims(tensor))
 
 
 def _note(run: Propagation, first: Tensor, second: Tensor) -> None:
@@ -166,7 +170,9 @@ def _note(run: Propagation, first: Tensor, second: Tensor) -> None:
 
     A parameter's slices are zero there already.
     """
-    cut = () if run.is_parameter(second) else tuple(f for f in run.labels(first) if f.dim == first.ndim - 1)
+    cut = (
+        () if run.parameter_dims(second) is not None else tuple(f for f in run.labels(first) if f.dim == first.ndim - 1)
+    )
     run.statistic("contraction", cut)
 
 
@@ -228,7 +234,9 @@ def _convolution(run: Propagation, call: Call) -> Labels:
     scale = 1
     for d in range(2, x.ndim):
         scale *= positions.shape[d] * weight.shape[d]
-    kernel_only = Operand(tuple(weight.shape[:2]), tuple(_flat(f) for f in weights), letters)
+    kernel_only = Operand(
+        tuple(weight.shape[:2]), tuple(_flat(f) for f in weights), letters, run.parameter_dims(weight)
+    )
     with run.scaled(scale):
         if groups == 1:
             labels = contract(run, [channels_in, kernel_only], "bo")

@@ -177,7 +177,8 @@ def _concatenate(run: Propagation, call: Call) -> Labels:
         labels = [tuple(Factor(f.ids.unsqueeze(dim), f.dim + (f.dim >= dim)) for f in factors) for factors in labels]
         shapes = [(*s[:dim], 1, *s[dim:]) for s in shapes]
     cuts = sorted({f.dim for factors in labels for f in factors})
-    return tuple(_concatenated(run, shapes, labels, dim, cut) for cut in cuts)
+    joined = (_concatenated(run, shapes, labels, dim, cut) for cut in cuts)
+    return tuple(factor for factor in joined if factor is not None)
 
 
 def _concatenated(run: Propagation, shapes: list[tuple[int, ...]], labels: list[Labels], dim: int, cut: int) -> Factor:
@@ -188,9 +189,11 @@ def _concatenated(run: Propagation, shapes: list[tuple[int, ...]], labels: list[
             pieces.append(factors[0].ids)
         else:
             ids = run.fresh(shape[cut])
-            if shape[cut] > 1 or cut == dim:
-                run.lock(ids, "concatenated with something that cannot be cut")
+            run.lock(ids, "concatenated with something that cannot be cut")
             pieces.append(vector(ids, cut, len(shape)))
+    if dim != cut and not all(found):  # side by side with something that cannot be cut
+        for piece in pieces:
+            run.lock(piece, "concatenated with something that cannot be cut")
     same = dim != cut and all(torch.equal(p, pieces[0]) for p in pieces)
     if same and pieces[0].shape[dim] == 1:
         return Factor(pieces[0], cut)
@@ -367,14 +370,14 @@ def _rearranged(run: Propagation, call: Call, times: int) -> Labels:
 
 @rule("channel_shuffle", "native_channel_shuffle")
 def _channel_shuffle(run: Propagation, call: Call) -> Labels:
-    """Inside one op the order follows from equal counts and equal offsets in every group: those are joined."""
+    """``view``, ``transpose`` and ``view`` in one."""
     groups, result = call["groups"], []
     for factor in run.labels(call.input):
         ids = factor.ids
         if ids.shape[1] > 1:
-            split = ids.unflatten(1, (groups, -1))
-            run.join(split, split.narrow(1, 0, 1))
-            ids = split.transpose(1, 2).flatten(1, 2)
+            turned = ids.unflatten(1, (groups, -1)).transpose(1, 2)
+            run.interleave(Factor(turned, 1))
+            ids = turned.flatten(1, 2)
         result.append(Factor(ids, factor.dim))
     return tuple(result)
 

@@ -57,5 +57,5 @@ def _by_rank(run: Propagation, call: Call) -> Labels:
 )  # fmt: skip
 def _along(run: Propagation, call: Call) -> Labels:
     what = "softmax" if "softmax" in call.name else call.name
-    mixed = [run.mix(f, call.dims(), f"{what} across channels") for f in run.labels(call.input)]
+    mixed = [run.mix(f, call.dims(), f"{what} across channels", ordered=True) for f in run.labels(call.input)]
     return tuple(f for f in mixed if f is not None)

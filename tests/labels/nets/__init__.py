@@ -69,6 +69,7 @@ class Case:
     budget: Mapping[str, float] = field(default_factory=lambda: {"channels": 0.5})
     gathers: int = 0
     frozen: bool = False
+    counted: bool = True
 
 
 CASES: dict[str, Case] = {}
@@ -87,7 +88,8 @@ def net(
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """State the groups of a net, and with ``heads`` those for ``attention="heads"``.
 
-    ``frozen``: nothing can be pruned. ``gathers``: how many movements are replaced by a gather.
+    ``frozen``: nothing can be pruned. ``gathers``: how many movements are replaced by a gather. ``counted``: whether
+    torch's counter sees all MACs.
     """
 
     def register(kind: type[nn.Module]) -> type[nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from labels.nets import approximate, conv, exact, image, net, result
+from labels.nets import approximate, conv, exact, image, locked, net, result
 from torch import Tensor, nn
 
 
@@ -15,7 +15,7 @@ class Depthwise(nn.Module):
         self.a, self.d, self.n, self.b = conv(3, 8), conv(8, 8, groups=8), nn.BatchNorm2d(8), conv(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.n(self.d(self.a(x))).relu6())
+        return self.b(F.relu6(self.n(self.d(self.a(x)))))
 
 
 @net(exact(8, "a[0] d[0] b[1]"), image("a[1]"), result("b[0]"))
@@ -82,7 +82,7 @@ class GroupedAfterSum(nn.Module):
         return self.b(self.g(self.a(x) + self.c(x)))
 
 
-@net(exact(4, "a[0] g[1]"), exact(4, "c[0] g[1]"), exact(3, "g[0] b[1]", blocks=2), image("a[1] c[1]"), result("b[0]"))
+@net(exact(4, "a[0] c[0] g[1]", blocks=2), exact(3, "g[0] b[1]", blocks=2), image("a[1] c[1]"), result("b[0]"))
 class GroupedAfterConcat(nn.Module):
     """The two pieces of a concatenation are the two groups: equal counts, though the channels differ in kind."""
 
@@ -167,6 +167,8 @@ class _StandardisedConv(nn.Conv2d):
 
 
 class _StandardisedByNorm(nn.Conv2d):
+    """Input channels and kernel positions share a dimension for a while: the kernel stays."""
+
     def forward(self, x: Tensor) -> Tensor:
         w = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0)
         return F.conv2d(x, w.reshape_as(self.weight), self.bias, self.stride, self.padding)
@@ -183,8 +185,9 @@ class WeightStandardisation(nn.Module):
 
 
 @net(
-    approximate(8, "a[0] s[1]", "statistics over input channels"), exact(6, "s[0] b[1]"), image("a[1]"), result("b[0]")
-)
+    approximate(8, "a[0] s[1]", "statistics over input channels"), exact(6, "s[0] b[1]"), image("a[1]"), result("b[0]"),
+    locked(3, "s.weight[2]", "two kinds of channels meet"), locked(3, "s.weight[3]", "two kinds of channels meet"),
+)  # fmt: skip
 class WeightStandardisationByNorm(nn.Module):
     def __init__(self) -> None:
         super().__init__()

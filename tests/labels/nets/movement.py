@@ -241,5 +241,3 @@ class Resampled(nn.Module):
         x = F.pad(self.a(x), (1, 1, 1, 1), mode="reflect")[:, :, 1:-1, 1:-1]
         y = F.interpolate(F.avg_pool2d(self.b(x), 2), size=x.shape[-2:], mode="bilinear", align_corners=False)
         return self.h((x + F.interpolate(F.max_pool2d(y, 2), scale_factor=2.0)).mean((2, 3)))
-
-

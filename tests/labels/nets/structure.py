@@ -421,5 +421,3 @@ class Einsum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.h(torch.einsum("bchw,cd->bdhw", self.a(x), self.w).amax((2, 3)))
-
-

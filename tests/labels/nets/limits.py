@@ -1,0 +1,125 @@
+"""What cannot be cut: it is locked, with the reason and the line of the net, and nothing else is."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from labels.nets import conv, exact, image, locked, net, result, rigid
+from torch import Tensor, nn
+
+ENDS = (image("a[1]"), exact(6, "b[0] h[1]"), result("h[0]"))
+
+
+class _Between(nn.Module):
+    """Something between two convolutions; ``b``'s outputs are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.h = conv(3, 8), conv(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.b(self.inner(self.a(x))).mean((2, 3)))
+
+    def inner(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@net(*ENDS, locked(8, "a[0]", "softmax across channels"), rigid(8, "b[1]"))
+class SoftmaxOfChannels(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        return x.softmax(1)  # line: SoftmaxOfChannels
+
+
+@net(*ENDS, locked(8, "a[0]", "no rule for aten.renorm"), rigid(8, "b[1]"))
+class UnknownOp(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        return torch.renorm(x, 2, 1, 1.0)  # line: UnknownOp
+
+
+@net(*ENDS, locked(8, "a[0] b[1]", "cut along a convolved dimension"))
+class EfficientChannelAttention(_Between):
+    """A convolution that slides over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eca = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def inner(self, x: Tensor) -> Tensor:
+        y = x.mean((2, 3)).unsqueeze(1)
+        y = self.eca(y)  # line: EfficientChannelAttention
+        return x * y.sigmoid().transpose(1, 2).unsqueeze(-1)
+
+
+@net(*ENDS, locked(8, "a[0]", "cumsum across channels"), rigid(8, "b[1]"))
+class RunningSum(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        return x.cumsum(1)  # line: RunningSum
+
+
+@net(*ENDS, locked(8, "a[0] b[1]", "channels are rolled by a fixed number"))
+class RolledChannels(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        return x.roll(1, 1)  # line: RolledChannels
+
+
+@net(*ENDS, locked(8, "a[0] b[1]", "combined with something that cannot be cut"))
+class SumWithPositions(_Between):
+    """Something that depends on the position in the channel dimension."""
+
+    def inner(self, x: Tensor) -> Tensor:
+        return x + torch.arange(x.shape[1])[:, None, None] / 8  # line: SumWithPositions
+
+
+@net(*ENDS, exact(7, "a[0] b[1]"), locked(1, "a[0] b[1]", "a single channel is picked"))
+class PickedChannel(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        return x * x[:, 2].sigmoid().unsqueeze(1)  # line: PickedChannel
+
+
+@net(*ENDS, locked(8, "a[0] b[1]", "along channels"))
+class PooledChannels(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        y = x.mean((2, 3))
+        y = F.avg_pool1d(y, 3, 1, 1)  # line: PooledChannels
+        return x * y[:, :, None, None]
+
+
+GATES = "rnn.weight_ih_l0[0] rnn.weight_hh_l0[0] rnn.weight_hh_l0[1] rnn.bias_ih_l0[0] rnn.bias_hh_l0[0]"
+
+
+@net(
+    image("e[1]"), result("h[0]"), exact(8, "e[0] f[1]"),
+    locked(4, "f[0] rnn.weight_ih_l0[1]", "recurrent layer"), locked(6, f"{GATES} h[1]", "recurrent layer"),
+    counted=False,
+)  # fmt: skip
+class Recurrent(nn.Module):
+    """A recurrent layer keeps its size: four gates and the state in step. What comes before its inputs is free.
+
+    On the CPU it is one fused kernel, whose MACs torch's counter does not see.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.f, self.rnn, self.h = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 4), nn.LSTM(4, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.f(self.e(x).flatten(2).permute(2, 0, 1))
+        x, _ = self.rnn(x)  # line: Recurrent
+        return self.h(x[-1])
+
+
+@net(
+    image("a[1] c[1]"), locked(8, "a[0]", "no rule for aten._trilinear"),
+    locked(8, "c[0]", "no rule for aten._trilinear"), locked(6, "bi.weight[0]", "no rule for aten._trilinear"),
+    locked(8, "bi.weight[1]", "no rule for aten._trilinear"), locked(8, "bi.weight[2]", "no rule for aten._trilinear"),
+    exact(6, "f[0] h[1]"), locked(6, "bi.bias[0] f[1]", "combined with something that cannot be cut"), result("h[0]"),
+)  # fmt: skip
+class Bilinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.bi = conv(3, 8), conv(3, 8), nn.Bilinear(8, 8, 6)
+        self.f, self.h = nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bi(self.a(x).mean((2, 3)), self.c(x).mean((2, 3)))  # line: Bilinear
+        return self.h(self.f(x).relu())
