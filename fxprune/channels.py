@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -36,7 +36,7 @@ from fxprune.labels.propagate import (
     propagate,
     set_labels,
 )
-from fxprune.recording import clone_structure
+from fxprune.recording import clone_structure, replace_tensors
 from fxprune.text import quantity, table
 
 
@@ -308,7 +308,9 @@ def _shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[fx.GraphMod
         if id(tensor) not in replaced:
             own = tuple(names[id(tensor)])
             if tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta:
-                stand = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+                stand = torch.empty(
+                    tensor.shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad
+                )  # torch takes other ways through its ops for tensors that need gradients
                 label_parameter(run, own[0], stand)
                 shape = tuple(tensor.shape)
                 holders.append((stand, Parameter(own, shape, (), isinstance(tensor, nn.Parameter))))
@@ -347,7 +349,9 @@ def replay(
             if known is None and not tensor.is_floating_point():
                 replaced[id(tensor)] = tensor.detach().cpu()
             else:
-                stand = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+                stand = torch.empty(
+                    tensor.shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad
+                )  # torch takes other ways through its ops for tensors that need gradients
                 labels = () if known is None else pruned(known.labels, keep)
                 set_labels(stand, names[id(tensor)], tuple(f for f in labels if f.ids.shape[f.dim] > 1))
                 replaced[id(tensor)] = stand
@@ -359,16 +363,6 @@ def replay(
     except Exception as error:
         return run, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return run, ""
-
-
-def replace_tensors(module: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> None:
-    """Put ``stand_in(tensor)`` in the place of every parameter and buffer."""
-    for owner in module.modules():
-        tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
-        for held in tables:
-            for name, tensor in held.items():
-                if tensor is not None:
-                    held[name] = stand_in(tensor)
 
 
 # -- order: channels that movements interleave ----------------------------------------------------------------------

@@ -248,8 +248,9 @@ def _timm_shape(model: nn.Module) -> tuple[int, ...] | None:
     # The configuration is that of the published weights; create_model(in_chans=1, img_size=96) does not change it.
     first = read("first_conv")
     if isinstance(first, str):
-        stem = _submodule(model, first)
-        channels = getattr(stem, "in_channels", channels)
+        seen = getattr(_submodule(model, first), "in_channels", channels)
+        # Space-to-depth before the first convolution multiplies what the network is given.
+        channels = seen if seen < 2 * channels else channels
         size = getattr(_submodule(model, first.rpartition(".")[0]), "img_size", None)
         if isinstance(size, Sequence) and len(size) == 2:
             height, width = size

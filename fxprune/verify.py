@@ -191,7 +191,8 @@ class _Masking(TorchDispatchMode):
         index = self._counts.get(op, 0)
         self._counts[op] = index + 1
         mask = self._masks.get((self._node, op, index))
-        if mask is None:
+        operand = args[_place(name)]
+        if mask is None or not _fits(mask, operand):  # without its mask an op can only fail the comparison
             return func(*args, **kwargs)
         return _MASKED[kind](func, mask, args, kwargs)
 
@@ -236,6 +237,15 @@ def _mixes(name: str, args: Any, kwargs: Any) -> bool:
     return True
 
 
+def _place(name: str) -> int:
+    """Which argument of an op the mask is for."""
+    return 1 if name in ("addmm", "baddbmm", "addmv") else 0
+
+
+def _fits(mask: Tensor, operand: Tensor) -> bool:
+    return mask.ndim == operand.ndim and all(m in (1, s) for m, s in zip(mask.shape, operand.shape, strict=True))
+
+
 def _on(mask: Tensor, tensor: Tensor) -> Tensor:
     return mask.to(tensor.device).expand(tensor.shape)
 
@@ -268,7 +278,7 @@ def _masked_reduction(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
 
 
 def _masked_contraction(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
-    place = 1 if func.overloadpacket.__name__ in ("addmm", "baddbmm", "addmv") else 0
+    place = _place(func.overloadpacket.__name__)
     x = args[place]
     return func(*args[:place], x.masked_fill(~_on(mask, x), 0), *args[place + 1 :], **kwargs)
 

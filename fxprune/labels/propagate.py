@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
@@ -201,6 +201,10 @@ class Propagation(TorchDispatchMode):
             for other in list(kept.values()):
                 if other is factor or factor.dim not in other.carriers or self.all_locked(factor):
                     continue
+                if self.repeats(factor):  # a row goes with all its copies, and how many copies there are stays
+                    self.lock(factor.ids, "copies of whole rows")
+                    kept.pop(factor.dim, None)
+                    continue
                 runs = _runs(other.ids.movedim(factor.dim, 0))
                 if runs and len(factor.varying) == 1:
                     self.family(factor.ids.reshape(runs, -1).numpy(), "groups of a weight")
@@ -286,6 +290,10 @@ class Propagation(TorchDispatchMode):
         self.new_layouts[owner.name] = groups
         return True
 
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Is this a parameter or buffer, or a view of one?"""
+        return hasattr(tensor, _NAME) or hasattr(tensor._base, _NAME)
+
     def parameter_dims(self, tensor: Tensor) -> tuple[str, tuple[int, ...]] | None:
         """The name of the parameter or buffer that this is, itself or transposed, and its dims in this order."""
         owner = tensor if hasattr(tensor, _NAME) else tensor._base
@@ -328,8 +336,13 @@ class Propagation(TorchDispatchMode):
         from fxprune.labels.rules import apply_rule  # the table imports this module for its types
 
         kwargs = dict(kwargs or {})
+        given = args
+        if torch.Tag.inplace_view in func.tags:  # the rule must see the shape before the op
+            before = torch.empty_like(args[0], device="meta")
+            setattr(before, _LABELS, self.labels(args[0]))
+            given = (before, *args[1:])
         out = _execute(func, args, kwargs)
-        apply_rule(self, func, args, kwargs, out)
+        apply_rule(self, func, given, kwargs, out)
         return out
 
 
@@ -426,9 +439,6 @@ def _to_meta(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_meta else tensor.to("meta")
 
 
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-
-
 class _Runner(fx.Interpreter):
     def __init__(self, graph_module: fx.GraphModule, run: Propagation):
         super().__init__(graph_module, garbage_collect_values=True)
@@ -453,22 +463,19 @@ class _Runner(fx.Interpreter):
             if any(name == i or name.startswith(i + ".") for name in own for i in run.ignore):
                 for tensor in results:
                     run.lock_all(run.labels(tensor), "ignored by the caller")
-            if n.op == "call_module" and isinstance(self.module.get_submodule(str(n.target)), _RECURRENT):
-                for tensor in (*results, *self.module.get_submodule(str(n.target)).parameters()):
-                    run.lock_all(run.labels(tensor), "recurrent layer")
 
     def _locked_result(self, n: fx.Node, error: Exception) -> Any:
         shape, run = n.meta.get("shape"), self.propagation
         if shape is None:
             raise error
+        what = f"{n.target} cannot be interpreted: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         for leaf in tree_flatten((args, kwargs))[0]:
-            run.lock_all(run.labels(leaf), f"{n.target} cannot run on meta tensors")
+            run.lock_all(run.labels(leaf), what)
         if n.op == "call_module":
-            for parameter in self.module.get_submodule(str(n.target)).parameters():
-                run.lock_all(run.labels(parameter), f"{n.target} cannot run on meta tensors")
-        name = getattr(n.target, "__name__", n.target)
-        run.notes.append(f"{name} has no meta kernel; what reaches it is locked ({n.meta.get('source', '')})")
+            for tensor in self.module.get_submodule(str(n.target)).parameters():
+                run.lock_all(run.labels(tensor), what)
+        run.notes.append(f"{what}; what reaches it is locked ({n.meta.get('source', '')})")
         return torch.empty(shape, dtype=n.meta.get("dtype", torch.float32), device="meta")
 
 

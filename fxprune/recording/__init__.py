@@ -7,7 +7,7 @@ torch, left as they were), ``liveness`` (dead code), ``module`` (the result), ``
 every node), ``trees`` (nested arguments).
 """
 
-from fxprune.recording.module import RecordedModule, clone_structure
+from fxprune.recording.module import RecordedModule, clone_structure, replace_tensors
 from fxprune.recording.record import record
 
-__all__ = ["RecordedModule", "clone_structure", "record"]
+__all__ = ["RecordedModule", "clone_structure", "record", "replace_tensors"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -104,6 +105,18 @@ def _shallow_clone(module: nn.Module) -> nn.Module:
         own = type(value) is dict or name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
         new.__dict__[name] = copy.copy(value) if own or name.endswith("_hooks") else value
     return new
+
+
+def replace_tensors(root: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> None:
+    """Put ``stand_in(tensor)`` in the place of every parameter and buffer of a module and its children."""
+    for owner in root.modules():
+        tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+        for table in tables:
+            for name, tensor in table.items():
+                if tensor is not None:
+                    table[name] = stand_in(tensor)
+        if isinstance(owner, nn.RNNBase):  # holds its weights a second time
+            owner.__dict__["_flat_weights"] = [getattr(owner, name) for name in owner._flat_weights_names]
 
 
 def add_constant(root: nn.Module, name: str, value: Tensor) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_flatten, tree_map
 
-from fxprune.channels import ChannelGraph, placeholder_values, replace_tensors
+from fxprune.channels import ChannelGraph, placeholder_values
 from fxprune.cost import Keep
-from fxprune.recording import RecordedModule, clone_structure
+from fxprune.recording import RecordedModule, clone_structure, replace_tensors
 from fxprune.rewriting.literals import Repair, new_constant
 from fxprune.rewriting.slicing import slice_tensors
 

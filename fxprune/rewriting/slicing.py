@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.labels.factors import Labels
+from fxprune.recording import replace_tensors
 
 
 def cut(tensor: Tensor, labels: Labels, keep: Keep) -> Tensor:
@@ -52,10 +53,7 @@ def slice_tensors(module: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
             made[id(tensor)] = new
         return made[id(tensor)]
 
-    tables = [t for m in module.modules() for t in (m._parameters, m._buffers)]
-    originals = [(table, name, t) for table in tables for name, t in table.items() if t is not None]
-    for table, name, tensor in originals:
-        table[name] = cut_once(tensor)  # type: ignore[assignment]
+    replace_tensors(module, cut_once)
 
 
 def _find(module: nn.Module, name: str) -> Tensor:
@@ -129,6 +127,20 @@ def _group_norm(module: nn.GroupNorm, before: Shape, after: Shape) -> None:
 @_adapts(nn.Embedding)
 def _embedding(module: nn.Embedding, before: Shape, after: Shape) -> None:
     module.embedding_dim = module.weight.shape[1]
+
+
+@_adapts(nn.RNNBase)
+def _recurrent(module: Any, before: Shape, after: Shape) -> None:
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    module.input_size = module.weight_ih_l0.shape[1]
+    module.hidden_size = module.weight_ih_l0.shape[0] // gates
+    if module.proj_size:
+        module.proj_size = module.weight_hr_l0.shape[0]
+
+
+@_adapts(nn.RNNCellBase)
+def _recurrent_cell(module: Any, before: Shape, after: Shape) -> None:
+    module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
 
 
 @_adapts(nn.PReLU)

@@ -25,9 +25,8 @@ def apply_rule(run: Propagation, func: Any, args: Any, kwargs: Any, out: Any) ->
     """Label the outputs of one aten op."""
     outputs = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
     call = Call(func, args, kwargs, outputs)
-    mutable = func._schema.is_mutable
-    rule = RULES.get(call.name) or (RULES.get(call.name.rstrip("_")) if mutable else None)
-    if rule is None and (torch.Tag.pointwise in func.tags or call.name.rstrip("_") in POINTWISE):
+    rule = RULES.get(call.name)
+    if rule is None and (torch.Tag.pointwise in func.tags or call.name in POINTWISE):
         rule = _pointwise
     if rule is None:
         if any(run.labels(t) for t in call.tensors):

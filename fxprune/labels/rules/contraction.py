@@ -142,7 +142,7 @@ def _separate_batches(
             for other, others in enumerate(spread):
                 carried = [f for f in others if other != mine and factor.dim in f.carriers]
                 for row in carried:
-                    if run.attention == "heads" and not run.repeats(factor):
+                    if run.attention == "heads":
                         run.join(factor.ids, row.ids)
                         run.rows_joined = True
                     else:
@@ -170,9 +170,7 @@ def _note(run: Propagation, first: Tensor, second: Tensor) -> None:
 
     A parameter's slices are zero there already.
     """
-    cut = (
-        () if run.parameter_dims(second) is not None else tuple(f for f in run.labels(first) if f.dim == first.ndim - 1)
-    )
+    cut = () if run.is_parameter(second) else tuple(f for f in run.labels(first) if f.dim == first.ndim - 1)
     run.statistic("contraction", cut)
 
 

@@ -19,7 +19,8 @@ class Call:
 
     def __init__(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]):
         self.func = func
-        self.name: str = func.overloadpacket.__name__
+        name: str = func.overloadpacket.__name__
+        self.name = name if name in RULES or not func._schema.is_mutable else name.rstrip("_")
         self.outputs = outputs
         self.arguments: dict[str, Any] = dict(kwargs)
         for position, argument in enumerate(func._schema.arguments):
