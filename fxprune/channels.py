@@ -521,7 +521,7 @@ def _freeze(
     members = _members(run, roots, number)
     sources = [m.name in trainable and (m.name, m.dim) not in run.consumed for m in members.owners]
     made = np.zeros(channels, dtype=bool)
-    made[members.channel[np.asarray(sources)[members.owner]]] = True
+    made[members.channel[np.asarray(sources, dtype=bool)[members.owner]]] = True
     for channel in np.flatnonzero(~made):
         locked.setdefault(int(channel), Reason("constants of the model, made by no trainable parameter"))
     for why, ids in _tied_dimensions(parameters):

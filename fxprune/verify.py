@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from fxprune.channels import ChannelGraph, placeholder_values, replay
 from fxprune.cost import Keep
 from fxprune.errors import VerificationError
+from fxprune.labels.factors import Labels
+from fxprune.labels.propagate import Propagation, TensorLabels
 from fxprune.plan import PruningPlan
 
 TOLERANCE = 1e-5
@@ -94,31 +96,39 @@ def masked_output(dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan,
     """What the dense model computes in eval mode with the channels that go masked."""
     masked = _eval_copy(dense)
     zero_slices(masked, plan)
-    mode = _Masking(_masks(dense, graph, keep, inputs))
+    run, kept = _replayed(dense, graph, keep, inputs)
+    mode = _Masking(_masks(run, kept))
     values = placeholder_values(masked, *_fresh(inputs))
     with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), mode:
         torch.manual_seed(0)
-        return _Interpreter(masked, mode).run(*values)
+        return _Interpreter(masked, mode, run, kept).run(*values)
 
 
 _Masks = dict[tuple[str, str, int], Tensor]
 
 
-def _masks(dense: fx.GraphModule, graph: ChannelGraph, keep: Keep, inputs: Inputs) -> _Masks:
-    """(node, op, index) -> which positions of the op's input are kept, where any is not; for these inputs' shapes."""
+def _replayed(dense: fx.GraphModule, graph: ChannelGraph, keep: Keep, inputs: Inputs) -> tuple[Propagation, Tensor]:
+    """The labels for these inputs' shapes, and which of their atoms stay."""
     run, failed = replay(dense, graph, graph.everything(), *inputs)
     if failed:
         raise VerificationError(f"The labels cannot be replayed on the verification inputs: {failed}.")
     kept = torch.ones(len(run.classes), dtype=torch.bool)
     kept[: graph.channel_count] = torch.from_numpy(keep)
-    masks: _Masks = {}
-    for statistic in run.statistics:
-        mask = torch.ones((), dtype=torch.bool)
-        for factor in statistic.labels:
-            mask = mask & kept[torch.from_numpy(run.classes.find(factor.ids.numpy()))]
-        if not bool(mask.all()):
-            masks[statistic.node, statistic.op, statistic.index] = mask
-    return masks
+    return run, kept
+
+
+def _mask(run: Propagation, kept: Tensor, labels: Labels) -> Tensor:
+    """Which positions of a tensor with these labels are kept, of size 1 where that does not vary."""
+    mask = torch.ones((), dtype=torch.bool)
+    for factor in labels:
+        mask = mask & kept[torch.from_numpy(run.classes.find(factor.ids.numpy()))]
+    return mask
+
+
+def _masks(run: Propagation, kept: Tensor) -> _Masks:
+    """(node, op, index) -> which positions of the op's input are kept, where any is not."""
+    masks = {(s.node, s.op, s.index): _mask(run, kept, s.labels) for s in run.statistics}
+    return {key: mask for key, mask in masks.items() if not bool(mask.all())}
 
 
 def zero_slices(module: nn.Module, plan: PruningPlan) -> None:
@@ -160,13 +170,27 @@ def _double(module: fx.GraphModule) -> fx.GraphModule:
 
 
 class _Interpreter(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, mode: _Masking):
+    """Runs the masked graph. What is not finite in a masked channel (0 / 0) is set to 0, or it would spread."""
+
+    def __init__(self, module: fx.GraphModule, mode: _Masking, run: Propagation, kept: Tensor):
         super().__init__(module)
-        self._mode = mode
+        self._mode, self._run, self._kept = mode, run, kept
 
     def run_node(self, n: fx.Node) -> Any:
         self._mode.enter(n.name)
-        return super().run_node(n)
+        result = super().run_node(n)
+        known = self._run.node_labels.get(n.name)
+        for value, label in zip(tree_flatten(result)[0], tree_flatten(known)[0], strict=False):
+            if isinstance(value, Tensor) and isinstance(label, TensorLabels) and value.is_floating_point():
+                self._clean(value, label)
+        return result
+
+    def _clean(self, value: Tensor, label: TensorLabels) -> None:
+        if not label.labels or bool(value.isfinite().all()):
+            return
+        mask = _mask(self._run, self._kept, label.labels)
+        if _fits(mask, value):
+            value.masked_fill_(~_on(mask, value) & ~value.isfinite(), 0)
 
 
 class _Masking(TorchDispatchMode):

@@ -398,6 +398,26 @@ def _im2col(run: Propagation, call: Call) -> Labels:
     return tuple(result)
 
 
+@rule("col2im")
+def _col2im(run: Propagation, call: Call) -> Labels:
+    """``[N, C k k, L] -> [N, C, H, W]``: overlapping patches are summed, so a channel's k k values are joined."""
+    if call.input.ndim != 3:
+        run.lock_all(run.labels(call.input), "fold of an unbatched tensor")
+        return ()
+    window, result = _product(call["kernel_size"]), []
+    for factor in run.labels(call.input):
+        mixed = run.mix(factor, [2], "patches are folded")
+        if mixed is None or not mixed.varying:
+            continue
+        ids = mixed.ids
+        if ids.shape[1] > 1:
+            split = ids.unflatten(1, (-1, window))
+            run.join(split, split.narrow(2, 0, 1))
+            ids = split.select(2, 0)
+        result.append(Factor(ids.unsqueeze(-1), mixed.dim))
+    return tuple(result)
+
+
 @rule("unfold")
 def _unfold(run: Propagation, call: Call) -> Labels:
     dim, result = call["dimension"] % call.input.ndim, []
