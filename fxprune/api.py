@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,16 +14,16 @@ from torch import fx, nn
 
 from fxprune import recording
 from fxprune.budget import Budget, Scope, Selection, select
-from fxprune.channels import ChannelGraph, analyse_graph
+from fxprune.channels import ChannelGraph, analyse_graph, channels_of
 from fxprune.cost import Keep
 from fxprune.errors import InputError, ModelError, PlanError, VerificationError
 from fxprune.inputs import RECORD_KEY, describe_inputs, make_inputs, resolve_inputs
 from fxprune.labels.classes import Reason
 from fxprune.labels.propagate import Attention
-from fxprune.methods import Criterion, ModelState, resolve
+from fxprune.methods import Criterion, ModelState, resolve, score_groups
 from fxprune.plan import PruningPlan
 from fxprune.report import Report, layer_rows
-from fxprune.rewriting import UnrepairableError, check_rewrite, rewrite
+from fxprune.rewriting import UnrepairableError, check_rewrite, rewrite, run_on_meta
 from fxprune.verify import TOLERANCE, Inputs, mask_oracle, relative_error
 
 _ROUNDS = 20
@@ -59,6 +59,7 @@ def record(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, A
         ExampleInputsError: the model does not accept the inputs.
         RecordError: what it did cannot be written down.
     """
+    _check_model(model)
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     result = recording.record(model, args, kwargs)
     result.meta[RECORD_KEY] = describe_inputs(args, kwargs)
@@ -78,6 +79,7 @@ def analyze(
     Raises:
         ExampleInputsError: inputs are missing or do not fit.
     """
+    _check_model(model)
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     names = _ignored(model, ignore)
     _check_choice("attention", attention, ("head_dim", "heads"))
@@ -139,6 +141,8 @@ def prune(
     _check_choice("scope", scope, ("global", "uniform"))
     _check_count("round_to", round_to)
     _check_count("min_channels", min_channels)
+    _check_count("seed", seed, least=0)
+    _check_model(model)
     names = _ignored(model, ignore)
     _check_finite(model)
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
@@ -146,7 +150,7 @@ def prune(
     dense, graph = _record_and_analyse(model, args, kwargs, attention, names, stages)
     with stages("scoring"):
         state = ModelState(graph, dict([*dense.named_parameters(), *dense.named_buffers()]), seed)
-        scores = [None if g.locked else criterion.score(g, state) for g in graph.groups]
+        scores = score_groups(criterion, state)
     notes = list(graph.notes)
     for _ in range(_ROUNDS):
         with stages("selecting"):
@@ -180,6 +184,9 @@ def apply(
         PlanError: the plan belongs to another model, or is inconsistent.
         ExampleInputsError: inputs are missing or do not fit.
     """
+    _check_model(model)
+    if not isinstance(plan, PruningPlan):
+        raise PlanError(f"plan is {plan!r}; pass a PruningPlan: report.plan, or PruningPlan.load of a file.")
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     stages = _Stages(progress=False)
     attention: Any = plan.attention
@@ -207,16 +214,38 @@ def _rewrite(
 ) -> tuple[fx.GraphModule | None, tuple[Sequence[int], Reason]]:
     """The rewritten and checked module, or None and the channels that must stay, with the reason."""
     other = _other_batch(args, kwargs)
+    dense_run = run_on_meta(dense, *other)
     try:
-        pruned = rewrite(dense, graph, keep, other)
+        pruned = rewrite(dense, graph, keep, dense_run)
     except UnrepairableError as error:
-        return None, (error.channels, Reason(error.text, str(error.node.meta.get("source", ""))))
+        return None, (
+            _culprits(dense, graph, error.node.name, error.channels),
+            Reason(error.text, str(error.node.meta.get("source", ""))),
+        )
     mismatch = check_rewrite(pruned, graph, keep, args, kwargs)
     if mismatch is not None:
-        cut = [c for c in mismatch.channels if not graph.locked[c]]
         text = f"the rewritten graph does not follow ({mismatch.text})"
-        return None, (cut, Reason(text, mismatch.source))
+        return None, (_culprits(dense, graph, mismatch.node, mismatch.channels), Reason(text, mismatch.source))
+    if dense_run.failed is None:
+        pruned_run = run_on_meta(pruned, *other)
+        if pruned_run.failed is not None or pruned_run.shapes != dense_run.shapes:
+            node = pruned_run.failed or next(n for n in pruned.graph.nodes if n.op == "output")
+            reason = Reason("the rewritten graph fails with another batch size", str(node.meta.get("source", "")))
+            return None, (_culprits(dense, graph, node.name, ()), reason)
     return pruned, ((), Reason(""))
+
+
+def _culprits(dense: fx.GraphModule, graph: ChannelGraph, name: str, channels: Sequence[int]) -> list[int]:
+    """The channels to leave alone: those given, or those of the nearest nodes before ``name`` that may be cut."""
+    free = [c for c in channels if not graph.locked[c]]
+    nodes = {n.name: n for n in dense.graph.nodes}
+    level = [nodes[name]] if name in nodes else []
+    seen = set(level)
+    while level and not free:
+        free = [c for n in level for c in channels_of(graph.nodes.get(n.name)) if not graph.locked[c]]
+        level = [n for node in level for n in node.all_input_nodes if n not in seen]
+        seen.update(level)
+    return free
 
 
 def _other_batch(args: Any, kwargs: Any, seed: int = 0) -> Inputs:
@@ -313,7 +342,10 @@ def _ignored(model: nn.Module, ignore: Sequence[str | nn.Module]) -> tuple[str, 
     modules = dict(model.named_modules(remove_duplicate=False))
     known = {*modules, *dict(model.named_parameters(remove_duplicate=False))}
     names = []
-    for item in [ignore] if isinstance(ignore, (str, nn.Module)) else ignore:
+    items = [ignore] if isinstance(ignore, (str, nn.Module)) else ignore
+    if not isinstance(items, Iterable):
+        raise InputError(f"ignore={ignore!r} must be a module, a name, or a list of them.")
+    for item in items:
         if isinstance(item, nn.Module):
             found = [name for name, module in modules.items() if module is item]
             if not found:
@@ -326,6 +358,11 @@ def _ignored(model: nn.Module, ignore: Sequence[str | nn.Module]) -> tuple[str, 
             hint = f" Did you mean {', '.join(close)}?" if close else ""
             raise InputError(f"ignore names {item!r}, which the model does not have.{hint}")
     return tuple(names)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is {model!r}; pass a torch.nn.Module.")
 
 
 def _check_finite(model: nn.Module) -> None:
@@ -347,6 +384,6 @@ def _check_choice(name: str, value: Any, known: Sequence[str]) -> None:
         raise InputError(f"{name}={value!r} is unknown. Known: {', '.join(known)}.")
 
 
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name}={value!r} must be a whole number of at least 1.")
+def _check_count(name: str, value: Any, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name}={value!r} must be a whole number of at least {least}.")

@@ -233,6 +233,12 @@ class ChannelGraph:
         return "\n".join([head, "", *table(rows), *notes])
 
 
+def channels_of(known: Any) -> list[int]:
+    """Every channel in the labels of a node's value."""
+    labels = [t.labels for t in tree_flatten(known)[0] if isinstance(t, TensorLabels)]
+    return sorted({int(c) for factors in labels for f in factors for c in np.unique(f.ids.numpy())})
+
+
 def placeholder_values(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """One value per placeholder, as a call with ``args`` and ``kwargs`` binds them."""
     bound = inspect.signature(graph_module.forward).bind(*args, **kwargs)

@@ -101,7 +101,7 @@ class PruningPlan:
                     raise PlanError(f"The plan cuts dim {dim} of {name!r}, which cannot be cut in this model.")
                 gone = np.ones(factors[dim].ids.shape[dim], dtype=bool)
                 rows = _group_rows(factors[dim])
-                lists = kept if kept and isinstance(kept[0], list) else [kept]
+                lists = kept if isinstance(kept, list) and kept and isinstance(kept[0], list) else [kept]
                 if len(lists) != len(rows):
                     raise PlanError(
                         f"The plan gives {len(lists)} lists for dim {dim} of {name!r}; it needs {len(rows)}."
@@ -150,9 +150,9 @@ def _group_rows(factor: Any) -> list[Any]:
     return [rows[i] for i in starts]
 
 
-def _check_indices(name: str, dim: int, indices: Sequence[Any], size: int) -> None:
-    good = all(isinstance(i, int) and 0 <= i < size for i in indices)
-    if not good or not indices or sorted(set(indices)) != list(indices):
+def _check_indices(name: str, dim: int, indices: Any, size: int) -> None:
+    good = isinstance(indices, list) and all(type(i) is int and 0 <= i < size for i in indices)
+    if not good or not indices or sorted(set(indices)) != indices:
         raise PlanError(
             f"The plan's indices for dim {dim} of {name!r} are not ascending numbers below {size}. The plan is damaged."
         )

@@ -128,7 +128,7 @@ def check_unreachable(model: nn.Module, kind: str, ratio: float, **options: Any)
     ids=lambda options: next(iter(options), "plain"),
 )
 def test_an_unreachable_budget_names_the_smallest_that_is_reachable(kind: str, options: dict[str, Any]) -> None:
-    check_unreachable(make(), kind, 0.01, **options)
+    check_unreachable(make(), kind, 0.001, **options)
 
 
 @pytest.mark.parametrize("net", [Shuffled, Attentive])
@@ -138,8 +138,8 @@ def test_the_smallest_reachable_ratio_with_blocks(net: type[nn.Module], attentio
 
 
 def test_an_unreachable_budget_names_what_holds_it_up_with_its_line() -> None:
-    held = check_unreachable(make(), "flops", 0.2, ignore=("up",))
-    assert held.startswith(f"up.0 (ignored by the caller ({Path(inspect.getfile(nn.Sequential)).as_posix()[-20:]}"[:30])
+    held = check_unreachable(make(), "flops", 0.02, ignore=("up",))
+    assert held.startswith("up.0 (ignored by the caller (")
     held = check_unreachable(make(Locked), "params", 0.05)
     assert f"locked (softmax across channels (tests/{line_of(Locked.forward, 'softmax')}))" in held
 
@@ -193,8 +193,9 @@ def test_a_model_without_layers() -> None:
 
 
 def test_exact_and_methods_without_scores_leave_a_reason() -> None:
-    text = message(ModelError, make(Attentive), exact=True, ignore=("qkv", "mlp"))
-    assert "not exact: layer_norm over channels (" in text or "not exact: " in text
+    text = message(ModelError, make(Attentive), exact=True, ignore=("qkv", "mlp.1"))
+    assert "embed: ignored by the caller (" not in text
+    assert re.search(r"embed: not exact: \w+ over channels \(", text)
     text = message(ModelError, make(Locked), method="bn_scale")
     assert "free: the method gives these channels no score" in text
 
@@ -254,11 +255,12 @@ def test_a_seed_is_a_whole_number(seed: Any) -> None:
 def test_unknown_names_to_ignore_come_with_close_matches() -> None:
     model = make()
     assert message(InputError, model, ignore=["upp.0"]) == (
-        "ignore names 'upp.0', which the model does not have. Did you mean up.0, up?"
+        "ignore names 'upp.0', which the model does not have. Did you mean up.0, up.2, up.1?"
     )
     assert message(InputError, model, ignore="zzzzzz") == "ignore names 'zzzzzz', which the model does not have."
     assert message(InputError, model, ignore=[nn.ReLU()]) == "ignore holds a ReLU that is not part of the model."
     assert message(InputError, model, ignore=[3]).startswith("ignore names 3, which the model does not have.")
+    assert message(InputError, model, ignore=3) == "ignore=3 must be a module, a name, or a list of them."
 
 
 # -- an op without a rule
@@ -395,9 +397,10 @@ def test_plans_that_contradict_themselves_or_the_model(saved: Path) -> None:
     assert apply_message(model, edited(plan, "stem.0.weight", 0, other)).startswith(
         "The plan is inconsistent: it keeps a channel in one layer and cuts it in another that it is tied to."
     )
-    assert apply_message(model, edited(plan, "head.weight", 0, [0, 1])).startswith(
-        "The plan cuts "
-    )  # classes of the output
+    classes = edited(edited(plan, "head.weight", 0, [0, 1]), "head.bias", 0, [0, 1])
+    assert apply_message(model, classes).startswith(
+        "The plan cuts channels of head, which cannot be cut here: network output ("
+    )
 
 
 @pytest.mark.parametrize("wrong", [None, "plan.json", {"kept": {}}])

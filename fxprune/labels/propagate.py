@@ -468,7 +468,8 @@ class _Runner(fx.Interpreter):
         shape, run = n.meta.get("shape"), self.propagation
         if shape is None:
             raise error
-        what = f"{n.target} cannot be interpreted: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        name = getattr(n.target, "__name__", n.target)
+        what = f"{name} cannot be interpreted: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         for leaf in tree_flatten((args, kwargs))[0]:
             run.lock_all(run.labels(leaf), what)

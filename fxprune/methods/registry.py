@@ -126,3 +126,25 @@ def resolve(spec: str | Criterion) -> Criterion:
             f"Known methods: {', '.join(available())}."
         )
     return spec
+
+
+def score_groups(criterion: Criterion, state: ModelState) -> list[Scores | None]:
+    """Scores ``[blocks, size]`` of every group that may be cut; None of the others, and of those without a score.
+
+    Raises:
+        InputError: the criterion gives something else.
+    """
+    return [None if group.locked else _checked(criterion, group, state) for group in state.graph.groups]
+
+
+def _checked(criterion: Criterion, group: ChannelGroup, state: ModelState) -> Scores | None:
+    given = criterion.score(group, state)
+    if given is None:
+        return None
+    scores = np.asarray(given)
+    if scores.dtype.kind not in "biuf" or scores.shape != group.channels.shape:
+        raise InputError(
+            f"{type(criterion).__name__} scores {group.name} with {scores.dtype} {list(scores.shape)}; a method gives "
+            f"one number per channel, [blocks, size] = {list(group.channels.shape)}, or None."
+        )
+    return scores.astype(np.float64)

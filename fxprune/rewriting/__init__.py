@@ -6,6 +6,6 @@ composes them, ``check`` proves that every node of the result carries the channe
 
 from fxprune.rewriting.check import check_rewrite
 from fxprune.rewriting.literals import UnrepairableError
-from fxprune.rewriting.rewrite import rewrite
+from fxprune.rewriting.rewrite import MetaRun, rewrite, run_on_meta
 
-__all__ = ["UnrepairableError", "check_rewrite", "rewrite"]
+__all__ = ["MetaRun", "UnrepairableError", "check_rewrite", "rewrite", "run_on_meta"]

@@ -15,10 +15,13 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_flatten
 
-from fxprune.channels import ChannelGraph, replay
+from fxprune.channels import ChannelGraph, channels_of, replay
 from fxprune.cost import Keep
-from fxprune.labels.factors import cut_sizes, pruned
+from fxprune.labels.factors import compact, cut_sizes, pruned
 from fxprune.labels.propagate import TensorLabels
+
+
+_MEET = "different channels meet"
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,6 @@ def check_rewrite(
     keep: Keep,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    *,
-    same_batch: bool = True,
 ) -> Mismatch | None:
     """The first mismatch of the rewritten ``module``, or None.
 
@@ -46,9 +47,8 @@ def check_rewrite(
         module: from ``rewrite``.
         graph: of the dense model.
         keep: the plan.
-        args: example inputs.
-        kwargs: example keyword inputs.
-        same_batch: are these the inputs that ``graph`` was made with? Otherwise only labels are compared, not shapes.
+        args: the example inputs that ``graph`` was made with.
+        kwargs: the same, keyword inputs.
     """
     run, failed = replay(module, graph, keep, args, kwargs)
     roots = run.classes.find(np.arange(len(run.classes)))
@@ -58,13 +58,14 @@ def check_rewrite(
             if node.op == "output":
                 continue
             inputs = [graph.nodes.get(n.name) for n in (node, *node.all_input_nodes)]
-            return Mismatch(node.name, str(node.meta.get("source", "")), failed, tuple(_channels(inputs)))
-        text = _compare(graph, graph.nodes.get(node.name), run.node_labels[node.name], roots, merged, keep, same_batch)
+            return Mismatch(node.name, str(node.meta.get("source", "")), failed, tuple(channels_of(inputs)))
+        text = _compare(graph, graph.nodes.get(node.name), run.node_labels[node.name], roots, merged, keep)
         if text:
             inputs = [graph.nodes.get(n.name) for n in (node, *node.all_input_nodes)]
-            return Mismatch(node.name, str(node.meta.get("source", "")), text, tuple(_channels(inputs)))
+            channels = sorted(merged) if text == _MEET else channels_of(inputs)
+            return Mismatch(node.name, str(node.meta.get("source", "")), text, tuple(channels))
     if merged:
-        return Mismatch("", "", "different channels meet", tuple(sorted(merged)))
+        return Mismatch("", "", _MEET, tuple(sorted(merged)))
     return None
 
 
@@ -75,21 +76,7 @@ def _merged(roots: Any) -> set[int]:
     return {int(c) for c in np.flatnonzero(counts[inverse] > 1)}
 
 
-def _channels(known: Any) -> list[int]:
-    return sorted(
-        {
-            int(c)
-            for t in tree_flatten(known)[0]
-            if isinstance(t, TensorLabels)
-            for f in t.labels
-            for c in np.unique(f.ids.numpy())
-        }
-    )
-
-
-def _compare(
-    graph: ChannelGraph, expected: Any, found: Any, roots: Any, merged: set[int], keep: Keep, same_batch: bool
-) -> str:
+def _compare(graph: ChannelGraph, expected: Any, found: Any, roots: Any, merged: set[int], keep: Keep) -> str:
     """What differs between the promise and what the new graph carries, or ''.
 
     Dimensions whose channels all stay need no comparison beyond their size.
@@ -102,10 +89,8 @@ def _compare(
         return f"{len(got)} tensors instead of {len(wanted)}"
     for want, have in zip(wanted, got, strict=True):
         shape = tuple(cut_sizes(want.shape, want.labels, keep))
-        if same_batch and shape != have.shape:
+        if shape != have.shape:
             return f"shape {list(have.shape)} instead of {list(shape)}"
-        if len(shape) != len(have.shape):
-            return f"{len(have.shape)} dimensions instead of {len(shape)}"
         try:
             promised = pruned(want.labels, keep)
         except ValueError as error:
@@ -113,9 +98,9 @@ def _compare(
         carried = {f.dim: f for f in have.labels}
         for factor in promised:
             if bool(np.isin(factor.ids.numpy(), list(merged)).any()):
-                return "different channels meet"
-            if factor.ids.shape[factor.dim] == 1 or graph.locked[factor.ids.numpy()].all():
-                continue
+                return _MEET
+            if compact(factor.ids).numel() == 1 or graph.locked[factor.ids.numpy()].all():
+                continue  # one channel, however many positions it fills, has no order
             if factor.dim not in carried:
                 return f"no channels along dim {factor.dim}"
             ids = torch.from_numpy(roots[carried[factor.dim].ids.numpy()])

@@ -8,7 +8,7 @@ dense value. One small function per kind of op, in one table.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from fxprune.channels import ChannelGraph
+from fxprune.channels import ChannelGraph, channels_of
 from fxprune.cost import Keep
 from fxprune.labels.factors import cut_sizes
 from fxprune.labels.propagate import TensorLabels
@@ -44,7 +44,7 @@ class Repair:
     module: fx.GraphModule
     graph: ChannelGraph
     keep: Keep
-    other_values: dict[str, Any]
+    other_values: Mapping[str, Any]
     values: dict[fx.Node, Any] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -95,24 +95,12 @@ class Repair:
         if not (masks.cumsum(1) == masks[:1].cumsum(1)).all():
             first = masks[0]
             if not (masks.sum(1) == first.sum()).all():
-                raise UnrepairableError(node, "blocks keep different counts", self.channels_of(known))
+                raise UnrepairableError(node, "blocks keep different counts", channels_of(known))
         mask: np.ndarray[Any, np.dtype[np.bool_]] = masks[0]
         return mask
 
     def is_cut(self, known: TensorLabels, dim: int) -> bool:
         return any(f.dim == dim and not self.keep[f.rows()].all() for f in known.labels)
-
-    def channels_of(self, known: Any) -> list[int]:
-        """Every channel in the labels of a value."""
-        return sorted(
-            {
-                int(c)
-                for t in tree_flatten(known)[0]
-                if isinstance(t, TensorLabels)
-                for f in t.labels
-                for c in np.unique(f.ids)
-            }
-        )
 
     def depends_on_batch(self, argument: Any) -> bool:
         return (
@@ -169,7 +157,7 @@ class Repair:
             try:
                 adapt(module, first.shape, tuple(cut_sizes(first.shape, first.labels, self.keep)))
             except (IndexError, ValueError) as error:
-                raise UnrepairableError(node, f"{type(module).__name__}: {error}", self.channels_of(first)) from error
+                raise UnrepairableError(node, f"{type(module).__name__}: {error}", channels_of(first)) from error
         if isinstance(module, nn.Unflatten) and isinstance(first, TensorLabels):
             out, dim = self.promised(node), module.dim
             if isinstance(dim, int):
@@ -191,7 +179,7 @@ class Repair:
             was, now = self.dense(argument), self.values[argument]
             if isinstance(was, (int, float)) and not isinstance(was, bool) and was != now:
                 if self.depends_on_batch(argument):
-                    raise UnrepairableError(node, "a number depends on channels and on the batch", self.channels_of(
+                    raise UnrepairableError(node, "a number depends on channels and on the batch", channels_of(
                         [self.dense(n) for n in (node, *node.all_input_nodes)]))  # fmt: skip
                 return was
             return argument
@@ -336,30 +324,30 @@ def _split(repair: Repair, node: fx.Node) -> None:
         if [t.shape[dim] for t in repair.value(source).chunk(count, dim)] == sizes:
             return
     if 0 in sizes:
-        raise UnrepairableError(node, "a part of a split would be empty", repair.channels_of(repair.dense(node)))
+        raise UnrepairableError(node, "a part of a split would be empty", channels_of(repair.dense(node)))
     node.op, node.target = "call_function", torch.split
     node.args, node.kwargs = (source, sizes, dim), {}
 
 
 def _cut_slice(repair: Repair, node: fx.Node, known: TensorLabels, dim: int, window: slice) -> slice:
-    """The slice that takes the same channels from the cut dimension."""
-    start, stop, step = (repair.value(v) for v in (window.start, window.stop, window.step))
+    """The slice that takes the same channels from the cut dimension. What it took is known by its dense bounds."""
+    start, stop, step = (repair.dense(v) for v in (window.start, window.stop, window.step))
     mask = repair.mask(known, dim, node)
     chosen = np.arange(len(mask))[slice(start, stop, step)]
     rank = mask.cumsum() - 1
     taken = rank[chosen[mask[chosen]]]
     if len(taken) == 0:
-        raise UnrepairableError(node, "a slice would be empty", repair.channels_of(known))
+        raise UnrepairableError(node, "a slice would be empty", channels_of(known))
     left = int(mask.sum())
     step = step or 1
     begin, end = int(taken[0]), int(taken[-1]) + 1
     if not np.array_equal(np.arange(left)[begin:end:step], taken):
-        raise UnrepairableError(
-            node, "the channels that stay of a slice are not evenly spaced", repair.channels_of(known)
-        )
+        raise UnrepairableError(node, "the channels that stay of a slice are not evenly spaced", channels_of(known))
     ends_with_dense = stop is None or (stop >= len(mask) or (stop < 0 and end == left))
-    new_start = window.start if start is None and begin == 0 else begin
-    return slice(new_start, None if ends_with_dense and end > left - step else end, window.step)
+    new_start = window.start if repair.value(window.start) in (None, begin) and (begin or start is None) else begin
+    if ends_with_dense and end > left - step:
+        return slice(new_start, None, window.step)
+    return slice(new_start, window.stop if repair.value(window.stop) == end else end, window.step)
 
 
 def _cut_item(repair: Repair, node: fx.Node, known: TensorLabels, index: Any) -> Any:
@@ -376,10 +364,10 @@ def _cut_item(repair: Repair, node: fx.Node, known: TensorLabels, index: Any) ->
             if isinstance(item, slice) and item != slice(None):
                 item = _cut_slice(repair, node, known, dim, item)
             elif isinstance(repair.value(item), int) and not isinstance(item, bool):
-                position = repair.value(item) % known.shape[dim]
+                position = repair.dense(item) % known.shape[dim]
                 item = int(repair.mask(known, dim, node)[:position].sum())
             elif isinstance(item, fx.Node) and isinstance(repair.dense(item), TensorLabels):
-                raise UnrepairableError(node, "channels are picked by an index tensor", repair.channels_of(known))
+                raise UnrepairableError(node, "channels are picked by an index tensor", channels_of(known))
         dim += _dims_used(repair, item)
         result.append(item)
     return tuple(result) if isinstance(index, tuple) else result[0]
@@ -404,7 +392,7 @@ def _item(repair: Repair, node: fx.Node) -> None:
 @repairs("narrow")
 def _narrow(repair: Repair, node: fx.Node) -> None:
     known, dim = repair.dense(node.args[0]), repair.value(_get(node, 1, "dim"))
-    start, length = repair.value(_get(node, 2, "start")), repair.value(_get(node, 3, "length"))
+    start, length = repair.dense(_get(node, 2, "start")), repair.dense(_get(node, 3, "length"))
     dim %= len(known.shape)
     if repair.is_cut(known, dim):
         window = _cut_slice(repair, node, known, dim, slice(start, start + length))
@@ -418,7 +406,7 @@ def _select(repair: Repair, node: fx.Node) -> None:
     known, dim = repair.dense(node.args[0]), repair.value(_get(node, 1, "dim"))
     dim %= len(known.shape)
     if repair.is_cut(known, dim):
-        index = repair.value(_get(node, 2, "index")) % known.shape[dim]
+        index = repair.dense(_get(node, 2, "index")) % known.shape[dim]
         _set(node, 2, "index", int(repair.mask(known, dim, node)[:index].sum()))
 
 
@@ -430,7 +418,7 @@ def _index_select(repair: Repair, node: fx.Node) -> None:
         return
     index: Any = _get(node, 2, "index")
     if not isinstance(index, fx.Node) or index.op != "get_attr":
-        raise UnrepairableError(node, "channels are picked by a computed index", repair.channels_of(known))
+        raise UnrepairableError(node, "channels are picked by a computed index", channels_of(known))
     dense_index = operator.attrgetter(str(index.target))(repair.module)
     mask = repair.mask(known, dim, node)
     positions = dense_index.cpu().numpy()
@@ -448,7 +436,7 @@ def _index_select(repair: Repair, node: fx.Node) -> None:
 @repairs("pad")
 def _pad(repair: Repair, node: fx.Node) -> None:
     known, out = repair.dense(node.args[0]), repair.dense(node)
-    pads = list(repair.value(_get(node, 1, "pad")))
+    pads = [repair.dense(pad) for pad in repair.dense(_get(node, 1, "pad"))]
     given = _get(node, 1, "pad")
     changed = list(given) if isinstance(given, (tuple, list)) else list(pads)
     for k in range(len(pads) // 2):

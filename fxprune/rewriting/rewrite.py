@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ def rewrite(
     graph_module: fx.GraphModule,
     graph: ChannelGraph,
     keep: Keep,
-    other_batch: tuple[Sequence[Any], Mapping[str, Any]] | None = None,
+    other_batch: MetaRun,
 ) -> RecordedModule:
     """A new module without the channels that go; the given one is not changed and shares nothing with it.
 
@@ -28,7 +29,7 @@ def rewrite(
         graph_module: as recorded.
         graph: of ``graph_module``.
         keep: per channel.
-        other_batch: example inputs with another batch size, to tell sizes that depend on it.
+        other_batch: the dense graph's run with another batch size, to tell sizes that depend on it.
 
     Raises:
         UnrepairableError: a node's arguments cannot follow the plan.
@@ -36,8 +37,7 @@ def rewrite(
     result = clone_structure(graph_module)
     slice_tensors(result, graph, keep)
     _gather(result, graph, keep)
-    others = {} if other_batch is None else _integers(graph_module, *other_batch)
-    Repair(result, graph, keep, others).run()
+    Repair(result, graph, keep, other_batch.numbers).run()
     result.graph.lint()
     result.recompile()
     return result
@@ -65,25 +65,41 @@ def _gather(module: RecordedModule, graph: ChannelGraph, keep: Keep) -> None:
             chain = following
 
 
-def _integers(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The integer values of a graph's nodes on other inputs; empty if it does not run on them."""
+@dataclass(frozen=True)
+class MetaRun:
+    """A run without data. ``numbers``: the values of nodes that hold no tensor. ``shapes``: of the outputs.
+
+    ``failed``: the node that did not run, or None.
+    """
+
+    numbers: Mapping[str, Any]
+    shapes: tuple[tuple[int, ...], ...]
+    failed: fx.Node | None
+
+
+def run_on_meta(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> MetaRun:
+    """Run a graph on inputs of these shapes, parameters and all on the meta device."""
     shadow = clone_structure(graph_module)
     shadow.eval()
     replace_tensors(shadow, lambda t: torch.empty_like(t, device="meta"))
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
+    nodes = {n.name: n for n in graph_module.graph.nodes}
+    current: list[fx.Node] = []
 
     class Record(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
+            current[:] = [nodes[n.name]]
             value = super().run_node(n)
             if not any(isinstance(leaf, Tensor) for leaf in tree_flatten(value)[0]):
-                found[n.name] = value
+                numbers[n.name] = value
             return value
 
     values = placeholder_values(graph_module, args, kwargs)
     values = [tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, v) for v in values]
     try:
         with torch.no_grad():
-            Record(shadow).run(*values)
-    except Exception:  # the model fits its example inputs only, or an op has no meta kernel: nothing more is known
-        return found
-    return found
+            result = Record(shadow).run(*values)
+    except Exception:  # bound to its example's batch size, or an op without a meta kernel: the caller compares
+        return MetaRun(numbers, (), current[0] if current else None)
+    shapes = tuple(tuple(t.shape) for t in tree_flatten(result)[0] if isinstance(t, Tensor))
+    return MetaRun(numbers, shapes, None)

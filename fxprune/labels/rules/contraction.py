@@ -276,7 +276,10 @@ def _grouped(run: Propagation, x: Operand, weight: Operand, groups: int, transpo
     ins, rows = in_ids.reshape(groups, per_in), dim0.reshape(groups, first)
     whole = per_in == 1 or per_out == 1
     if whole and run.seeded:
-        whole = transposed or bool(torch.equal(*torch.broadcast_tensors(ins[:, :1], rows)))
+        if transposed:
+            whole = inner is None or inner.ids.shape[0] == 1
+        else:
+            whole = bool(torch.equal(*torch.broadcast_tensors(ins[:, :1], rows)))
     if whole:
         outs = _whole_groups(run, ins, rows, inner, per_out, transposed)
         constant, factors = float(x.shape[0]) * second, [Factor(dim0.reshape(-1, 1), 0)]

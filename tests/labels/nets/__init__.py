@@ -6,8 +6,8 @@ analysis finds, prunes the net and checks the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -60,13 +60,13 @@ def rigid(size: int, members: str) -> Expected:
 
 @dataclass(frozen=True)
 class Case:
-    """``inputs``: from the batch size. ``budget``: what ``prune`` is asked for."""
+    """``inputs``: from the batch size. ``least``: so many channels stay along every dimension when the net is pruned."""
 
     build: Callable[[], nn.Module]
     groups: tuple[Expected, ...]
     inputs: Callable[[int], Any]
     attention: Literal["head_dim", "heads"] = "head_dim"
-    budget: Mapping[str, float] = field(default_factory=lambda: {"channels": 0.5})
+    least: int = 1
     gathers: int = 0
     frozen: bool = False
     counted: bool = True

@@ -84,10 +84,13 @@ class SeparateQKV(_Net):
 
 @net(
     *ENDS, exact(8, "e[0] o[0] q[1] k[1] v[1] h[1]"), exact(3, "q[0] k[0]", blocks=2),
-    exact(5, "v[0] o[1]", blocks=2),
+    exact(5, "v[0] o[1]", blocks=2), least=2,
 )  # fmt: skip
 class HeadsOfTwoSizes(_Net):
-    """Values may be wider than queries; a residual around it. Every head keeps its own channels."""
+    """Values may be wider than queries; a residual around it. Every head keeps its own channels.
+
+    ``einsum`` over a dimension of one is no product any more, nor counted as one: two stay.
+    """
 
     def __init__(self) -> None:
         super().__init__()

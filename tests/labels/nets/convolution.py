@@ -56,7 +56,7 @@ class GroupedResidual(nn.Module):
 
 
 @net(
-    exact(2, "a[0] f[1]", blocks=4), exact(2, "f[0] g[1]", blocks=4), exact(4, "g[0] b[1]", blocks=2),
+    exact(2, "a[0] f[1]", blocks=4), exact(4, "f[0] g[1]", blocks=4), exact(8, "g[0] b[1]", blocks=2),
     image("a[1]"), result("b[0]"),
 )  # fmt: skip
 class GroupsInGroups(nn.Module):
@@ -64,7 +64,7 @@ class GroupsInGroups(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.f, self.g, self.b = conv(3, 8), conv(8, 8, groups=4), conv(8, 8, groups=2), conv(8, 5)
+        self.a, self.f, self.g, self.b = conv(3, 8), conv(8, 16, groups=4), conv(16, 16, groups=2), conv(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.g(self.f(self.a(x))))
@@ -82,7 +82,7 @@ class GroupedAfterSum(nn.Module):
         return self.b(self.g(self.a(x) + self.c(x)))
 
 
-@net(exact(4, "a[0] c[0] g[1]", blocks=2), exact(3, "g[0] b[1]", blocks=2), image("a[1] c[1]"), result("b[0]"))
+@net(exact(4, "a[0] c[0] g[1]", blocks=2), exact(3, "g[0] b[1]", blocks=2), image("a[1] c[1]"), result("b[0]"), least=2)
 class GroupedAfterConcat(nn.Module):
     """The two pieces of a concatenation are the two groups: equal counts, though the channels differ in kind."""
 
