@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import sys
 import time
@@ -11,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_map_only
 
 from fxprune import recording
 from fxprune.budget import Budget, Scope, Selection, select
 from fxprune.channels import ChannelGraph, analyse_graph, channels_of
 from fxprune.cost import Keep
-from fxprune.errors import InputError, ModelError, PlanError, VerificationError
+from fxprune.errors import ExampleInputsError, InputError, ModelError, PlanError, VerificationError
 from fxprune.inputs import RECORD_KEY, describe_inputs, make_inputs, resolve_inputs
 from fxprune.labels.classes import Reason
 from fxprune.labels.propagate import Attention
@@ -101,10 +103,11 @@ def prune(
     scope: Scope = "global",
     round_to: int = 1,
     min_channels: int = 1,
+    submodule: str | None = None,
     verify: bool = True,
     seed: int = 0,
     progress: bool = True,
-) -> fx.GraphModule:
+) -> Any:
     """A smaller ``GraphModule`` that computes what ``model`` computes with the same channels masked.
 
     Args:
@@ -121,12 +124,15 @@ def prune(
         scope: rank all channels together (``"global"``), or cut every group by the same share (``"uniform"``).
         round_to: kept channels of a group are a multiple of this.
         min_channels: at least so many channels stay along every dimension of every tensor.
-        verify: run the mask oracle on the result.
+        submodule: prune only this part of the model, with the inputs it gets when the model runs on the example inputs.
+            Its outputs keep their shapes.
+        verify: run the mask oracle on the result (never on ``device="meta"``, where nothing can be computed).
         seed: of random choices. Same seed, same versions: the same plan.
         progress: tell the stages on stderr.
 
     Returns:
-        The pruned module; ``meta["fxprune"]`` is its ``Report``.
+        The pruned ``GraphModule``; ``meta["fxprune"]`` is its ``Report``. With ``submodule`` a copy of the model in
+        which the part is such a module.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -146,6 +152,14 @@ def prune(
     names = _ignored(model, ignore)
     _check_finite(model)
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
+    if submodule is not None:
+        part, inputs = _part(model, submodule, args, kwargs)
+        small = prune(
+            part, inputs[0], example_kwargs=inputs[1], method=criterion, flops=flops, params=params, channels=channels,
+            ignore=_ignored_below(submodule, names), exact=exact, attention=attention, scope=scope, round_to=round_to,
+            min_channels=min_channels, verify=verify, seed=seed, progress=progress,
+        )  # fmt: skip
+        return _with_part(model, submodule, small, args, kwargs)
     stages = _Stages(progress)
     dense, graph = _record_and_analyse(model, args, kwargs, attention, names, stages)
     with stages("scoring"):
@@ -275,7 +289,7 @@ def _finish(
     keep = selection.keep
     plan = PruningPlan.of(graph, keep)
     error = None
-    if verify:
+    if verify and not any(p.is_meta for p in dense.parameters()):
         with stages("verifying"):
             _check_recording(model, dense, args, kwargs)
             error = mask_oracle(dense, pruned, graph, plan, keep, _oracle_inputs(dense, args, kwargs, seed))
@@ -319,23 +333,72 @@ def _oracle_inputs(dense: fx.GraphModule, args: Any, kwargs: Any, seed: int) -> 
 
 def _check_recording(model: nn.Module, dense: fx.GraphModule, args: Any, kwargs: Any) -> None:
     """The recorded graph must compute what the model computes."""
-    modes = [(m, m.training) for module in (model, dense) for m in module.modules()]
     results = []
-    try:
-        for module in (dense, model):
-            module.eval()
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(0)
-                results.append(module(*args, **kwargs))
-    finally:
-        for m, training in modes:
-            m.training = training
+    for module in (dense, model):
+        with _evaluated(module), torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            results.append(module(*args, **kwargs))
     error = relative_error(*results)
     if error > TOLERANCE:
         raise VerificationError(
             f"The recorded graph differs from the model on the example inputs: relative error {error:.1e}. "
             "Does forward depend on something that changes from call to call?"
         )
+
+
+def _part(model: nn.Module, name: str, args: Any, kwargs: Any) -> tuple[nn.Module, Inputs]:
+    """A submodule and the inputs of its first call when the model runs on the example inputs."""
+    known = dict(model.named_modules(remove_duplicate=False))
+    if not name or name not in known:
+        raise InputError(f"submodule={name!r} is not part of the model.{_suggestion(name, known)}")
+    calls: list[Inputs] = []
+
+    def note(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        calls.append((given, named))
+
+    handle = known[name].register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with _evaluated(model), torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        raise ExampleInputsError(f"The model does not run on the example inputs: {error}.") from error
+    finally:
+        handle.remove()
+    if not calls:
+        raise InputError(f"submodule={name!r} is not called when the model runs on the example inputs.")
+    return known[name], tree_map_only(torch.Tensor, lambda t: t.detach().clone(), calls[0])
+
+
+def _with_part(model: nn.Module, name: str, part: fx.GraphModule, args: Any, kwargs: Any) -> nn.Module:
+    """A copy of the model with ``part`` in place of a submodule; it must run on the example inputs."""
+    result = copy.deepcopy(model)
+    path, _, last = name.rpartition(".")
+    setattr(result.get_submodule(path), last, part)
+    with _evaluated(result), torch.no_grad():
+        result(*args, **kwargs)
+    return result
+
+
+@contextmanager
+def _evaluated(*roots: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode again afterwards."""
+    modes = [(m, m.training) for root in roots for m in root.modules()]
+    try:
+        for root in roots:
+            root.eval()
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def _ignored_below(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}."))
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f" Did you mean {', '.join(close)}?" if close else ""
 
 
 def _ignored(model: nn.Module, ignore: Sequence[str | nn.Module]) -> tuple[str, ...]:
@@ -354,8 +417,7 @@ def _ignored(model: nn.Module, ignore: Sequence[str | nn.Module]) -> tuple[str, 
         elif item in known:
             names.append(item)
         else:
-            close = difflib.get_close_matches(str(item), known, n=3)
-            hint = f" Did you mean {', '.join(close)}?" if close else ""
+            hint = _suggestion(str(item), known)
             raise InputError(f"ignore names {item!r}, which the model does not have.{hint}")
     return tuple(names)
 
@@ -367,12 +429,10 @@ def _check_model(model: Any) -> None:
 
 def _check_finite(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise ModelError(f"{name} is on the meta device and has no values. Load the weights before pruning.")
         if tensor.layout != torch.strided or tensor.is_quantized:
             kind = "quantised" if tensor.is_quantized else "sparse"
             raise ModelError(f"{name} is {kind}; fxprune prunes dense weights. Prune first, then make them {kind}.")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
             if isinstance(tensor, nn.Parameter):
                 raise ModelError(f"{name} holds NaN or inf. Load a sound checkpoint before pruning.")
             if bool(torch.isnan(tensor).any()):

@@ -232,7 +232,7 @@ def count_macs(module: nn.Module, args: Any, kwargs: Any) -> int:
     """Multiply-accumulates by torch's own counter, which counts two operations for each."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(*args, **kwargs)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 @check("macs")
@@ -430,8 +430,8 @@ def _stochastic(spec: str) -> tuple[nn.Module, dict[str, float]]:
         from torchvision import models
 
         fixed: dict[str, Any] = {"weights_backbone": None, "init_weights": False}
-        known = inspect.signature(models.get_model_builder(name)).parameters
-        known = {*known, "init_weights"} if name in ("googlenet", "inception_v3") else {*known}
+        known = {*inspect.signature(models.get_model_builder(name)).parameters}
+        known |= {"init_weights"} if name in ("googlenet", "inception_v3") else set()
         fixed = {key: value for key, value in fixed.items() if key in known}
         make, options = partial(models.get_model, name, **fixed), {"dropout": DROP}
     for names in (list(options), list(options)[:1], []):

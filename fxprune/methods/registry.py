@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from fxprune.channels import ChannelGraph, ChannelGroup
-from fxprune.errors import InputError
+from fxprune.errors import InputError, ModelError
 
 Scores = npt.NDArray[np.float64]
 
@@ -40,7 +40,7 @@ class ModelState:
             total = np.zeros(self.graph.channel_count)
             for parameter in self.graph.parameters:
                 if parameter.trainable:
-                    _add(total, parameter.labels, self.tensors[parameter.name].detach(), power)
+                    _add(total, parameter.labels, self._values(parameter.name), power)
             return total
 
         return self._cached(("power", power), compute)[group.channels]
@@ -53,13 +53,22 @@ class ModelState:
             count = np.zeros(self.graph.channel_count)
             for parameter in self.graph.parameters:
                 if set(parameter.names) & self.graph.norm_scales:
-                    _add(total, parameter.labels, self.tensors[parameter.name].detach(), 1)
+                    _add(total, parameter.labels, self._values(parameter.name), 1)
                     for factor in parameter.labels:
                         np.add.at(count, factor.ids.numpy().reshape(-1), 1)
             return np.where(count > 0, total, np.nan)
 
         scales = self._cached("norm", compute)[group.channels]
         return None if np.isnan(scales).any() else scales
+
+    def _values(self, name: str) -> Tensor:
+        tensor = self.tensors[name]
+        if tensor.is_meta:
+            raise ModelError(
+                f"{name} is on the meta device and has no values. Load the weights before pruning, or use a method "
+                'that reads none, such as method="random".'
+            )
+        return tensor.detach()
 
     def _cached(self, key: Any, compute: Callable[[], Scores]) -> Scores:
         if key not in self._cache:

@@ -20,7 +20,6 @@ from fxprune.cost import Keep
 from fxprune.labels.factors import compact, cut_sizes, pruned
 from fxprune.labels.propagate import TensorLabels
 
-
 _MEET = "different channels meet"
 
 
