@@ -18,7 +18,7 @@ from fxprune import recording
 from fxprune.budget import Budget, Scope, Selection, select
 from fxprune.channels import ChannelGraph, analyse_graph, channels_of
 from fxprune.cost import Keep
-from fxprune.errors import ExampleInputsError, InputError, ModelError, PlanError, VerificationError
+from fxprune.errors import BudgetError, ExampleInputsError, InputError, ModelError, PlanError, VerificationError
 from fxprune.inputs import RECORD_KEY, describe_inputs, make_inputs, resolve_inputs
 from fxprune.labels.classes import Reason
 from fxprune.labels.propagate import Attention
@@ -168,12 +168,14 @@ def prune(
     notes = list(graph.notes)
     for _ in range(_ROUNDS):
         with stages("selecting"):
-            selection = select(
+            selection, unreachable = _select(
                 graph, scores, budget, scope=scope, exact=exact, round_to=round_to, min_channels=min_channels
             )
         with stages("rewriting"):
             pruned, blame = _rewrite(dense, graph, selection.keep, args, kwargs)
         if pruned is not None:
+            if unreachable is not None:
+                raise unreachable
             break
         channels_left, reason = blame
         before, graph = graph, graph.with_locked(channels_left, reason)
@@ -221,6 +223,14 @@ def _record_and_analyse(
         dense = recording.record(model, args, kwargs)
     with stages("analysing"):
         return dense, analyse_graph(dense, args, kwargs, attention=attention, ignore=ignore)
+
+
+def _select(*args: Any, **options: Any) -> tuple[Selection, BudgetError | None]:
+    """The selection; for a budget that cannot be reached the smallest one, which the error says can be reached."""
+    try:
+        return select(*args, **options), None
+    except BudgetError as error:
+        return Selection(error.floor, {}), error
 
 
 def _rewrite(

@@ -119,7 +119,8 @@ def select(
         return keep
 
     if cost(keep_after(len(units))) > limit:
-        raise BudgetError(_unreachable(graph, budget, keep_after(len(units)), cost, whole, frozen))
+        floor = keep_after(len(units))
+        raise BudgetError(_unreachable(graph, budget, floor, cost, whole, frozen), floor)
     low, high = 0, len(units)
     while low < high:
         middle = (low + high) // 2
@@ -157,15 +158,17 @@ class _Ranking:
 
 
 def _protected(graph: ChannelGraph, ranked: Mapping[int, _Ranking], min_channels: int) -> Keep:
-    """The best ``min_channels`` along every dimension of every tensor."""
+    """The best ``min_channels`` along every dimension of every tensor; of equal ones those that are ranked last."""
     score = np.full(graph.channel_count, np.inf)
+    slot = np.zeros(graph.channel_count, dtype=np.int64)
     for ranking in ranked.values():
         score[ranking.channels] = ranking.scores
+        slot[ranking.channels] = np.arange(ranking.scores.shape[1])
     protected = np.zeros(graph.channel_count, dtype=bool)
     for extent in graph.extents:
         values = score[extent]
         if np.count_nonzero(np.isinf(values)) < min_channels:
-            best = np.argsort(-values, kind="stable")[:min_channels]
+            best = np.lexsort((-slot[extent], -values))[:min_channels]
             protected[extent[best]] = True
     return protected
 

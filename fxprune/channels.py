@@ -42,12 +42,16 @@ from fxprune.text import quantity, table
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter or buffer: all the names it has in the state_dict, its shape, and labels in channel numbers."""
+    """A parameter or buffer: all the names it has in the state_dict, its shape, and labels in channel numbers.
+
+    ``groups``: of a grouped convolution's weight; its dim 1 is local to each group.
+    """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     labels: Labels
     trainable: bool
+    groups: int = 1
 
     @property
     def name(self) -> str:
@@ -319,7 +323,8 @@ def _shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[fx.GraphMod
                 )  # torch takes other ways through its ops for tensors that need gradients
                 label_parameter(run, own[0], stand)
                 shape = tuple(tensor.shape)
-                holders.append((stand, Parameter(own, shape, (), isinstance(tensor, nn.Parameter))))
+                groups = run.facts.layouts.get(own[0], 1)
+                holders.append((stand, Parameter(own, shape, (), isinstance(tensor, nn.Parameter), groups)))
             else:
                 stand = tensor.detach().cpu()
             replaced[id(tensor)] = stand
@@ -339,6 +344,7 @@ def replay(
     """
     run = Propagation(graph.attention, seeded=True)
     run.fresh(graph.channel_count)
+    run.lock(np.flatnonzero(graph.locked), "locked before")
     shadow = clone_structure(module)
     shadow.eval()
     names: dict[int, str] = {}

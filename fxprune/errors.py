@@ -1,5 +1,7 @@
 """Every error fxprune raises on purpose. Each says what is wrong, where, and what to do about it."""
 
+from typing import Any
+
 
 class FxpruneError(Exception):
     """Base class of all errors raised by fxprune."""
@@ -22,7 +24,11 @@ class ModelError(FxpruneError, ValueError):
 
 
 class BudgetError(FxpruneError, ValueError):
-    """A budget that no allowed choice of channels reaches."""
+    """A budget that no allowed choice of channels reaches. ``floor``: the smallest allowed choice, per channel."""
+
+    def __init__(self, text: str, floor: Any):
+        super().__init__(text)
+        self.floor = floor
 
 
 class PlanError(FxpruneError, ValueError):

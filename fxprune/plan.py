@@ -16,6 +16,8 @@ from fxprune.channels import ChannelGraph, Parameter
 from fxprune.cost import Keep
 from fxprune.errors import PlanError
 from fxprune.files import replacing
+from fxprune.labels.classes import Ids
+from fxprune.labels.factors import Factor
 
 Kept = dict[str, dict[int, list[Any]]]
 _FORMAT = 1
@@ -100,7 +102,7 @@ class PruningPlan:
                 if dim not in factors:
                     raise PlanError(f"The plan cuts dim {dim} of {name!r}, which cannot be cut in this model.")
                 gone = np.ones(factors[dim].ids.shape[dim], dtype=bool)
-                rows = _group_rows(factors[dim])
+                rows = _group_rows(parameter, factors[dim])
                 lists = kept if isinstance(kept, list) and kept and isinstance(kept[0], list) else [kept]
                 if len(lists) != len(rows):
                     raise PlanError(
@@ -111,7 +113,8 @@ class PruningPlan:
                     _check_indices(name, dim, indices, len(gone))
                     gone[indices] = False
                     keep[row[gone]] = False
-        if kept_of(graph, keep) != self.kept:
+        uneven = any(len(np.unique(keep[group.channels].sum(1))) > 1 for group in graph.groups)
+        if uneven or kept_of(graph, keep) != self.kept:
             raise PlanError(
                 "The plan is inconsistent: it keeps a channel in one layer and cuts it in another that it is tied to. "
                 "Use the plan as fxprune.prune wrote it, with the attention mode and example inputs it was made with."
@@ -133,7 +136,7 @@ def kept_of(graph: ChannelGraph, keep: Keep) -> Kept:
     for parameter in graph.parameters:
         dims: dict[int, list[Any]] = {}
         for factor in parameter.labels:
-            masks = [keep[row] for row in _group_rows(factor)]
+            masks = [keep[row] for row in _group_rows(parameter, factor)]
             if not all(mask.all() for mask in masks):
                 lists = [np.flatnonzero(mask).tolist() for mask in masks]
                 dims[factor.dim] = lists if len(lists) > 1 else lists[0]
@@ -143,11 +146,14 @@ def kept_of(graph: ChannelGraph, keep: Keep) -> Kept:
     return result
 
 
-def _group_rows(factor: Any) -> list[Any]:
-    """The distinct consecutive rows of a factor: one, or one per group of a grouped weight."""
-    rows = factor.rows()
-    starts = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]).any(1)])
-    return [rows[i] for i in starts]
+def _group_rows(parameter: Parameter, factor: Factor) -> list[Ids]:
+    """The channels along the cut dimension: one row, or several where they differ; one per group of a grouped weight."""
+    if factor.dim != 1 or parameter.groups == 1:
+        rows = factor.rows()
+        starts = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]).any(1)])
+        return [rows[i] for i in starts]
+    ids = factor.ids.expand(parameter.shape[0], *factor.ids.shape[1:])
+    return list(Factor(ids[:: parameter.shape[0] // parameter.groups], 1).rows())
 
 
 def _check_indices(name: str, dim: int, indices: Any, size: int) -> None:

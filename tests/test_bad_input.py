@@ -193,9 +193,8 @@ def test_a_model_without_layers() -> None:
 
 
 def test_exact_and_methods_without_scores_leave_a_reason() -> None:
-    text = message(ModelError, make(Attentive), exact=True, ignore=("qkv", "mlp.1"))
-    assert "embed: ignored by the caller (" not in text
-    assert re.search(r"embed: not exact: \w+ over channels \(", text)
+    normed = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    assert re.search(r"; 0: not exact: \w+ over channels \(", message(ModelError, normed, torch.randn(2, 4), exact=True))
     text = message(ModelError, make(Locked), method="bn_scale")
     assert "free: the method gives these channels no score" in text
 

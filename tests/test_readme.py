@@ -53,7 +53,8 @@ def results() -> str:
     """The coverage table, and what it was measured with."""
     head, records = coverage.read()
     versions = ", ".join(f"{name} {head[name]}" for name in ("torch", "torchvision", "timm", "onnxruntime-gpu"))
-    note = f"({head['date'][:10]}; {versions}, Python {head['python']}; {head['cpu']}, {head['cores']} cores.)"
+    machine = f"{head['cpu']}, {head['cores']} cores, threads: {head['threads']}"
+    note = f"({head['date'][:10]}; {versions}, Python {head['python']}; {machine}.)"
     return f"{coverage.table(records.values())}\n\n{note}"
 
 

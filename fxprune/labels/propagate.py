@@ -163,6 +163,8 @@ class Propagation(TorchDispatchMode):
 
     def attach(self, tensor: Tensor, labels: Sequence[Factor]) -> None:
         """Give ``tensor`` its labels: canonical, compact, at most one factor per cut dimension."""
+        if tensor.numel() == 0:
+            return
         settled = self._settle([f for f in map(self.canonical, labels) if not self._rigid(f)], tuple(tensor.shape))
         setattr(tensor, _LABELS, settled)
         for factor in settled:
@@ -459,6 +461,9 @@ class _Runner(fx.Interpreter):
         run = self.propagation
         owners = [n] if n.op == "call_module" else [m for m in n.all_input_nodes if m.op == "get_attr"]
         own = [str(m.target) for m in owners]
+        if n.op == "call_module":
+            layer = self.module.get_submodule(str(n.target))
+            own += [f"{n.target}.{name}" for name, _ in layer.named_parameters()]
         with run.at(n):
             if any(name == i or name.startswith(i + ".") for name in own for i in run.ignore):
                 for tensor in results:

@@ -424,13 +424,13 @@ def _index_select(repair: Repair, node: fx.Node) -> None:
     positions = dense_index.cpu().numpy()
     new = (mask.cumsum() - 1)[positions[mask[positions]]]
     cut = torch.from_numpy(new).to(dense_index.device)
-    if len(index.users) == 1 and str(index.target) in repair.module._non_persistent_buffers_set:
-        repair.module._buffers[str(index.target)] = cut
-        repair.values[index] = cut
-    else:
-        constant = new_constant(repair.module, "gather", cut, node)
-        repair.values[constant] = cut
-        _set(node, 2, "index", constant)
+    constant = new_constant(repair.module, "gather", cut, node)
+    repair.values[constant] = cut
+    _set(node, 2, "index", constant)
+    if not index.users:
+        repair.module.graph.erase_node(index)
+        if str(index.target) in repair.module._non_persistent_buffers_set:
+            delattr(repair.module, str(index.target))
 
 
 @repairs("pad")

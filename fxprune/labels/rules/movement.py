@@ -169,7 +169,7 @@ def _roll(run: Propagation, call: Call) -> Labels:
 
 @rule("cat", "stack")
 def _concatenate(run: Propagation, call: Call) -> Labels:
-    tensors: list[Tensor] = [t for t in call["tensors"] if (t.ndim > 0 and t.numel()) or t.ndim > 1]
+    tensors: list[Tensor] = [t for t in call["tensors"] if t.numel()]
     dim = call["dim"] % call.out.ndim
     labels = [run.labels(t) for t in tensors]
     shapes = [tuple(t.shape) for t in tensors]

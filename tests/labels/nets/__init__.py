@@ -60,7 +60,7 @@ def rigid(size: int, members: str) -> Expected:
 
 @dataclass(frozen=True)
 class Case:
-    """``inputs``: from the batch size. ``least``: so many channels stay along every dimension when the net is pruned."""
+    """``inputs``: from the batch size. ``least``: so many channels stay along every dim when the net is pruned."""
 
     build: Callable[[], nn.Module]
     groups: tuple[Expected, ...]

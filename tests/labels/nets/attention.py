@@ -45,7 +45,7 @@ AFTER = exact(8, "proj[0] h[1]")
     heads=(*ENDS, THROUGH_QKV, AFTER, exact(2, "qkv[0] proj[1]")),
 )  # fmt: skip
 class PackedQKV(_Net):
-    """timm's attention. The view makes queries, keys and values equally wide: with queries and keys joined, four blocks.
+    """timm's attention. The view makes queries, keys and values equally wide: four blocks, queries and keys joined.
 
     The scale follows from the dense size of a head and stays.
     """

@@ -82,13 +82,13 @@ class GroupedAfterSum(nn.Module):
         return self.b(self.g(self.a(x) + self.c(x)))
 
 
-@net(exact(4, "a[0] c[0] g[1]", blocks=2), exact(3, "g[0] b[1]", blocks=2), image("a[1] c[1]"), result("b[0]"), least=2)
+@net(exact(6, "a[0] c[0] g[1]", blocks=2), exact(3, "g[0] b[1]", blocks=2), image("a[1] c[1]"), result("b[0]"), least=2)
 class GroupedAfterConcat(nn.Module):
     """The two pieces of a concatenation are the two groups: equal counts, though the channels differ in kind."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.c, self.g, self.b = conv(3, 4), conv(3, 4), conv(8, 6, groups=2), conv(6, 5)
+        self.a, self.c, self.g, self.b = conv(3, 6), conv(3, 6), conv(12, 6, groups=2), conv(6, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.g(torch.cat([self.a(x), self.c(x)], 1)))

@@ -99,6 +99,21 @@ class Slices(nn.Module):
         return self.h((self.p(x[:, :5]) + self.q(x[:, -5:])).mean((2, 3)))
 
 
+@net(
+    exact(4, "a[0] p[1]"), exact(4, "a[0] q[1]"), exact(4, "p[0] q[0] h[1]"), image("a[1]"), result("h[0]")
+)  # fmt: skip
+class StridedSlices(nn.Module):
+    """Even and odd channels go different ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.p, self.q, self.h = conv(3, 8), conv(4, 4), conv(4, 4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.h((self.p(x[:, ::2]) + self.q(x[:, 1::2])).mean((2, 3)))
+
+
 @net(exact(4, "a[0] p[1]"), exact(2, "a[0] q[1]"), exact(4, "p[0] q[0] h[1]"), image("a[1]"), result("h[0]"))
 class NarrowAndSelect(nn.Module):
     """``narrow`` along channels; ``select`` along positions."""
