@@ -147,7 +147,7 @@ def kept_of(graph: ChannelGraph, keep: Keep) -> Kept:
 
 
 def _group_rows(parameter: Parameter, factor: Factor) -> list[Ids]:
-    """The channels along the cut dimension: one row, or several where they differ; one per group of a grouped weight."""
+    """The channels along the cut dim: one row, or several where they differ; one per group of a grouped weight."""
     if factor.dim != 1 or parameter.groups == 1:
         rows = factor.rows()
         starts = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]).any(1)])

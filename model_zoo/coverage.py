@@ -1,7 +1,10 @@
 """Prune real networks to half their MACs and check everything that fxprune promises of the result.
 
-    python -m model_zoo.coverage                      all networks, to model_zoo/results/coverage.jsonl
+    python -m model_zoo.coverage                      the 24 networks, to model_zoo/results/coverage.jsonl
     python -m model_zoo.coverage timm:resnet50        some
+    python -m model_zoo.coverage --families           the smallest architecture of every timm family
+    python -m model_zoo.coverage --all                every architecture of timm, on the meta device: no oracle
+    python -m model_zoo.coverage --list FILE          those that a file names, one a line
     python -m model_zoo.coverage --resume             those without a passing line in the file
     python -m model_zoo.coverage --table              the file as a markdown table
 
@@ -25,6 +28,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -42,19 +46,10 @@ import fxprune
 from fxprune.inputs import describe_inputs, image_like, infer_inputs, make_inputs, tensors_of
 from fxprune.specs import load_model
 from fxprune.verify import relative_error
+from model_zoo.networks import NETWORKS, everything, families, read_list
 
-NETWORKS = (
-    *(
-        f"timm:{name}"
-        for name in """
-        resnet50 resnext50_32x4d ecaresnet50t resnetv2_50 densenet121 efficientnet_b0 mobilenetv3_large_100 regnety_008
-        hrnet_w18_small ghostnet_100 dla34 inception_v4 vgg16_bn convnext_tiny vit_small_patch16_224
-        deit_tiny_distilled_patch16_224 swin_tiny_patch4_window7_224 mobilevit_s mixer_s16_224 coat_tiny
-        """.split()
-    ),
-    *(f"torchvision:{name}" for name in "shufflenet_v2_x1_0 googlenet vit_b_16 deeplabv3_resnet50".split()),
-)
 RESULTS = Path(__file__).parent / "results" / "coverage.jsonl"
+RESULTS_OF = {"families": "families.jsonl", "all": "all.jsonl"}
 
 BUDGET_SLACK = 0.01
 ORACLE_TOLERANCE = 1e-5
@@ -63,7 +58,8 @@ SAME = 1e-5  # relative error of two float32 runs that compute the same in anoth
 DIFFERENT = 1e-3  # outputs that must differ differ by more, relative to the largest
 OTHER_BATCH = 3
 ONNX_BATCH = 4  # neither the recorded one, nor the exported one, nor those that fxprune.export compares
-TIMEOUT = 1800
+TIMEOUT = 1800  # seconds
+MEMORY = 16  # GiB
 DROP = 0.2
 NORM_BIAS = 0.5
 
@@ -168,6 +164,36 @@ def measure(
             continue
         with _stage(result, name):
             result.checks[name] = function(case)
+    result.figures["memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    return result
+
+
+def measure_on_meta(spec: str, *, flops: float = 0.5) -> Record:
+    """Record, label, plan and rewrite without weights, with random scores; never raises."""
+    result = Record(spec)
+    with _stage(result, "load"), torch.device("meta"):
+        model = load_model(spec)
+        args, kwargs = infer_inputs(model)
+    if result.failures:
+        return result
+    with _stage(result, "prune"):
+        pruned = fxprune.prune(model, args, example_kwargs=kwargs, method="random", flops=flops, progress=False)
+        report: fxprune.Report = pruned.meta["fxprune"]
+        result.figures |= {
+            "stages": {stage: round(value, 2) for stage, value in report.seconds.items()},
+            "notes": list(report.notes),
+            "macs_before": report.macs_before,
+            "macs_after": report.macs_after,
+            "ratio": report.macs_after / report.macs_before,
+            "params_before": report.params_before,
+            "params_after": report.params_after,
+        }
+        with torch.no_grad():
+            before, after = (module.eval()(*args, **kwargs) for module in (model, pruned))
+        if _shapes_of(before) != _shapes_of(after):
+            result.checks["prune"] = f"outputs {_shapes_of(after)} instead of {_shapes_of(before)}"
+        elif not flops * (1 - BUDGET_SLACK) <= result.figures["ratio"] <= flops:
+            result.checks["prune"] = f"ratio {result.figures['ratio']:.4f}"
     result.figures["memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     return result
 
@@ -535,18 +561,21 @@ def run_apart(spec: str, options: argparse.Namespace) -> Record:
     """``measure`` in a process of its own."""
     command = [sys.executable, "-m", "model_zoo.coverage", "--here", spec, "--flops", str(options.flops)]
     command += ["--method", options.method, "--onnx" if options.onnx else "--no-onnx"]
+    command += ["--meta"] if options.meta else []
+    limit = options.memory * 2**30
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT,
+            timeout=options.timeout,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
             cwd=Path(__file__).parents[1],
             env={"OMP_WAIT_POLICY": "passive", **os.environ},  # idle threads sleep: cores may be shared
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Record(spec, checks={"process": f"no end within {TIMEOUT} s"})
+        return Record(spec, checks={"process": f"no end within {options.timeout} s"})
     try:
         return Record(**json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError):
@@ -559,7 +588,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     if options.here:
         warnings.simplefilter("ignore")
-        record = measure(options.here, flops=options.flops, method=options.method, onnx=options.onnx)
+        if options.meta:
+            record = measure_on_meta(options.here, flops=options.flops)
+        else:
+            record = measure(options.here, flops=options.flops, method=options.method, onnx=options.onnx)
         print(json.dumps(asdict(record)))
         return 0
     if options.table:
@@ -572,33 +604,53 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         words = [*options.names, "--flops", str(options.flops), "--method", options.method]
         words += [] if options.onnx else ["--no-onnx"]
+        words += [f"--{flag}" for flag in RESULTS_OF if getattr(options, flag)]
         options.out.write_text(json.dumps(header(" ".join(["python -m model_zoo.coverage", *words]))) + "\n")
-    for spec in options.names or NETWORKS:
-        if spec in records and records[spec].passed:
-            continue
-        start = time.perf_counter()
-        records[spec] = record = run_apart(spec, options)
-        with options.out.open("a") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
-        state = "ok" if record.passed else "; ".join(f"{name}: {reason}" for name, reason in record.failures.items())
-        ratio = record.figures.get("ratio", float("nan"))
-        print(f"{spec}: {time.perf_counter() - start:.0f} s, ratio {ratio:.4f}, {state}", flush=True)
+    todo = [spec for spec in _chosen(options) if not (spec in records and records[spec].passed)]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for record in pool.map(partial(run_apart, options=options), todo):
+            records[record.name] = record
+            with options.out.open("a") as file:
+                file.write(json.dumps(asdict(record)) + "\n")
+            state = "ok" if record.passed else "; ".join(f"{n}: {why}" for n, why in record.failures.items())
+            ratio = record.figures.get("ratio", float("nan"))
+            print(f"{record.name}: {sum(record.seconds.values()):.0f} s, ratio {ratio:.4f}, {state}", flush=True)
     failed = [name for name, record in records.items() if not record.passed]
     print(f"{len(records) - len(failed)} of {len(records)} networks pass every check")
     return 1 if failed else 0
 
 
+def _chosen(options: argparse.Namespace) -> Sequence[str]:
+    if options.families:
+        return families()
+    if options.all:
+        return everything()
+    return read_list(options.list) if options.list else options.names or NETWORKS
+
+
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m model_zoo.coverage", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("names", nargs="*", help="timm:NAME or torchvision:NAME (default: all)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="result file, one JSON object per line")
+    parser.add_argument("names", nargs="*", help="timm:NAME or torchvision:NAME (default: the 24)")
+    parser.add_argument("--families", action="store_true", help="the smallest architecture of every timm family")
+    parser.add_argument("--all", action="store_true", help="every architecture of timm, on the meta device")
+    parser.add_argument("--list", type=Path, help="a file with one name a line")
+    parser.add_argument("--meta", action="store_true", help="without weights: record, label, plan, rewrite")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time (default: 1)")
+    parser.add_argument("--timeout", type=int, default=TIMEOUT, help=f"seconds for a network (default: {TIMEOUT})")
+    parser.add_argument("--memory", type=int, default=MEMORY, help=f"GiB for a network (default: {MEMORY})")
+    parser.add_argument("--out", type=Path, help="result file, one JSON object per line")
     parser.add_argument("--resume", action="store_true", help="keep the file, run what has no passing line in it")
     parser.add_argument("--onnx", action=argparse.BooleanOptionalAction, default=True, help="export and check ONNX")
     parser.add_argument("--flops", type=float, default=0.5, help="budget (default: 0.5)")
     parser.add_argument("--method", default="l2", help="method (default: l2)")
     parser.add_argument("--table", action="store_true", help="print the result file as a markdown table")
     parser.add_argument("--here", metavar="NAME", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.meta |= options.all
+    if options.out is None:
+        name = next((file for flag, file in RESULTS_OF.items() if getattr(options, flag)), RESULTS.name)
+        options.out = RESULTS.with_name(name)
+    return options
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import randomise
-from labels.nets import CASES, Expected, members_of
+from labels.nets import CASES, Case, Expected, members_of
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten
@@ -61,6 +61,12 @@ def macs_counted(module: nn.Module, inputs: Any) -> int:
     with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         module(*args)
     return counter.get_total_flops() // 2
+
+
+def left_alone(report: fxprune.Report, case: Case) -> list[str]:
+    """What the rewriting gave up, other than what it may for this net."""
+    notes = [note for note in report.notes if note.startswith("left alone")]
+    return [note for note in notes if not case.left_alone or case.left_alone not in note]
 
 
 names = pytest.mark.parametrize("name", CASES)
@@ -117,7 +123,7 @@ def test_pruned(name: str) -> None:
         model, inputs, method="random", attention=case.attention, channels=0.5, min_channels=case.least, progress=False
     )
     report = pruned.meta["fxprune"]
-    assert not [note for note in report.notes if note.startswith("left alone")], report.notes
+    assert not left_alone(report, case), report.notes
     assert report.oracle_error < TOLERANCE
     assert report.macs_after < report.macs_before
     if case.counted:
@@ -145,7 +151,7 @@ def test_pruned_net_has_the_same_groups(name: str) -> None:
         model, inputs, method="random", attention=case.attention, channels=0.8, min_channels=2, seed=1, progress=False
     )
     report = pruned.meta["fxprune"]
-    assert not [note for note in report.notes if note.startswith("left alone")], report.notes
+    assert not left_alone(report, case), report.notes
     again = fxprune.analyze(pruned, inputs, attention=case.attention)
     again.check()
     keep = report.plan.channels(graph)

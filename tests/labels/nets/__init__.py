@@ -70,6 +70,7 @@ class Case:
     gathers: int = 0
     frozen: bool = False
     counted: bool = True
+    left_alone: str = ""
 
 
 CASES: dict[str, Case] = {}
@@ -89,7 +90,7 @@ def net(
     """State the groups of a net, and with ``heads`` those for ``attention="heads"``.
 
     ``frozen``: nothing can be pruned. ``gathers``: how many movements are replaced by a gather. ``counted``: whether
-    torch's counter sees all MACs.
+    torch's counter sees all MACs. ``left_alone``: why the rewriting may leave channels alone; otherwise it must not.
     """
 
     def register(kind: type[nn.Module]) -> type[nn.Module]:
