@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_map_only
 
 from fxprune import recording
+from fxprune.analysis import analyse_graph
 from fxprune.budget import Budget, Scope, Selection, select
-from fxprune.channels import ChannelGraph, analyse_graph, channels_of
+from fxprune.channels import ChannelGraph, channels_of
 from fxprune.cost import Keep
 from fxprune.errors import BudgetError, ExampleInputsError, InputError, ModelError, PlanError, VerificationError
-from fxprune.inputs import RECORD_KEY, describe_inputs, make_inputs, resolve_inputs
+from fxprune.inputs import RECORD_KEY, describe_inputs, make_inputs, map_leaves, resolve_inputs, tensors_of
 from fxprune.labels.classes import Reason
 from fxprune.labels.propagate import Attention
 from fxprune.methods import Criterion, ModelState, resolve, score_groups
@@ -275,8 +275,7 @@ def _culprits(dense: fx.GraphModule, graph: ChannelGraph, name: str, channels: S
 def _other_batch(args: Any, kwargs: Any, seed: int = 0) -> Inputs:
     """Fresh inputs like the example, with another batch size."""
     record = describe_inputs(args, kwargs)
-    tensors = [t for t in torch.utils._pytree.tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
-    first = next((t for t in tensors if t.ndim), None)
+    first = next((t for t in tensors_of((args, kwargs)) if t.ndim), None)
     batch = 2 if first is None or first.shape[0] != 2 else 3
     device = first.device if first is not None else torch.device("cpu")
     return make_inputs(record, device, batch=batch, seed=seed)
@@ -376,7 +375,7 @@ def _part(model: nn.Module, name: str, args: Any, kwargs: Any) -> tuple[nn.Modul
         handle.remove()
     if not calls:
         raise InputError(f"submodule={name!r} is not called when the model runs on the example inputs.")
-    return known[name], tree_map_only(torch.Tensor, lambda t: t.detach().clone(), calls[0])
+    return known[name], map_leaves(lambda v: v.detach().clone() if isinstance(v, torch.Tensor) else v, calls[0])
 
 
 def _with_part(model: nn.Module, name: str, part: fx.GraphModule, args: Any, kwargs: Any) -> nn.Module:

@@ -31,7 +31,7 @@ class TensorSpec:
     """What it takes to make a tensor like one that was seen: its shape, its dtype and, for integers, its range.
 
     The range of an integer tensor matters because its values are indices as a rule (tokens, positions, classes), and
-    an embedding refuses those outside its table.
+    an embedding refuses those outside its table. On meta it has none and counts as zeros.
     """
 
     shape: tuple[int, ...]
@@ -42,7 +42,7 @@ class TensorSpec:
     @classmethod
     def of(cls, tensor: Tensor) -> "TensorSpec":
         low = high = 0
-        if _is_integer(tensor.dtype) and tensor.numel():
+        if _is_integer(tensor.dtype) and tensor.numel() and not tensor.is_meta:
             low, high = int(tensor.min()), int(tensor.max())
         return cls(tuple(int(size) for size in tensor.shape), tensor.dtype, low, high)
 
@@ -171,12 +171,12 @@ def is_batched(spec: TensorSpec, record: Mapping[str, Any]) -> bool:
 
 def specs_of(record: Mapping[str, Any]) -> list[TensorSpec]:
     """The tensors of a record, in the order of :func:`tensors_of` on what :func:`make_inputs` makes of it."""
-    return [leaf for leaf in _leaves((record["args"], record["kwargs"])) if isinstance(leaf, TensorSpec)]
+    return [leaf for leaf in leaves_of((record["args"], record["kwargs"])) if isinstance(leaf, TensorSpec)]
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
     """The tensors in a pytree, in its order; dataclass instances count as nodes."""
-    return [leaf for leaf in _leaves(tree) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves_of(tree) if isinstance(leaf, Tensor)]
 
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
@@ -191,11 +191,12 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     return pytree.tree_map(visit, tree)
 
 
-def _leaves(tree: Any) -> list[Any]:
+def leaves_of(tree: Any) -> list[Any]:
+    """``tree_leaves`` that also takes dataclass instances apart which nobody registered as pytree nodes."""
     leaves: list[Any] = []
     for leaf in pytree.tree_leaves(tree):
         if _is_unregistered_node(leaf):
-            leaves += _leaves([getattr(leaf, field.name) for field in dataclasses.fields(leaf) if field.init])
+            leaves += leaves_of([getattr(leaf, field.name) for field in dataclasses.fields(leaf) if field.init])
         else:
             leaves.append(leaf)
     return leaves

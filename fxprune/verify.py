@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten
 
-from fxprune.channels import ChannelGraph, placeholder_values, replay
+from fxprune.analysis import placeholder_values, replay
+from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.errors import VerificationError
+from fxprune.inputs import leaves_of, map_leaves
 from fxprune.labels.factors import Labels
 from fxprune.labels.propagate import Propagation, TensorLabels
 from fxprune.plan import PruningPlan
@@ -38,7 +40,7 @@ def relative_error(found: Any, expected: Any) -> float:
     Raises:
         VerificationError: if the outputs differ in structure or shape.
     """
-    a, b = tree_flatten(found)[0], tree_flatten(expected)[0]
+    a, b = leaves_of(found), leaves_of(expected)
     if len(a) != len(b):
         raise VerificationError(f"The outputs differ in structure: {len(a)} values instead of {len(b)}.")
     worst = 0.0
@@ -72,7 +74,7 @@ def mask_oracle(
     error = _compare(dense, pruned, graph, plan, keep, inputs)
     if error <= TOLERANCE:
         return error
-    exact = _compare(_double(dense), _double(pruned), graph, plan, keep, tree_map_only(Tensor, _to_double, inputs))
+    exact = _compare(_double(dense), _double(pruned), graph, plan, keep, map_leaves(_to_double, inputs))
     if exact <= _DOUBLE_TOLERANCE:
         return error
     raise VerificationError(
@@ -158,11 +160,11 @@ def _eval_copy(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _fresh(tree: Any) -> Any:
-    return tree_map_only(Tensor, lambda t: t.clone(), tree)
+    return map_leaves(lambda v: v.clone() if isinstance(v, Tensor) else v, tree)
 
 
-def _to_double(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+def _to_double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _double(module: fx.GraphModule) -> fx.GraphModule:

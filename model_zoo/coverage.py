@@ -39,11 +39,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
-from fxprune.inputs import describe_inputs, image_like, infer_inputs, make_inputs, tensors_of
+from fxprune.inputs import (
+    describe_inputs,
+    image_like,
+    infer_inputs,
+    is_batched,
+    make_inputs,
+    map_leaves,
+    specs_of,
+    tensors_of,
+)
 from fxprune.specs import load_model
 from fxprune.verify import relative_error
 from model_zoo.networks import NETWORKS, everything, families, read_list
@@ -322,11 +330,21 @@ def _batch(case: Case) -> str:
     expected, found = (_shapes_of(case.run(module, OTHER_BATCH)) for module in (case.model, case.pruned))
     if found != expected:
         return f"batch {OTHER_BATCH}: {found} instead of {expected}"
-    args, kwargs = make_inputs(case.inputs, batch=OTHER_BATCH)
-    rows = [tensors_of(case.pruned(*(a[i : i + 1] for a in args), **kwargs)) for i in range(OTHER_BATCH)]
+    rows = [tensors_of(case.pruned(*args, **kwargs)) for args, kwargs in _rows(case.inputs)]
     together = [torch.cat(row) for row in zip(*rows, strict=True)]
     error = relative_error(tensors_of(case.run(case.pruned, OTHER_BATCH)), together)
     return "" if error <= SAME else f"batch {OTHER_BATCH} differs from its rows by {error:.1e}"
+
+
+def _rows(record: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """The inputs of a batch of ``OTHER_BATCH``, one sample at a time."""
+    made = make_inputs(record, batch=OTHER_BATCH)
+    batched = {id(t) for t, spec in zip(tensors_of(made), specs_of(record), strict=True) if is_batched(spec, record)}
+
+    def sample(i: int) -> Any:
+        return map_leaves(lambda value: value[i : i + 1] if id(value) in batched else value, made)
+
+    return [sample(i) for i in range(OTHER_BATCH)]
 
 
 @check("untouched")
@@ -495,7 +513,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _shapes_of(outputs: Any) -> list[list[int]]:
-    return [list(value.shape) for value in tree_flatten(outputs)[0] if isinstance(value, Tensor)]
+    return [list(value.shape) for value in tensors_of(outputs)]
 
 
 # -- the result file --------------------------------------------------------------------------------------------------

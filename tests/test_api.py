@@ -221,9 +221,8 @@ def test_requires_grad_carries_over() -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith("stem"))
     pruned = prune(model)
-    assert {n: p.requires_grad for n, p in pruned.named_parameters()} == {
-        n: p.requires_grad for n, p in model.named_parameters()
-    }
+    flags = [{n: p.requires_grad for n, p in module.named_parameters()} for module in (model, pruned)]
+    assert flags[0] == flags[1]
 
 
 def test_forward_hooks_of_leaf_modules_carry_over() -> None:
@@ -314,7 +313,7 @@ def test_one_training_step(kind: type[nn.Module]) -> None:
     optimiser = torch.optim.SGD(pruned.parameters(), lr=0.01, momentum=0.9)
     before = copy.deepcopy(pruned.state_dict())
     F.cross_entropy(pruned(image(4)), torch.tensor([0, 1, 2, 3])).backward()
-    assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 or name.endswith("bias")
+    assert all((p.grad is not None and float(p.grad.abs().sum()) > 0) or name.endswith("bias")
                for name, p in pruned.named_parameters())  # fmt: skip
     optimiser.step()
     assert all(not torch.equal(p, before[n]) for n, p in pruned.named_parameters() if p.ndim > 1)
@@ -398,7 +397,7 @@ def test_analyze_gives_groups_costs_and_a_graph() -> None:
     assert graph.params(plan) == sum(p.numel() for p in pruned.parameters())
     network = graph.to_networkx()
     assert set(network.neighbors("up.0")) >= {"up.1", "down.0"}
-    json.dumps({node: data for node, data in network.nodes(data=True)})
+    json.dumps(dict(network.nodes(data=True)))
 
 
 @pytest.mark.parametrize("stage", ["record", "analyze", "prune"])

@@ -42,9 +42,7 @@ def line_of(function: Any, text: str) -> str:
 
 
 def test_an_unknown_method_lists_the_known_ones() -> None:
-    assert message(InputError, make(), method="l3") == (
-        "Unknown method 'l3'. Known methods: bn_scale, l1, l2, random."
-    )
+    assert message(InputError, make(), method="l3") == ("Unknown method 'l3'. Known methods: bn_scale, l1, l2, random.")
 
 
 @pytest.mark.parametrize("wrong", [fxprune.methods.L2, 3, object(), None, nn.ReLU()])
@@ -194,7 +192,9 @@ def test_a_model_without_layers() -> None:
 
 def test_exact_and_methods_without_scores_leave_a_reason() -> None:
     normed = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
-    assert re.search(r"; 0: not exact: \w+ over channels \(", message(ModelError, normed, torch.randn(2, 4), exact=True))
+    assert re.search(
+        r"; 0: not exact: \w+ over channels \(", message(ModelError, normed, torch.randn(2, 4), exact=True)
+    )
     text = message(ModelError, make(Locked), method="bn_scale")
     assert "free: the method gives these channels no score" in text
 

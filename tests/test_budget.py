@@ -11,7 +11,6 @@ from torch import nn
 
 import fxprune
 from fxprune.budget import Budget, Selection, select
-from fxprune.channels import ChannelGraph
 from fxprune.errors import InputError
 
 
@@ -26,12 +25,14 @@ class Wide(Small):
         self.head = nn.Linear(128, 10)
 
 
-def scores_for(graph: ChannelGraph, seed: int = 0) -> list[Any]:
+def scores_for(graph: fxprune.ChannelGraph, seed: int = 0) -> list[Any]:
     random = np.random.default_rng(seed)
     return [None if g.locked else random.random(g.channels.shape) for g in graph.groups]
 
 
-def chosen(graph: ChannelGraph, scores: list[Any], ratio: float, kind: Any = "channels", **options: Any) -> Selection:
+def chosen(
+    graph: fxprune.ChannelGraph, scores: list[Any], ratio: float, kind: Any = "channels", **options: Any
+) -> Selection:
     return select(graph, scores, Budget(kind, ratio), **options)
 
 

@@ -18,6 +18,7 @@ STAGES = [
     "labels",
     "cost",
     "channels",
+    "analysis",
     "methods",
     "plan",
     "budget",

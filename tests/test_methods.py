@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,9 +113,8 @@ def test_random_scores_depend_on_the_seed_and_the_group() -> None:
 
 
 @pytest.fixture
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
-    yield
 
 
 @pytest.mark.usefixtures("_own_registry")
@@ -133,7 +131,9 @@ def test_a_method_of_a_third_party() -> None:
 
     assert methods.available()["first"] == "Keeps the first channels."
     for method, expected in (("first", [0, 1]), (First(), [0, 1]), (First(sign=1), [2, 3])):
-        report = fxprune.prune(two_layers(), torch.randn(2, 3), method=method, channels=0.5, progress=False).meta["fxprune"]
+        report = fxprune.prune(two_layers(), torch.randn(2, 3), method=method, channels=0.5, progress=False).meta[
+            "fxprune"
+        ]
         assert report.plan.kept["0.weight"] == {0: expected}
     assert report.method == repr(First(sign=1))
     with pytest.raises(InputError, match=r"Known methods: bn_scale, first, l1, l2, random\.$"):
@@ -142,7 +142,7 @@ def test_a_method_of_a_third_party() -> None:
 
 @pytest.mark.usefixtures("_own_registry")
 def test_two_methods_of_one_name() -> None:
-    with pytest.raises(ValueError, match="^two methods are named 'l2'$"):
+    with pytest.raises(ValueError, match=r"^two methods are named 'l2'$"):
         methods.method("l2")(type("Other", (), {}))
     assert type(methods.resolve("l2")) is methods.L2
 

@@ -87,14 +87,16 @@ def test_the_mode_of_attention_belongs_to_the_plan() -> None:
     heads = plan_of(Attentive, "heads", seed=1)
     assert len(heads.kept["proj.weight"][1]) in (4, 8, 12), "whole heads of four channels were cut"
     assert fxprune.apply(make(Attentive), heads, image()).meta["fxprune"].plan.attention == "heads"
-    with pytest.raises(PlanError, match="The plan is inconsistent: .* with the attention mode and"):
+    with pytest.raises(PlanError, match=r"The plan is inconsistent: .* with the attention mode and"):
         heads.channels(fxprune.analyze(make(Attentive), image(), attention="head_dim"))
 
 
 def test_a_fingerprint_is_of_names_and_shapes_alone() -> None:
     graph = fxprune.analyze(make(), image())
     other = fxprune.analyze(make(seed=7).double(), image(3).double())
-    assert PruningPlan.of(graph, graph.everything()).fingerprint == PruningPlan.of(other, other.everything()).fingerprint
+    assert (
+        PruningPlan.of(graph, graph.everything()).fingerprint == PruningPlan.of(other, other.everything()).fingerprint
+    )
     wider = make()
     wider.head = nn.Linear(16, 11)
     graph = fxprune.analyze(wider, image())

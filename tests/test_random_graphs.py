@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
-from fxprune.channels import ChannelGraph
 from fxprune.errors import BudgetError, ModelError
 
 
@@ -280,7 +279,7 @@ class GroupedQueryAttention(nn.Module):
         self.out = nn.Linear(16, c)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
+        n, _, h, w = x.shape
         tokens = x.flatten(2).mT
         q = self.q(tokens).view(n, h * w, 4, self.width).transpose(1, 2)
         k = self.k(tokens).view(n, h * w, 2, self.width).transpose(1, 2)
@@ -786,7 +785,7 @@ def check_unreachable(model: nn.Module, x: Tensor, error: BudgetError, budget: s
             fxprune.prune(model, x, **{budget: round(least - 0.0002, 4)}, **options)
 
 
-def check_budget(report: fxprune.Report, graph: ChannelGraph, budget: str, ratio: float, exact: bool) -> None:
+def check_budget(report: fxprune.Report, graph: fxprune.ChannelGraph, budget: str, ratio: float, exact: bool) -> None:
     if budget == "flops":
         assert report.macs_after <= ratio * report.macs_before
     elif budget == "params":
@@ -809,18 +808,20 @@ def check_prune(spec: NetSpec, plan: dict[str, Any]) -> bool:
     graph.check()
     assert graph.macs() == counted_macs(model, x)
     assert graph.params() == counted_parameters(model)
+    pruned, refusal = None, None
     try:
         pruned = fxprune.prune(model, x, **{budget: ratio}, **options)
-    except ModelError as error:
-        assert str(error).startswith("The model has no prunable channels. What holds them: ")
+    except (BudgetError, ModelError) as error:
+        refusal = error
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    if isinstance(refusal, ModelError):
+        assert str(refusal).startswith("The model has no prunable channels. What holds them: ")
         left = [g for g in graph.prunable if g.exact or not plan["exact"]]
-        assert not left or "the rewritten graph does not follow" in str(error)
+        assert not left or "the rewritten graph does not follow" in str(refusal)
+    if isinstance(refusal, BudgetError):
+        check_unreachable(model, x, refusal, budget, options)
+    if pruned is None:
         return False
-    except BudgetError as error:
-        check_unreachable(model, x, error, budget, options)
-        return False
-    finally:
-        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     check_pruned(model, pruned, x)
     notes = [note for note in pruned.meta["fxprune"].notes if note.startswith("left alone")]
     if not notes:
@@ -856,7 +857,7 @@ def is_consumer(model: nn.Module, name: str, dim: int) -> bool:
     return dim == 1 and isinstance(module, (nn.Conv2d, nn.Linear))
 
 
-def put_noise(model: nn.Module, graph: ChannelGraph, gone: np.ndarray[Any, Any], seed: int | None) -> nn.Module:
+def put_noise(model: nn.Module, graph: fxprune.ChannelGraph, gone: np.ndarray[Any, Any], seed: int | None) -> nn.Module:
     """A copy whose slices that write the channels ``gone`` are noise, and whose slices that read them are zero."""
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed or 0)

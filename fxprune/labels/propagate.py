@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
+from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason
 from fxprune.labels.factors import Factor, Labels, aligned, compact, settle_dim, vector
 
@@ -506,11 +507,13 @@ def propagate(shadow: fx.GraphModule, inputs: Sequence[Any], run: Propagation, i
     """
     placeholders = [n for n in shadow.graph.nodes if n.op == "placeholder"]
     outputs = next(n for n in shadow.graph.nodes if n.op == "output")
-    values = [tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), v) for v in inputs]
+    values = [
+        map_leaves(lambda v: torch.empty_like(v, device="meta") if isinstance(v, Tensor) else v, v) for v in inputs
+    ]
     for node, value in zip(placeholders, values, strict=True):
         with run.at(node):
-            for tensor in tree_flatten(value)[0]:
-                if isinstance(tensor, Tensor) and tensor.ndim > 1 and tensor.shape[1] > 1:
+            for tensor in tensors_of(value):
+                if tensor.ndim > 1 and tensor.shape[1] > 1:
                     ids = run.fresh(tensor.shape[1])
                     run.lock(ids, input_lock)
                     setattr(tensor, _LABELS, (Factor(vector(ids, 1, tensor.ndim), 1),))
@@ -518,7 +521,7 @@ def propagate(shadow: fx.GraphModule, inputs: Sequence[Any], run: Propagation, i
     with torch.no_grad(), run:
         result = _Runner(shadow, run).run(*values)
     with run.at(outputs):
-        for tensor in tree_flatten(result)[0]:
+        for tensor in tensors_of(result):
             run.lock_all(run.labels(tensor), "network output")
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_flatten
 
-from fxprune.channels import ChannelGraph, channels_of, replay
+from fxprune.analysis import replay
+from fxprune.channels import ChannelGraph, channels_of
 from fxprune.cost import Keep
 from fxprune.labels.factors import compact, cut_sizes, pruned
 from fxprune.labels.propagate import TensorLabels

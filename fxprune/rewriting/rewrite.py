@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_flatten, tree_map
 
-from fxprune.channels import ChannelGraph, placeholder_values
+from fxprune.analysis import placeholder_values
+from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
+from fxprune.inputs import map_leaves, tensors_of
 from fxprune.recording import RecordedModule, clone_structure, replace_tensors
 from fxprune.rewriting.literals import Repair, new_constant
 from fxprune.rewriting.slicing import slice_tensors
@@ -90,16 +91,16 @@ def run_on_meta(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mappi
         def run_node(self, n: fx.Node) -> Any:
             current[:] = [nodes[n.name]]
             value = super().run_node(n)
-            if not any(isinstance(leaf, Tensor) for leaf in tree_flatten(value)[0]):
+            if not tensors_of(value):
                 numbers[n.name] = value
             return value
 
     values = placeholder_values(graph_module, args, kwargs)
-    values = [tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, v) for v in values]
+    values = [map_leaves(lambda v: v.to("meta") if isinstance(v, Tensor) else v, v) for v in values]
     try:
         with torch.no_grad():
             result = Record(shadow).run(*values)
     except Exception:  # bound to its example's batch size, or an op without a meta kernel: the caller compares
         return MetaRun(numbers, (), current[0] if current else None)
-    shapes = tuple(tuple(t.shape) for t in tree_flatten(result)[0] if isinstance(t, Tensor))
+    shapes = tuple(tuple(t.shape) for t in tensors_of(result))
     return MetaRun(numbers, shapes, None)

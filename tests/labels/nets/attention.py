@@ -336,6 +336,26 @@ class ScalePerHead(_Net):
         return self.proj(_merged((q @ k.mT * self.scale).softmax(-1) @ v))
 
 
+INSIDE = "whole blocks of channels, where channels are pruned inside blocks"
+
+
+@net(
+    *ENDS, *SEPARATE, locked(2, "gain[0]", INSIDE), exact(4, "q[0] k[0]", blocks=2), exact(4, "v[0] o[1]", blocks=2),
+    heads=(*ENDS, *SEPARATE, exact(2, "q[0] k[0] v[0] o[1] gain[0]")),
+)  # fmt: skip
+class GainPerHead(_Net):
+    """A learned factor for the values of every head: it goes with whole heads, and with nothing less."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.gain = nn.Parameter(torch.ones(2, 1, 1))
+
+    def block(self, x: Tensor) -> Tensor:
+        q, k, v = (_heads(layer(x), 2) for layer in (self.q, self.k, self.v))
+        return self.o(_merged(F.scaled_dot_product_attention(q, k, v * self.gain)))
+
+
 @net(*ENDS, *SEPARATE, exact(4, "q[0] k[0]", blocks=2), exact(4, "v[0] o[1]", blocks=2))
 class LinearAttention(_Net):
     """Keys times values first. A channel that went is not zero after ``elu + 1``: it is left out."""

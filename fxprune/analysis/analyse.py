@@ -1,0 +1,80 @@
+"""Label until no new fact appears."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from fxprune.analysis.freeze import freeze
+from fxprune.analysis.order import settle_order
+from fxprune.analysis.shadow import labelled_shadow, placeholder_values
+from fxprune.channels import ChannelGraph
+from fxprune.labels.blocks import BlockSets
+from fxprune.labels.propagate import Attention, Facts, Family, Propagation, propagate
+
+
+def analyse_graph(
+    graph_module: fx.GraphModule,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    attention: Attention = "head_dim",
+    ignore: Sequence[str] = (),
+) -> ChannelGraph:
+    """Find the channels of a recorded model.
+
+    Args:
+        graph_module: from ``record``.
+        args: example inputs; only shapes and dtypes matter.
+        kwargs: example keyword inputs.
+        attention: cut inside heads, or whole heads.
+        ignore: names of modules and parameters whose output channels stay.
+    """
+    values = placeholder_values(graph_module, args, kwargs)
+    facts, before = Facts(), None
+    while True:
+        run = Propagation(attention, facts, ignore=ignore)
+        shadow, holders = labelled_shadow(graph_module, run)
+        for a, b in facts.joins:
+            run.join(a, b)
+        owned = len(run.classes)
+        propagate(shadow, values, run, "network input")
+        if run.new_layouts:
+            facts = Facts({**facts.layouts, **run.new_layouts}, [])
+            before = None
+            continue
+        if before is None:
+            before = np.arange(owned)
+        partition = run.classes.find(np.arange(owned))
+        if run.rows_joined and not np.array_equal(partition, before):
+            # order and blocks are settled when all rows are known: half of them joined would look like ragged blocks
+            facts = Facts(facts.layouts, [(np.arange(owned), partition)])
+            before = partition
+            continue
+        gathers = settle_order(run, graph_module)
+        blocks = _settle_blocks(run, {name for gather in gathers for name in gather[1]})
+        partition = run.classes.find(np.arange(owned))
+        changed = blocks.realigned or any(not g[1] for g in gathers)
+        if changed and not np.array_equal(partition, before):
+            facts = Facts(facts.layouts, [(np.arange(owned), partition)])
+            before = partition
+            continue
+        return freeze(run, graph_module, holders, blocks, [g[0] for g in gathers if g[0] is not None])
+
+
+def _settle_blocks(run: Propagation, gathered: set[str]) -> BlockSets:
+    families: dict[bytes, Family] = {}
+    for family in run.families:
+        if family.movable and family.node in gathered:
+            continue
+        rows = np.unique(run.classes.find(family.rows), axis=0)
+        if family.factor is not None:
+            final = run.canonical(family.factor)
+            rows = np.unique(final.rows(), axis=0) if len(final.varying) > 1 else rows[:1]
+        if len(rows) > 1 and not run.classes.locked(rows).all():
+            families.setdefault(rows.tobytes() + str(rows.shape).encode(), replace(family, rows=rows))
+    return BlockSets.of(run.classes, list(families.values()))

@@ -1,0 +1,247 @@
+"""From a finished propagation to plain data: channels get numbers, signatures make groups."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from fxprune.channels import ChannelGraph, ChannelGroup, Gather, Member, Parameter
+from fxprune.labels.blocks import BlockSets
+from fxprune.labels.classes import Ids, Reason
+from fxprune.labels.factors import Factor, Labels, compact, settle_dim
+from fxprune.labels.propagate import Propagation, TensorLabels, Term
+
+
+def freeze(
+    run: Propagation,
+    graph_module: fx.GraphModule,
+    holders: list[tuple[Tensor, Parameter]],
+    blocks: BlockSets,
+    gathers: list[Gather],
+) -> ChannelGraph:
+    classes = run.classes
+    roots = classes.find(np.arange(len(classes)))
+    owned = sum(o.count for o in run.owners)
+    # a channel is a class with a parameter in it; everything else follows from its neighbours or never changes
+    fixed = roots[np.concatenate([*run.fixed, np.empty(0, dtype=np.int64)])]
+    channel_roots = np.setdiff1d(roots[:owned], fixed)
+    companions = _companions(run, roots, channel_roots)
+    if len(companions):
+        run.classes.lock(companions, Reason("made by the model, owned by no parameter"))
+        channel_roots = np.union1d(channel_roots, companions)
+    number = np.full(len(classes), -1, dtype=np.int64)
+    number[channel_roots] = np.arange(len(channel_roots))
+    channels = len(channel_roots)
+
+    def translate(labels: Labels) -> Labels:
+        result = []
+        for factor in labels:
+            ids = compact(torch.from_numpy(number[roots[factor.ids.numpy()]]))
+            if int(ids.min()) >= 0 and ids.numel() > 1:
+                result.append(Factor(ids, settle_dim(ids, factor.dim)))
+        return tuple(result)
+
+    parameters = tuple(replace(p, labels=translate(run.labels(stand))) for stand, p in holders)
+    terms = tuple(replace(t, factors=translate(t.factors)) for t in _missing_sizes(run.terms, number, roots))
+    nodes = {
+        name: tree_map_only(TensorLabels, lambda t: replace(t, labels=translate(t.labels)), value)
+        for name, value in run.node_labels.items()
+    }
+    statistics = tuple(replace(s, labels=translate(s.labels)) for s in run.statistics)
+    locked = _first_reasons(classes.locks, roots, number, channels)
+    approximate = _first_reasons(classes.approximations, roots, number, channels)
+    trainable = {p.name for p in parameters if p.trainable}
+    members = _members(run, roots, number)
+    sources = [m.name in trainable and (m.name, m.dim) not in run.consumed for m in members.owners]
+    made = np.zeros(channels, dtype=bool)
+    made[members.channel[np.asarray(sources, dtype=bool)[members.owner]]] = True
+    for channel in np.flatnonzero(~made):
+        locked.setdefault(int(channel), Reason("constants of the model, made by no trainable parameter"))
+    for why, ids in _tied_dimensions(parameters):
+        for channel in ids:
+            locked.setdefault(int(channel), why)
+    groups = _groups(channels, members, terms, locked, approximate, blocks.translated(number, roots))
+    group_of = np.empty(channels, dtype=np.int64)
+    for index, group in enumerate(groups):
+        group_of[group.channels] = index
+    return ChannelGraph(
+        parameters=parameters,
+        groups=groups,
+        terms=terms,
+        extents=_extents(parameters, nodes),
+        nodes=nodes,
+        statistics=tuple(s for s in statistics if s.labels),
+        gathers=tuple(gathers),
+        norm_scales=frozenset(run.norm_scales),
+        sources={n.name: str(n.meta.get("source", "")) for n in graph_module.graph.nodes},
+        channel_count=channels,
+        attention=run.attention,
+        notes=tuple(dict.fromkeys([*graph_module.meta.get("notes", ()), *run.notes])),
+        owned=np.isin(np.arange(channels), number[roots[:owned]]),
+        group_of=group_of,
+    )
+
+
+def _companions(run: Propagation, roots: Ids, channel_roots: Ids) -> Ids:
+    """Classes that no parameter owns, but that share a dimension of some tensor with channels: paddings."""
+    found = [np.empty(0, dtype=np.int64)]
+    is_channel = np.zeros(len(roots), dtype=bool)
+    is_channel[channel_roots] = True
+    for value in run.node_labels.values():
+        for tensor in tree_flatten(value)[0]:
+            for factor in tensor.labels if isinstance(tensor, TensorLabels) else ():
+                ids = roots[factor.ids.numpy()]
+                own = is_channel[ids]
+                if own.any() and not own.all():
+                    found.append(ids[~own])
+    return np.unique(np.concatenate(found))
+
+
+def _missing_sizes(terms: Sequence[Term], number: Ids, roots: Ids) -> list[Term]:
+    """Terms whose factors without a channel (sizes that never change) are folded into the constant."""
+    result = []
+    for term in terms:
+        constant, factors = term.constant, []
+        for factor in term.factors:
+            final = compact(torch.from_numpy(number[roots[factor.ids.numpy()]]))
+            if int(final.min()) < 0 or final.numel() == 1:
+                constant *= factor.ids.shape[factor.dim]
+            else:
+                factors.append(factor)
+        result.append(Term(term.node, constant, tuple(factors)))
+    return result
+
+
+def _tied_dimensions(parameters: Sequence[Parameter]) -> list[tuple[Reason, Ids]]:
+    """A dimension all of whose positions are one channel cannot be cut."""
+    result = []
+    for parameter in parameters:
+        cut = {f.dim for f in parameter.labels}
+        result += [
+            (Reason("one channel fills a whole dimension"), np.unique(f.ids.numpy()))
+            for f in parameter.labels
+            if len(np.unique(f.ids.numpy())) == 1 and f.dim in cut
+        ]
+    return result
+
+
+def _first_reasons(entries: Sequence[tuple[Ids, Reason]], roots: Ids, number: Ids, channels: int) -> dict[int, Reason]:
+    result: dict[int, Reason] = {}
+    for atoms, reason in entries:
+        for channel in np.unique(number[roots[atoms]]):
+            if channel >= 0:
+                result.setdefault(int(channel), reason)
+    return result
+
+
+@dataclass(frozen=True)
+class _Incidence:
+    """Which owners each channel has: parallel arrays of channel, owner index and count."""
+
+    channel: Ids
+    owner: Ids
+    count: Ids
+    owners: tuple[Member, ...]
+
+
+def _members(run: Propagation, roots: Ids, number: Ids) -> _Incidence:
+    channels, owners = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for index, owner in enumerate(run.owners):
+        channels.append(number[roots[owner.first : owner.first + owner.count]])
+        owners.append(np.full(owner.count, index))
+    both = np.stack([np.concatenate(channels), np.concatenate(owners)])
+    pairs, counts = np.unique(both[:, both[0] >= 0], axis=1, return_counts=True)
+    return _Incidence(pairs[0], pairs[1], counts, tuple(Member(o.name, o.dim) for o in run.owners))
+
+
+def _groups(
+    channels: int,
+    members: _Incidence,
+    terms: Sequence[Term],
+    locked: Mapping[int, Reason],
+    approximate: Mapping[int, Reason],
+    blocks: list[list[Ids]],
+) -> tuple[ChannelGroup, ...]:
+    """Channels with the same signature form a group; blocks that keep equal counts form one group together."""
+    random = np.random.default_rng(0)
+    signature = np.zeros(channels, dtype=np.uint64)
+
+    def mix(ids: Ids, counts: Ids | int = 1) -> None:
+        weight = random.integers(1, 2**63, dtype=np.uint64)
+        np.add.at(signature, ids, weight * np.asarray(counts, dtype=np.uint64))
+
+    weights = random.integers(1, 2**63, size=len(members.owners), dtype=np.uint64)
+    np.add.at(signature, members.channel, weights[members.owner] * members.count.astype(np.uint64))
+    seen: set[bytes] = set()
+    for term in terms:
+        for factor in term.factors:
+            key = factor.rows().tobytes()
+            if key not in seen:
+                seen.add(key)
+                mix(factor.rows().reshape(-1))
+    if locked:
+        by_reason: dict[Reason, list[int]] = defaultdict(list)
+        for channel, why in locked.items():
+            by_reason[why].append(channel)
+        for same in by_reason.values():
+            mix(np.array(same))
+    sets: list[list[Ids]] = []
+    in_blocks = np.zeros(channels, dtype=bool)
+    for block_set in blocks:
+        flat = np.concatenate(block_set)
+        if any(int(c) in locked for c in flat):
+            why = next(locked[int(c)] for c in flat if int(c) in locked)
+            for c in flat:
+                locked.setdefault(int(c), Reason(f"in one block with channels that stay: {why.text}", why.source))  # type: ignore[attr-defined]
+            for block in block_set:
+                signature[block] += np.uint64(0x5851F42D4C957F2D)
+            continue
+        in_blocks[flat] = True
+        sets.append(block_set)
+    rest = np.flatnonzero(~in_blocks)
+    _, inverse = np.unique(signature[rest], return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    splits = np.flatnonzero(np.diff(inverse[order])) + 1
+    sets += [[rest[part]] for part in np.split(order, splits) if len(part)]
+    sets.sort(key=lambda s: int(min(block.min() for block in s)))
+    owners_of: dict[int, list[int]] = defaultdict(list)
+    for channel, owner in zip(members.channel.tolist(), members.owner.tolist(), strict=True):
+        owners_of[channel].append(owner)
+    taken: dict[str, int] = {}
+    result = []
+    for block_set in sets:
+        ids = np.stack(block_set)
+        owners = sorted({o for block in block_set for o in owners_of[int(block[0])]})
+        own = tuple(members.owners[o] for o in owners)
+        first = int(ids[0, 0])
+        rough = next((approximate[int(c)] for c in ids.reshape(-1) if int(c) in approximate), None)
+        name = _name(own, taken)
+        result.append(ChannelGroup(name, ids, own, rough is None, rough, locked.get(first)))
+    return tuple(result)
+
+
+def _name(members: Sequence[Member], taken: dict[str, int]) -> str:
+    """Named after the first parameter whose output they are."""
+    producers = [m for m in members if m.dim == 0] or list(members)
+    base = producers[0].name.removesuffix(".weight") if producers else "channels"
+    taken[base] = taken.get(base, 0) + 1
+    return base if taken[base] == 1 else f"{base}#{taken[base]}"
+
+
+def _extents(parameters: Sequence[Parameter], nodes: Mapping[str, Any]) -> tuple[Ids, ...]:
+    """Every distinct row of channels that fills a dimension of some tensor: none may become empty."""
+    found: dict[bytes, Ids] = {}
+    tensors = [t for value in nodes.values() for t in tree_flatten(value)[0] if isinstance(t, TensorLabels)]
+    for labels in [*(p.labels for p in parameters), *(t.labels for t in tensors)]:
+        for factor in labels:
+            for row in factor.rows():
+                unique = np.unique(row)
+                found.setdefault(unique.tobytes(), unique)
+    return tuple(found.values())
