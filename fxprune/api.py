@@ -316,6 +316,7 @@ def _finish(
         macs_after=graph.macs(keep),
         params_before=graph.params(),
         params_after=graph.params(keep),
+        prunable_share=graph.prunable_share,
         plan=plan,
         rows=layer_rows(graph, keep, kinds, lines, selection.frozen),
         oracle_error=error,

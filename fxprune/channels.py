@@ -5,6 +5,7 @@ A *channel* is a class of joined atoms, numbered 0..K-1; a plan is a boolean per
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -152,6 +153,13 @@ class ChannelGraph:
     def macs(self, plan: Any = None) -> int:
         """MACs of one forward pass on the example inputs, dense or with a ``PruningPlan`` or a boolean per channel."""
         return self.cost.macs(self._keep(plan))
+
+    @cached_property
+    def prunable_share(self) -> float:
+        """The share of the dense model's MACs, in [0, 1], whose contraction has a dimension that may be cut."""
+        macs = np.array([t.constant * math.prod(f.ids.shape[f.dim] for f in t.factors) for t in self.terms])
+        free = np.array([any(not self.locked[f.ids.numpy()].all() for f in t.factors) for t in self.terms], dtype=bool)
+        return float(macs[free].sum() / macs.sum()) if macs.sum() else 0.0
 
     def params(self, plan: Any = None) -> int:
         """Parameters, dense or with a plan."""

@@ -29,7 +29,8 @@ class Report:
     """The result of one pruning.
 
     ``macs_before``, ``macs_after``: multiply-accumulates of a forward pass on the example inputs, by the convention of
-    ``torch.utils.flop_counter`` (its count is twice this). ``oracle_error``: relative error of the pruned model against
+    ``torch.utils.flop_counter`` (its count is twice this). ``prunable_share``: of the dense MACs, those that some
+    cut can lower. ``oracle_error``: relative error of the pruned model against
     its masked original, None if it was not asked for. ``seconds``: per stage. ``notes``: what had to be left alone.
     """
 
@@ -39,6 +40,7 @@ class Report:
     macs_after: int
     params_before: int
     params_after: int
+    prunable_share: float
     plan: PruningPlan
     rows: tuple[Row, ...]
     oracle_error: float | None

@@ -165,6 +165,7 @@ def measure(
         case = Case(spec, flops, model, state, fxprune.record(model, args, kwargs), pruned, inputs, result.figures)
         result.figures["stages"] = {stage: round(value, 2) for stage, value in case.report.seconds.items()}
         result.figures["notes"] = list(case.report.notes)
+        result.figures["prunable_share"] = round(case.report.prunable_share, 4)
     if result.failures:
         return result
     for name, function in CHECKS.items():
@@ -190,6 +191,7 @@ def measure_on_meta(spec: str, *, flops: float = 0.5) -> Record:
         result.figures |= {
             "stages": {stage: round(value, 2) for stage, value in report.seconds.items()},
             "notes": list(report.notes),
+            "prunable_share": round(report.prunable_share, 4),
             "macs_before": report.macs_before,
             "macs_after": report.macs_after,
             "ratio": report.macs_after / report.macs_before,
@@ -552,15 +554,15 @@ def read(path: Path = RESULTS) -> tuple[dict[str, Any], dict[str, Record]]:
 def table(records: Iterable[Record]) -> str:
     """A markdown table, one line per network."""
     rows = [
-        "| network | GMACs | pruned | ratio | parameters | masked ≡ pruned | ONNX | checks |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
+        "| network | GMACs | pruned | ratio | parameters | prunable MACs | masked ≡ pruned | ONNX | GiB | s | checks |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for record in records:
         f = record.figures
         bad = record.failures
         state = f"{len(record.checks)} pass" if not bad else f"**fails: {', '.join(bad)}**"
         if "ratio" not in f:
-            rows.append(f"| {record.name} | | | | | | | {state} |")
+            rows.append(f"| {record.name} | | | | | | | | | | {state}: {'; '.join(bad.values())} |")
             continue
         cells = [
             record.name,
@@ -568,11 +570,23 @@ def table(records: Iterable[Record]) -> str:
             f"{f['macs_after'] / 1e9:.3f}",
             f"{f['ratio']:.4f}",
             f"{f['params_before'] / 1e6:.2f} M → {f['params_after'] / 1e6:.2f} M",
+            f"{f['prunable_share']:.1%}" if "prunable_share" in f else "–",
             *(f"{f[key]:.0e}" if f.get(key) is not None else "–" for key in ("oracle", "onnx")),
+            f"{f.get('memory_gib', 0):.1f}",
+            f"{sum(record.seconds.values()):.0f}",
             state,
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def write_page(results: Path) -> None:
+    """The result file as a page beside it: what it was made with, and the table."""
+    head, records = read(results)
+    passed = sum(record.passed for record in records.values())
+    made = ", ".join(f"{key} {value}" for key, value in head.items())
+    lines = [f"# {passed} of {len(records)} networks pass every check", "", made, "", table(records.values())]
+    results.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 def run_apart(spec: str, options: argparse.Namespace) -> Record:
@@ -633,6 +647,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             state = "ok" if record.passed else "; ".join(f"{n}: {why}" for n, why in record.failures.items())
             ratio = record.figures.get("ratio", float("nan"))
             print(f"{record.name}: {sum(record.seconds.values()):.0f} s, ratio {ratio:.4f}, {state}", flush=True)
+    write_page(options.out)
     failed = [name for name, record in records.items() if not record.passed]
     print(f"{len(records) - len(failed)} of {len(records)} networks pass every check")
     return 1 if failed else 0

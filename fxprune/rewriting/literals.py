@@ -420,6 +420,8 @@ def _index_select(repair: Repair, node: fx.Node) -> None:
     if not isinstance(index, fx.Node) or index.op != "get_attr":
         raise UnrepairableError(node, "channels are picked by a computed index", channels_of(known))
     dense_index = operator.attrgetter(str(index.target))(repair.module)
+    if dense_index.is_meta:
+        raise UnrepairableError(node, "channels are picked by an index without values", channels_of(known))
     mask = repair.mask(known, dim, node)
     positions = dense_index.cpu().numpy()
     new = (mask.cumsum() - 1)[positions[mask[positions]]]

@@ -56,7 +56,7 @@ def _gather(module: RecordedModule, graph: ChannelGraph, keep: Keep) -> None:
             continue
         node = nodes[gather.output]
         chain = node.all_input_nodes
-        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        device = next((p.device for p in module.parameters() if not p.is_meta), torch.device("cpu"))  # it needs values
         index = new_constant(module, "gather", torch.tensor(gather.permutation, device=device), node)
         node.op, node.target = "call_function", torch.index_select
         node.args, node.kwargs = (nodes[gather.input], gather.dim, index), {}
