@@ -562,7 +562,7 @@ def table(records: Iterable[Record]) -> str:
         bad = record.failures
         state = f"{len(record.checks)} pass" if not bad else f"**fails: {', '.join(bad)}**"
         if "ratio" not in f:
-            rows.append(f"| {record.name} | | | | | | | | | | {state}: {'; '.join(bad.values())} |")
+            rows.append(f"| {record.name} | | | | | | | | | | {state}{': ' if bad else ''}{'; '.join(bad.values())} |")
             continue
         cells = [
             record.name,

@@ -774,13 +774,16 @@ def check_pruned(model: nn.Module, pruned: torch.fx.GraphModule, x: Tensor) -> N
 
 
 def check_unreachable(model: nn.Module, x: Tensor, error: BudgetError, budget: str, options: dict[str, Any]) -> None:
-    """The message names the smallest reachable ratio: it can be reached, and a smaller one cannot."""
+    """The message names the smallest reachable ratio: it can be reached, and a smaller one cannot.
+
+    Where channels were left alone because no rewriting followed the smallest plan, only the first half is claimed.
+    """
     found = re.search(r"the smallest reachable ratio is (\d\.\d+)\. It is held up by: \S", str(error))
     assert found, str(error)
     least = float(found[1])
     pruned = fxprune.prune(model, x, **{budget: least}, **options)
     assert pruned.meta["fxprune"].oracle_error is not None
-    if least > 0.0002:
+    if least > 0.0002 and "the rewritten graph does not follow" not in str(error):  # else another plan may go below
         with pytest.raises(BudgetError):
             fxprune.prune(model, x, **{budget: round(least - 0.0002, 4)}, **options)
 

@@ -69,8 +69,9 @@ def _recorded(model: nn.Module, bound: inspect.BoundArguments, given: str) -> Re
                 raise _explained(model, bound, given, error) from error
             options = fewer
             continue
-        if options.clear_caches and not _same(output, Recorder(model, options).run_unrecorded(bound)):
-            options = replace(options, clear_caches=False)
+        liberties = options.clear_caches or (options.own_hashes and recorder.writer.hashed)
+        if liberties and not _same(output, Recorder(model, options).run_unrecorded(bound)):
+            options = replace(options, clear_caches=False, own_hashes=False)
             continue
         if not options.traced_flags:
             recorder.writer.note("functional dropout is recorded as it goes in eval mode", source=type(model).__name__)
@@ -82,6 +83,8 @@ def _without_culprit(options: Options, error: Exception) -> Options | None:
         return replace(options, traced_flags=False)
     if options.clear_caches:
         return replace(options, clear_caches=False)
+    if options.own_hashes:
+        return replace(options, own_hashes=False)
     if options.traced_builtins:
         return replace(options, traced_builtins=False)
     return None

@@ -49,12 +49,14 @@ class Options:
 
     ``clear_caches``: empty the dicts in which the model keeps tensors it computed earlier. ``traced_flags``: let
     functional dropout follow train and eval. ``traced_builtins``: let sizes keep their memory through ``int()`` and
-    ``len()``.
+    ``len()``. ``own_hashes``: a size is found in a dict or set only under its own expression, so that functions that
+    memoise by sizes are run.
     """
 
     clear_caches: bool = True
     traced_flags: bool = True
     traced_builtins: bool = True
+    own_hashes: bool = True
 
 
 class _FunctionMode(TorchFunctionMode):
@@ -85,7 +87,7 @@ class Recorder:
     def __init__(self, model: nn.Module, options: Options) -> None:
         self.model = model
         self.options = options
-        self.writer = GraphWriter(model)
+        self.writer = GraphWriter(model, options.own_hashes)
         self._written_storages = state.Storages()
         self._thread = threading.get_ident()
         self._depth = 0

@@ -22,7 +22,7 @@ class Lazy:
     recording the number belongs to: in any other recording it is a plain number.
     """
 
-    def __init__(self, owner: object, op: str, target: str | Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def __init__(self, owner: Any, op: str, target: str | Callable[..., Any], args: tuple[Any, ...]) -> None:
         self.owner = owner
         self.op = op
         self.target = target
@@ -114,6 +114,10 @@ class TracedInt(int):
 
     def __pos__(self) -> TracedInt:
         return self
+
+    def __hash__(self) -> int:
+        """Different for every expression, or a memoising function answers with sizes of an earlier call."""
+        return int(self.lazy.owner.hash_of(self.lazy, plain(self)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedInt:
         return self

@@ -38,11 +38,14 @@ class GraphWriter:
     """A graph in the making.
 
     Tensors are told apart by identity and kept alive, so that no identity is used twice. ``path`` is the stack of the
-    dotted names of the running modules, ``inputs_end`` the last node that takes the inputs apart.
+    dotted names of the running modules, ``inputs_end`` the last node that takes the inputs apart. ``hashed``: has a
+    size been looked up by its hash?
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, own_hashes: bool = True) -> None:
         self.graph = Graph()
+        self.own_hashes = own_hashes
+        self.hashed = False
         self.path = [""]
         self.inputs_end: Node | None = None
         self.notes: list[str] = []
@@ -70,6 +73,11 @@ class GraphWriter:
         line = f"{current_source() if source is None else source}: {text}"
         if line not in self.notes:
             self.notes.append(line)
+
+    def hash_of(self, lazy: Lazy, value: int) -> int:
+        """The hash of a size: with ``own_hashes`` another one for every expression."""
+        self.hashed = True
+        return hash((id(lazy), value)) if self.own_hashes else hash(value)
 
     def finish(self) -> None:
         """Drop dead nodes; say which constants stayed."""
