@@ -176,19 +176,22 @@ def _protected(graph: ChannelGraph, ranked: Mapping[int, _Ranking], min_channels
 def _units(
     graph: ChannelGraph, ranked: Mapping[int, _Ranking], protected: Keep, round_to: int, scope: Scope
 ) -> list[_Unit]:
+    """What may be removed: units of equal size along the ranking of every group, up to the first protected channel."""
     units = []
     for index, ranking in ranked.items():
         blocks, slots = ranking.channels.shape
         step = round_to // math.gcd(round_to, blocks)
         start = slots % step
         edges = [0, *range(start, slots + 1, step)] if start else list(range(0, slots + 1, step))
+        stays = np.flatnonzero(protected[ranking.channels].any(0))
+        scores = ranking.scores.mean(0)
         for place, (a, b) in enumerate(pairwise(edges)):
-            channels = ranking.channels[:, a:b].reshape(-1)
-            if protected[channels].any():
+            if len(stays) and b > stays[0]:
                 break
-            pace = (a + b) / (2 * slots)
-            score = pace if scope == "uniform" else float(ranking.scores[:, a:b].mean())
-            units.append(_Unit(index, place, score, channels))
+            score = (
+                (a + b) / (2 * slots) if scope == "uniform" else float(scores[a] if b - a == 1 else scores[a:b].mean())
+            )
+            units.append(_Unit(index, place, score, ranking.channels[:, a:b].reshape(-1)))
     return units
 
 

@@ -165,8 +165,8 @@ def _check_indices(name: str, dim: int, indices: Any, size: int) -> None:
 
 
 def fingerprint(parameters: Sequence[Parameter]) -> str:
-    """A digest of names and shapes."""
-    shapes = sorted((name, p.shape) for p in parameters for name in p.names)
+    """A digest of names and shapes of trainable parameters; a buffer may change its shape from call to call."""
+    shapes = sorted((name, p.shape) for p in parameters if p.trainable for name in p.names)
     return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
 
 

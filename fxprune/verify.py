@@ -21,7 +21,7 @@ from fxprune.analysis import placeholder_values, replay
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.errors import VerificationError
-from fxprune.inputs import leaves_of, map_leaves
+from fxprune.inputs import leaves_of, map_leaves, tensors_of
 from fxprune.labels.factors import Labels
 from fxprune.labels.propagate import Propagation, TensorLabels
 from fxprune.plan import PruningPlan
@@ -87,6 +87,12 @@ def _compare(
     dense: fx.GraphModule, pruned: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs
 ) -> float:
     expected = masked_output(dense, graph, plan, keep, inputs)
+    values = [t for t in tensors_of(expected) if t.is_floating_point() and t.numel()]
+    if values and not any(bool(t.isfinite().any()) for t in values):
+        raise VerificationError(
+            "The masked model's outputs are not finite on random inputs, so nothing can be proven. "
+            "Check the weights, or pass verify=False."
+        )
     small = _eval_copy(pruned)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -270,12 +270,16 @@ def count_macs(module: nn.Module, args: Any, kwargs: Any) -> int:
     It counts nothing of the fused kernel that nn.MultiheadAttention takes in eval mode; that one is switched off.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
+    learned = [p for p in module.parameters() if p.requires_grad]  # the counter trips over a parameter that is an input
     torch.backends.mha.set_fastpath_enabled(False)
+    module.requires_grad_(False)
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             module(*args, **kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        for parameter in learned:
+            parameter.requires_grad_(True)
     return int(counter.get_total_flops()) // 2
 
 

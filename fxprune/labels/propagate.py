@@ -27,6 +27,7 @@ from fxprune.labels.factors import Factor, Labels, aligned, compact, settle_dim,
 Attention = Literal["head_dim", "heads"]
 _LABELS = "_fxprune_labels"
 _NAME = "_fxprune_name"
+_DEMANDS = "_fxprune_demands"
 
 
 @dataclass(frozen=True)
@@ -245,6 +246,16 @@ class Propagation(TorchDispatchMode):
     def lock_all(self, labels: Sequence[Factor], text: str) -> None:
         for factor in labels:
             self.lock(factor.ids, text)
+
+    def lock_if_used(self, tensor: Tensor, ids: Tensor, text: str) -> None:
+        """These channels must stay if anything reads ``tensor``, an output that is seldom read."""
+        setattr(tensor, _DEMANDS, (ids, self.reason(text)))
+
+    def used(self, tensor: Tensor) -> None:
+        """Something reads ``tensor``."""
+        ids, reason = getattr(tensor, _DEMANDS, (None, None))
+        if ids is not None and reason is not None:
+            self.classes.lock(ids.numpy(), reason)
 
     def all_locked(self, factor: Factor) -> bool:
         return bool(self.classes.locked(factor.ids.numpy()).all())
@@ -522,6 +533,7 @@ def propagate(shadow: fx.GraphModule, inputs: Sequence[Any], run: Propagation, i
         result = _Runner(shadow, run).run(*values)
     with run.at(outputs):
         for tensor in tensors_of(result):
+            run.used(tensor)
             run.lock_all(run.labels(tensor), "network output")
 
 

@@ -25,6 +25,8 @@ def apply_rule(run: Propagation, func: Any, args: Any, kwargs: Any, out: Any) ->
     """Label the outputs of one aten op."""
     outputs = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
     call = Call(func, args, kwargs, outputs)
+    for tensor in call.tensors:
+        run.used(tensor)
     rule = RULES.get(call.name)
     if rule is None and (torch.Tag.pointwise in func.tags or call.name in POINTWISE):
         rule = _pointwise

@@ -27,10 +27,9 @@ def _reduce(run: Propagation, call: Call) -> Labels:
     cut = [f for f in labels if f.dim in gone and f.ids.shape[f.dim] > 1]
     run.statistic(call.name, tuple(cut))
     for factor in cut:
-        if call.name in ("max", "min") and len(call.outputs) > 1:
-            run.lock(factor.ids, "the index of the largest channel")
-        else:
-            run.approximate(factor.ids, f"{call.name} over channels")
+        run.approximate(factor.ids, f"{call.name} over channels")
+        for index in call.outputs[1:] if call.name in ("max", "min") else ():
+            run.lock_if_used(index, factor.ids, "the index of the largest channel")
     rest = [run.collapse(f, gone) for f in labels if all(f is not c for c in cut)]
     return tuple(reduced(f, gone, call.out.ndim) for f in rest)
 

@@ -410,6 +410,32 @@ class SpatialAttention(nn.Module):
         return self.b(x * s.sigmoid())
 
 
+@net(approximate(8, "a[0] b[1]", "max over channels"), image("a[1]"), result("b[0]"))
+class LargestValue(nn.Module):
+    """``max`` also returns which channel it was, which nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.s, self.b = conv(3, 8), conv(1, 1), conv(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x * self.s(x.max(1, keepdim=True)[0]).sigmoid())
+
+
+@net(
+    locked(8, "a[0] b[1]", "the index of the largest channel"), exact(6, "b[0] c[1]"), image("a[1]"), result("c[0]"),
+)  # fmt: skip
+class LargestChannel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 8), conv(8, 6), conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.c(F.relu(self.b(x * (1 + x.max(1, keepdim=True).indices))))
+
+
 @net(
     exact(6, "t1[0] t2[1]"), rigid(4, "t1[1]"), locked(4, "t2[0]", "combined with something that cannot be cut"),
     exact(8, "a[0] h[1]"), image("a[1]"), result("h[0]"),
