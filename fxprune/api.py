@@ -301,7 +301,7 @@ def _finish(
     if verify and not any(p.is_meta for p in dense.parameters()):
         with stages("verifying"):
             _check_recording(model, dense, args, kwargs)
-            error = mask_oracle(dense, pruned, graph, plan, keep, _oracle_inputs(dense, args, kwargs, seed))
+            error = mask_oracle(dense, pruned, graph, plan, keep, _oracle_inputs(dense, args, kwargs, seed, notes))
     lines = {str(n.target): str(n.meta.get("source", "")) for n in reversed(dense.graph.nodes) if n.op == "call_module"}
     for node in dense.graph.nodes:
         if node.op == "get_attr":
@@ -326,19 +326,16 @@ def _finish(
     return pruned
 
 
-def _oracle_inputs(dense: fx.GraphModule, args: Any, kwargs: Any, seed: int) -> Inputs:
+def _oracle_inputs(dense: fx.GraphModule, args: Any, kwargs: Any, seed: int, notes: list[str]) -> Inputs:
     """Fresh inputs with another batch size where the dense model takes one, else the example's own."""
     fresh = _other_batch(args, kwargs, seed)
-    mode = dense.training
     try:
-        dense.eval()
-        with torch.no_grad():
+        with _evaluated(dense), torch.no_grad():
             dense.forward(*fresh[0], **fresh[1])  # torch.fx prints what fails in __call__
         return fresh
     except Exception:  # the dense model itself is bound to its example's batch size
+        notes.append("the recorded model does not run with another batch size; verified on the example inputs")
         return args, kwargs
-    finally:
-        dense.train(mode)
 
 
 def _check_recording(model: nn.Module, dense: fx.GraphModule, args: Any, kwargs: Any) -> None:
