@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,11 +61,8 @@ def freeze(
     sources = [m.name in trainable and (m.name, m.dim) not in run.consumed for m in members.owners]
     made = np.zeros(channels, dtype=bool)
     made[members.channel[np.asarray(sources, dtype=bool)[members.owner]]] = True
-    for channel in np.flatnonzero(~made):
-        locked.setdefault(int(channel), Reason("constants of the model, made by no trainable parameter"))
-    for why, ids in _tied_dimensions(parameters):
-        for channel in ids:
-            locked.setdefault(int(channel), why)
+    locked.note(np.flatnonzero(~made), Reason("constants of the model, made by no trainable parameter"))
+    locked.note(_whole_dimensions(run, holders, number, roots), Reason("one channel fills a whole dimension"))
     groups = _groups(channels, members, terms, locked, approximate, blocks.translated(number, roots))
     group_of = np.empty(channels, dtype=np.int64)
     for index, group in enumerate(groups):
@@ -119,54 +115,78 @@ def _missing_sizes(terms: Sequence[Term], number: Ids, roots: Ids) -> list[Term]
     return result
 
 
-def _tied_dimensions(parameters: Sequence[Parameter]) -> list[tuple[Reason, Ids]]:
-    """A dimension all of whose positions are one channel cannot be cut."""
-    result = []
-    for parameter in parameters:
-        cut = {f.dim for f in parameter.labels}
-        result += [
-            (Reason("one channel fills a whole dimension"), np.unique(f.ids.numpy()))
-            for f in parameter.labels
-            if len(np.unique(f.ids.numpy())) == 1 and f.dim in cut
-        ]
-    return result
+def _whole_dimensions(run: Propagation, holders: Sequence[tuple[Tensor, Parameter]], number: Ids, roots: Ids) -> Ids:
+    """Channels that are all there is along a dimension of a parameter, which cannot be cut then."""
+    found = [np.empty(0, dtype=np.int64)]
+    for stand, _ in holders:
+        for factor in run.labels(stand):
+            ids = number[roots[factor.ids.numpy()]].reshape(-1)
+            if len(ids) > 1 and ids[0] >= 0 and (ids == ids[0]).all():
+                found.append(ids[:1])
+    return np.unique(np.concatenate(found))
 
 
-def _first_reasons(entries: Sequence[tuple[Ids, Reason]], roots: Ids, number: Ids, channels: int) -> dict[int, Reason]:
-    result: dict[int, Reason] = {}
+class _Reasons:
+    """The first reason noted for every channel, if any. ``index``: per channel into ``reasons``, or -1."""
+
+    def __init__(self, channels: int):
+        self.index: Ids = np.full(channels, -1, dtype=np.int64)
+        self.reasons: list[Reason] = []
+        self._known: dict[Reason, int] = {}
+
+    def note(self, ids: Ids, reason: Reason) -> None:
+        new = ids[self.index[ids] < 0]
+        if len(new):
+            place = self._known.setdefault(reason, len(self.reasons))
+            if place == len(self.reasons):
+                self.reasons.append(reason)
+            self.index[new] = place
+
+    def first(self, ids: Ids) -> Reason | None:
+        """Of the first of these channels that has one."""
+        found = self.index[ids.reshape(-1)]
+        found = found[found >= 0]
+        return self.reasons[int(found[0])] if len(found) else None
+
+
+def _first_reasons(entries: Sequence[tuple[Ids, Reason]], roots: Ids, number: Ids, channels: int) -> _Reasons:
+    result = _Reasons(channels)
     for atoms, reason in entries:
-        for channel in np.unique(number[roots[atoms]]):
-            if channel >= 0:
-                result.setdefault(int(channel), reason)
+        ids = number[roots[atoms]]
+        result.note(ids[ids >= 0], reason)
     return result
 
 
 @dataclass(frozen=True)
 class _Incidence:
-    """Which owners each channel has: parallel arrays of channel, owner index and count."""
+    """Which owners each channel has: parallel arrays of channel (ascending), owner index and count."""
 
     channel: Ids
     owner: Ids
     count: Ids
     owners: tuple[Member, ...]
 
+    def of(self, channel: int) -> Ids:
+        """The owners of one channel."""
+        return self.owner[slice(*np.searchsorted(self.channel, [channel, channel + 1]))]
+
 
 def _members(run: Propagation, roots: Ids, number: Ids) -> _Incidence:
-    channels, owners = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    keys = [np.empty(0, dtype=np.int64)]
+    width = max(len(run.owners), 1)
     for index, owner in enumerate(run.owners):
-        channels.append(number[roots[owner.first : owner.first + owner.count]])
-        owners.append(np.full(owner.count, index))
-    both = np.stack([np.concatenate(channels), np.concatenate(owners)])
-    pairs, counts = np.unique(both[:, both[0] >= 0], axis=1, return_counts=True)
-    return _Incidence(pairs[0], pairs[1], counts, tuple(Member(o.name, o.dim) for o in run.owners))
+        ids = number[roots[owner.first : owner.first + owner.count]]
+        keys.append(ids[ids >= 0] * width + index)
+    pairs, counts = np.unique(np.concatenate(keys), return_counts=True)
+    return _Incidence(pairs // width, pairs % width, counts, tuple(Member(o.name, o.dim) for o in run.owners))
 
 
 def _groups(
     channels: int,
     members: _Incidence,
     terms: Sequence[Term],
-    locked: Mapping[int, Reason],
-    approximate: Mapping[int, Reason],
+    locked: _Reasons,
+    approximate: _Reasons,
     blocks: list[list[Ids]],
 ) -> tuple[ChannelGroup, ...]:
     """Channels with the same signature form a group; blocks that keep equal counts form one group together."""
@@ -186,20 +206,16 @@ def _groups(
             if key not in seen:
                 seen.add(key)
                 mix(factor.rows().reshape(-1))
-    if locked:
-        by_reason: dict[Reason, list[int]] = defaultdict(list)
-        for channel, why in locked.items():
-            by_reason[why].append(channel)
-        for same in by_reason.values():
-            mix(np.array(same))
+    by_reason = random.integers(1, 2**63, size=len(locked.reasons), dtype=np.uint64)
+    stays = locked.index >= 0
+    signature[stays] += by_reason[locked.index[stays]]
     sets: list[list[Ids]] = []
     in_blocks = np.zeros(channels, dtype=bool)
     for block_set in blocks:
         flat = np.concatenate(block_set)
-        if any(int(c) in locked for c in flat):
-            why = next(locked[int(c)] for c in flat if int(c) in locked)
-            for c in flat:
-                locked.setdefault(int(c), Reason(f"in one block with channels that stay: {why.text}", why.source))  # type: ignore[attr-defined]
+        why = locked.first(flat)
+        if why is not None:
+            locked.note(flat, Reason(f"in one block with channels that stay: {why.text}", why.source))
             for block in block_set:
                 signature[block] += np.uint64(0x5851F42D4C957F2D)
             continue
@@ -211,19 +227,13 @@ def _groups(
     splits = np.flatnonzero(np.diff(inverse[order])) + 1
     sets += [[rest[part]] for part in np.split(order, splits) if len(part)]
     sets.sort(key=lambda s: int(min(block.min() for block in s)))
-    owners_of: dict[int, list[int]] = defaultdict(list)
-    for channel, owner in zip(members.channel.tolist(), members.owner.tolist(), strict=True):
-        owners_of[channel].append(owner)
     taken: dict[str, int] = {}
     result = []
     for block_set in sets:
         ids = np.stack(block_set)
-        owners = sorted({o for block in block_set for o in owners_of[int(block[0])]})
-        own = tuple(members.owners[o] for o in owners)
-        first = int(ids[0, 0])
-        rough = next((approximate[int(c)] for c in ids.reshape(-1) if int(c) in approximate), None)
-        name = _name(own, taken)
-        result.append(ChannelGroup(name, ids, own, rough is None, rough, locked.get(first)))
+        own = tuple(members.owners[o] for o in np.unique(np.concatenate([members.of(b[0]) for b in block_set])))
+        rough = approximate.first(ids)
+        result.append(ChannelGroup(_name(own, taken), ids, own, rough is None, rough, locked.first(ids[:1, :1])))
     return tuple(result)
 
 
