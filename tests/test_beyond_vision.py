@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,15 +17,7 @@ import fxprune
 from fxprune.inputs import describe_inputs, make_inputs, tensors_of
 from model_zoo import coverage
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The networks are tiny: a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CHECKS = [name for name in coverage.CHECKS if name not in ("modes", "onnx")]  # these two load a network by its name
 ALL = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fxprune
 from fxprune.errors import BudgetError, ModelError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The networks are tiny: a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ACTIVATIONS: list[Callable[[], nn.Module]] = [nn.ReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.PReLU, nn.Identity]
 

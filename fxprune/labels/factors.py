@@ -9,7 +9,6 @@ A dimension of size > 1 that no factor cuts is *rigid*.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -145,6 +144,15 @@ def cut_sizes(shape: Sequence[int], labels: Labels, keep: npt.NDArray[np.bool_])
     return sizes
 
 
+def left_rows(factor: Factor, labels: Labels, keep: npt.NDArray[np.bool_]) -> Tensor:
+    """The factor's ids where the other factors of ``labels`` leave its carriers (the groups of a weight)."""
+    ids = factor.ids
+    for other in labels:
+        if other is not factor and other.dim in factor.carriers:
+            ids = ids.index_select(other.dim, torch.from_numpy(np.flatnonzero(keep[other.rows()[0]])))
+    return ids
+
+
 def pruned(labels: Labels, keep: npt.NDArray[np.bool_]) -> Labels:
     """The labels of the tensor after the removal.
 
@@ -153,11 +161,7 @@ def pruned(labels: Labels, keep: npt.NDArray[np.bool_]) -> Labels:
     """
     result = []
     for factor in labels:
-        ids = factor.ids
-        for other in labels:
-            if other is not factor and other.dim in factor.carriers:
-                ids = ids.index_select(other.dim, torch.from_numpy(np.flatnonzero(keep[other.rows()[0]])))
-        last = ids.movedim(factor.dim, -1)
+        last = left_rows(factor, labels, keep).movedim(factor.dim, -1)
         mask = torch.from_numpy(keep[last.numpy()])
         counts = mask.sum(-1)
         if bool((counts != counts.reshape(-1)[0]).any()):
@@ -165,7 +169,3 @@ def pruned(labels: Labels, keep: npt.NDArray[np.bool_]) -> Labels:
         size = int(counts.reshape(-1)[0])
         result.append(Factor(last[mask].reshape(*last.shape[:-1], size).movedim(-1, factor.dim), factor.dim))
     return tuple(result)
-
-
-def product(sizes: Sequence[int]) -> int:
-    return math.prod(sizes)

@@ -9,7 +9,7 @@ is new.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason
-from fxprune.labels.factors import Factor, Labels, aligned, compact, settle_dim, vector
+from fxprune.labels.factors import Factor, Labels, compact, settle_dim, vector
 
 Attention = Literal["head_dim", "heads"]
 _LABELS = "_fxprune_labels"
@@ -503,10 +503,6 @@ def describe(run: Propagation, value: Any) -> Any:
     return value
 
 
-Seed = Mapping[str, Labels]
-Inputs = Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]
-
-
 def propagate(shadow: fx.GraphModule, inputs: Sequence[Any], run: Propagation, input_lock: str) -> None:
     """Run ``shadow`` (parameters already on meta and labelled) on ``inputs``, one value per placeholder.
 
@@ -558,20 +554,3 @@ def set_labels(tensor: Tensor, name: str, labels: Labels) -> None:
     """Attach the labels of the parameter or buffer ``name`` as they are."""
     setattr(tensor, _NAME, name)
     setattr(tensor, _LABELS, labels)
-
-
-__all__ = [
-    "Attention",
-    "Facts",
-    "Family",
-    "Interleaved",
-    "Owner",
-    "Propagation",
-    "Statistic",
-    "TensorLabels",
-    "Term",
-    "aligned",
-    "label_parameter",
-    "propagate",
-    "set_labels",
-]

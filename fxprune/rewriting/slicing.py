@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
-from fxprune.labels.factors import Labels
+from fxprune.labels.factors import Labels, left_rows
 from fxprune.recording import replace_tensors
 
 
@@ -19,11 +18,7 @@ def cut(tensor: Tensor, labels: Labels, keep: Keep) -> Tensor:
     """A copy of ``tensor`` without the channels that go. Same dtype, device and memory format."""
     result = tensor.detach()
     for factor in sorted(labels, key=lambda f: len(f.varying)):
-        ids = factor.ids
-        for other in labels:
-            if other is not factor and other.dim in factor.carriers:
-                ids = ids.index_select(other.dim, torch.from_numpy(np.flatnonzero(keep[other.rows()[0]])))
-        mask = torch.from_numpy(keep[ids.movedim(factor.dim, -1).numpy()])
+        mask = torch.from_numpy(keep[left_rows(factor, labels, keep).movedim(factor.dim, -1).numpy()])
         if bool(mask.all()):
             continue
         index = mask.nonzero()[:, -1].reshape(*mask.shape[:-1], -1).movedim(-1, factor.dim).to(result.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -308,19 +309,12 @@ def _constant_pad(run: Propagation, call: Call) -> Labels:
             grown = [ids]
             for count, place in ((before, 0), (after, 2)):
                 if count > 0:
-                    new = torch.from_numpy(run.fresh(count * _product(rest)))
+                    new = torch.from_numpy(run.fresh(count * math.prod(rest)))
                     new = new.reshape([count if d == dim else s for d, s in enumerate(ids.shape)])
                     grown.insert(0 if place == 0 else len(grown), new)
             ids = torch.cat(grown, dim)
         result.append(Factor(ids, factor.dim))
     return tuple(result)
-
-
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
 
 
 @rule("reflection_pad1d", "reflection_pad2d", "reflection_pad3d")
@@ -388,7 +382,7 @@ def _im2col(run: Propagation, call: Call) -> Labels:
     if call.input.ndim != 4:
         run.lock_all(run.labels(call.input), "unfold of an unbatched tensor")
         return ()
-    window, result = _product(call["kernel_size"]), []
+    window, result = math.prod(call["kernel_size"]), []
     for factor in run.labels(call.input):
         mixed = run.mix(factor, [2, 3], "patches are unfolded")
         if mixed is not None and mixed.varying:
@@ -404,7 +398,7 @@ def _col2im(run: Propagation, call: Call) -> Labels:
     if call.input.ndim != 3:
         run.lock_all(run.labels(call.input), "fold of an unbatched tensor")
         return ()
-    window, result = _product(call["kernel_size"]), []
+    window, result = math.prod(call["kernel_size"]), []
     for factor in run.labels(call.input):
         mixed = run.mix(factor, [2], "patches are folded")
         if mixed is None or not mixed.varying:
