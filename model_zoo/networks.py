@@ -1,16 +1,23 @@
-"""Which networks there are: the 24 of the first table, the smallest of every timm family, everything.
+"""Which networks there are, and what they are given.
 
 python -m model_zoo.networks         writes model_zoo/families.txt: every architecture of timm is made on meta
+
+A network is named as in ``fxprune.specs.load_model``; ``NAME@PART`` is a submodule of one, pruned where it is.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from fxprune.errors import ExampleInputsError
+from fxprune.inputs import image_like, infer_inputs, map_leaves
 
 NETWORKS = (
     *(
@@ -36,6 +43,53 @@ def everything() -> list[str]:
     import timm
 
     return [f"timm:{name}" for name in timm.list_models()]
+
+
+def torchvision() -> list[str]:
+    """Everything in torchvision. Detectors choose boxes by their values: of these the backbone is pruned."""
+    from torchvision import models
+
+    detectors = {*models.list_models(module=models.detection)}
+    return [
+        f"torchvision:{name}@backbone" if name in detectors else f"torchvision:{name}" for name in models.list_models()
+    ]
+
+
+def split_part(spec: str) -> tuple[str, str]:
+    """The network and the submodule of ``NETWORK@SUBMODULE``, which is "" for a whole network."""
+    network, _, part = spec.partition("@")
+    return network, part
+
+
+def example_inputs(model: nn.Module, size: Sequence[int] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs of a network of timm or torchvision: one of ``size``, or what fxprune infers, or what its task takes."""
+    if size is not None:
+        return (image_like(model, size),), {}
+    try:
+        return infer_inputs(model)
+    except ExampleInputsError:
+        _, _, task, *rest = *type(model).__module__.split("."), ""
+    match task:
+        case "detection":  # a list of images
+            return ([image_like(model, (3, 320, 320))[0]],), {}
+        case "optical_flow":  # two images; the correlation pyramid needs 16 positions of stride 8
+            return (image_like(model, (3, 128, 128)), image_like(model, (3, 128, 128)).flip(-1)), {}
+        case "video":  # clips; these have the sizes that their published accuracies were measured with
+            side, frames = (112, 16) if rest[0] == "resnet" else (224, 16)
+            return (image_like(model, (3, frames, side, side)),), {}
+    return infer_inputs(model)
+
+
+def inputs_of_part(model: nn.Module, part: str, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a submodule is given at its first call when the model runs."""
+    calls: list[Any] = []
+    hook = model.get_submodule(part).register_forward_pre_hook(lambda _, a, k: calls.append((a, k)), with_kwargs=True)
+    with torch.no_grad():
+        model(*args, **kwargs)
+    hook.remove()
+    first: tuple[tuple[Any, ...], dict[str, Any]]
+    first = map_leaves(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, calls[0])
+    return first
 
 
 def read_list(path: Path) -> list[str]:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.inputs import describe_inputs, make_inputs, tensors_of
-from model_zoo import coverage
+from model_zoo import checks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CHECKS = [name for name in coverage.CHECKS if name not in ("modes", "onnx")]  # these two load a network by its name
+CHECKS = [name for name in checks.CHECKS if name not in ("modes", "onnx", "whole")]  # these load a network by its name
 ALL = [
     pytest.param(name, attention, id=name if attention == "head_dim" else f"{name}-heads")
     for name, network in NETWORKS.items()
@@ -32,13 +32,13 @@ SLACK = {"head_dim": 0.05, "heads": 0.25}  # one channel of these networks is up
 def build(network: Network) -> nn.Module:
     torch.manual_seed(0)
     model, (args, kwargs) = network.build().eval(), network.inputs()
-    coverage.randomise(model, describe_inputs(args, kwargs))
+    checks.randomise(model, describe_inputs(args, kwargs))
     for _ in range(network.warm):
         model.train()(*args, **kwargs)
     return model.eval()
 
 
-def make_case(name: str, attention: Any, **options: Any) -> coverage.Case:
+def make_case(name: str, attention: Any, **options: Any) -> checks.Case:
     network = NETWORKS[name]
     model, (args, kwargs) = build(network), network.inputs()
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -46,7 +46,7 @@ def make_case(name: str, attention: Any, **options: Any) -> coverage.Case:
         model, args, example_kwargs=kwargs, attention=attention, flops=network.flops, progress=False, **options
     )
     dense = fxprune.record(model, args, kwargs)
-    return coverage.Case(name, network.flops, model, state, dense, pruned, describe_inputs(args, kwargs), {})
+    return checks.Case(name, network.flops, model, state, dense, pruned, describe_inputs(args, kwargs), {})
 
 
 def is_free(graph: fxprune.ChannelGraph, word: str) -> bool:
@@ -60,11 +60,11 @@ def is_free(graph: fxprune.ChannelGraph, word: str) -> bool:
 def test_half_the_macs(name: str, attention: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "Rearranged":
         pytest.importorskip("einops")
-    monkeypatch.setattr(coverage, "BUDGET_SLACK", SLACK[attention])
+    monkeypatch.setattr(checks, "BUDGET_SLACK", SLACK[attention])
     network = NETWORKS[name]
     case = make_case(name, attention)
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)  # torch's counter does not see its recurrent layers
-    reasons = {check: coverage.CHECKS[check](case) for check in CHECKS}
+    reasons = {check: checks.CHECKS[check](case) for check in CHECKS}
     assert {check: reason for check, reason in reasons.items() if reason} == {}
     assert [note for note in case.report.notes if note.startswith(("left alone", "no rule"))] == []
     ratio = case.report.macs_after / case.report.macs_before
@@ -150,7 +150,7 @@ def test_the_backbone_of_a_detector(device: str) -> None:
         pruned = fxprune.prune(model, (images,), submodule="backbone", flops=0.5, progress=False)
     assert type(pruned) is Proposals
     report = pruned.backbone.meta["fxprune"]
-    assert report.oracle_error <= coverage.ORACLE_TOLERANCE
+    assert report.oracle_error <= checks.ORACLE_TOLERANCE
     assert 0.45 <= report.macs_after / report.macs_before <= 0.5
     assert [*pruned.state_dict()] == [*model.state_dict()]
     assert pruned.backbone.get_parameter("one.weight").shape[0] < 24

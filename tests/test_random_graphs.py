@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
-from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune.errors import BudgetError, ModelError
+from model_zoo.checks import count_macs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -694,20 +694,9 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return len(a) == len(b) and all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
-def counted_macs(model: nn.Module, x: Tensor) -> int:
-    counter = FlopCounterMode(display=False)
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see into the fused kernel
-    try:
-        with torch.no_grad(), counter:
-            model(x.clone())
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    return counter.get_total_flops() // 2
-
-
-def counted_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def counted(model: nn.Module, x: Tensor) -> tuple[int, int]:
+    """MACs and parameters."""
+    return count_macs(model, (x.clone(),), {}), sum(parameter.numel() for parameter in model.parameters())
 
 
 def sliced(tensor: Tensor, dims: Mapping[int, list[Any]]) -> Tensor:
@@ -750,8 +739,8 @@ def check_pruned(model: nn.Module, pruned: torch.fx.GraphModule, x: Tensor) -> N
     """Everything that must hold of a pruned model, whatever the plan."""
     report = pruned.meta["fxprune"]
     assert report.oracle_error is not None
-    assert (report.macs_before, report.params_before) == (counted_macs(model, x), counted_parameters(model))
-    assert (report.macs_after, report.params_after) == (counted_macs(pruned, x), counted_parameters(pruned))
+    assert (report.macs_before, report.params_before) == counted(model, x)
+    assert (report.macs_after, report.params_after) == counted(pruned, x)
     check_tensors(model, pruned, report.plan)
     for batch in (1, 3):
         fresh = torch.randn(batch, *x.shape[1:])
@@ -801,8 +790,8 @@ def check_prune(spec: NetSpec, plan: dict[str, Any]) -> bool:
     options = {k: v for k, v in plan.items() if k not in ("budget", "ratio")} | {"progress": False}
     graph = fxprune.analyze(model, x, attention=plan["attention"])
     graph.check()
-    assert graph.macs() == counted_macs(model, x)
-    assert graph.params() == counted_parameters(model)
+    assert graph.macs() == count_macs(model, (x.clone(),), {})
+    assert graph.params() == sum(parameter.numel() for parameter in model.parameters())
     pruned, refusal = None, None
     try:
         pruned = fxprune.prune(model, x, **{budget: ratio}, **options)

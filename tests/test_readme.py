@@ -18,7 +18,7 @@ import fxprune
 from fxprune import cli
 from fxprune.labels.rules import RULES
 from fxprune.labels.rules.pointwise import POINTWISE
-from model_zoo import coverage
+from model_zoo.records import RESULTS, read, table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -51,11 +51,11 @@ def ops() -> str:
 
 def results() -> str:
     """The coverage table, and what it was measured with."""
-    head, records = coverage.read()
+    head, records = read(RESULTS / "coverage.jsonl")
     versions = ", ".join(f"{name} {head[name]}" for name in ("torch", "torchvision", "timm", "onnxruntime-gpu"))
     machine = f"{head['cpu']}, {head['cores']} cores, threads: {head['threads']}"
     note = f"({head['date'][:10]}; {versions}, Python {head['python']}; {machine}.)"
-    return f"{coverage.table(records.values())}\n\n{note}"
+    return f"{table(records.values())}\n\n{note}"
 
 
 GENERATED = {"ops": ops, "coverage": results}

@@ -165,9 +165,8 @@ class Propagation(TorchDispatchMode):
 
     def attach(self, tensor: Tensor, labels: Sequence[Factor]) -> None:
         """Give ``tensor`` its labels: canonical, compact, at most one factor per cut dimension."""
-        if tensor.numel() == 0:
-            return
-        settled = self._settle([f for f in map(self.canonical, labels) if not self._rigid(f)], tuple(tensor.shape))
+        filled = [f for f in labels if f.ids.numel()]  # along a dimension of size 0 there are no channels
+        settled = self._settle([f for f in map(self.canonical, filled) if not self._rigid(f)], tuple(tensor.shape))
         setattr(tensor, _LABELS, settled)
         for factor in settled:
             if len(factor.varying) > 1:

@@ -14,15 +14,14 @@ import torch
 from conftest import randomise
 from labels.nets import CASES, Case, Expected, members_of
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten
-from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune.channels import ChannelGraph, ChannelGroup
 from fxprune.errors import ModelError
 from fxprune.inputs import resolve_inputs
 from fxprune.verify import TOLERANCE, mask_oracle
+from model_zoo.checks import count_macs
 
 Row = tuple[int, int, str, frozenset[tuple[str, int]]]
 
@@ -56,11 +55,7 @@ def analysed(name: str) -> tuple[nn.Module, ChannelGraph]:
 
 
 def macs_counted(module: nn.Module, inputs: Any) -> int:
-    counter = FlopCounterMode(display=False)
-    args = inputs if isinstance(inputs, tuple) else (inputs,)
-    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        module(*args)
-    return counter.get_total_flops() // 2
+    return count_macs(module, inputs if isinstance(inputs, tuple) else (inputs,), {})
 
 
 def left_alone(report: fxprune.Report, case: Case) -> list[str]:
