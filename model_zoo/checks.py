@@ -43,7 +43,7 @@ OTHER_BATCH = 3
 ONNX_BATCH = 4  # neither the recorded one, nor the exported one, nor those that fxprune.export compares
 DROP = 0.2
 BIAS = 0.1
-NORM_BIAS = 0.5
+NORM_BIAS = 0.6
 AFFINE = ("weight", "bias")  # buffers of norm layers that do not train
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune.deploy import runtime
@@ -144,13 +146,37 @@ class _Flat(nn.Module):
         self.record = record
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensors_of(self.call(tensors)))
+        with _FoldedAttention():
+            return tuple(tensors_of(self.call(tensors)))
 
     def call(self, tensors: Sequence[Tensor]) -> Any:
         """What ``module`` returns for these tensors."""
         remaining = iter(tensors)
         filled = map_leaves(lambda leaf: next(remaining) if isinstance(leaf, TensorSpec) else leaf, dict(self.record))
         return self.module(*filled["args"], **filled["kwargs"])
+
+
+class _FoldedAttention(TorchFunctionMode):
+    """Attention with one batch dimension, whatever it was called with: torch.onnx knows no other."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return _folded_attention(*args, **(kwargs or {}))
+
+
+def _folded_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any,
+                      **options: Any) -> Tensor:  # fmt: skip
+    if query.ndim in (2, 4):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, *rest, **options)
+    batch = torch.broadcast_shapes(*(tensor.shape[:-3] for tensor in (query, key, value)))
+
+    def folded(tensor: Tensor) -> Tensor:
+        return tensor.expand(*batch, *tensor.shape[-3:]).reshape(-1, *tensor.shape[-3:])
+
+    mask = folded(attn_mask) if attn_mask is not None and attn_mask.ndim > 3 else attn_mask
+    result = F.scaled_dot_product_attention(folded(query), folded(key), folded(value), mask, *rest, **options)
+    return result.reshape(*batch, *result.shape[-3:])
 
 
 def _write(flat: _Flat, tensors: Sequence[Tensor], path: Path) -> int:

@@ -111,6 +111,20 @@ def test_structured_inputs_and_outputs(tmp_path: Path) -> None:
     assert names[1:] == ["same", "many_0", "many_1"]
 
 
+class Windows(nn.Module):
+    """Attention inside windows, with three batch dimensions, a mask and keys shared by all windows; then no head."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.ones(2, 1, 1, 4, 4, dtype=torch.bool).tril()
+        tokens = x.unflatten(1, (2, 3)).unsqueeze(3)  # batch, windows, rows, one head, tokens, channels
+        attended = F.scaled_dot_product_attention(tokens, tokens[:, :1], tokens[:, :1] * 2, mask)
+        return F.scaled_dot_product_attention(*3 * [attended.flatten(1, 4)])
+
+
+def test_attention_with_any_number_of_dimensions(tmp_path: Path) -> None:
+    assert 0 < export(Windows(), tmp_path / "windows.onnx", torch.randn(1, 6, 4, 8)).max_rel_error < 1e-5
+
+
 def test_inputs_come_from_the_record_of_a_recorded_graph(tmp_path: Path) -> None:
     graph = torch.fx.symbolic_trace(nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2)))
     graph.meta[RECORD_KEY] = describe_inputs((torch.tensor([[0, 4]]),), {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from labels.nets import approximate, exact, image, locked, net, result, rigid
+from timm.layers.non_local_attn import BatNonLocalAttn
 from torch import Tensor, nn
 
 COMBINED = "combined with something that cannot be cut"
@@ -234,6 +235,17 @@ class RotaryHalves(_Rotary):
 
 
 @net(*_TURNED)
+class RotaryAfterNoPrefix(RotaryHalves):
+    """The tokens before ``prefix`` do not turn; here there are none, and an empty tensor has channels too."""
+
+    prefix = 0
+
+    def turned(self, x: Tensor, angles: Tensor) -> Tensor:
+        before, after = x[:, :, : self.prefix], x[:, :, self.prefix :]
+        return torch.cat([before.reshape(*before.shape), super().turned(after, angles)], 2)
+
+
+@net(*_TURNED)
 class RotaryInterleaved(_Rotary):
     """Neighbours turn together."""
 
@@ -421,3 +433,28 @@ class NormalisedQueries(_Net):
     def block(self, x: Tensor) -> Tensor:
         q, k, v = (_heads(layer(x), 2) for layer in (self.q, self.k, self.v))
         return self.o(_merged(F.scaled_dot_product_attention(self.qn(q), self.kn(k), v)))
+
+
+@net(
+    image("stem[1]"), result("h[0]"),
+    exact(16, "stem[0] a.conv1.conv[1] a.conv2.conv[0] a.conv2.bn[0] h[1]"),
+    locked(
+        1, "a.conv1.conv[0] a.conv1.bn[0] a.ba.conv1.conv[1] a.ba.conv_p[0] a.ba.conv_q[0] a.ba.conv2.conv[1]",
+        "whole blocks of channels, where channels are pruned inside blocks",
+    ),
+    exact(2, "a.ba.conv1.conv[0] a.ba.conv1.bn[0] a.ba.conv_p[1] a.ba.conv_q[1]"),
+    exact(8, "a.ba.conv2.conv[0] a.ba.conv2.bn[0] a.conv2.conv[1]"),
+)  # fmt: skip
+class CopiesOfMatrices(nn.Module):
+    """One matrix per group of channels, copied for each: what a row of copies is shows when all joins are known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.h = (
+            nn.Conv2d(3, 16, 1),
+            BatNonLocalAttn(16, block_size=4, rd_channels=8),
+            nn.Conv2d(16, 5, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.a(self.stem(x))).mean((2, 3))
