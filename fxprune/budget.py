@@ -112,10 +112,12 @@ def select(
     limit = math.floor(budget.ratio * whole + 1e-9)
     units.sort(key=lambda u: (u.score, u.group, u.place))
 
+    going = np.concatenate([np.empty(0, dtype=np.int64), *(unit.channels for unit in units)])
+    ends = np.cumsum([0, *(len(unit.channels) for unit in units)])
+
     def keep_after(count: int) -> Keep:
         keep: Keep = everything.copy()
-        for unit in units[:count]:
-            keep[unit.channels] = False
+        keep[going[: ends[count]]] = False
         return keep
 
     if cost(keep_after(len(units))) > limit:

@@ -14,7 +14,7 @@ from fxprune.analysis.order import settle_order
 from fxprune.analysis.shadow import labelled_shadow, placeholder_values
 from fxprune.channels import ChannelGraph
 from fxprune.labels.blocks import BlockSets
-from fxprune.labels.classes import Ids, Reason
+from fxprune.labels.classes import Ids, Reason, distinct_rows
 from fxprune.labels.propagate import Attention, Facts, Family, Propagation, propagate
 
 
@@ -96,10 +96,10 @@ def _settle_blocks(run: Propagation, gathered: set[str]) -> BlockSets:
     for family in run.families:
         if family.movable and family.node in gathered:
             continue
-        rows = np.unique(run.classes.find(family.rows), axis=0)
+        rows, _ = distinct_rows(run.classes.find(family.rows))
         if family.factor is not None:
             final = run.canonical(family.factor)
-            rows = np.unique(final.rows(), axis=0) if len(final.varying) > 1 else rows[:1]
+            rows = distinct_rows(final.rows())[0] if len(final.varying) > 1 else rows[:1]
         if len(rows) > 1 and not run.classes.locked(rows).all():
             families.setdefault(rows.tobytes() + str(rows.shape).encode(), replace(family, rows=rows))
     return BlockSets.of(run.classes, list(families.values()))

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from fxprune.channels import ChannelGraph, ChannelGroup, Gather, Member, Parameter
 from fxprune.labels.blocks import BlockSets
-from fxprune.labels.classes import Ids, Reason
+from fxprune.labels.classes import Ids, Reason, distinct_rows
 from fxprune.labels.factors import Factor, Labels, compact, settle_dim
 from fxprune.labels.propagate import Propagation, TensorLabels, Term
 
@@ -248,10 +248,14 @@ def _name(members: Sequence[Member], taken: dict[str, int]) -> str:
 def _extents(parameters: Sequence[Parameter], nodes: Mapping[str, Any]) -> tuple[Ids, ...]:
     """Every distinct row of channels that fills a dimension of some tensor: none may become empty."""
     found: dict[bytes, Ids] = {}
+    seen: set[Any] = set()
     tensors = [t for value in nodes.values() for t in tree_flatten(value)[0] if isinstance(t, TensorLabels)]
     for labels in [*(p.labels for p in parameters), *(t.labels for t in tensors)]:
         for factor in labels:
-            for row in factor.rows():
-                unique = np.unique(row)
-                found.setdefault(unique.tobytes(), unique)
+            key = (factor.ids.numpy().tobytes(), factor.ids.shape, factor.dim)
+            if key not in seen:
+                seen.add(key)
+                for row in distinct_rows(np.sort(factor.rows(), axis=1))[0]:
+                    unique = row[np.concatenate([[True], row[1:] != row[:-1]])]
+                    found.setdefault(unique.tobytes(), unique)
     return tuple(found.values())

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fxprune.labels.classes import Classes, Ids
+from fxprune.labels.classes import Classes, Ids, distinct_rows
 from fxprune.labels.propagate import Family
 
 
@@ -119,8 +119,7 @@ def _tiles(rows: Ids) -> list[list[Ids]] | None:
     classes, inverse = np.unique(rows, return_inverse=True)
     counts = np.zeros((len(classes), rows.shape[0]), dtype=np.int64)
     np.add.at(counts, (inverse.reshape(rows.shape), np.arange(rows.shape[0])[:, None]), 1)
-    patterns, pattern_of = np.unique(counts, axis=0, return_inverse=True)
-    pattern_of = pattern_of.reshape(-1)
+    patterns, pattern_of = distinct_rows(counts)
     by_kind: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, pattern in enumerate(patterns):
         if (pattern == pattern[0]).all():

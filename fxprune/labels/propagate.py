@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from fxprune.inputs import map_leaves, tensors_of
-from fxprune.labels.classes import Classes, Ids, Reason
+from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows
 from fxprune.labels.factors import Factor, Labels, compact, settle_dim, vector
 
 Attention = Literal["head_dim", "heads"]
@@ -226,7 +226,7 @@ class Propagation(TorchDispatchMode):
         return tuple(kept[d] for d in sorted(kept))
 
     def _record_rows(self, factor: Factor) -> None:
-        rows = np.unique(factor.rows(), axis=0)
+        rows, _ = distinct_rows(factor.rows())
         if len(rows) > 1 and not self.classes.locked(rows).all():
             reason = self.reason("blocks of equal size")
             self.families.append(Family(rows, self.node_name, reason, is_movement(self.node), factor))
@@ -287,7 +287,7 @@ class Propagation(TorchDispatchMode):
 
     def family(self, rows: Ids, text: str) -> None:
         if len(rows) > 1:
-            self.families.append(Family(np.unique(rows, axis=0), self.node_name, self.reason(text)))
+            self.families.append(Family(distinct_rows(rows)[0], self.node_name, self.reason(text)))
 
     def statistic(self, op: str, labels: Labels) -> None:
         """Note an op that mixes channels, for the mask oracle. Called by a rule exactly once per op of its kind."""
