@@ -254,6 +254,7 @@ _KINDS: dict[str, str] = {
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), "contraction"),
     **dict.fromkeys(("native_layer_norm", "_fused_layer_norm"), "layer_norm"),
     "_fused_rms_norm": "rms_norm",
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), "softmax"),
     "native_group_norm": "group_norm",
     "_weight_norm_interface": "weight_norm",
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "_batch_norm_with_update",
@@ -368,6 +369,11 @@ def _masked_weight_norm(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
     return func(v, g, dim)
 
 
+def _masked_softmax(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
+    x, *rest = args
+    return func(x.masked_fill(~_on(mask, x), -torch.inf), *rest, **kwargs)
+
+
 _MASKED = {
     "reduction": _masked_reduction,
     "contraction": _masked_contraction,
@@ -376,4 +382,5 @@ _MASKED = {
     "group_norm": _masked_group_norm,
     "batch_norm": _masked_batch_norm,
     "weight_norm": _masked_weight_norm,
+    "softmax": _masked_softmax,
 }

@@ -139,7 +139,7 @@ def test_an_unreachable_budget_names_what_holds_it_up_with_its_line() -> None:
     held = check_unreachable(make(), "flops", 0.02, ignore=("up",))
     assert held.startswith("up.0 (ignored by the caller (")
     held = check_unreachable(make(Locked), "params", 0.05)
-    assert f"locked (softmax across channels (tests/{line_of(Locked.forward, 'softmax')}))" in held
+    assert f"locked (cumsum across channels (tests/{line_of(Locked.forward, 'cumsum')}))" in held
 
 
 # -- model
@@ -161,7 +161,7 @@ def test_a_running_statistic_that_is_nan() -> None:
 
 
 class Locked(nn.Module):
-    """Its only channels pass a softmax."""
+    """Its only channels are summed up one after the other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,18 +169,18 @@ class Locked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.locked(x)
-        x = x.softmax(1)
+        x = x.cumsum(1)
         return self.head(self.free(x))
 
 
 def test_a_model_without_prunable_channels_says_what_holds_them() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Softmax(1), nn.Flatten())
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten())
     text = message(ModelError, model)
     assert text.startswith("The model has no prunable channels. What holds them: ")
-    assert "0: softmax across channels (" in text
+    assert "0: network output (" in text
     assert "0#2: network input (" in text
     everything = message(ModelError, make(Locked), ignore=("free",))
-    assert f"locked: softmax across channels (tests/{line_of(Locked.forward, 'softmax')})" in everything
+    assert f"locked: cumsum across channels (tests/{line_of(Locked.forward, 'cumsum')})" in everything
     assert "free: ignored by the caller (" in everything
 
 

@@ -33,7 +33,6 @@ def report(model: nn.Module, x: Tensor | None = None, flops: float = 0.5) -> fxp
 @pytest.mark.parametrize(
     ("middle", "why"),
     [
-        (lambda h: h.softmax(-1), "softmax across channels"),
         (lambda h: h.sort(-1).values, "sort across channels"),
         (lambda h: h.cumsum(-1), "cumsum across channels"),
         (lambda h: h + h.max(-1, keepdim=True).indices, "the index of the largest channel"),

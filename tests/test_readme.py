@@ -29,7 +29,7 @@ KINDS = {
     "pointwise": "operands are joined position by position",
     "contraction": "what is contracted is joined; counted as MACs",
     "normalisation": "statistics over channels make a group approximate",
-    "reduction": "a reduction over channels is approximate; softmax, sort and cumulation across them lock",
+    "reduction": "a reduction or a softmax over channels is approximate; sorting and cumulation across them lock",
     "spatial": "channel by channel",
     "creation": "no constraint, unless values depend on position",
 }

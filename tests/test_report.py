@@ -25,7 +25,7 @@ class Frozen(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.free(x)
-        x = self.held(x).softmax(1)
+        x = self.held(x).cumsum(1)
         x = self.ignored(x).mean((2, 3))
         return F.linear(x, self.matrix)
 
@@ -48,8 +48,8 @@ def test_rows_say_what_is_frozen_why_and_where() -> None:
     assert rows["free"].frozen == ""
     assert rows["free"].source.endswith(line("self.free"))
     assert rows["held"].after == (8, 4, 1, 1)
-    assert rows["held"].frozen.startswith("softmax across channels (")
-    assert rows["held"].frozen.endswith(f"{line('softmax')})")
+    assert rows["held"].frozen.startswith("cumsum across channels (")
+    assert rows["held"].frozen.endswith(f"{line('cumsum')})")
     assert rows["ignored"].frozen.startswith("ignored by the caller (")
     assert rows["ignored"].frozen.endswith(f"{line('self.ignored')})")
     assert rows["matrix"].kind == "Frozen"  # the module that holds it
@@ -74,7 +74,7 @@ def test_the_text_has_all_of_it() -> None:
         assert "x".join(map(str, row.before)) in shown
         assert "x".join(map(str, row.after)) in shown
         assert row.frozen in shown
-    assert line("softmax") in text
+    assert line("cumsum") in text
 
 
 def test_the_figures_are_those_of_the_modules() -> None:
@@ -109,6 +109,6 @@ def test_a_method_object_is_named_with_its_parameters() -> None:
 def test_the_text_of_an_analysis() -> None:
     text = str(fxprune.analyze(make(Frozen), image()))
     assert " groups, 16 of " in text.splitlines()[0]
-    assert line("softmax") in text
+    assert line("cumsum") in text
     assert "frozen" in text
     assert "exact" in text

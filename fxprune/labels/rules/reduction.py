@@ -50,11 +50,18 @@ def _by_rank(run: Propagation, call: Call) -> Labels:
     return tuple(reduced(f, gone, call.out.ndim) for f in mixed if f is not None)
 
 
-@rule(
-    "_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort",
-    "argsort", "topk", "softmax", "log_softmax",
-)  # fmt: skip
+@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
+def _softmax(run: Propagation, call: Call) -> Labels:
+    """Over channels: those that stay share what the others had."""
+    dims, labels = call.dims(), run.labels(call.input)
+    cut = tuple(f for f in labels if f.dim in dims and f.ids.shape[f.dim] > 1)
+    run.statistic("softmax", cut)
+    for factor in cut:
+        run.approximate(factor.ids, "softmax over channels")
+    return tuple(f if f.dim in dims else run.collapse(f, dims) for f in labels)
+
+
+@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort", "topk")
 def _along(run: Propagation, call: Call) -> Labels:
-    what = "softmax" if "softmax" in call.name else call.name
-    mixed = [run.mix(f, call.dims(), f"{what} across channels", ordered=True) for f in run.labels(call.input)]
+    mixed = [run.mix(f, call.dims(), f"{call.name} across channels", ordered=True) for f in run.labels(call.input)]
     return tuple(f for f in mixed if f is not None)

@@ -304,12 +304,12 @@ class PositionEmbedding(_Net):
         return self.f(x + self.pos).relu()
 
 
-_TABLE = (*ENDS, THROUGH_QKV, AFTER, locked(9, "table[0]", COMBINED))
+_TABLE = (*ENDS, THROUGH_QKV, AFTER)
 
 
 @net(
-    *_TABLE, exact(4, "qkv[0] proj[1]", blocks=4), locked(2, "table[1]", COMBINED),
-    heads=(*_TABLE, exact(2, "qkv[0] proj[1] table[1]")),
+    *_TABLE, exact(4, "qkv[0] proj[1]", blocks=4), locked(1, "table[0]", COMBINED), locked(2, "table[1]", COMBINED),
+    heads=(*_TABLE, exact(2, "qkv[0] proj[1] table[1]"), locked(1, "table[0]", "one channel fills a whole dimension")),
 )  # fmt: skip
 class RelativePositions(_Net):
     """Swin's table: one entry per offset and head. A head takes its column along."""

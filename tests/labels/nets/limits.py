@@ -24,12 +24,6 @@ class _Between(nn.Module):
         raise NotImplementedError
 
 
-@net(*ENDS, locked(8, "a[0]", "softmax across channels"), rigid(8, "b[1]"))
-class SoftmaxOfChannels(_Between):
-    def inner(self, x: Tensor) -> Tensor:
-        return x.softmax(1)  # line: SoftmaxOfChannels
-
-
 @net(*ENDS, locked(8, "a[0]", "no rule for aten.renorm"), rigid(8, "b[1]"))
 class UnknownOp(_Between):
     def inner(self, x: Tensor) -> Tensor:

@@ -135,3 +135,28 @@ class UnitLength(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.h(F.normalize(self.a(x).mean((2, 3)), dim=1))
+
+
+@net(*ENDS, approximate(8, "a[0] b[1]", "softmax over channels"))
+class SoftmaxOfChannels(_Between):
+    def norm(self) -> nn.Module:
+        return nn.Softmax(1)
+
+
+@net(
+    image("e[1]"), result("h[0]"), exact(8, "e[0] qkv[1]"),
+    approximate(4, "qkv[0] h[1]", "softmax over channels", blocks=4),
+)  # fmt: skip
+class CrossCovariance(nn.Module):
+    """Attention between channels instead of tokens. One reshape splits queries, keys and values: blocks of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.qkv, self.h = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 24), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.e(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 4, 1)
+        q, k = (F.normalize(each, dim=-1) for each in (q, k))
+        x = (q @ k.mT).softmax(-1) @ v
+        return self.h(x.permute(0, 3, 1, 2).flatten(2).mean(1))
