@@ -317,6 +317,7 @@ def _finish(
         params_before=graph.params(),
         params_after=graph.params(keep),
         prunable_share=graph.prunable_share,
+        held=graph.held,
         plan=plan,
         rows=layer_rows(graph, keep, kinds, lines, selection.frozen),
         oracle_error=error,

@@ -6,6 +6,7 @@ A *channel* is a class of joined atoms, numbered 0..K-1; a plan is a boolean per
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -157,9 +158,20 @@ class ChannelGraph:
     @cached_property
     def prunable_share(self) -> float:
         """The share of the dense model's MACs, in [0, 1], whose contraction has a dimension that may be cut."""
-        macs = np.array([t.constant * math.prod(f.ids.shape[f.dim] for f in t.factors) for t in self.terms])
-        free = np.array([any(not self.locked[f.ids.numpy()].all() for f in t.factors) for t in self.terms], dtype=bool)
-        return float(macs[free].sum() / macs.sum()) if macs.sum() else 0.0
+        return 1.0 - sum(self.held.values()) if self.terms else 0.0
+
+    @cached_property
+    def held(self) -> dict[str, float]:
+        """What no cut can lower: reason -> share of the dense model's MACs, in (0, 1], the largest first."""
+        held: dict[str, float] = defaultdict(float)
+        dense = [term.constant * math.prod(f.ids.shape[f.dim] for f in term.factors) for term in self.terms]
+        for term, macs in zip(self.terms, dense, strict=True):
+            ids = np.concatenate([np.empty(0, dtype=np.int64), *(f.ids.numpy().reshape(-1) for f in term.factors)])
+            if self.locked[ids].all():
+                groups = np.unique(self.group_of[ids])
+                reasons = sorted({str(self.groups[g].locked) for g in groups})
+                held["; ".join(reasons) or "no channels"] += macs / sum(dense)
+        return dict(sorted(held.items(), key=lambda item: -item[1]))
 
     def params(self, plan: Any = None) -> int:
         """Parameters, dense or with a plan."""

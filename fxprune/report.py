@@ -29,9 +29,10 @@ class Report:
     """The result of one pruning.
 
     ``macs_before``, ``macs_after``: multiply-accumulates of a forward pass on the example inputs, by the convention of
-    ``torch.utils.flop_counter`` (its count is twice this). ``prunable_share``: of the dense MACs, those that some
-    cut can lower. ``oracle_error``: relative error of the pruned model against
-    its masked original, None if it was not asked for. ``seconds``: per stage. ``notes``: what had to be left alone.
+    ``torch.utils.flop_counter`` (its count is twice this). ``prunable_share``: of the dense MACs, those that some cut
+    can lower; ``held``: why the others cannot be lowered, and how many they are (reason -> share). ``oracle_error``:
+    relative error of the pruned model against its masked original, None if it was not asked for. ``seconds``: per
+    stage. ``notes``: what had to be left alone.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Report:
     params_before: int
     params_after: int
     prunable_share: float
+    held: Mapping[str, float]
     plan: PruningPlan
     rows: tuple[Row, ...]
     oracle_error: float | None
@@ -53,6 +55,7 @@ class Report:
             _change("MACs", self.macs_before, self.macs_after),
             _change("parameters", self.params_before, self.params_after),
         ]
+        lines += [f"{share:.1%} of the MACs cannot be lowered: {reason}" for reason, share in self.held.items()]
         if self.oracle_error is not None:
             lines.append(f"masked original and pruned model agree to {self.oracle_error:.1e} (relative)")
         lines.append("seconds     " + ", ".join(f"{stage} {value:.1f}" for stage, value in self.seconds.items()))

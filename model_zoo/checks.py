@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 import resource
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -44,6 +41,7 @@ ONNX_BATCH = 4  # neither the recorded one, nor the exported one, nor those that
 DROP = 0.2
 BIAS = 0.1
 NORM_BIAS = 0.6
+MOST_REASONS = 3
 AFFINE = ("weight", "bias")  # buffers of norm layers that do not train
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -134,8 +132,6 @@ def measure(
         if part:
             case.whole, case.whole_pruned = whole, whole_pruned
         result.figures |= _figures_of(case.report)
-        if case.report.prunable_share < 1:
-            result.figures["held"] = _held(fxprune.analyze(dense))
     if result.failures:
         return result
     left_out = {name for name, wanted in (("onnx", onnx), ("whole", bool(part))) if not wanted}
@@ -166,8 +162,6 @@ def measure_on_meta(spec: str, *, flops: float = 0.5) -> Record:
             "params_before": report.params_before,
             "params_after": report.params_after,
         }
-        if report.prunable_share < 1:
-            result.figures["held"] = _held(fxprune.analyze(model, args, example_kwargs=kwargs))
     if result.failures:
         return result
     with _stage(result, "shapes"), torch.no_grad():
@@ -183,19 +177,8 @@ def _figures_of(report: fxprune.Report) -> dict[str, Any]:
         "stages": {stage: round(value, 2) for stage, value in report.seconds.items()},
         "notes": list(report.notes),
         "prunable_share": round(report.prunable_share, 4),
+        "held": [f"{share:.1%}: {reason}" for reason, share in [*report.held.items()][:MOST_REASONS]],
     }
-
-
-def _held(graph: fxprune.ChannelGraph, most: int = 3) -> list[str]:
-    """Why no cut can lower some of the MACs: the commonest reasons, with their share of all MACs, at most ``most``."""
-    reasons: Counter[str] = Counter()
-    for term in graph.terms:
-        macs = term.constant * math.prod(f.ids.shape[f.dim] for f in term.factors)
-        ids = np.concatenate([f.ids.numpy().reshape(-1) for f in term.factors] or [np.empty(0, int)])
-        if graph.locked[ids].all():
-            groups = {int(group) for group in graph.group_of[ids]}
-            reasons["; ".join(sorted({str(graph.groups[g].locked) for g in groups})) or "no channels"] += macs
-    return [f"{macs / graph.macs():.1%}: {reason}" for reason, macs in reasons.most_common(most)]
 
 
 def _peak_memory() -> float:

@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from nets import Attentive, Shuffled, Small, image, make
@@ -93,6 +94,25 @@ def test_the_figures_are_those_of_the_modules() -> None:
             name = f"{row.name}.weight" if f"{row.name}.weight" in state else row.name
             assert row.after == tuple(state[name].shape)
             assert row.before == tuple(model.state_dict()[name].shape)
+
+
+def test_macs_that_no_cut_can_lower_are_told_with_the_reason() -> None:
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held, self.free, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.free(self.held(x).cumsum(1)))
+
+    report = report_of(make(Held), flops=0.8)
+    ((reason, share),) = report.held.items()
+    assert share == pytest.approx(3 * 8 / (3 * 8 + 8 * 8 + 8 * 5))
+    assert report.prunable_share == pytest.approx(1 - share)
+    assert reason.startswith("cumsum across channels (")
+    assert "; network input (" in reason
+    assert f"{share:.1%} of the MACs cannot be lowered: {reason}" in str(report)
+    assert report_of(make(), flops=0.5).held == {}
 
 
 def test_stages_have_their_seconds() -> None:
