@@ -110,7 +110,15 @@ def _slice(run: Propagation, call: Call) -> Labels:
     dim = call.dims()[0]
     window = slice(call["start"], call["end"], call["step"])
     index = tuple(window if d == dim else slice(None) for d in range(call.input.ndim))
-    return tuple(along(f, dim, lambda ids: ids[index]) for f in run.labels(call.input))
+    return _picked(run, [along(f, dim, lambda ids: ids[index]) for f in run.labels(call.input)], call.out)
+
+
+def _picked(run: Propagation, labels: Sequence[Factor], out: Tensor) -> Labels:
+    """Part of a dimension. Where it is one channel, that one must stay: the dimension would be empty."""
+    for factor in labels:
+        if factor.ids.numel() == 1 and out.shape[factor.dim] == 1:
+            run.lock(factor.ids, "a single channel is picked")
+    return tuple(labels)
 
 
 @rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "tensor_split")
@@ -118,9 +126,8 @@ def _split(run: Propagation, call: Call) -> list[Labels]:
     dim, start, result = call.dims()[0], 0, []
     for out in call.outputs:
         size, first = out.shape[dim], start
-        result.append(
-            tuple(along(f, dim, lambda ids: ids.narrow(dim, first, size)) for f in run.labels(call.input))  # noqa: B023
-        )
+        labels = [along(f, dim, lambda ids: ids.narrow(dim, first, size)) for f in run.labels(call.input)]  # noqa: B023
+        result.append(_picked(run, labels, out))
         start += size
     return result
 

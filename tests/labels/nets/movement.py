@@ -241,3 +241,19 @@ class Resampled(nn.Module):
         x = F.pad(self.a(x), (1, 1, 1, 1), mode="reflect")[:, :, 1:-1, 1:-1]
         y = F.interpolate(F.avg_pool2d(self.b(x), 2), size=x.shape[-2:], mode="bilinear", align_corners=False)
         return self.h((x + F.interpolate(F.max_pool2d(y, 2), scale_factor=2.0)).mean((2, 3)))
+
+
+@net(
+    image("a[1] g[1]"), result("b[0]"), exact(8, "a[0] b[1]"), locked(2, "g[0]", "a single channel is picked"),
+)  # fmt: skip
+class GatesOneByOne(nn.Module):
+    """FocalNet's gates: every one of them is a slice of one channel, which nothing would be left of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.g, self.b = conv(3, 8), conv(3, 2), conv(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, _ = self.g(x).split(1, 1)
+        x, second = self.a(x), self.g(x)[:, 1:2]
+        return self.b(x * first + x.relu() * second)
