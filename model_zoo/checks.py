@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune.inputs import describe_inputs, is_batched, make_inputs, map_leaves, specs_of, tensors_of
+from fxprune.labels.propagate import Attention
 from fxprune.specs import load_model
 from fxprune.verify import relative_error
 from model_zoo.networks import example_inputs, inputs_of_part, split_part
@@ -99,7 +100,13 @@ def check(name: str) -> Callable[[Check], Check]:
 
 
 def measure(
-    spec: str, *, flops: float = 0.5, method: str = "l2", size: Sequence[int] | None = None, onnx: bool = True
+    spec: str,
+    *,
+    flops: float = 0.5,
+    method: str = "l2",
+    attention: Attention = "head_dim",
+    size: Sequence[int] | None = None,
+    onnx: bool = True,
 ) -> Record:
     """Prune the network that ``spec`` names and run every check on the result; never raises.
 
@@ -107,6 +114,7 @@ def measure(
         spec: see ``fxprune.specs.load_model``; ``SPEC@PART`` prunes a submodule.
         flops: the budget.
         method: by name.
+        attention: see ``fxprune.prune``.
         size: shape of one input without the batch, where it is not the one that is inferred.
         onnx: also export, and run onnxruntime.
     """
@@ -124,8 +132,9 @@ def measure(
         return result
     with _stage(result, "prune"):
         whole_pruned = fxprune.prune(
-            whole, args, example_kwargs=kwargs, method=method, flops=flops, submodule=part or None, progress=False
-        )
+            whole, args, example_kwargs=kwargs, method=method, flops=flops, attention=attention,
+            submodule=part or None, progress=False,
+        )  # fmt: skip
         pruned = whole_pruned.get_submodule(part) if part else whole_pruned
         dense = fxprune.record(model, *make_inputs(inputs))
         case = Case(spec, flops, model, state, dense, pruned, inputs, result.figures)
@@ -144,7 +153,7 @@ def measure(
     return result
 
 
-def measure_on_meta(spec: str, *, flops: float = 0.5) -> Record:
+def measure_on_meta(spec: str, *, flops: float = 0.5, attention: Attention = "head_dim") -> Record:
     """Record, label, plan and rewrite without weights, with random scores; never raises."""
     result = Record(spec)
     with _stage(result, "load"), torch.device("meta"):
@@ -153,7 +162,9 @@ def measure_on_meta(spec: str, *, flops: float = 0.5) -> Record:
     if result.failures:
         return result
     with _stage(result, "prune"):
-        pruned = fxprune.prune(model, args, example_kwargs=kwargs, method="random", flops=flops, progress=False)
+        pruned = fxprune.prune(
+            model, args, example_kwargs=kwargs, method="random", flops=flops, attention=attention, progress=False
+        )
         report: fxprune.Report = pruned.meta["fxprune"]
         result.figures |= _figures_of(report) | {
             "macs_before": report.macs_before,

@@ -78,10 +78,11 @@ def _measure(spec: str, options: dict[str, Any], said: str, sender: Connection) 
     from model_zoo.checks import measure, measure_on_meta
 
     torch.set_num_threads(options["threads"])
+    given = {"flops": options["flops"], "attention": options["attention"]}
     if options["meta"]:
-        record = measure_on_meta(spec, flops=options["flops"])
+        record = measure_on_meta(spec, **given)
     else:
-        record = measure(spec, flops=options["flops"], method=options["method"], onnx=options["onnx"])
+        record = measure(spec, **given, method=options["method"], onnx=options["onnx"])
     sender.send(record)
 
 
@@ -148,7 +149,7 @@ def _chosen(options: argparse.Namespace) -> Iterable[str]:
 def _command(options: argparse.Namespace) -> str:
     words = [*options.names, *(f"--{flag}" for flag in LISTS if getattr(options, flag))]
     words += ["--list", str(options.list)] if options.list else []
-    words += ["--flops", str(options.flops)]
+    words += ["--flops", str(options.flops), "--attention", options.attention]
     words += ["--meta"] if options.meta and not options.all else []
     words += [] if options.meta else ["--method", options.method, "--onnx" if options.onnx else "--no-onnx"]
     return " ".join(["python -m model_zoo.coverage", *words, "--jobs", str(options.jobs)])
@@ -171,12 +172,14 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--onnx", action=argparse.BooleanOptionalAction, default=True, help="export and check ONNX")
     parser.add_argument("--flops", type=float, default=0.5, help="budget (default: 0.5)")
     parser.add_argument("--method", default="l2", help="method (default: l2)")
+    parser.add_argument("--attention", default="head_dim", help="head_dim or heads (default: head_dim)")
     parser.add_argument("--table", action="store_true", help="print the result file as a markdown table")
     options = parser.parse_args(argv)
     options.meta |= options.all
     options.threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
     if options.out is None:
-        options.out = RESULTS / f"{next((flag for flag in LISTS if getattr(options, flag)), 'coverage')}.jsonl"
+        kind = next((flag for flag in LISTS if getattr(options, flag)), "coverage")
+        options.out = RESULTS / f"{kind}{'-heads' if options.attention == 'heads' else ''}.jsonl"
     return options
 
 

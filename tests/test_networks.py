@@ -211,7 +211,10 @@ def test_networks_run_apart_and_the_page_says_what_came_of_them(tmp_path: Path) 
     names, out = ["timm:test_vit", "timm:no_such_network"], tmp_path / "some.jsonl"
     assert coverage.main([*names, "--meta", "--out", str(out), "--jobs", "2"]) == 1
     head, records = read(out)
-    assert head["command"] == f"python -m model_zoo.coverage {' '.join(names)} --flops 0.5 --meta --jobs 2"
+    assert (
+        head["command"]
+        == f"python -m model_zoo.coverage {' '.join(names)} --flops 0.5 --attention head_dim --meta --jobs 2"
+    )
     assert [record.passed for record in records.values()] == [True, False]
     assert {*records["timm:test_vit"].checks} == {"load", "prune", "shapes", "budget"}
     page = out.with_suffix(".md").read_text()

@@ -14,7 +14,7 @@ from fxprune.analysis.order import settle_order
 from fxprune.analysis.shadow import labelled_shadow, placeholder_values
 from fxprune.channels import ChannelGraph
 from fxprune.labels.blocks import BlockSets
-from fxprune.labels.classes import Ids, Reason, distinct_rows
+from fxprune.labels.classes import distinct_rows
 from fxprune.labels.propagate import Attention, Facts, Family, Propagation, propagate
 
 
@@ -42,8 +42,6 @@ def analyse_graph(
         shadow, holders = labelled_shadow(graph_module, run)
         for a, b in facts.joins:
             run.join(a, b)
-        for ids, reason in facts.locks:
-            run.classes.lock(ids, reason)
         owned = len(run.classes)
         propagate(shadow, values, run, "network input")
         if run.new_layouts:
@@ -66,29 +64,7 @@ def analyse_graph(
             facts = replace(facts, joins=[(np.arange(owned), partition)])
             before = partition
             continue
-        locks = _locks_of(run, owned)
-        known = np.array_equal(partition, before) and _count(locks) == _count(facts.locks)
-        if not known and run.hasty():
-            facts = replace(facts, joins=[(np.arange(owned), partition)], locks=locks)
-            before = partition
-            continue
         return freeze(run, graph_module, holders, blocks, [g[0] for g in gathers if g[0] is not None])
-
-
-def _locks_of(run: Propagation, owned: int) -> list[tuple[Ids, Reason]]:
-    """Every locked parameter atom with the first reason that was given for one of its class."""
-    roots = run.classes.find(np.arange(owned))
-    missing, locks = run.classes.locked(np.arange(owned)), []
-    for ids, reason in run.classes.locks:
-        members = np.flatnonzero(missing & np.isin(roots, run.classes.find(ids)))
-        if len(members):
-            missing[members] = False
-            locks.append((members, reason))
-    return locks
-
-
-def _count(locks: list[tuple[Ids, Reason]]) -> int:
-    return sum(len(ids) for ids, _ in locks)
 
 
 def _settle_blocks(run: Propagation, gathered: set[str]) -> BlockSets:

@@ -101,16 +101,23 @@ def _companions(run: Propagation, roots: Ids, channel_roots: Ids) -> Ids:
 
 
 def _missing_sizes(terms: Sequence[Term], number: Ids, roots: Ids) -> list[Term]:
-    """Terms whose factors without a channel (sizes that never change) are folded into the constant."""
+    """Terms whose factors without a channel (sizes that never change) are folded into the constant.
+
+    Such is also a factor whose rows were joined into a channel each: what may go is a carrier, which counts if no other
+    factor cuts it.
+    """
     result = []
     for term in terms:
         constant, factors = term.constant, []
+        cut = {factor.dim for factor in term.factors}
         for factor in term.factors:
             final = compact(torch.from_numpy(number[roots[factor.ids.numpy()]]))
-            if int(final.min()) < 0 or final.numel() == 1:
+            dim = settle_dim(final, factor.dim)
+            if int(final.min()) < 0 or final.numel() == 1 or (dim != factor.dim and dim in cut):
                 constant *= factor.ids.shape[factor.dim]
             else:
-                factors.append(factor)
+                constant *= factor.ids.shape[factor.dim] / factor.ids.shape[dim]
+                factors.append(Factor(factor.ids, dim))
         result.append(Term(term.node, constant, tuple(factors)))
     return result
 

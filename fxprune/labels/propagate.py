@@ -84,14 +84,10 @@ class Interleaved:
 
 @dataclass
 class Facts:
-    """What earlier runs found out.
-
-    ``layouts``: weight name -> groups. ``joins``: pairs of parameter atoms. ``locks``: parameter atoms that stay.
-    """
+    """What earlier runs found out. ``layouts``: weight name -> groups. ``joins``: pairs of parameter atoms."""
 
     layouts: dict[str, int] = field(default_factory=dict)
     joins: list[tuple[Ids, Ids]] = field(default_factory=list)
-    locks: list[tuple[Ids, Reason]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,6 @@ class Propagation(TorchDispatchMode):
         self.new_layouts: dict[str, int] = {}
         self.fixed: list[Ids] = []
         self.rows_joined = False
-        self._thought_free: list[Ids] = []
         self.made = 0  # atoms from here on belong to no parameter and no input
         self.notes: list[str] = []
         self.node: fx.Node | None = None
@@ -262,21 +257,7 @@ class Propagation(TorchDispatchMode):
             self.classes.lock(ids.numpy(), reason)
 
     def all_locked(self, factor: Factor) -> bool:
-        locked = bool(self.classes.locked(factor.ids.numpy()).all())
-        if not locked:
-            self._thought_free.append(factor.ids.numpy().reshape(-1))
-        return locked
-
-    def hasty(self) -> bool:
-        """Would a rule have gone another way, had it known what this run found out later?
-
-        It was if a factor taken for free was locked later, or if joins moved the dimension that a factor cuts.
-        """
-        if any(self.classes.locked(ids).all() for ids in self._thought_free):
-            return True
-        tensors = (t for v in self.node_labels.values() for t in tree_flatten(v)[0] if isinstance(t, TensorLabels))
-        cuts = ((f, self.canonical(f)) for t in tensors for f in t.labels if f.carriers)
-        return any(after.varying and after.dim != before.dim for before, after in cuts)
+        return bool(self.classes.locked(factor.ids.numpy()).all())
 
     def repeats(self, factor: Factor) -> bool:
         """Copies that the model makes of every row, ``[rows, copies]`` in one dimension: no row is any copy's own."""

@@ -52,7 +52,7 @@ def check_rewrite(
     """
     run, failed = replay(module, graph, keep, args, kwargs)
     roots = run.classes.find(np.arange(len(run.classes)))
-    merged = _merged(roots[: graph.channel_count])
+    merged = _merged(roots[: graph.channel_count], graph.locked)
     for node in module.graph.nodes:
         if node.name not in run.node_labels:
             if node.op == "output":
@@ -69,11 +69,12 @@ def check_rewrite(
     return None
 
 
-def _merged(roots: Any) -> set[int]:
-    """Channels that share a root with another one."""
+def _merged(roots: Any, locked: Any) -> set[int]:
+    """Channels that share a root with another one, unless all of that root stay anyway."""
     values, inverse, counts = np.unique(roots, return_inverse=True, return_counts=True)
-    del values
-    return {int(c) for c in np.flatnonzero(counts[inverse] > 1)}
+    free = np.zeros(len(values), dtype=bool)
+    free[inverse[~locked]] = True
+    return {int(c) for c in np.flatnonzero((counts > 1)[inverse] & free[inverse])}
 
 
 def _compare(graph: ChannelGraph, expected: Any, found: Any, roots: Any, merged: set[int], keep: Keep) -> str:
@@ -109,6 +110,8 @@ def _compare(graph: ChannelGraph, expected: Any, found: Any, roots: Any, merged:
             except RuntimeError:
                 return f"other channels along dim {factor.dim}"
             owned = torch.from_numpy(graph.owned)[b]
-            if not torch.equal(a[owned], b[owned]) or bool((a[~owned] < graph.channel_count).any()):
+            if not torch.equal(a[owned], torch.from_numpy(roots)[b[owned]]) or bool(
+                (a[~owned] < graph.channel_count).any()
+            ):
                 return f"channels in another order along dim {factor.dim}"
     return ""

@@ -439,14 +439,14 @@ class NormalisedQueries(_Net):
     image("stem[1]"), result("h[0]"),
     exact(16, "stem[0] a.conv1.conv[1] a.conv2.conv[0] a.conv2.bn[0] h[1]"),
     locked(
-        1, "a.conv1.conv[0] a.conv1.bn[0] a.ba.conv1.conv[1] a.ba.conv_p[0] a.ba.conv_q[0] a.ba.conv2.conv[1]",
+        2, "a.conv1.conv[0] a.conv1.bn[0] a.ba.conv1.conv[1] a.ba.conv_p[0] a.ba.conv_q[0] a.ba.conv2.conv[1]",
         "whole blocks of channels, where channels are pruned inside blocks",
     ),
     exact(2, "a.ba.conv1.conv[0] a.ba.conv1.bn[0] a.ba.conv_p[1] a.ba.conv_q[1]"),
     exact(8, "a.ba.conv2.conv[0] a.ba.conv2.bn[0] a.conv2.conv[1]"),
 )  # fmt: skip
 class CopiesOfMatrices(nn.Module):
-    """One matrix per group of channels, copied for each: what a row of copies is shows when all joins are known."""
+    """One matrix per group of channels, copied for each of them: whole groups stay, and what is around them is cut."""
 
     def __init__(self) -> None:
         super().__init__()
