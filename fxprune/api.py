@@ -297,11 +297,11 @@ def _finish(
 ) -> fx.GraphModule:
     keep = selection.keep
     plan = PruningPlan.of(graph, keep)
-    error = None
+    agreement = None
     if verify and not any(p.is_meta for p in dense.parameters()):
         with stages("verifying"):
             _check_recording(model, dense, args, kwargs)
-            error = mask_oracle(dense, pruned, graph, plan, keep, _oracle_inputs(dense, args, kwargs, seed, notes))
+            agreement = mask_oracle(dense, pruned, graph, plan, keep, _oracle_inputs(dense, args, kwargs, seed, notes))
     lines = {str(n.target): str(n.meta.get("source", "")) for n in reversed(dense.graph.nodes) if n.op == "call_module"}
     for node in dense.graph.nodes:
         if node.op == "get_attr":
@@ -320,7 +320,8 @@ def _finish(
         held=graph.held,
         plan=plan,
         rows=layer_rows(graph, keep, kinds, lines, selection.frozen),
-        oracle_error=error,
+        oracle_error=None if agreement is None else agreement.error,
+        oracle_error_in_double=None if agreement is None else agreement.in_double,
         seconds=dict(stages.seconds),
         notes=tuple(notes),
     )

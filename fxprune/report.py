@@ -31,8 +31,9 @@ class Report:
     ``macs_before``, ``macs_after``: multiply-accumulates of a forward pass on the example inputs, by the convention of
     ``torch.utils.flop_counter`` (its count is twice this). ``prunable_share``: of the dense MACs, those that some cut
     can lower; ``held``: why the others cannot be lowered, and how many they are (reason -> share). ``oracle_error``:
-    relative error of the pruned model against its masked original, None if it was not asked for. ``seconds``: per
-    stage. ``notes``: what had to be left alone.
+    relative error of the pruned model against its masked original, None if it was not asked for;
+    ``oracle_error_in_double``: the same in double, where float32 rounds too much to tell. ``seconds``: per stage.
+    ``notes``: what had to be left alone.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Report:
     plan: PruningPlan
     rows: tuple[Row, ...]
     oracle_error: float | None
+    oracle_error_in_double: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -57,7 +59,9 @@ class Report:
         ]
         lines += [f"{share:.1%} of the MACs cannot be lowered: {reason}" for reason, share in self.held.items()]
         if self.oracle_error is not None:
-            lines.append(f"masked original and pruned model agree to {self.oracle_error:.1e} (relative)")
+            double = self.oracle_error_in_double
+            note = "" if double is None else f", {double:.1e} in double"
+            lines.append(f"masked original and pruned model agree to {self.oracle_error:.1e} (relative{note})")
         lines.append("seconds     " + ", ".join(f"{stage} {value:.1f}" for stage, value in self.seconds.items()))
         rows = [("layer", "kind", "weight before", "after", "outputs frozen because")]
         rows += [(r.name, r.kind, _shape(r.before), _shape(r.after), r.frozen) for r in self.rows]

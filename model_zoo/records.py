@@ -114,12 +114,17 @@ def _cells(record: Record) -> list[str]:
         f"{f['ratio']:.4f}" if "ratio" in f else "–",
         f"{f['params_before'] / 1e6:.2f} M → {f['params_after'] / 1e6:.2f} M" if "params_before" in f else "–",
         f"{f['prunable_share']:.1%}" if "prunable_share" in f else "–",
-        *(f"{f[key]:.0e}" if f.get(key) is not None else "–" for key in ("oracle", "onnx")),
+        *(f"{f[key]:.0e}" + _in_double(f, key) if f.get(key) is not None else "–" for key in ("oracle", "onnx")),
         " / ".join(f"{stages[name]:.1f}" for name in _STAGES) if stages else "–",
         f"{sum(record.seconds.values()):.0f}",
         f"{f['memory_gib']:.1f}" if "memory_gib" in f else "–",
         state,
     ]
+
+
+def _in_double(figures: dict[str, Any], key: str) -> str:
+    double = figures.get(f"{key}_in_double")
+    return "" if double is None else f" (double: {double:.0e})"
 
 
 def summary(records: Iterable[Record]) -> list[str]:

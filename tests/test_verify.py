@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune import api
 from fxprune.errors import VerificationError
-from fxprune.verify import TOLERANCE, relative_error, zero_slices
+from fxprune.verify import DOUBLE_TOLERANCE, TOLERANCE, relative_error, zero_slices
 
 Tamper = Callable[[fx.GraphModule], None]
 
@@ -126,6 +126,20 @@ def test_the_error_is_that_of_a_plain_mask(kind: type[nn.Module]) -> None:
     zero_slices(masked, report.plan)
     assert any(not torch.equal(a, b) for a, b in zip(masked.parameters(), model.parameters(), strict=True))
     assert relative_error(outputs(pruned, image(3)), outputs(masked, image(3))) <= TOLERANCE
+
+
+def test_a_network_that_amplifies_rounding_is_verified_in_double() -> None:
+    class Chaotic(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            return (super().forward(x) * 1e4).sin()
+
+    report = fxprune.prune(make(Chaotic), image(), flops=0.5, progress=False).meta["fxprune"]
+    assert report.oracle_error > TOLERANCE
+    assert report.oracle_error_in_double <= DOUBLE_TOLERANCE
+    assert f"{report.oracle_error_in_double:.1e} in double" in str(report)
+    calm = fxprune.prune(make(), image(), flops=0.5, progress=False).meta["fxprune"]
+    assert calm.oracle_error_in_double is None
+    assert "in double" not in str(calm)
 
 
 def test_statistics_are_over_the_kept_channels() -> None:
