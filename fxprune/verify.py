@@ -266,6 +266,7 @@ _KINDS: dict[str, str] = {
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), "contraction"),
     **dict.fromkeys(("native_layer_norm", "_fused_layer_norm"), "layer_norm"),
     "_fused_rms_norm": "rms_norm",
+    **dict.fromkeys(("convolution", "_convolution", "convolution_overrideable"), "convolution"),
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), "softmax"),
     "native_group_norm": "group_norm",
     "_weight_norm_interface": "weight_norm",
@@ -381,6 +382,21 @@ def _masked_weight_norm(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
     return func(v, g, dim)
 
 
+def _masked_convolution(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
+    """Across channels: those that stay are neighbours."""
+    x, *rest = args
+    dims = [d for d, size in enumerate(mask.shape) if size > 1]
+    kept = [mask.amax([e for e in range(mask.ndim) if e != d]).nonzero().reshape(-1).to(x.device) for d in dims]
+    shape = list(x.shape)
+    for d, stays in zip(dims, kept, strict=True):
+        x = x.index_select(d, stays)
+    result = func(x, *rest, **kwargs)
+    for d, stays in reversed([*zip(dims, kept, strict=True)]):
+        whole = [shape[d] if e == d else n for e, n in enumerate(result.shape)]
+        result = result.new_zeros(whole).index_copy(d, stays, result)
+    return result
+
+
 def _masked_softmax(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
     x, *rest = args
     return func(x.masked_fill(~_on(mask, x), -torch.inf), *rest, **kwargs)
@@ -395,4 +411,5 @@ _MASKED = {
     "batch_norm": _masked_batch_norm,
     "weight_norm": _masked_weight_norm,
     "softmax": _masked_softmax,
+    "convolution": _masked_convolution,
 }

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from fxprune.errors import ExampleInputsError
 from fxprune.inputs import image_like, infer_inputs, map_leaves
+from fxprune.specs import load_model
 
 NETWORKS = (
     *(
@@ -30,6 +32,7 @@ NETWORKS = (
     ),
     *(f"torchvision:{name}" for name in "shufflenet_v2_x1_0 googlenet vit_b_16 deeplabv3_resnet50".split()),
 )
+DETECTION_SIZE = 320  # pixels
 FAMILIES = Path(__file__).parent / "families.txt"
 
 
@@ -61,6 +64,15 @@ def split_part(spec: str) -> tuple[str, str]:
     return network, part
 
 
+def load(spec: str) -> nn.Module:
+    """The network, with random weights. Detectors take their images as they are, instead of enlarging them to 800."""
+    model = load_model(spec)
+    resize = getattr(model, "transform", None)
+    if isinstance(resize, GeneralizedRCNNTransform):
+        resize.min_size, resize.max_size = (DETECTION_SIZE,), 2 * DETECTION_SIZE
+    return model
+
+
 def example_inputs(model: nn.Module, size: Sequence[int] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs of a network of timm or torchvision: one of ``size``, or what fxprune infers, or what its task takes."""
     if size is not None:
@@ -71,7 +83,7 @@ def example_inputs(model: nn.Module, size: Sequence[int] | None = None) -> tuple
         _, _, task, *rest = *type(model).__module__.split("."), ""
     match task:
         case "detection":  # a list of images
-            return ([image_like(model, (3, 320, 320))[0]],), {}
+            return ([image_like(model, (3, DETECTION_SIZE, DETECTION_SIZE))[0]],), {}
         case "optical_flow":  # two images; the correlation pyramid needs 16 positions of stride 8
             return (image_like(model, (3, 128, 128)), image_like(model, (3, 128, 128)).flip(-1)), {}
         case "video":  # clips; these have the sizes that their published accuracies were measured with

@@ -8,6 +8,7 @@ carried.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -218,6 +219,10 @@ def _with_bias(run: Propagation, call: Call, labels: Labels, dim: int) -> Labels
 def _convolution(run: Propagation, call: Call) -> Labels:
     x, weight, groups = call["input"], call["weight"], call["groups"]
     spatial = list(range(2, x.ndim))
+    across = _sliding(run, call)
+    run.statistic("convolution", across)
+    if across:
+        return across
     inputs = [f for f in (run.mix(f, spatial, "cut along a convolved dimension") for f in _cut_channels(run, x)) if f]
     kernel = list(range(2, weight.ndim))
     weights = []
@@ -242,6 +247,26 @@ def _convolution(run: Propagation, call: Call) -> Labels:
             labels = _grouped(run, channels_in, kernel_only, groups, call["transposed"])
     grown = tuple(Factor(f.ids.reshape([*f.ids.shape] + [1] * (x.ndim - 2)), f.dim) for f in labels)
     return _with_bias(run, call, grown, 1)
+
+
+def _sliding(run: Propagation, call: Call) -> Labels:
+    """The factors of an input that a kernel with one input and one output slides across, position by position.
+
+    That is how efficient channel attention uses a 1-d convolution: what lies between two channels that stay goes, and
+    they become neighbours.
+    """
+    x, weight, out = call["input"], call["weight"], call.out
+    across = tuple(f for f in run.labels(x) if f.dim > 1 and f.varying == (f.dim,))
+    same = all(s == 1 for s in call["stride"]) and all(out.shape[f.dim] == x.shape[f.dim] for f in across)
+    if not across or not same or weight.shape[:2] != (1, 1) or call["transposed"]:
+        return ()
+    for factor in run.labels(weight):
+        run.fix(factor.ids, "kernel size")
+    for factor in across:
+        run.approximate(factor.ids, "convolution across channels")
+    cut = {factor.dim for factor in across}
+    run.term(float(weight.numel() * math.prod(n for d, n in enumerate(out.shape) if d not in cut)), across)
+    return across
 
 
 def _cut_channels(run: Propagation, x: Tensor) -> Labels:

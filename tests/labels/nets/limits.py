@@ -31,17 +31,17 @@ class UnknownOp(_Between):
 
 
 @net(*ENDS, locked(8, "a[0] b[1]", "cut along a convolved dimension"))
-class EfficientChannelAttention(_Between):
-    """A convolution that slides over channels."""
+class StridedAcrossChannels(_Between):
+    """A convolution that slides over channels, and takes every other one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.eca = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.slide = nn.Conv1d(1, 1, 3, padding=1, bias=False, stride=2)
 
     def inner(self, x: Tensor) -> Tensor:
         y = x.mean((2, 3)).unsqueeze(1)
-        y = self.eca(y)  # line: EfficientChannelAttention
-        return x * y.sigmoid().transpose(1, 2).unsqueeze(-1)
+        y = self.slide(y)  # line: StridedAcrossChannels
+        return x * y.mean((1, 2)).sigmoid()[:, None, None, None]
 
 
 @net(*ENDS, locked(8, "a[0]", "cumsum across channels"), rigid(8, "b[1]"))

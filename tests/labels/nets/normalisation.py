@@ -160,3 +160,16 @@ class CrossCovariance(nn.Module):
         q, k = (F.normalize(each, dim=-1) for each in (q, k))
         x = (q @ k.mT).softmax(-1) @ v
         return self.h(x.permute(0, 3, 1, 2).flatten(2).mean(1))
+
+
+@net(*ENDS, approximate(8, "a[0] b[1]", "convolution across channels"))
+class EfficientChannelAttention(_Between):
+    """A convolution that slides over channels: those that stay become neighbours."""
+
+    def norm(self) -> nn.Module:
+        return nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = self.n(x.mean((2, 3)).unsqueeze(1))
+        return self.b(x * y.sigmoid().transpose(1, 2).unsqueeze(-1))
