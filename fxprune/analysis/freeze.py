@@ -39,13 +39,16 @@ def freeze(
     number[channel_roots] = np.arange(len(channel_roots))
     channels = len(channel_roots)
 
+    translated: dict[tuple[int, int], Factor | None] = {}  # by identity: many tensors share their factors
+
     def translate(labels: Labels) -> Labels:
-        result = []
         for factor in labels:
-            ids = compact(torch.from_numpy(number[roots[factor.ids.numpy()]]))
-            if int(ids.min()) >= 0 and ids.numel() > 1:
-                result.append(Factor(ids, settle_dim(ids, factor.dim)))
-        return tuple(result)
+            if (id(factor.ids), factor.dim) not in translated:
+                ids = compact(torch.from_numpy(number[roots[factor.ids.numpy()]]))
+                named = int(ids.min()) >= 0 and ids.numel() > 1
+                translated[id(factor.ids), factor.dim] = Factor(ids, settle_dim(ids, factor.dim)) if named else None
+        found = (translated[id(factor.ids), factor.dim] for factor in labels)
+        return tuple(factor for factor in found if factor is not None)
 
     parameters = tuple(replace(p, labels=translate(run.labels(stand))) for stand, p in holders)
     terms = tuple(replace(t, factors=translate(t.factors)) for t in _missing_sizes(run.terms, number, roots))

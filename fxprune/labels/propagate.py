@@ -26,6 +26,7 @@ from fxprune.labels.factors import Factor, Labels, compact, settle_dim, vector
 
 Attention = Literal["head_dim", "heads"]
 _LABELS = "_fxprune_labels"
+_SHARED_FROM = 4096  # atoms
 _NAME = "_fxprune_name"
 _DEMANDS = "_fxprune_demands"
 
@@ -131,6 +132,7 @@ class Propagation(TorchDispatchMode):
         self.new_layouts: dict[str, int] = {}
         self.fixed: list[Ids] = []
         self.rows_joined = False
+        self._factors: dict[Any, Factor] = {}
         self.made = 0  # atoms from here on belong to no parameter and no input
         self.notes: list[str] = []
         self.node: fx.Node | None = None
@@ -167,10 +169,19 @@ class Propagation(TorchDispatchMode):
         """Give ``tensor`` its labels: canonical, compact, at most one factor per cut dimension."""
         filled = [f for f in labels if f.ids.numel()]  # along a dimension of size 0 there are no channels
         settled = self._settle([f for f in map(self.canonical, filled) if not self._rigid(f)], tuple(tensor.shape))
+        settled = tuple(map(self._shared, settled))
         setattr(tensor, _LABELS, settled)
         for factor in settled:
             if len(factor.varying) > 1:
                 self._record_rows(factor)
+
+    def _shared(self, factor: Factor) -> Factor:
+        """The same factor, once in memory however many tensors carry it: the rows of a grouped weight are millions."""
+        if factor.ids.numel() < _SHARED_FROM:
+            return factor
+        key = (factor.dim, tuple(factor.ids.shape), hash(factor.ids.numpy().tobytes()))
+        known = self._factors.setdefault(key, factor)
+        return known if torch.equal(known.ids, factor.ids) else factor
 
     def _rigid(self, factor: Factor) -> bool:
         """Sizes that the model makes itself and that met something fixed are no channels any more, but fixed too."""
