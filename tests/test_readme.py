@@ -18,7 +18,7 @@ import fxprune
 from fxprune import cli
 from fxprune.labels.rules import RULES
 from fxprune.labels.rules.pointwise import POINTWISE
-from model_zoo.records import RESULTS, read, table
+from model_zoo.records import RESULTS, read, summary, table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -58,7 +58,27 @@ def results() -> str:
     return f"{table(records.values())}\n\n{note}"
 
 
-GENERATED = {"ops": ops, "coverage": results}
+LIBRARIES = {
+    "families": "The smallest architecture of each of timm's model modules, with weights, every check, and onnxruntime",
+    "torchvision": "Everything in torchvision, with weights and every check but onnxruntime's; the backbones of detectors",
+    "all": "Every architecture of timm on the meta device: recorded, labelled, planned, rewritten, shapes checked",
+}
+
+
+def libraries() -> str:
+    """What came of the sweeps over whole libraries, as far as they were run."""
+    parts = []
+    for name, what in LIBRARIES.items():
+        if (RESULTS / f"{name}.jsonl").exists():
+            head, records = read(RESULTS / f"{name}.jsonl")
+            lines = "\n".join(f"  - {line}" for line in summary(records.values()))
+            parts.append(
+                f"- [{what}](model_zoo/results/{name}.md) (`{head['command']}`, {head['date'][:10]}):\n{lines}"
+            )
+    return "\n".join(parts)
+
+
+GENERATED = {"ops": ops, "coverage": results, "libraries": libraries}
 
 
 def generated(text: str, name: str) -> re.Match[str]:
