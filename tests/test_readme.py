@@ -60,7 +60,7 @@ def results() -> str:
 
 LIBRARIES = {
     "families": "The smallest architecture of each of timm's model modules, with weights, every check, and onnxruntime",
-    "torchvision": "Everything in torchvision, with weights and every check but onnxruntime's; the backbones of detectors",
+    "torchvision": "All of torchvision, with weights, every check but onnxruntime's; of detectors the backbone",
     "all": "Every architecture of timm on the meta device: recorded, labelled, planned, rewritten, shapes checked",
 }
 
