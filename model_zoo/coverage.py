@@ -19,9 +19,9 @@ import argparse
 import multiprocessing
 import os
 import resource
-import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +71,7 @@ def _measure(spec: str, options: dict[str, Any], said: str, sender: Connection) 
     os.dup2(output, 1)
     os.dup2(output, 2)
     warnings.simplefilter("ignore")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides
+    threading.Thread(target=_end_with_the_command, daemon=True).start()
 
     import torch
 
@@ -84,6 +84,13 @@ def _measure(spec: str, options: dict[str, Any], said: str, sender: Connection) 
     else:
         record = measure(spec, **given, method=options["method"], onnx=options["onnx"])
     sender.send(record)
+
+
+def _end_with_the_command() -> None:
+    command = multiprocessing.parent_process()
+    assert command is not None
+    command.join()
+    os._exit(1)
 
 
 def run(specs: Sequence[str], options: argparse.Namespace) -> Iterator[Record]:

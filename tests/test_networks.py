@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -205,6 +209,38 @@ def test_a_network_that_harms_its_process_is_a_line_with_the_reason(
     found = coverage.run_apart(spec, coverage._options([spec, *limits])).failures
     assert [*found] == [*reason]
     assert all(text in found[name] for name, text in reason.items())
+
+
+def test_what_runs_apart_ends_with_the_command(tmp_path: Path) -> None:
+    (tmp_path / "hostile.py").write_text(
+        "import os, pathlib, time\n"
+        "def hangs():\n"
+        "    pathlib.Path(__file__).with_name('pid').write_text(str(os.getpid()))\n"
+        "    time.sleep(120)\n"
+    )
+    words = [
+        sys.executable,
+        "-m",
+        "model_zoo.coverage",
+        f"{tmp_path}/hostile.py:hangs",
+        "--out",
+        f"{tmp_path}/out.jsonl",
+    ]
+    command = subprocess.Popen(words, cwd=Path(__file__).parents[1])
+    try:
+        wait_for((tmp_path / "pid").exists)
+        apart = int((tmp_path / "pid").read_text())
+    finally:
+        command.kill()
+        command.wait()
+    wait_for(lambda: not Path(f"/proc/{apart}").exists())
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
 
 
 def test_networks_run_apart_and_the_page_says_what_came_of_them(tmp_path: Path) -> None:
