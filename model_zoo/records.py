@@ -134,10 +134,12 @@ def summary(records: Iterable[Record]) -> list[str]:
     shares = [r.figures["prunable_share"] for r in records if "prunable_share" in r.figures]
     compiling = [sum(r.figures["stages"].get(s, 0) for s in _STAGES) for r in records if "stages" in r.figures]
     lines = [f"{sum(r.passed for r in records)} of {len(records)} networks pass every check."]
-    for key, what in (("oracle", "masked original and pruned model"), ("onnx", "PyTorch and onnxruntime")):
+    for key, what in (("oracle", "Masked original and pruned model"), ("onnx", "PyTorch and onnxruntime")):
         errors = [r.figures[key] for r in records if r.figures.get(key) is not None]
+        doubles = [r.figures[f"{key}_in_double"] for r in records if r.figures.get(f"{key}_in_double") is not None]
+        rounded = f"; {max(doubles):.0e} in double where float32 was above its tolerance" if doubles else ""
         if errors:
-            lines.append(f"{what[0].upper()}{what[1:]} differ by {max(errors):.0e} at most, relative to the largest.")
+            lines.append(f"{what} differ by {max(errors):.0e} at most, relative to the largest output{rounded}.")
     if ratios:
         lines.append(f"MACs that stay: {min(ratios):.4f} to {max(ratios):.4f} of the dense model's.")
         lines.append(f"At least 90 % of the MACs are prunable in {sum(s >= 0.9 for s in shares)} of {len(shares)}.")

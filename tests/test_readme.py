@@ -18,6 +18,7 @@ import fxprune
 from fxprune import cli
 from fxprune.labels.rules import RULES
 from fxprune.labels.rules.pointwise import POINTWISE
+from model_zoo.coverage import LISTS
 from model_zoo.records import RESULTS, read, summary, table
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +72,9 @@ def libraries() -> str:
     for name, what in LIBRARIES.items():
         if (RESULTS / f"{name}.jsonl").exists():
             head, records = read(RESULTS / f"{name}.jsonl")
-            lines = "\n".join(f"  - {line}" for line in summary(records.values()))
+            missing = [spec for spec in LISTS[name]() if spec not in records]
+            found = [f"Not run yet: {len(missing)} of {len(missing) + len(records)}."] if missing else []
+            lines = "\n".join(f"  - {line}" for line in [*found, *summary(records.values())])
             parts.append(
                 f"- [{what}](model_zoo/results/{name}.md) (`{head['command']}`, {head['date'][:10]}):\n{lines}"
             )
