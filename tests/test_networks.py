@@ -34,6 +34,14 @@ def test_half_the_macs(spec: str) -> None:
     assert {*record.checks} == {"load", "prune", *checks.CHECKS} - {"onnx", "whole"}
 
 
+@pytest.mark.parametrize("name", ["resnest14d", "rexnet_100", "visformer_tiny"])
+def test_networks_whose_dependency_graph_takes_others_for_ever(name: str) -> None:
+    record = checks.measure_on_meta(f"timm:{name}")
+    assert record.failures == {}
+    assert {*record.checks} == {"load", "prune", "shapes", "budget"}
+    assert record.figures["prunable_share"] == 1
+
+
 def test_half_the_macs_with_onnx() -> None:
     record = checks.measure("timm:test_vit")
     assert record.failures == {}
