@@ -24,8 +24,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -94,27 +93,18 @@ def _end_with_the_command() -> None:
 
 
 def run(specs: Sequence[str], options: argparse.Namespace) -> Iterator[Record]:
-    """The records in the order of ``specs``, ``options.jobs`` at a time, with a progress bar on a terminal."""
+    """The records as they come in, ``options.jobs`` networks at a time, with a progress bar on a terminal."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads sleep: cores may be shared
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    bar = Progress(
-        *(TextColumn(c) if isinstance(c, str) else c for c in columns), console=Console(stderr=True), transient=True
-    )
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
     with bar, ThreadPoolExecutor(options.jobs) as pool:
         task = bar.add_task("networks", total=len(specs))
-        for record in pool.map(partial(run_apart, options=options), specs):
-            yield record
+        for future in as_completed([pool.submit(run_apart, spec, options) for spec in specs]):
+            yield future.result()
             bar.advance(task)
 
 
