@@ -261,18 +261,20 @@ def randomise(model: nn.Module, inputs: dict[str, Any], seed: int = 0) -> None:
 def count_macs(module: nn.Module, args: Any, kwargs: Any) -> int:
     """Multiply-accumulates by torch's own counter, which counts two operations for each.
 
-    It counts nothing of the fused kernel that nn.MultiheadAttention takes in eval mode, and in some versions nothing of
-    the fused attention of CPUs: both are switched off.
+    It counts nothing of the fused kernels of nn.MultiheadAttention in eval mode and of LSTMs on the CPU, and in some
+    versions nothing of attention's: they are switched off.
     """
-    fused = torch.backends.mha.get_fastpath_enabled()
     learned = [p for p in module.parameters() if p.requires_grad]  # the counter trips over a parameter that is an input
+    fused, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = False
     module.requires_grad_(False)
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             module(*args, **kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        torch.backends.mkldnn.enabled = onednn
         for parameter in learned:
             parameter.requires_grad_(True)
     return int(counter.get_total_flops()) // 2
