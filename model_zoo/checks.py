@@ -127,7 +127,7 @@ def measure(
         model = whole.get_submodule(part) if part else whole
         inputs = describe_inputs(*(inputs_of_part(whole, part, args, kwargs) if part else (args, kwargs)))
         randomise(model, inputs)
-        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        state = copy.deepcopy(model.state_dict())  # with the versions of its modules
     if result.failures:
         return result
     with _stage(result, "prune"):

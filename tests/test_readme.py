@@ -61,6 +61,7 @@ def results() -> str:
 
 LIBRARIES = {
     "families": "The smallest architecture of each of timm's model modules, with weights, every check, and onnxruntime",
+    "families-heads": "The same networks with whole heads pruned, on the meta device",
     "torchvision": "All of torchvision, with weights, every check but onnxruntime's; of detectors the backbone",
     "all": "Every architecture of timm on the meta device: recorded, labelled, planned, rewritten, shapes checked",
 }
@@ -72,7 +73,7 @@ def libraries() -> str:
     for name, what in LIBRARIES.items():
         if (RESULTS / f"{name}.jsonl").exists():
             head, records = read(RESULTS / f"{name}.jsonl")
-            missing = [spec for spec in LISTS[name]() if spec not in records]
+            missing = [spec for spec in LISTS[name.removesuffix("-heads")]() if spec not in records]
             found = [f"Not run yet: {len(missing)} of {len(missing) + len(records)}."] if missing else []
             lines = "\n".join(f"  - {line}" for line in [*found, *summary(records.values())])
             parts.append(
