@@ -266,7 +266,8 @@ def _torchvision_shape(model: nn.Module) -> tuple[int, ...] | None:
     # Parts of a network live in the same modules: a BasicBlock takes features, not images.
     if not _is_whole_network(home):
         return None
-    size = getattr(model, "image_size", _TORCHVISION_SIZES.get(home.__name__, _TORCHVISION_SIZE))
+    known = (_TORCHVISION_SIZES[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in _TORCHVISION_SIZES)
+    size = getattr(model, "image_size", next(known, _TORCHVISION_SIZE))
     stem = next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
     return (stem.in_channels if stem is not None else 3), size, size
 

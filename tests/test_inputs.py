@@ -92,6 +92,7 @@ def test_what_is_no_input_is_refused_with_the_remedy() -> None:
         (lambda: timm.create_model("resnet18", features_only=True), (1, 3, 224, 224)),
         (torchvision.models.shufflenet_v2_x0_5, (1, 3, 224, 224)),
         (lambda: torchvision.models.inception_v3(init_weights=False), (1, 3, 299, 299)),
+        (lambda: torchvision.models.quantization.inception_v3(init_weights=False), (1, 3, 299, 299)),
         (lambda: torchvision.models.googlenet(init_weights=False), (1, 3, 224, 224)),
         (lambda: torchvision.models.VisionTransformer(96, 16, 1, 2, 32, 64), (1, 3, 96, 96)),
         (lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None), (1, 3, 224, 224)),
