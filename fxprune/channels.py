@@ -165,12 +165,13 @@ class ChannelGraph:
         """What no cut can lower: reason -> share of the dense model's MACs, in (0, 1], the largest first."""
         held: dict[str, float] = defaultdict(float)
         dense = [term.constant * math.prod(f.ids.shape[f.dim] for f in term.factors) for term in self.terms]
+        total = sum(dense)
         for term, macs in zip(self.terms, dense, strict=True):
             ids = np.concatenate([np.empty(0, dtype=np.int64), *(f.ids.numpy().reshape(-1) for f in term.factors)])
             if self.locked[ids].all():
                 groups = np.unique(self.group_of[ids])
                 reasons = sorted({str(self.groups[g].locked) for g in groups})
-                held["; ".join(reasons) or "no channels"] += macs / sum(dense)
+                held["; ".join(reasons) or "no channels"] += macs / total
         return dict(sorted(held.items(), key=lambda item: -item[1]))
 
     def params(self, plan: Any = None) -> int:

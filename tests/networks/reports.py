@@ -264,11 +264,11 @@ class UnusedParameters(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.unused_first = nn.Linear(7, 7)
-        self.stem, self.one = conv(3, 16), conv(16, 24)
-        self.aux = nn.Sequential(conv(24, 8), nn.BatchNorm2d(8), nn.Linear(8, 5))
+        self.stem, self.one = conv(3, 32), conv(32, 48)
+        self.aux = nn.Sequential(conv(48, 8), nn.BatchNorm2d(8), nn.Linear(8, 5))
         self.token = nn.Parameter(torch.zeros(1, 1, 16))
         self.register_buffer("history", torch.zeros(16))
-        self.head = nn.Linear(24, 5)
+        self.head = nn.Linear(48, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.relu(self.one(F.relu(self.stem(x)))).mean((2, 3)))
