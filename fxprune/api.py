@@ -153,7 +153,7 @@ def prune(
     _check_finite(model)
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     if submodule is not None:
-        part, inputs = _part(model, submodule, args, kwargs)
+        part, inputs = part_of(model, submodule, args, kwargs)
         small = prune(
             part, inputs[0], example_kwargs=inputs[1], method=criterion, flops=flops, params=params, channels=channels,
             ignore=_ignored_below(submodule, names), exact=exact, attention=attention, scope=scope, round_to=round_to,
@@ -355,8 +355,13 @@ def _check_recording(model: nn.Module, dense: fx.GraphModule, args: Any, kwargs:
         )
 
 
-def _part(model: nn.Module, name: str, args: Any, kwargs: Any) -> tuple[nn.Module, Inputs]:
-    """A submodule and the inputs of its first call when the model runs on the example inputs."""
+def part_of(model: nn.Module, name: str, args: Any, kwargs: Any) -> tuple[nn.Module, Inputs]:
+    """A submodule and the inputs of its first call when the model runs on the example inputs.
+
+    Raises:
+        InputError: there is no such submodule, or it is not called.
+        ExampleInputsError: the model does not run on the inputs.
+    """
     known = dict(model.named_modules(remove_duplicate=False))
     if not name or name not in known:
         raise InputError(f"submodule={name!r} is not part of the model.{_suggestion(name, known)}")

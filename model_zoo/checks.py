@@ -25,10 +25,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
+from fxprune.api import part_of
 from fxprune.inputs import describe_inputs, is_batched, make_inputs, map_leaves, specs_of, tensors_of
 from fxprune.labels.propagate import Attention
 from fxprune.verify import DOUBLE_TOLERANCE, relative_error
-from model_zoo.networks import example_inputs, inputs_of_part, load, split_part
+from model_zoo.networks import example_inputs, load, split_part
 from model_zoo.records import Record
 
 BUDGET_SLACK = 0.01
@@ -125,7 +126,7 @@ def measure(
         whole = load(name).eval()
         args, kwargs = example_inputs(whole, size)
         model = whole.get_submodule(part) if part else whole
-        inputs = describe_inputs(*(inputs_of_part(whole, part, args, kwargs) if part else (args, kwargs)))
+        inputs = describe_inputs(*(part_of(whole, part, args, kwargs)[1] if part else (args, kwargs)))
         randomise(model, inputs)
         state = copy.deepcopy(model.state_dict())  # with the versions of its modules
     if result.failures:

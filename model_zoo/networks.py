@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from fxprune.errors import ExampleInputsError
-from fxprune.inputs import image_like, infer_inputs, map_leaves
+from fxprune.inputs import image_like, infer_inputs
 from fxprune.specs import load_model
 
 NETWORKS = (
@@ -90,18 +90,6 @@ def example_inputs(model: nn.Module, size: Sequence[int] | None = None) -> tuple
             side, frames = (112, 16) if rest[0] == "resnet" else (224, 16)
             return (image_like(model, (3, frames, side, side)),), {}
     return infer_inputs(model)
-
-
-def inputs_of_part(model: nn.Module, part: str, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a submodule is given at its first call when the model runs."""
-    calls: list[Any] = []
-    hook = model.get_submodule(part).register_forward_pre_hook(lambda _, a, k: calls.append((a, k)), with_kwargs=True)
-    with torch.no_grad():
-        model(*args, **kwargs)
-    hook.remove()
-    first: tuple[tuple[Any, ...], dict[str, Any]]
-    first = map_leaves(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, calls[0])
-    return first
 
 
 def read_list(path: Path) -> list[str]:
