@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fxprune import methods
-    from fxprune.api import analyze, apply, prune, record
+    from fxprune.api import analyze, apply, attach, prune, record
     from fxprune.channels import ChannelGraph, ChannelGroup
     from fxprune.deploy import Validation, export
     from fxprune.errors import FxpruneError
     from fxprune.plan import PruningPlan
     from fxprune.report import Report
+    from fxprune.training import Loop
 
 __version__ = "0.1.0"
 
@@ -18,11 +19,13 @@ _HOMES = {
     "ChannelGraph": "channels",
     "ChannelGroup": "channels",
     "FxpruneError": "errors",
+    "Loop": "training",
     "PruningPlan": "plan",
     "Report": "report",
     "Validation": "deploy",
     "analyze": "api",
     "apply": "api",
+    "attach": "api",
     "export": "deploy",
     "prune": "api",
     "record": "api",
@@ -31,11 +34,13 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "FxpruneError",
+    "Loop",
     "PruningPlan",
     "Report",
     "Validation",
     "analyze",
     "apply",
+    "attach",
     "export",
     "methods",
     "prune",

@@ -1,13 +1,11 @@
-"""The stages put together: ``prune``, ``apply``, ``analyze`` and ``record``."""
+"""What users call: ``prune``, ``attach``, ``apply``, ``analyze`` and ``record``."""
 
 from __future__ import annotations
 
 import copy
 import difflib
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,38 +13,30 @@ from torch import fx, nn
 
 from fxprune import recording
 from fxprune.analysis import analyse_graph
-from fxprune.budget import Budget, Scope, Selection, select
-from fxprune.channels import ChannelGraph, channels_of
-from fxprune.cost import Keep
-from fxprune.errors import BudgetError, ExampleInputsError, InputError, ModelError, PlanError, VerificationError
-from fxprune.inputs import RECORD_KEY, describe_inputs, make_inputs, map_leaves, resolve_inputs, tensors_of
+from fxprune.budget import Budget, Scope
+from fxprune.channels import ChannelGraph
+from fxprune.errors import ExampleInputsError, InputError, ModelError, PlanError
+from fxprune.inputs import RECORD_KEY, describe_inputs, map_leaves, resolve_inputs
 from fxprune.labels.classes import Reason
 from fxprune.labels.propagate import Attention
-from fxprune.methods import Criterion, ModelState, resolve, score_groups
+from fxprune.methods import Criterion, Learner, Method, ModelState, Outcome, name_of, needs_of, resolve, score_groups
+from fxprune.methods.state import Measured, Scores
+from fxprune.pipeline import (
+    Dense,
+    Options,
+    Stages,
+    check_recording,
+    choose,
+    compress,
+    evaluated,
+    record_and_analyse,
+    rewrite_as,
+)
 from fxprune.plan import PruningPlan
-from fxprune.report import Report, layer_rows
-from fxprune.rewriting import UnrepairableError, check_rewrite, rewrite, run_on_meta
-from fxprune.verify import TOLERANCE, Inputs, mask_oracle, relative_error
-
-_ROUNDS = 20
-
-
-class _Stages:
-    """Seconds per stage, told on stderr as they begin."""
-
-    def __init__(self, progress: bool):
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        if self._progress:
-            print(f"fxprune: {name} ...", file=sys.stderr, flush=True)
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+from fxprune.training import Loop, Loss, Training, fit, measure, reset_parameters, site_of
+from fxprune.training.distributed import from_first
+from fxprune.training.gates import BANK
+from fxprune.verify import Inputs, zero_slices
 
 
 def record(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None) -> fx.GraphModule:
@@ -88,21 +78,39 @@ def analyze(
     return analyse_graph(recording.record(model, args, kwargs), args, kwargs, attention=attention, ignore=names)
 
 
+@dataclass(frozen=True)
+class _Request:
+    """The checked arguments that ``prune`` and ``attach`` share."""
+
+    method: Method
+    name: str
+    options: Options
+    attention: Attention
+    ignore: tuple[str, ...]
+
+
 def prune(
     model: nn.Module,
     example_inputs: Any = None,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
-    method: str | Criterion = "l2",
+    method: str | Method = "l2",
     flops: float | None = None,
     params: float | None = None,
     channels: float | None = None,
+    data: Any = None,
+    loss_fn: Loss | None = None,
+    epochs: int | None = None,
+    loop: Loop | None = None,
+    resume: Any = None,
     ignore: Sequence[str | nn.Module] = (),
     exact: bool = False,
     attention: Attention = "head_dim",
     scope: Scope = "global",
+    steps: int = 1,
     round_to: int = 1,
     min_channels: int = 1,
+    max_ratio: float | Mapping[str, float] | None = None,
     submodule: str | None = None,
     verify: bool = True,
     seed: int = 0,
@@ -118,12 +126,21 @@ def prune(
         flops: budget in (0, 1]: MACs as a ratio of the dense model's.
         params: the same for parameters. Exactly one budget is given.
         channels: the same for prunable channels.
+        data: batches ``(inputs, target)``, for methods that train or measure.
+        loss_fn: ``loss_fn(output, target)``; cross entropy for classifiers if not given.
+        epochs: how long a method that trains does.
+        loop: the other settings of the built-in training loop: optimizer, schedule, precision, device, checkpoints.
+        resume: a checkpoint of the built-in loop to continue from, with the same result as without the interruption.
         ignore: module names or modules whose output channels stay.
         exact: cut only channels whose removal changes no statistic (of a layer norm, for instance).
         attention: cut channels inside every head (``"head_dim"``) or whole heads (``"heads"``).
-        scope: rank all channels together (``"global"``), or cut every group by the same share (``"uniform"``).
+        scope: rank all channels together (``"global"``), cut every group by the same share (``"uniform"``), or rank
+            together only groups of the same structure, each structure cut by the same share (``"isomorphic"``).
+        steps: reach the budget in so many steps, scoring what is left before each.
         round_to: kept channels of a group are a multiple of this.
         min_channels: at least so many channels stay along every dimension of every tensor.
+        max_ratio: at most this share of a group's channels may go; for some layers only with a dict from name patterns
+            (``"layer4.*"``) to shares.
         submodule: prune only this part of the model, with the inputs it gets when the model runs on the example inputs.
             Its outputs keep their shapes.
         verify: run the mask oracle on the result (never on ``device="meta"``, where nothing can be computed).
@@ -135,57 +152,129 @@ def prune(
         which the part is such a module.
 
     Raises:
-        InputError: an argument that cannot be used.
+        InputError: an argument or data that cannot be used.
         ExampleInputsError: inputs are missing or do not fit.
-        ModelError: NaN or inf in the weights, or nothing to prune.
+        ModelError: NaN or inf in the weights or the loss, or nothing to prune.
         BudgetError: the budget cannot be reached.
         VerificationError: the result is not what it should be (a fault of fxprune).
     """
-    budget = Budget.of(flops=flops, params=params, channels=channels)
-    criterion = resolve(method)
-    _check_choice("attention", attention, ("head_dim", "heads"))
-    _check_choice("scope", scope, ("global", "uniform"))
-    _check_count("round_to", round_to)
-    _check_count("min_channels", min_channels)
-    _check_count("seed", seed, least=0)
-    _check_model(model)
-    names = _ignored(model, ignore)
+    request = _request(
+        model, method, flops=flops, params=params, channels=channels, ignore=ignore, exact=exact, attention=attention,
+        scope=scope, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, verify=verify, seed=seed,
+    )  # fmt: skip
+    _check_count("steps", steps)
+    learns = isinstance(request.method, Learner)
+    _check_data(request, data, epochs, loop, resume, steps)
     _check_finite(model)
+    if submodule is not None and data is not None:
+        raise InputError("submodule= prunes without data: choose a method that needs none.")
+    if learns:
+        training = attach(
+            model, example_inputs, example_kwargs=example_kwargs, method=method, flops=flops, params=params,
+            channels=channels, ignore=ignore, exact=exact, attention=attention, scope=scope, round_to=round_to,
+            min_channels=min_channels, max_ratio=max_ratio, verify=verify, seed=seed, progress=progress,
+        )  # fmt: skip
+        if data is None:
+            learner: Any = request.method
+            data, loss_fn = training.label_free(learner.steps, learner.batch, seed)
+        fit(training, data, loss_fn, epochs or 1, loop or Loop(), resume=resume, progress=progress)
+        return training.finish()
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     if submodule is not None:
         part, inputs = part_of(model, submodule, args, kwargs)
         small = prune(
-            part, inputs[0], example_kwargs=inputs[1], method=criterion, flops=flops, params=params, channels=channels,
-            ignore=_ignored_below(submodule, names), exact=exact, attention=attention, scope=scope, round_to=round_to,
-            min_channels=min_channels, verify=verify, seed=seed, progress=progress,
+            part, inputs[0], example_kwargs=inputs[1], method=request.method, flops=flops, params=params,
+            channels=channels, ignore=_ignored_below(submodule, request.ignore), exact=exact, attention=attention,
+            scope=scope, steps=steps, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, verify=verify,
+            seed=seed, progress=progress,
         )  # fmt: skip
         return _with_part(model, submodule, small, args, kwargs)
-    stages = _Stages(progress)
-    dense, graph = _record_and_analyse(model, args, kwargs, attention, names, stages)
-    with stages("scoring"):
-        state = ModelState(graph, dict([*dense.named_parameters(), *dense.named_buffers()]), seed)
-        scores = score_groups(criterion, state)
-    notes = list(graph.notes)
-    for _ in range(_ROUNDS):
-        with stages("selecting"):
-            selection, unreachable = _select(
-                graph, scores, budget, scope=scope, exact=exact, round_to=round_to, min_channels=min_channels
-            )
-        with stages("rewriting"):
-            pruned, blame = _rewrite(dense, graph, selection.keep, args, kwargs)
-        if pruned is not None:
-            if unreachable is not None:
-                raise unreachable
-            break
-        channels_left, reason = blame
-        before, graph = graph, graph.with_locked(channels_left, reason)
-        if graph.groups == before.groups:
-            raise VerificationError(f"The rewriting cannot follow the plan: {reason}. The model is unchanged.")
-        notes.append(f"left alone: {reason}")
-    else:
-        raise VerificationError(f"No plan could be rewritten in {_ROUNDS} rounds; the last reason: {blame[1]}.")
-    name = method if isinstance(method, str) else repr(method)
-    return _finish(model, dense, pruned, graph, selection, name, args, kwargs, verify, seed, stages, notes)
+    dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, Stages(progress))
+    if verify and not dense.on_meta:
+        with dense.stages("recording"):
+            check_recording(model, dense)
+    scores = _scores(dense, request, data, loss_fn, steps)
+    return compress(dense, scores, request.options, request.name)
+
+
+def attach(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    method: str | Method,
+    flops: float | None = None,
+    params: float | None = None,
+    channels: float | None = None,
+    ignore: Sequence[str | nn.Module] = (),
+    exact: bool = False,
+    attention: Attention = "head_dim",
+    scope: Scope = "global",
+    round_to: int = 1,
+    min_channels: int = 1,
+    max_ratio: float | Mapping[str, float] | None = None,
+    verify: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+) -> Training:
+    """Prepare ``model`` for a method that trains, in a training loop of your own.
+
+    Train ``.model``, which is a copy; pass the loss through ``.loss``, call ``.after_backward()`` before and
+    ``.after_step()`` after the optimizer's step, and at last ``.finish()``, which returns what ``prune`` returns. The
+    arguments are those of ``prune``.
+
+    Raises:
+        InputError: an argument that cannot be used, or a method that does not train.
+        ExampleInputsError: inputs are missing or do not fit.
+        ModelError: NaN or inf in the weights, weights on the meta device, or nothing to prune.
+    """
+    request = _request(
+        model, method, flops=flops, params=params, channels=channels, ignore=ignore, exact=exact, attention=attention,
+        scope=scope, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, verify=verify, seed=seed,
+    )  # fmt: skip
+    learner = request.method
+    if not isinstance(learner, Learner):
+        raise InputError(f"{request.name} does not train: call fxprune.prune(..., method={request.name!r}).")
+    _check_finite(model)
+    stages = Stages(progress)
+    args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
+    options = request.options
+    wider = learner.wider() if hasattr(learner, "wider") else None
+    if wider is not None:
+        given = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages).graph
+        whole = given.macs() if options.budget.kind == "flops" else given.params()
+        options = replace(options, budget=replace(options.budget, whole=whole))
+        model = wider
+    dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages)
+    if dense.on_meta:
+        raise ModelError("The weights are on the meta device, where nothing can be trained. Load them first.")
+    if not dense.graph.prunable:
+        compress(dense, [None] * len(dense.graph.groups), options, request.name)  # raises, and says what holds them
+    if verify:
+        with stages("recording"):
+            check_recording(model, dense)
+    live = copy.deepcopy(dense.module).train()
+    site = site_of(live, dense.graph, seed)
+
+    def finish(outcome: Outcome) -> fx.GraphModule:
+        budget = options.budget
+        if outcome.channels is not None:
+            budget = replace(budget, kind="channels", ratio=outcome.channels, whole=None)
+        trained = dense.trained(live, BANK)
+        scores = from_first(list(outcome.scores))
+        notes = list(outcome.notes)
+        pruned = compress(trained, scores, replace(options, budget=budget), request.name, notes)
+        if outcome.reinitialise:
+            drawn = reset_parameters(pruned, seed)
+            note = "weights initialised anew" + (f"; drawn like their values: {', '.join(drawn)}" if drawn else "")
+            report = pruned.meta["fxprune"]
+            pruned.meta["fxprune"] = replace(report, notes=(*report.notes, note))
+        return pruned
+
+    def reference() -> fx.GraphModule:
+        return copy.deepcopy(dense.module).train()
+
+    return Training(live, learner.attach(site), dense.graph, describe_inputs(args, kwargs), reference, finish)
 
 
 def apply(
@@ -204,155 +293,86 @@ def apply(
     if not isinstance(plan, PruningPlan):
         raise PlanError(f"plan is {plan!r}; pass a PruningPlan: report.plan, or PruningPlan.load of a file.")
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
-    stages = _Stages(progress=False)
     attention: Any = plan.attention
-    dense, graph = _record_and_analyse(model, args, kwargs, attention, (), stages)
-    keep = plan.channels(graph)
-    with stages("rewriting"):
-        pruned, blame = _rewrite(dense, graph, keep, args, kwargs)
-    if pruned is None:
-        raise PlanError(f"The plan cannot be applied: {blame[1]}.")
-    selection = Selection(keep, {})
-    return _finish(model, dense, pruned, graph, selection, "plan", args, kwargs, True, 0, stages, list(graph.notes))
-
-
-def _record_and_analyse(
-    model: nn.Module, args: Any, kwargs: Any, attention: Attention, ignore: Sequence[str], stages: _Stages
-) -> tuple[fx.GraphModule, ChannelGraph]:
-    with stages("recording"):
-        dense = recording.record(model, args, kwargs)
-    with stages("analysing"):
-        return dense, analyse_graph(dense, args, kwargs, attention=attention, ignore=ignore)
-
-
-def _select(*args: Any, **options: Any) -> tuple[Selection, BudgetError | None]:
-    """The selection; for a budget that cannot be reached the smallest one, which the error says can be reached."""
-    try:
-        return select(*args, **options), None
-    except BudgetError as error:
-        return Selection(error.floor, {}), error
-
-
-def _rewrite(
-    dense: fx.GraphModule, graph: ChannelGraph, keep: Keep, args: Any, kwargs: Any
-) -> tuple[fx.GraphModule | None, tuple[Sequence[int], Reason]]:
-    """The rewritten and checked module, or None and the channels that must stay, with the reason."""
-    other = _other_batch(args, kwargs)
-    dense_run = run_on_meta(dense, *other)
-    try:
-        pruned = rewrite(dense, graph, keep, dense_run)
-    except UnrepairableError as error:
-        return None, (
-            _culprits(dense, graph, error.node.name, error.channels),
-            Reason(error.text, str(error.node.meta.get("source", ""))),
-        )
-    mismatch = check_rewrite(pruned, graph, keep, args, kwargs)
-    if mismatch is not None:
-        text = f"the rewritten graph does not follow ({mismatch.text})"
-        return None, (_culprits(dense, graph, mismatch.node, mismatch.channels), Reason(text, mismatch.source))
-    if dense_run.failed is None:
-        pruned_run = run_on_meta(pruned, *other)
-        if pruned_run.failed is not None or pruned_run.shapes != dense_run.shapes:
-            node = pruned_run.failed or next(n for n in pruned.graph.nodes if n.op == "output")
-            reason = Reason("the rewritten graph fails with another batch size", str(node.meta.get("source", "")))
-            return None, (_culprits(dense, graph, node.name, ()), reason)
-    return pruned, ((), Reason(""))
-
-
-def _culprits(dense: fx.GraphModule, graph: ChannelGraph, name: str, channels: Sequence[int]) -> list[int]:
-    """The channels to leave alone: those given, or those of the nearest nodes before ``name`` that may be cut."""
-    free = [c for c in channels if not graph.locked[c]]
-    nodes = {n.name: n for n in dense.graph.nodes}
-    level = [nodes[name]] if name in nodes else []
-    seen = set(level)
-    while level and not free:
-        free = [c for n in level for c in channels_of(graph.nodes.get(n.name)) if not graph.locked[c]]
-        level = [n for node in level for n in node.all_input_nodes if n not in seen]
-        seen.update(level)
-    return free
-
-
-def _other_batch(args: Any, kwargs: Any, seed: int = 0) -> Inputs:
-    """Fresh inputs like the example, with another batch size."""
-    record = describe_inputs(args, kwargs)
-    first = next((t for t in tensors_of((args, kwargs)) if t.ndim), None)
-    batch = 2 if first is None or first.shape[0] != 2 else 3
-    device = first.device if first is not None else torch.device("cpu")
-    return make_inputs(record, device, batch=batch, seed=seed)
-
-
-def _finish(
-    model: nn.Module,
-    dense: fx.GraphModule,
-    pruned: fx.GraphModule,
-    graph: ChannelGraph,
-    selection: Selection,
-    method: str,
-    args: Any,
-    kwargs: Any,
-    verify: bool,
-    seed: int,
-    stages: _Stages,
-    notes: list[str],
-) -> fx.GraphModule:
-    keep = selection.keep
-    plan = PruningPlan.of(graph, keep)
-    agreement = None
-    if verify and not any(p.is_meta for p in dense.parameters()):
-        with stages("verifying"):
-            _check_recording(model, dense, args, kwargs)
-            agreement = mask_oracle(dense, pruned, graph, plan, keep, _oracle_inputs(dense, args, kwargs, seed, notes))
-    lines = {str(n.target): str(n.meta.get("source", "")) for n in reversed(dense.graph.nodes) if n.op == "call_module"}
-    for node in dense.graph.nodes:
-        if node.op == "get_attr":
-            user = next(iter(node.users), node)
-            lines.setdefault(str(node.target), str(user.meta.get("source", "")))
-    kinds = {name: type(m).__name__ for name, m in model.named_modules()}
-    pruned.meta[RECORD_KEY] = describe_inputs(args, kwargs)
-    pruned.meta["fxprune"] = Report(
-        model=type(model).__name__,
-        method=method,
-        macs_before=graph.macs(),
-        macs_after=graph.macs(keep),
-        params_before=graph.params(),
-        params_after=graph.params(keep),
-        prunable_share=graph.prunable_share,
-        held=graph.held,
-        plan=plan,
-        rows=layer_rows(graph, keep, kinds, lines, selection.frozen),
-        oracle_error=None if agreement is None else agreement.error,
-        oracle_error_in_double=None if agreement is None else agreement.in_double,
-        seconds=dict(stages.seconds),
-        notes=tuple(notes),
-    )
+    dense = record_and_analyse(model, args, kwargs, attention, (), Stages(progress=False))
+    keep = plan.channels(dense.graph)
+    if not dense.on_meta:
+        check_recording(model, dense)
+    pruned = rewrite_as(dense, keep, Options(Budget("flops", 1.0)), "plan")
+    if isinstance(pruned, Reason):
+        raise PlanError(f"The plan cannot be applied: {pruned}.")
     return pruned
 
 
-def _oracle_inputs(dense: fx.GraphModule, args: Any, kwargs: Any, seed: int, notes: list[str]) -> Inputs:
-    """Fresh inputs with another batch size where the dense model takes one, else the example's own."""
-    fresh = _other_batch(args, kwargs, seed)
-    try:
-        with _evaluated(dense), torch.no_grad():
-            dense.forward(*fresh[0], **fresh[1])  # torch.fx prints what fails in __call__
-        return fresh
-    except Exception:  # the dense model itself is bound to its example's batch size
-        notes.append("the recorded model does not run with another batch size; verified on the example inputs")
-        return args, kwargs
+def _request(
+    model: nn.Module, method: str | Method, *, flops: Any, params: Any, channels: Any, ignore: Any, attention: Any,
+    scope: Any, round_to: Any, min_channels: Any, max_ratio: Any, seed: Any, **options: Any,
+) -> _Request:  # fmt: skip
+    resolved = resolve(method)
+    if getattr(resolved, "percent", None) is not None and (flops, params, channels) == (None, None, None):
+        channels = 1.0  # the method says itself how much goes
+    budget = Budget.of(flops=flops, params=params, channels=channels)
+    _check_choice("attention", attention, ("head_dim", "heads"))
+    _check_choice("scope", scope, ("global", "uniform", "isomorphic"))
+    _check_count("round_to", round_to)
+    _check_count("min_channels", min_channels)
+    _check_count("seed", seed, least=0)
+    _check_model(model)
+    return _Request(
+        resolved,
+        name_of(method),
+        Options(
+            budget, scope=scope, round_to=round_to, min_channels=min_channels, max_ratio=_ratios(max_ratio), seed=seed,
+            **options,
+        ),
+        attention,
+        _ignored(model, ignore),
+    )  # fmt: skip
 
 
-def _check_recording(model: nn.Module, dense: fx.GraphModule, args: Any, kwargs: Any) -> None:
-    """The recorded graph must compute what the model computes."""
-    results = []
-    for module in (dense, model):
-        with _evaluated(module), torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
-            results.append(module(*args, **kwargs))
-    error = relative_error(*results)
-    if error > TOLERANCE:
-        raise VerificationError(
-            f"The recorded graph differs from the model on the example inputs: relative error {error:.1e}. "
-            "Does forward depend on something that changes from call to call?"
-        )
+def _check_data(request: _Request, data: Any, epochs: Any, loop: Any, resume: Any, steps: int) -> None:
+    method, name = request.method, request.name
+    if epochs is not None:
+        _check_count("epochs", epochs)
+    if isinstance(method, Learner):
+        if steps != 1:
+            raise InputError(f"{name} trains once; steps= is for criteria.")
+        if data is None and not getattr(method, "label_free", False):
+            raise InputError(f"{name} trains: pass data=, a loader of (inputs, target), and epochs=.")
+        if data is not None and epochs is None:
+            raise InputError(f"{name} trains: pass epochs=.")
+        return
+    given = [n for n, v in (("epochs", epochs), ("loop", loop), ("resume", resume)) if v is not None]
+    if given:
+        raise InputError(f"{name} does not train, so {given[0]}= has no meaning. Fine-tune what prune returns.")
+    needs = sorted(needs_of(method))
+    if needs and data is None:
+        raise InputError(f"{name} measures {' and '.join(needs)}: pass data=, a loader of (inputs, target).")
+    if data is not None and not needs:
+        raise InputError(f"{name} reads only weights: leave out data=, or choose a method that measures.")
+
+
+def _scores(dense: Dense, request: _Request, data: Any, loss_fn: Loss | None, steps: int) -> list[Scores | None]:
+    """Scores of a criterion; in several steps each time for what the step before has left."""
+    graph, criterion, options = dense.graph, request.method, request.options
+    assert isinstance(criterion, Criterion)
+    needs = needs_of(criterion)
+    module, kept = dense.module, None
+    for step in range(1, steps + 1):
+        with dense.stages("scoring"):
+            measured = measure(copy.deepcopy(module), graph, needs, data, loss_fn) if needs else Measured()
+            tensors = dict([*module.named_parameters(), *module.named_buffers()])
+            state = ModelState(graph, tensors, options.seed, measured, kept)
+            scores: list[Scores | None] = from_first(score_groups(criterion, state))
+        if step == steps:
+            break
+        with dense.stages("selecting"):
+            ratio = 1 - (1 - options.budget.ratio) * step / steps
+            selection, _ = choose(graph, scores, replace(options, budget=replace(options.budget, ratio=ratio)))
+        kept = selection.keep if kept is None else selection.keep & kept
+        module = copy.deepcopy(dense.module)
+        zero_slices(module, PruningPlan.of(graph, kept))
+    return scores
 
 
 def part_of(model: nn.Module, name: str, args: Any, kwargs: Any) -> tuple[nn.Module, Inputs]:
@@ -372,7 +392,7 @@ def part_of(model: nn.Module, name: str, args: Any, kwargs: Any) -> tuple[nn.Mod
 
     handle = known[name].register_forward_pre_hook(note, with_kwargs=True)
     try:
-        with _evaluated(model), torch.no_grad():
+        with evaluated(model), torch.no_grad():
             model(*args, **kwargs)
     except Exception as error:
         raise ExampleInputsError(f"The model does not run on the example inputs: {error}.") from error
@@ -388,22 +408,9 @@ def _with_part(model: nn.Module, name: str, part: fx.GraphModule, args: Any, kwa
     result = copy.deepcopy(model)
     path, _, last = name.rpartition(".")
     setattr(result.get_submodule(path), last, part)
-    with _evaluated(result), torch.no_grad():
+    with evaluated(result), torch.no_grad():
         result(*args, **kwargs)
     return result
-
-
-@contextmanager
-def _evaluated(*roots: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode again afterwards."""
-    modes = [(m, m.training) for root in roots for m in root.modules()]
-    try:
-        for root in roots:
-            root.eval()
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
 
 
 def _ignored_below(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -451,6 +458,14 @@ def _check_finite(model: nn.Module) -> None:
                 raise ModelError(f"{name} holds NaN or inf. Load a sound checkpoint before pruning.")
             if bool(torch.isnan(tensor).any()):
                 raise ModelError(f"{name} holds NaN. Load a sound checkpoint before pruning.")
+
+
+def _ratios(max_ratio: Any) -> dict[str, float]:
+    given = {"*": max_ratio} if isinstance(max_ratio, (int, float)) else dict(max_ratio or {})
+    for pattern, ratio in given.items():
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
+            raise InputError(f"max_ratio of {pattern!r} is {ratio!r}: pass the share that may go, in [0, 1].")
+    return given
 
 
 def _check_choice(name: str, value: Any, known: Sequence[str]) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,18 +20,22 @@ from fxprune.channels import ChannelGraph, ChannelGroup
 from fxprune.cost import Keep
 from fxprune.errors import BudgetError, InputError, ModelError
 from fxprune.labels.classes import Ids
-from fxprune.methods.registry import Scores
+from fxprune.methods.state import Scores
 
 Kind = Literal["flops", "params", "channels"]
-Scope = Literal["global", "uniform"]
+Scope = Literal["global", "uniform", "isomorphic"]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """``ratio`` in (0, 1] of the dense model's MACs or parameters, or of the prunable channels."""
+    """``ratio`` in (0, 1] of the dense model's MACs or parameters, or of the prunable channels.
+
+    ``whole``: what it is a ratio of, where that is another model's.
+    """
 
     kind: Kind
     ratio: float
+    whole: int | None = None
 
     @classmethod
     def of(cls, **ratios: float | None) -> Budget:
@@ -64,11 +69,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class _Unit:
-    """Channels that are removed together."""
+    """Channels that are removed together. ``depth``: the share of the group's slots that go before, in [0, 1)."""
 
     group: int
     place: int
     score: float
+    depth: float
     channels: Ids
 
 
@@ -81,6 +87,7 @@ def select(
     exact: bool = False,
     round_to: int = 1,
     min_channels: int = 1,
+    max_ratio: Mapping[str, float] | None = None,
 ) -> Selection:
     """Choose the channels that stay.
 
@@ -88,12 +95,15 @@ def select(
         graph: of the model.
         scores: for every group of ``graph.groups`` an array ``[blocks, size]``, or None to leave the group alone.
         budget: to be met.
-        scope: rank all channels together, or prune every group by the same share.
+        scope: rank all channels together, prune every group by the same share, or rank groups of the same structure
+            together and prune every structure by the same share (Fang et al. 2024).
         exact: leave approximate groups alone.
         round_to: kept channels of every group are a multiple of this (unless the group stays whole).
         min_channels: at least so many stay along every dimension of every tensor.
+        max_ratio: name pattern of parameters or layers -> the largest share of their groups' channels that may go.
 
     Raises:
+        InputError: a pattern that fits nothing.
         ModelError: nothing may be cut.
         BudgetError: no allowed choice meets the budget.
     """
@@ -103,14 +113,16 @@ def select(
         raise ModelError(_nothing_to_prune(graph, frozen))
     ranked = {i: _Ranking(graph.groups[i], scores[i]) for i in free}
     protected = _protected(graph, ranked, min_channels)
-    units = _units(graph, ranked, protected, round_to, scope)
+    units = _units(graph, ranked, protected, round_to, scope, _limits(graph, max_ratio or {}))
+    if scope == "isomorphic":
+        units = _within_structures(graph, units)
     prunable = int(sum(graph.groups[i].channels.size for i in free))
     free_channels = np.concatenate([graph.groups[i].channels.reshape(-1) for i in free])
     cost = _cost(graph, budget, free_channels)
     everything = graph.everything()
-    whole = prunable if budget.kind == "channels" else cost(everything)
+    whole = budget.whole or (prunable if budget.kind == "channels" else cost(everything))
     limit = math.floor(budget.ratio * whole + 1e-9)
-    units.sort(key=lambda u: (u.score, u.group, u.place))
+    units.sort(key=lambda u: (u.score, u.depth, u.group, u.place))
 
     going = np.concatenate([np.empty(0, dtype=np.int64), *(unit.channels for unit in units)])
     ends = np.cumsum([0, *(len(unit.channels) for unit in units)])
@@ -153,10 +165,8 @@ class _Ranking:
         if not np.isfinite(scores).all():
             raise ModelError(f"The scores of {group.name} are not finite. Are there NaN or inf in the weights?")
         order = np.argsort(scores, axis=1, kind="stable")
-        ranked = np.take_along_axis(scores, order, axis=1)
-        mean = float(scores.mean())
         self.channels = np.take_along_axis(group.channels, order, axis=1)  # [blocks, slots]
-        self.scores = ranked / mean if mean > 0 else ranked  # [blocks, slots]
+        self.scores = np.take_along_axis(scores, order, axis=1)  # [blocks, slots]
 
 
 def _protected(graph: ChannelGraph, ranked: Mapping[int, _Ranking], min_channels: int) -> Keep:
@@ -175,8 +185,48 @@ def _protected(graph: ChannelGraph, ranked: Mapping[int, _Ranking], min_channels
     return protected
 
 
+def _limits(graph: ChannelGraph, max_ratio: Mapping[str, float]) -> dict[int, float]:
+    """Group -> the largest share of its slots that may go, the smallest of all patterns that fit."""
+    limits: dict[int, float] = {}
+    for pattern, ratio in max_ratio.items():
+        fits = False
+        for index, group in enumerate(graph.groups):
+            names = {group.name, *(m.name for m in group.members), *(m.name.rpartition(".")[0] for m in group.members)}
+            if any(fnmatchcase(name, pattern) for name in names):
+                limits[index] = min(ratio, limits.get(index, 1.0))
+                fits = True
+        if not fits:
+            raise InputError(f"max_ratio has the pattern {pattern!r}, which fits no layer that channels run through.")
+    return limits
+
+
+def _structure(graph: ChannelGraph, group: ChannelGroup) -> Any:
+    """What groups have in common whose layers are of the same kinds: the parameters that their channels run through."""
+    shapes = [(m, graph.by_name[m.name].shape) for m in group.members]
+    return group.blocks, tuple(sorted((m.name.rpartition(".")[2], m.dim, len(s), s[2:]) for m, s in shapes))
+
+
+def _within_structures(graph: ChannelGraph, units: Sequence[_Unit]) -> list[_Unit]:
+    """The units scored by the share of channels of the same structure that go before them."""
+    structures: dict[Any, list[_Unit]] = {}
+    for unit in units:
+        structures.setdefault(_structure(graph, graph.groups[unit.group]), []).append(unit)
+    result = []
+    for same in structures.values():
+        same.sort(key=lambda u: (u.score, u.depth, u.group, u.place))
+        sizes = np.array([len(u.channels) for u in same], dtype=np.float64)
+        before = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
+        result += [replace(unit, score=float(share)) for unit, share in zip(same, before, strict=True)]
+    return result
+
+
 def _units(
-    graph: ChannelGraph, ranked: Mapping[int, _Ranking], protected: Keep, round_to: int, scope: Scope
+    graph: ChannelGraph,
+    ranked: Mapping[int, _Ranking],
+    protected: Keep,
+    round_to: int,
+    scope: Scope,
+    limits: Mapping[int, float],
 ) -> list[_Unit]:
     """What may be removed: units of equal size along the ranking of every group, up to the first protected channel."""
     units = []
@@ -188,12 +238,12 @@ def _units(
         stays = np.flatnonzero(protected[ranking.channels].any(0))
         scores = ranking.scores.mean(0)
         for place, (a, b) in enumerate(pairwise(edges)):
-            if len(stays) and b > stays[0]:
+            if (len(stays) and b > stays[0]) or b > limits.get(index, 1.0) * slots + 1e-9:
                 break
             score = (
                 (a + b) / (2 * slots) if scope == "uniform" else float(scores[a] if b - a == 1 else scores[a:b].mean())
             )
-            units.append(_Unit(index, place, score, ranking.channels[:, a:b].reshape(-1)))
+            units.append(_Unit(index, place, score, a / slots, ranking.channels[:, a:b].reshape(-1)))
     return units
 
 

@@ -19,6 +19,7 @@ import fxprune
 from fxprune.errors import BudgetError, ExampleInputsError, FxpruneError, InputError, ModelError, PlanError
 
 BUDGETS = "flops=, params=, channels="
+KNOWN = ", ".join(fxprune.methods.available())
 
 
 def message(kind: type[FxpruneError], model: nn.Module, inputs: Any = None, **options: Any) -> str:
@@ -42,15 +43,14 @@ def line_of(function: Any, text: str) -> str:
 
 
 def test_an_unknown_method_lists_the_known_ones() -> None:
-    assert message(InputError, make(), method="l3") == ("Unknown method 'l3'. Known methods: bn_scale, l1, l2, random.")
+    assert message(InputError, make(), method="l3") == f"Unknown method 'l3'. Known methods: {KNOWN}."
 
 
 @pytest.mark.parametrize("wrong", [fxprune.methods.L2, 3, object(), None, nn.ReLU()])
 def test_what_is_no_method_says_what_is(wrong: Any) -> None:
     text = message(InputError, make(), method=wrong)
     assert text == (
-        f"method must be a name or a method object such as fxprune.methods.L2(), not {wrong!r}. "
-        "Known methods: bn_scale, l1, l2, random."
+        f"method must be a name or a method object such as fxprune.methods.L2(), not {wrong!r}. Known methods: {KNOWN}."
     )
 
 
@@ -234,8 +234,8 @@ def test_missing_superfluous_and_mistyped_example_inputs() -> None:
 def test_values_of_options_list_the_known_ones() -> None:
     model = make()
     assert message(InputError, model, attention="head") == "attention='head' is unknown. Known: head_dim, heads."
-    assert message(InputError, model, scope="local") == "scope='local' is unknown. Known: global, uniform."
-    assert message(InputError, model, scope=None) == "scope=None is unknown. Known: global, uniform."
+    assert message(InputError, model, scope="local") == "scope='local' is unknown. Known: global, uniform, isomorphic."
+    assert message(InputError, model, scope=None) == "scope=None is unknown. Known: global, uniform, isomorphic."
     with pytest.raises(InputError, match=r"^attention='x' is unknown\. Known: head_dim, heads\.$"):
         fxprune.analyze(model, image(), attention="x")
 

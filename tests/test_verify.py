@@ -13,7 +13,7 @@ from nets import Attentive, Shuffled, Small, Unchanged, image, make, outputs
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune import api
+from fxprune import pipeline
 from fxprune.errors import VerificationError
 from fxprune.verify import DOUBLE_TOLERANCE, TOLERANCE, relative_error, zero_slices
 
@@ -49,7 +49,7 @@ def drop_a_node(pruned: fx.GraphModule) -> None:
 
 def tampered(monkeypatch: pytest.MonkeyPatch, tamper: Tamper) -> None:
     """Let the rewriting make a mistake that its own checks do not see."""
-    original = api._rewrite
+    original = pipeline._rewrite
 
     def rewrite(*args: Any, **kwargs: Any) -> Any:
         pruned, blame = original(*args, **kwargs)
@@ -57,7 +57,7 @@ def tampered(monkeypatch: pytest.MonkeyPatch, tamper: Tamper) -> None:
         tamper(pruned)
         return pruned, blame
 
-    monkeypatch.setattr(api, "_rewrite", rewrite)
+    monkeypatch.setattr(pipeline, "_rewrite", rewrite)
 
 
 @pytest.mark.parametrize("tamper", [shift_a_weight, swap_two_channels, swap_two_inputs, forget_a_bias, drop_a_node])

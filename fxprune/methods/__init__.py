@@ -1,6 +1,55 @@
-"""Pruning methods: a registry, and one file per kind of method."""
+"""Pruning methods: a registry, and one file per method."""
 
-from fxprune.methods.criteria import L1, L2, BNScale, Random
-from fxprune.methods.registry import Criterion, ModelState, available, method, resolve, score_groups
+from fxprune.methods.activation import Activation
+from fxprune.methods.bn_scale import BNScale
+from fxprune.methods.fisher import Fisher
+from fxprune.methods.fpgm import FPGM
+from fxprune.methods.lamp import LAMP
+from fxprune.methods.learner import Gates, Hooks, Outcome, Site
+from fxprune.methods.magnitude import L1, L2
+from fxprune.methods.registry import (
+    Criterion,
+    Learner,
+    Method,
+    available,
+    name_of,
+    needs_of,
+    register,
+    resolve,
+    score_groups,
+)
+from fxprune.methods.scratch import Scratch
+from fxprune.methods.slimming import Slimming
+from fxprune.methods.state import ModelState
+from fxprune.methods.taylor import Taylor
+from fxprune.methods.uniform_random import Random
+from fxprune.methods.wanda import Wanda
 
-__all__ = ["L1", "L2", "BNScale", "Criterion", "ModelState", "Random", "available", "method", "resolve", "score_groups"]
+__all__ = [
+    "FPGM",
+    "L1",
+    "L2",
+    "LAMP",
+    "Activation",
+    "BNScale",
+    "Criterion",
+    "Fisher",
+    "Gates",
+    "Hooks",
+    "Learner",
+    "Method",
+    "ModelState",
+    "Outcome",
+    "Random",
+    "Scratch",
+    "Site",
+    "Slimming",
+    "Taylor",
+    "Wanda",
+    "available",
+    "name_of",
+    "needs_of",
+    "register",
+    "resolve",
+    "score_groups",
+]

@@ -1,111 +1,69 @@
 """What a method is, and where its name is registered.
 
-A *criterion* scores the channels of a group from the state of the model. It sees channel groups and tensors, never
-layers or graphs: which channels belong together is not its business.
+A *criterion* scores the channels of a group from the state of the model; it ``needs`` nothing but weights unless it
+says so. A *learner* takes part in a training and says afterwards which channels matter (``methods/learner.py``). Both
+see channel groups and tensors, never layers or graphs: which channels belong together is not their business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
-from torch import Tensor
 
-from fxprune.channels import ChannelGraph, ChannelGroup
-from fxprune.errors import InputError, ModelError
+from fxprune.channels import ChannelGroup
+from fxprune.errors import InputError
+from fxprune.methods.learner import Hooks, Site
+from fxprune.methods.state import ModelState, Scores
 
-Scores = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class ModelState:
-    """What criteria read.
-
-    ``tensors``: name -> parameter. ``seed``: for criteria that draw. Sums are cached: one pass over the weights each.
-    """
-
-    graph: ChannelGraph
-    tensors: Mapping[str, Tensor]
-    seed: int = 0
-    _cache: dict[Any, Scores] = field(default_factory=dict)
-
-    def power_sums(self, group: ChannelGroup, power: int) -> Scores:
-        """``sum |w|^power`` over every slice of every parameter that a channel owns, ``[blocks, size]``."""
-
-        def compute() -> Scores:
-            total = np.zeros(self.graph.channel_count)
-            for parameter in self.graph.parameters:
-                if parameter.trainable:
-                    _add(total, parameter.labels, self._values(parameter.name), power)
-            return total
-
-        return self._cached(("power", power), compute)[group.channels]
-
-    def norm_scales(self, group: ChannelGroup) -> Scores | None:
-        """``sum |gamma|`` over the scales of the norm layers a channel passes, ``[blocks, size]``; None without any."""
-
-        def compute() -> Scores:
-            total = np.zeros(self.graph.channel_count)
-            count = np.zeros(self.graph.channel_count)
-            for parameter in self.graph.parameters:
-                if set(parameter.names) & self.graph.norm_scales:
-                    _add(total, parameter.labels, self._values(parameter.name), 1)
-                    for factor in parameter.labels:
-                        np.add.at(count, factor.ids.numpy().reshape(-1), 1)
-            return np.where(count > 0, total, np.nan)
-
-        scales = self._cached("norm", compute)[group.channels]
-        return None if np.isnan(scales).any() else scales
-
-    def _values(self, name: str) -> Tensor:
-        tensor = self.tensors[name]
-        if tensor.is_meta:
-            raise ModelError(
-                f"{name} is on the meta device and has no values. Load the weights before pruning, or use a method "
-                'that reads none, such as method="random".'
-            )
-        return tensor.detach()
-
-    def _cached(self, key: Any, compute: Callable[[], Scores]) -> Scores:
-        if key not in self._cache:
-            self._cache[key] = compute()
-        return self._cache[key]
-
-
-def _add(total: Scores, labels: Any, tensor: Tensor, power: int) -> None:
-    magnitude = tensor.abs().double() if power == 1 else tensor.double().abs().pow(power)
-    for factor in labels:
-        over = [d for d, size in enumerate(factor.ids.shape) if size == 1]
-        sums = magnitude.sum(dim=over, keepdim=True) if over else magnitude
-        np.add.at(total, factor.ids.numpy().reshape(-1), sums.cpu().numpy().reshape(-1))
+Need = Literal["gradients", "sample_gradients", "activations"]
+Normalize = Literal["mean", "max", "sum", "none"]
+NEEDS = ("gradients", "sample_gradients", "activations")
 
 
 @runtime_checkable
 class Criterion(Protocol):
-    """Scores channels; the lowest go first. Scores of a group are compared after division by the group's mean."""
+    """Scores channels; the lowest go first.
+
+    ``needs`` (optional, a set): what has to be measured over data first: ``"gradients"`` of batches,
+    ``"sample_gradients"``, ``"activations"``. ``normalize`` (optional, default ``"mean"``): what a group's scores are
+    divided by before groups are compared.
+    """
 
     def score(self, group: ChannelGroup, state: ModelState) -> Scores | None:
         """One number per channel, ``[blocks, size]``, or None if the criterion says nothing of this group."""
 
 
+@runtime_checkable
+class Learner(Protocol):
+    """Takes part in a training, and scores channels when it is over."""
+
+    def attach(self, site: Site) -> Hooks:
+        """What runs around every step of this training. The learner itself keeps no state."""
+
+
+Method = Criterion | Learner
 _METHODS: dict[str, type] = {}
 M = TypeVar("M", bound=type)
 
 
-def method(name: str) -> Callable[[M], M]:
-    """Register a method class under ``name``; without arguments it must construct the default."""
+def register(name: str) -> Callable[[M], M]:
+    """Register a method class under ``name``; without arguments it must construct the default.
 
-    def register(cls: M) -> M:
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def add(cls: M) -> M:
         if name in _METHODS:
             raise ValueError(f"two methods are named {name!r}")
         _METHODS[name] = cls
         return cls
 
-    return register
+    return add
 
 
 def available() -> dict[str, str]:
@@ -114,22 +72,22 @@ def available() -> dict[str, str]:
     return {name: (cls.__doc__ or "").strip().splitlines()[0] for name, cls in sorted({**found, **_METHODS}.items())}
 
 
-def resolve(spec: str | Criterion) -> Criterion:
+def resolve(spec: str | Method) -> Method:
     """The method object for a name or an object.
 
     Raises:
-        InputError: for an unknown name (lists the known ones) or something that cannot score.
+        InputError: for an unknown name (lists the known ones) or something that can neither score nor attach.
     """
     if isinstance(spec, str):
         if spec in _METHODS:
-            made: Criterion = _METHODS[spec]()
+            made: Method = _METHODS[spec]()
             return made
         for entry in entry_points(group="fxprune.methods"):
             if entry.name == spec:
-                loaded: Criterion = entry.load()()
+                loaded: Method = entry.load()()
                 return loaded
         raise InputError(f"Unknown method {spec!r}. Known methods: {', '.join(available())}.")
-    if isinstance(spec, type) or not isinstance(spec, Criterion):
+    if isinstance(spec, type) or not isinstance(spec, (Criterion, Learner)):
         raise InputError(
             f"method must be a name or a method object such as fxprune.methods.L2(), not {spec!r}. "
             f"Known methods: {', '.join(available())}."
@@ -137,13 +95,59 @@ def resolve(spec: str | Criterion) -> Criterion:
     return spec
 
 
+def name_of(method: Any) -> str:
+    """A name, or how to construct a method object: ``L2(aggregate='max')``."""
+    if isinstance(method, str) or not dataclasses.is_dataclass(method) or isinstance(method, type):
+        return method if isinstance(method, str) else repr(method)
+    given = [(f.name, getattr(method, f.name)) for f in dataclasses.fields(method) if f.repr]
+    defaults = {f.name: f.default for f in dataclasses.fields(method)}
+    shown = ", ".join(f"{name}={value!r}" for name, value in given if value != defaults[name])
+    return f"{type(method).__name__}({shown})"
+
+
+def needs_of(criterion: Criterion) -> frozenset[Need]:
+    """What a criterion has to have measured over data.
+
+    Raises:
+        InputError: it asks for something that nobody measures.
+    """
+    needs: frozenset[Any] = frozenset(getattr(criterion, "needs", ()))
+    unknown = sorted(str(need) for need in needs - set(NEEDS))
+    if unknown:
+        raise InputError(f"{type(criterion).__name__} needs {', '.join(unknown)}. Known: {', '.join(NEEDS)}.")
+    return needs
+
+
 def score_groups(criterion: Criterion, state: ModelState) -> list[Scores | None]:
-    """Scores ``[blocks, size]`` of every group that may be cut; None of the others, and of those without a score.
+    """Normalised scores ``[blocks, size]`` of every group that may be cut; None of the others, and where it says none.
+
+    Channels that earlier steps have cut come before all others of their group.
 
     Raises:
         InputError: the criterion gives something else.
+        ModelError: a score is not finite.
     """
-    return [None if group.locked else _checked(criterion, group, state) for group in state.graph.groups]
+    normalize: Normalize = getattr(criterion, "normalize", "mean")
+    if normalize not in _NORMALIZERS:
+        raise InputError(f"normalize={normalize!r} is unknown. Known: {', '.join(_NORMALIZERS)}.")
+    scored = []
+    for group in state.graph.groups:
+        scores = None if group.locked else _checked(criterion, group, state)
+        if scores is not None:
+            kept = np.ones(scores.shape, dtype=bool) if state.kept is None else state.kept[group.channels]
+            scale = _NORMALIZERS[normalize](scores[kept]) if kept.any() else 1.0
+            scores = scores / scale if scale > 0 and np.isfinite(scale) else scores
+            scores = np.where(kept, scores, min(float(scores.min()), 0.0) - 1.0)
+        scored.append(scores)
+    return scored
+
+
+_NORMALIZERS: dict[str, Callable[[Scores], float]] = {
+    "mean": lambda scores: float(scores.mean()),
+    "max": lambda scores: float(scores.max()),
+    "sum": lambda scores: float(scores.sum()),
+    "none": lambda scores: 1.0,
+}
 
 
 def _checked(criterion: Criterion, group: ChannelGroup, state: ModelState) -> Scores | None:

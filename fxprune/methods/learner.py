@@ -1,0 +1,116 @@
+"""What a learner is given, and what it does around every step of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from fxprune.channels import ChannelGraph, ChannelGroup
+from fxprune.methods.state import Scores
+
+Parameters = Iterable[nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """One gate per channel of some groups, all in one parameter ``values [gates]``, 1 at first.
+
+    Each path from the layer that makes a channel to a layer that reads it passes its gate exactly once, after the last
+    op on it that holds parameters of the channel itself (a norm, a depthwise convolution). A gate at 0 removes all
+    that the channel does downstream.
+    """
+
+    values: nn.Parameter
+    index: Mapping[str, Tensor]
+
+    def of(self, group: ChannelGroup) -> Tensor:
+        """The gates of a group, ``[blocks, size]``."""
+        return self.values[self.index[group.name].to(self.values.device)]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a learner attaches.
+
+    ``graph``: the channels. ``model``: what will be trained, a copy of the user's. ``parameters``: those of the
+    original model by name. ``producers``: how many layers make a group's channels; more than one for a residual
+    stream. ``insert_gates(groups)`` puts gates into ``model``.
+    """
+
+    graph: ChannelGraph
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    producers: Callable[[ChannelGroup], int]
+    insert_gates: Callable[[Sequence[ChannelGroup]], Gates]
+    seed: int = 0
+
+    def norm_scales(self) -> dict[str, nn.Parameter]:
+        """The scales of the norm layers whose channels are known, by name."""
+        named = {name: p for name, p in self.parameters.items() if name in self.graph.norm_scales}
+        return {name: p for name, p in named.items() if name in self.graph.by_name and self.graph.by_name[name].labels}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a learner says in the end.
+
+    ``scores``: for every group of the graph ``[blocks, size]``, or None to leave it alone; compared as they are.
+    ``channels``: the share of prunable channels to keep, for methods that prune by percentage; None: by the budget.
+    ``reinitialise``: the weights of the smaller network are drawn anew. ``notes``: for the report.
+    """
+
+    scores: Sequence[Scores | None]
+    channels: float | None = None
+    reinitialise: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class Hooks:
+    """One training with one learner. What a learner does not need it leaves as it is here."""
+
+    def loss(self, loss: Tensor) -> Tensor:
+        """The loss to differentiate, from the loss of the task."""
+        return loss
+
+    def after_backward(self) -> None:
+        """When gradients are complete: unscaled, reduced over processes, before clipping and the step."""
+
+    def after_step(self) -> None:
+        """After the optimizer's step."""
+
+    def after_epoch(self, accuracy: float | None) -> None:
+        """After every epoch, with the validation accuracy (or minus the loss, where there is no accuracy)."""
+
+    def trained(self) -> Parameters:
+        """What the optimizer is given."""
+        raise NotImplementedError
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the method's paper."""
+        raise NotImplementedError
+
+    def schedule(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler | None:
+        """The learning rate schedule of the method's paper, stepped once per epoch."""
+        return None
+
+    def alive(self) -> npt.NDArray[np.bool_] | None:
+        """Per channel, whether it still counts: what the progress bar computes the remaining MACs from."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beyond the model and the optimizer."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up ``state_dict()``."""
+
+    def outcome(self) -> Outcome:
+        """What is to be pruned."""
+        raise NotImplementedError

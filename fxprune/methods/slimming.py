@@ -1,0 +1,101 @@
+"""Network Slimming (Liu et al., ICCV 2017).
+
+A sub-gradient of ``strength * sum |gamma|`` is added to the gradients of the scales of all norm layers, so that it
+passes through the optimizer; channels with small scales go. Unlike the original, channels that several layers share (a
+residual stream) are pruned with the mean of their scales, unless ``inner_only``; and the shift of a channel that goes
+is zero in the masked network too, so that masked and sliced networks agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+
+from fxprune.channels import ChannelGroup
+from fxprune.errors import InputError, ModelError
+from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
+from fxprune.methods.registry import register
+from fxprune.methods.state import ModelState
+
+
+@register("slimming")
+@dataclass(frozen=True)
+class Slimming:
+    """L1 on the scales of norm layers while the network trains; small ones go (Liu et al. 2017); needs data.
+
+    Args:
+        strength: lambda of eq. 1; the paper takes 1e-4 for VGG, 1e-5 for ResNet and DenseNet.
+        gamma: the scales' value before training; the paper trains from scratch with 0.5. None: as they are.
+        percent: prune this share of all channels by one global threshold, as the paper does, instead of a budget. Of
+            ``N`` channels ``N - int(N * percent) - 1`` stay (the threshold itself goes), and at least one per layer.
+        inner_only: leave channels alone that more than one layer makes (the paper's residual networks).
+    """
+
+    strength: float = 1e-4
+    gamma: float | None = None
+    percent: float | None = None
+    inner_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.strength >= 0:
+            raise InputError(f"strength={self.strength} must not be negative.")
+        if self.percent is not None and not 0 <= self.percent < 1:
+            raise InputError(f"percent={self.percent} is no share: pass one in [0, 1), such as 0.7.")
+
+    def attach(self, site: Site) -> Hooks:
+        return _Run(self, site)
+
+
+class _Run(Hooks):
+    def __init__(self, options: Slimming, site: Site):
+        self._options, self._site = options, site
+        self._scales = site.norm_scales()
+        self._groups = [g for g in site.graph.prunable if not options.inner_only or site.producers(g) == 1]
+        if not self._scales:
+            raise ModelError("Network Slimming needs norm layers with a scale, and the model has none.")
+        if options.gamma is not None:
+            with torch.no_grad():
+                for scale in self._scales.values():
+                    scale.fill_(options.gamma)
+
+    def after_backward(self) -> None:
+        for scale in self._scales.values():
+            if scale.grad is not None:
+                scale.grad.add_(torch.sign(scale.detach()), alpha=self._options.strength)
+
+    def trained(self) -> Parameters:
+        return self._site.model.parameters()
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.trained(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+
+    def schedule(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler | None:
+        return MultiStepLR(optimizer, sorted({epochs // 2, epochs * 3 // 4}))
+
+    def alive(self) -> npt.NDArray[np.bool_] | None:
+        scores = self._scores(self._groups)
+        mean = np.mean([s.mean() for s in scores.values()]) if scores else 0.0
+        result = self._site.graph.everything()
+        for group in self._groups:
+            if group.name in scores:
+                result[group.channels] = scores[group.name] > 0.01 * mean
+        return result
+
+    def _scores(self, groups: Iterable[ChannelGroup]) -> dict[str, npt.NDArray[np.float64]]:
+        state = ModelState(self._site.graph, self._site.parameters)
+        scored = {group.name: state.norm_scales(group, "mean") for group in groups}
+        return {name: scores for name, scores in scored.items() if scores is not None}
+
+    def outcome(self) -> Outcome:
+        graph, options = self._site.graph, self._options
+        scores = self._scores(self._groups)
+        share = None
+        if options.percent is not None:
+            count = int(sum(s.size for s in scores.values()))
+            share = max(count - int(count * options.percent) - 1, 1) / max(count, 1)
+        return Outcome([scores.get(group.name) for group in graph.groups], channels=share)

@@ -1,0 +1,226 @@
+"""What criteria read: weights, and what was measured over data, summed channel by channel.
+
+A channel owns slices of several parameters: a row of one weight, a column of the next, a bias, a scale. A *place* is
+one dimension of one parameter; what a criterion computes element by element is summed over the slice in every place,
+and the places are put together by ``aggregate``: ``"sum"``, ``"mean"`` or ``"max"``. Every number is computed once for
+all groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fxprune.channels import ChannelGraph, ChannelGroup, Parameter
+from fxprune.errors import InputError, ModelError
+
+Scores = npt.NDArray[np.float64]
+Aggregate = Literal["sum", "mean", "max"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One tensor that a layer contracts over channels, averaged over data.
+
+    ``node``: the layer. ``parameters``: the layer's own. ``channels [n]``: what it reads, ascending. ``absolute``,
+    ``square``, ``nonzero``: mean of ``|x|``, of ``x^2``, and the share of entries other than zero, all ``[n]``.
+    """
+
+    node: str
+    parameters: tuple[str, ...]
+    channels: npt.NDArray[np.int64]
+    absolute: Scores
+    square: Scores
+    nonzero: Scores
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """First-order changes of the loss, ``T = sum(gradient * weight)`` over a slice: the mean of ``T^2`` over data.
+
+    ``joint [channels]``: ``T`` over everything a channel owns. ``places``: the same for each place (channels, values).
+    """
+
+    joint: Scores
+    places: Sequence[tuple[npt.NDArray[np.int64], Scores]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was collected over data. ``batches``: one ``T`` per batch. ``samples``: one per sample."""
+
+    batches: Saliency | None = None
+    samples: Saliency | None = None
+    activations: Sequence[Activation] = ()
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What criteria read.
+
+    ``tensors``: name -> parameter or buffer. ``seed``: for criteria that draw. ``measured``: over data, of the kinds
+    that the criterion ``needs``. ``kept``: per channel, False where earlier steps have cut it (its weights are zero).
+    """
+
+    graph: ChannelGraph
+    tensors: Mapping[str, Tensor]
+    seed: int = 0
+    measured: Measured = field(default_factory=Measured)
+    kept: npt.NDArray[np.bool_] | None = None
+    _cache: dict[Any, Any] = field(default_factory=dict)
+
+    def power_sums(self, group: ChannelGroup, power: int, aggregate: Aggregate = "sum") -> Scores:
+        """``sum |w|^power`` over the slices of every parameter that a channel owns, ``[blocks, size]``."""
+
+        def compute() -> Scores:
+            return self.aggregated((p for p in self.graph.parameters if p.trainable), magnitude, aggregate)
+
+        def magnitude(parameter: Parameter) -> Tensor:
+            values = self.values(parameter.name).abs()
+            return values.double() if power == 1 else values.double().pow(power)
+
+        result: Scores = self.cached(("power", power, aggregate), compute)[group.channels]
+        return result
+
+    def norm_scales(self, group: ChannelGroup, aggregate: Aggregate = "sum") -> Scores | None:
+        """``|gamma|`` over the scales of the norm layers a channel passes, ``[blocks, size]``; None without any."""
+
+        def compute() -> Scores:
+            scales = (p for p in self.graph.parameters if set(p.names) & self.graph.norm_scales)
+            return self.aggregated(scales, lambda p: self.values(p.name).abs().double(), aggregate, missing=np.nan)
+
+        scales = self.cached(("norm", aggregate), compute)[group.channels]
+        return None if np.isnan(scales).any() else scales
+
+    def aggregated(
+        self,
+        parameters: Iterator[Parameter],
+        element: Callable[[Parameter], Tensor],
+        aggregate: Aggregate,
+        missing: float = 0.0,
+    ) -> Scores:
+        """``element(parameter)``, of the parameter's shape, summed over slices; ``[channels]``."""
+        total = Aggregator(self.graph.channel_count, aggregate)
+        for parameter in parameters:
+            places = places_of(parameter)
+            values = element(parameter) if places else None
+            for place in places:
+                assert values is not None
+                total.add(place.channels, place.sums(values))
+        return total.result(missing)
+
+    def saliency(self, group: ChannelGroup, kind: Literal["batches", "samples"], aggregate: Aggregate) -> Scores:
+        """The mean of ``T^2`` over data (see ``Saliency``), ``[blocks, size]``."""
+        measured: Saliency | None = getattr(self.measured, kind)
+        if measured is None:
+            raise InputError(f"Gradients of {kind} were not measured: the criterion must say that it needs them.")
+        if aggregate == "sum":
+            return measured.joint[group.channels]
+
+        def compute() -> Scores:
+            places = Aggregator(self.graph.channel_count, aggregate)
+            for channels, values in measured.places:
+                places.add(channels, values)
+            return places.result()
+
+        result: Scores = self.cached(("saliency", kind, aggregate), compute)[group.channels]
+        return result
+
+    def slices(self, group: ChannelGroup) -> Iterator[tuple[str, Tensor]]:
+        """Every weight of two or more dims that the group's channels produce: (name, slices ``[channels, n]``).
+
+        Rows in the order of ``group.channels.reshape(-1)``.
+        """
+        order = group.channels.reshape(-1)
+        for member in group.members:
+            parameter = self.graph.by_name[member.name]
+            if member.dim != 0 or len(parameter.shape) < 2 or not parameter.trainable or member.name != parameter.name:
+                continue
+            (factor,) = (f for f in parameter.labels if f.dim == 0)
+            ids = factor.rows()[0]
+            places = np.argsort(ids, kind="stable")
+            starts = np.searchsorted(ids[places], order)
+            counts = np.searchsorted(ids[places], order, side="right") - starts
+            if factor.rows().shape[0] > 1 or len(np.unique(counts)) > 1 or not counts[0]:
+                continue
+            index = torch.from_numpy(places[starts[:, None] + np.arange(counts[0])])
+            values = self.values(member.name)
+            yield member.name, values[index.to(values.device)].flatten(1).double().cpu()
+
+    def values(self, name: str) -> Tensor:
+        """The tensor of that name.
+
+        Raises:
+            ModelError: it is on the meta device.
+        """
+        tensor = self.tensors[name]
+        if tensor.is_meta:
+            raise ModelError(
+                f"{name} is on the meta device and has no values. Load the weights before pruning, or use a method "
+                'that reads none, such as method="random".'
+            )
+        return tensor.detach()
+
+    def cached(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """``compute()``, once per state and key."""
+        if key not in self._cache:
+            self._cache[key] = compute()
+        return self._cache[key]
+
+
+class Aggregator:
+    """Values of channels in several places, put together."""
+
+    def __init__(self, channel_count: int, aggregate: Aggregate):
+        self._aggregate = aggregate
+        self._total = np.full(channel_count, -np.inf) if aggregate == "max" else np.zeros(channel_count)
+        self._count = np.zeros(channel_count)
+
+    def add(self, channels: npt.NDArray[np.int64], values: Scores) -> None:
+        """``channels`` are distinct."""
+        if self._aggregate == "max":
+            self._total[channels] = np.maximum(self._total[channels], values)
+        else:
+            self._total[channels] += values
+        self._count[channels] += 1
+
+    def result(self, missing: float = 0.0) -> Scores:
+        """``[channels]``; ``missing`` where nothing was added."""
+        total = self._total / np.maximum(self._count, 1) if self._aggregate == "mean" else self._total
+        return np.where(self._count > 0, total, missing)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One dimension of one parameter, in which every one of ``channels`` owns a slice.
+
+    ``position``: for every entry of the factor's ids the place in ``channels``. ``over``: dims along which ids do not
+    vary.
+    """
+
+    parameter: Parameter
+    channels: npt.NDArray[np.int64]
+    position: npt.NDArray[np.int64]
+    over: tuple[int, ...]
+
+    def sums(self, values: Tensor) -> Scores:
+        """``values``, of the parameter's shape, summed over every channel's slice; as long as ``channels``."""
+        sums = values.sum(dim=self.over, keepdim=True) if self.over else values
+        values_of = sums.double().cpu().numpy().reshape(-1)
+        return np.bincount(self.position, values_of, len(self.channels)).astype(np.float64)
+
+
+def places_of(parameter: Parameter) -> list[Place]:
+    """Where channels run through the parameter."""
+    places = []
+    for factor in parameter.labels:
+        channels, position = np.unique(factor.ids.numpy().reshape(-1), return_inverse=True)
+        over = tuple(d for d, size in enumerate(factor.ids.shape) if size == 1)
+        places.append(Place(parameter, channels, position.reshape(-1), over))
+    return places

@@ -1,0 +1,287 @@
+"""The stages put together: from a model to a graph with its channels, and from scores to a proven smaller graph."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune import recording
+from fxprune.analysis import analyse_graph
+from fxprune.budget import Budget, Scope, Selection, select
+from fxprune.channels import ChannelGraph, channels_of
+from fxprune.cost import Keep
+from fxprune.errors import BudgetError, VerificationError
+from fxprune.inputs import RECORD_KEY, describe_inputs, make_inputs, map_leaves, tensors_of
+from fxprune.labels.classes import Reason
+from fxprune.labels.propagate import Attention
+from fxprune.methods.state import Scores
+from fxprune.plan import PruningPlan
+from fxprune.report import Report, layer_rows
+from fxprune.rewriting import UnrepairableError, check_rewrite, rewrite, run_on_meta
+from fxprune.verify import TOLERANCE, Inputs, mask_oracle, relative_error
+
+_ROUNDS = 20
+
+
+class Stages:
+    """Seconds per stage, told on stderr as they begin."""
+
+    def __init__(self, progress: bool):
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        if self._progress:
+            print(f"fxprune: {name} ...", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be cut, and how it is proven. ``max_ratio``: name pattern -> largest share of a group that may go."""
+
+    budget: Budget
+    scope: Scope = "global"
+    exact: bool = False
+    round_to: int = 1
+    min_channels: int = 1
+    max_ratio: Mapping[str, float] = field(default_factory=dict)
+    verify: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A recorded model and its channels. ``kinds``: class names of the model's modules; ``name``: its own."""
+
+    module: fx.GraphModule
+    graph: ChannelGraph
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    name: str
+    kinds: Mapping[str, str]
+    stages: Stages
+
+    @property
+    def on_meta(self) -> bool:
+        return any(p.is_meta for p in self.module.parameters())
+
+    def trained(self, model: nn.Module, added: str) -> Dense:
+        """The same with the values of ``model``, on its device; names that begin with ``added`` are no part of it."""
+        module = copy.deepcopy(self.module)
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        values = {name: value for name, value in model.state_dict().items() if not name.startswith(added)}
+        module.to(device).load_state_dict(values)
+        args, kwargs = map_leaves(
+            lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, (self.args, self.kwargs)
+        )
+        return replace(self, module=module, args=args, kwargs=kwargs)
+
+
+def record_and_analyse(
+    model: nn.Module, args: Any, kwargs: Any, attention: Attention, ignore: Sequence[str], stages: Stages
+) -> Dense:
+    """The first half of the pipeline: the model as a graph, and which of its channels belong together."""
+    with stages("recording"):
+        module = recording.record(model, args, kwargs)
+    with stages("analysing"):
+        graph = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore)
+    kinds = {name: type(m).__name__ for name, m in model.named_modules()}
+    return Dense(module, graph, args, kwargs, type(model).__name__, kinds, stages)
+
+
+def compress(
+    dense: Dense, scores: Sequence[Scores | None], options: Options, method: str, notes: Sequence[str] = ()
+) -> fx.GraphModule:
+    """The second half: the module that scores and a budget lead to, verified, with its report.
+
+    Raises:
+        BudgetError, ModelError, VerificationError: see ``fxprune.prune``.
+    """
+    graph, told = dense.graph, [*dense.graph.notes, *notes]
+    for _ in range(_ROUNDS):
+        with dense.stages("selecting"):
+            selection, unreachable = choose(graph, scores, options)
+        with dense.stages("rewriting"):
+            pruned, blame = _rewrite(dense, graph, selection.keep)
+        if pruned is not None:
+            if unreachable is not None:
+                raise unreachable
+            return _finish(replace(dense, graph=graph), pruned, selection, options, method, told)
+        channels_left, reason = blame
+        before, graph = graph, graph.with_locked(channels_left, reason)
+        if graph.groups == before.groups:
+            raise VerificationError(f"The rewriting cannot follow the plan: {reason}. The model is unchanged.")
+        told.append(f"left alone: {reason}")
+    raise VerificationError(f"No plan could be rewritten in {_ROUNDS} rounds; the last reason: {blame[1]}.")
+
+
+def rewrite_as(dense: Dense, keep: Keep, options: Options, method: str) -> fx.GraphModule | Reason:
+    """The verified module with these channels, or why it cannot be made."""
+    with dense.stages("rewriting"):
+        pruned, blame = _rewrite(dense, dense.graph, keep)
+    if pruned is None:
+        return blame[1]
+    return _finish(dense, pruned, Selection(keep, {}), options, method, list(dense.graph.notes))
+
+
+def choose(
+    graph: ChannelGraph, scores: Sequence[Scores | None], options: Options
+) -> tuple[Selection, BudgetError | None]:
+    """The selection; for a budget that cannot be reached the smallest one, which the error says can be reached."""
+    try:
+        return select(
+            graph, scores, options.budget, scope=options.scope, exact=options.exact, round_to=options.round_to,
+            min_channels=options.min_channels, max_ratio=options.max_ratio,
+        ), None  # fmt: skip
+    except BudgetError as error:
+        return Selection(error.floor, {}), error
+
+
+def check_recording(model: nn.Module, dense: Dense) -> None:
+    """The recorded graph must compute what the model computes.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    results = []
+    for module in (dense.module, model):
+        with evaluated(module), torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            results.append(module(*dense.args, **dense.kwargs))
+    error = relative_error(*results)
+    if error > TOLERANCE:
+        raise VerificationError(
+            f"The recorded graph differs from the model on the example inputs: relative error {error:.1e}. "
+            "Does forward depend on something that changes from call to call?"
+        )
+
+
+@contextmanager
+def evaluated(*roots: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode again afterwards."""
+    modes = [(m, m.training) for root in roots for m in root.modules()]
+    try:
+        for root in roots:
+            root.eval()
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+
+
+def _rewrite(
+    dense: Dense, graph: ChannelGraph, keep: Keep
+) -> tuple[fx.GraphModule | None, tuple[Sequence[int], Reason]]:
+    """The rewritten and checked module, or None and the channels that must stay, with the reason."""
+    module, args, kwargs = dense.module, dense.args, dense.kwargs
+    other = _other_batch(args, kwargs)
+    dense_run = run_on_meta(module, *other)
+    try:
+        pruned = rewrite(module, graph, keep, dense_run)
+    except UnrepairableError as error:
+        return None, (
+            _culprits(module, graph, error.node.name, error.channels),
+            Reason(error.text, str(error.node.meta.get("source", ""))),
+        )
+    mismatch = check_rewrite(pruned, graph, keep, args, kwargs)
+    if mismatch is not None:
+        text = f"the rewritten graph does not follow ({mismatch.text})"
+        return None, (_culprits(module, graph, mismatch.node, mismatch.channels), Reason(text, mismatch.source))
+    if dense_run.failed is None:
+        pruned_run = run_on_meta(pruned, *other)
+        if pruned_run.failed is not None or pruned_run.shapes != dense_run.shapes:
+            node = pruned_run.failed or next(n for n in pruned.graph.nodes if n.op == "output")
+            reason = Reason("the rewritten graph fails with another batch size", str(node.meta.get("source", "")))
+            return None, (_culprits(module, graph, node.name, ()), reason)
+    return pruned, ((), Reason(""))
+
+
+def _culprits(module: fx.GraphModule, graph: ChannelGraph, name: str, channels: Sequence[int]) -> list[int]:
+    """The channels to leave alone: those given, or those of the nearest nodes before ``name`` that may be cut."""
+    free = [c for c in channels if not graph.locked[c]]
+    nodes = {n.name: n for n in module.graph.nodes}
+    level = [nodes[name]] if name in nodes else []
+    seen = set(level)
+    while level and not free:
+        free = [c for n in level for c in channels_of(graph.nodes.get(n.name)) if not graph.locked[c]]
+        level = [n for node in level for n in node.all_input_nodes if n not in seen]
+        seen.update(level)
+    return free
+
+
+def _other_batch(args: Any, kwargs: Any, seed: int = 0) -> Inputs:
+    """Fresh inputs like the example, with another batch size."""
+    record = describe_inputs(args, kwargs)
+    first = next((t for t in tensors_of((args, kwargs)) if t.ndim), None)
+    batch = 2 if first is None or first.shape[0] != 2 else 3
+    device = first.device if first is not None else torch.device("cpu")
+    return make_inputs(record, device, batch=batch, seed=seed)
+
+
+def _finish(
+    dense: Dense, pruned: fx.GraphModule, selection: Selection, options: Options, method: str, notes: list[str]
+) -> fx.GraphModule:
+    graph, keep = dense.graph, selection.keep
+    plan = PruningPlan.of(graph, keep)
+    agreement = None
+    if options.verify and not dense.on_meta:
+        with dense.stages("verifying"):
+            inputs = _oracle_inputs(dense, options.seed, notes)
+            agreement = mask_oracle(dense.module, pruned, graph, plan, keep, inputs)
+    whole = options.budget.whole if options.budget.kind == "flops" else None
+    pruned.meta[RECORD_KEY] = describe_inputs(dense.args, dense.kwargs)
+    pruned.meta["fxprune"] = Report(
+        model=dense.name,
+        method=method,
+        macs_before=graph.macs() if whole is None else whole,
+        macs_after=graph.macs(keep),
+        params_before=graph.params(),
+        params_after=graph.params(keep),
+        prunable_share=graph.prunable_share,
+        held=graph.held,
+        plan=plan,
+        rows=layer_rows(graph, keep, dense.kinds, _source_lines(dense.module), selection.frozen),
+        oracle_error=None if agreement is None else agreement.error,
+        oracle_error_in_double=None if agreement is None else agreement.in_double,
+        seconds=dict(dense.stages.seconds),
+        notes=tuple(notes),
+    )
+    return pruned
+
+
+def _source_lines(module: fx.GraphModule) -> dict[str, str]:
+    """Module or parameter name -> the user's source line that uses it first."""
+    lines = {
+        str(n.target): str(n.meta.get("source", "")) for n in reversed(module.graph.nodes) if n.op == "call_module"
+    }
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            user = next(iter(node.users), node)
+            lines.setdefault(str(node.target), str(user.meta.get("source", "")))
+    return lines
+
+
+def _oracle_inputs(dense: Dense, seed: int, notes: list[str]) -> Inputs:
+    """Fresh inputs with another batch size where the dense model takes one, else the example's own."""
+    fresh = _other_batch(dense.args, dense.kwargs, seed)
+    try:
+        with evaluated(dense.module), torch.no_grad():
+            dense.module.forward(*fresh[0], **fresh[1])  # torch.fx prints what fails in __call__
+        return fresh
+    except Exception:  # the dense model itself is bound to its example's batch size
+        notes.append("the recorded model does not run with another batch size; verified on the example inputs")
+        return dense.args, dense.kwargs

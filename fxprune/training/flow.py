@@ -1,0 +1,116 @@
+"""What every node of a recorded graph does with channels: it makes them, passes them on, or reads them up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import fx
+from torch.utils._pytree import tree_leaves
+
+from fxprune.channels import ChannelGraph
+from fxprune.labels.factors import Labels
+from fxprune.labels.propagate import TensorLabels
+
+Channels = frozenset[int]
+_NONE: Channels = frozenset()
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One node that computes tensors from tensors.
+
+    ``inputs``: the channels of every tensor it is given that is not made of parameters alone. ``out``: those of its
+    result. ``reads``: those it contracts. ``makes``: those of the result that it does not pass on. ``holds``: whether
+    it has parameters of channels that it passes on (a norm, a depthwise convolution, an added position embedding).
+    """
+
+    inputs: Mapping[fx.Node, Channels]
+    out: Channels
+    reads: Channels
+    makes: Channels
+    holds: bool
+
+
+def flows(module: fx.GraphModule, graph: ChannelGraph) -> dict[fx.Node, Flow]:
+    """Every node through which channels run, in graph order; parameters and what is made of them alone left out."""
+    result: dict[fx.Node, Flow] = {}
+    constant: set[fx.Node] = set()
+    own = _own_labels(module, graph)
+    for node in module.graph.nodes:
+        inputs = node.all_input_nodes
+        if node.op == "get_attr" or (inputs and all(i in constant for i in inputs)):
+            constant.add(node)
+        elif node.op not in ("placeholder", "output"):
+            flow = _flow(node, graph, constant, own)
+            if flow.out or any(flow.inputs.values()):
+                result[node] = flow
+    return result
+
+
+def node_labels(graph: ChannelGraph, node: fx.Node) -> list[TensorLabels]:
+    """What is known of the tensors a node computes."""
+    return [leaf for leaf in tree_leaves(graph.nodes.get(node.name)) if isinstance(leaf, TensorLabels)]
+
+
+def channels_in(labels: Labels) -> Channels:
+    """The channels of all factors."""
+    return _NONE.union(*(np.unique(f.ids.numpy()).tolist() for f in labels))
+
+
+def _flow(
+    node: fx.Node, graph: ChannelGraph, constant: set[fx.Node], own: Mapping[str, list[tuple[int, Labels]]]
+) -> Flow:
+    inputs = {
+        i: channels_in(tuple(f for known in node_labels(graph, i) for f in known.labels))
+        for i in node.all_input_nodes
+        if i not in constant
+    }
+    known = node_labels(graph, node)
+    if not known:  # a size, a number
+        return Flow({}, _NONE, _NONE, _NONE, False)
+    out = channels_in(tuple(f for tensor in known for f in tensor.labels))
+    given = _NONE.union(*inputs.values())
+    held = list(own.get(str(node.target), ())) if node.op == "call_module" else []
+    held += [(len(t.shape), t.labels) for i in node.all_input_nodes if i in constant for t in node_labels(graph, i)]
+    reads = _NONE
+    for ndim, labels in held:
+        for factor in labels if ndim > 1 else ():
+            channels = channels_in((factor,))
+            if channels <= given and (len(labels) > 1 or not channels & out):
+                reads |= channels
+    reads |= given - out
+    passed = given - reads
+    holds = any(channels_in(labels) & passed & out for _, labels in held)
+    return Flow(inputs, out, reads, out - passed, holds)
+
+
+def _own_labels(module: fx.GraphModule, graph: ChannelGraph) -> dict[str, list[tuple[int, Labels]]]:
+    """(number of dims, labels) of the parameters and buffers of every module that is a node."""
+    result: dict[str, list[tuple[int, Labels]]] = {}
+    for target in {str(n.target) for n in module.graph.nodes if n.op == "call_module"}:
+        owner = module.get_submodule(target)
+        names = [name for name, _ in (*owner.named_parameters(), *owner.named_buffers())]
+        held = [graph.by_name[f"{target}.{name}"] for name in names if f"{target}.{name}" in graph.by_name]
+        result[target] = [(len(p.shape), p.labels) for p in held]
+    return result
+
+
+def reading_parameters(module: fx.GraphModule, graph: ChannelGraph, node: fx.Node) -> Iterator[str]:
+    """Names of the parameters of two or more dims that a node has of its own, or is given as they are."""
+    names = [str(i.target) for i in node.all_input_nodes if i.op == "get_attr"]
+    if node.op == "call_module":
+        names += [f"{node.target}.{name}" for name, _ in module.get_submodule(str(node.target)).named_parameters()]
+    for name in names:
+        if name in graph.by_name and len(graph.by_name[name].shape) > 1:
+            yield name
+
+
+def producers(flow: Mapping[fx.Node, Flow]) -> dict[int, int]:
+    """How many nodes make each channel."""
+    count: dict[int, int] = {}
+    for step in flow.values():
+        for channel in step.makes:
+            count[channel] = count.get(channel, 0) + 1
+    return count

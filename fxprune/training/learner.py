@@ -1,0 +1,82 @@
+"""A training under way: what ``fxprune.attach`` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxprune.channels import ChannelGraph, ChannelGroup
+from fxprune.errors import InputError
+from fxprune.methods.learner import Hooks, Outcome, Site
+from fxprune.training.batches import Gaussian, Loss, distance
+from fxprune.training.flow import flows, producers
+from fxprune.training.gates import insert_gates
+
+
+class Training:
+    """A model to train, and what a method does around every step.
+
+    ``model``: a copy of the user's model, as a graph, in train mode; train its parameters that require gradients.
+    """
+
+    def __init__(
+        self,
+        model: fx.GraphModule,
+        hooks: Hooks,
+        graph: ChannelGraph,
+        record: Mapping[str, Any],
+        reference: Callable[[], fx.GraphModule],
+        finish: Callable[[Outcome], fx.GraphModule],
+    ):
+        self.model, self.graph = model, graph
+        self.hooks, self.record = hooks, record
+        self.notes: list[str] = []
+        self._reference, self._finish = reference, finish
+        self._finished = False
+
+    def loss(self, loss: Tensor) -> Tensor:
+        """The loss to call ``backward()`` on, from the task's loss."""
+        return self.hooks.loss(loss)
+
+    def after_backward(self) -> None:
+        """Call when the gradients are complete: after unscaling, before clipping and the optimizer's step."""
+        self.hooks.after_backward()
+
+    def after_step(self) -> None:
+        """Call after the optimizer's step."""
+        self.hooks.after_step()
+
+    def label_free(self, steps: int, batch: int, seed: int) -> tuple[Gaussian, Loss]:
+        """Random inputs with the dense model's own output on them as the target, and the loss that compares them."""
+        self.notes.append(
+            f"learned without labels: on {steps} batches of {batch} Gaussian inputs, against the dense model's output"
+        )
+        return Gaussian(self.record, self._reference(), steps, batch, seed), distance
+
+    def finish(self) -> fx.GraphModule:
+        """The pruned module, as ``fxprune.prune`` returns it; ``model`` is of no use afterwards.
+
+        Raises:
+            InputError: called a second time.
+            BudgetError, ModelError, VerificationError: see ``fxprune.prune``.
+        """
+        if self._finished:
+            raise InputError("finish() was called before. Attach again to train once more.")
+        outcome = self.hooks.outcome()
+        result = self._finish(replace(outcome, notes=(*self.notes, *outcome.notes)))
+        self._finished = True
+        return result
+
+
+def site_of(model: fx.GraphModule, graph: ChannelGraph, seed: int) -> Site:
+    """What a learner sees of a model that is to be trained."""
+    makes = producers(flows(model, graph))
+
+    def count(group: ChannelGroup) -> int:
+        return max((makes.get(int(c), 0) for c in group.channels.reshape(-1)), default=0)
+
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return Site(graph, model, named, count, lambda groups: insert_gates(model, graph, groups), seed)

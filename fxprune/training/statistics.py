@@ -1,0 +1,176 @@
+"""What criteria need of data, collected for all channels at once: gradients and activations.
+
+The model runs in eval mode. With several processes every one reads its share of the data, and the sums are reduced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from fxprune.analysis import placeholder_values
+from fxprune.channels import ChannelGraph
+from fxprune.errors import InputError, ModelError
+from fxprune.inputs import map_leaves, tensors_of
+from fxprune.labels.factors import Factor
+from fxprune.methods.registry import Need
+from fxprune.methods.state import Activation, Measured, Saliency, Scores, places_of
+from fxprune.training.batches import Batch, Loss, examples, loss_of
+from fxprune.training.distributed import process_count, summed
+from fxprune.training.flow import channels_in, flows, node_labels, reading_parameters
+
+
+def measure(
+    module: fx.GraphModule, graph: ChannelGraph, needs: Collection[Need], data: Any, loss_fn: Loss | None
+) -> Measured:
+    """Run ``module`` over ``data`` and collect what a criterion ``needs``; the module is left in eval mode.
+
+    Raises:
+        InputError: the data cannot be used.
+        ModelError: a loss is not finite.
+    """
+    module.eval()
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    batches = _Gradients(module, graph, whole=True) if "gradients" in needs else None
+    samples = _Gradients(module, graph, whole=False) if "sample_gradients" in needs else None
+    activations = _Activations(module, graph) if "activations" in needs else None
+    for number, batch in enumerate(examples(data, device)):
+        if batches is not None:
+            batches.add(batch, loss_fn, number)
+        if samples is not None:
+            for sample in _samples(batch):
+                samples.add(sample, loss_fn, number)
+        if activations is not None:
+            activations.add(batch)
+    return Measured(
+        None if batches is None else batches.result(),
+        None if samples is None else samples.result(),
+        () if activations is None else activations.result(),
+    )
+
+
+class _Gradients:
+    """Sums of ``T^2``, ``T`` the sum of gradient times weight over a slice.
+
+    ``whole``: a batch is one ``T``; with several processes each has a part of the batch, and ``T`` is their mean.
+    Otherwise every ``T`` stands for itself.
+    """
+
+    def __init__(self, module: fx.GraphModule, graph: ChannelGraph, whole: bool):
+        self._module, self._whole = module, whole
+        named = dict(module.named_parameters(remove_duplicate=False))
+        parameters = [p for p in graph.parameters if p.trainable and p.labels and p.name in named]
+        self._tensors = [named[p.name].requires_grad_(True) for p in parameters]
+        self._places = [places_of(p) for p in parameters]
+        self._all = [place for places in self._places for place in places]
+        self._joint = np.zeros(graph.channel_count)
+        self._sums = [np.zeros(len(place.channels)) for place in self._all]
+        self._count = 0
+
+    def add(self, batch: Batch, loss_fn: Loss | None, number: int) -> None:
+        args, kwargs, target = batch
+        with torch.enable_grad():
+            loss = loss_of(loss_fn, self._module.forward(*args, **kwargs), target, number)
+        if not bool(torch.isfinite(loss)):
+            raise ModelError(f"The loss of batch {number} of data is {float(loss)}, so nothing can be scored.")
+        gradients = torch.autograd.grad(loss, self._tensors, allow_unused=True)
+        found: list[Scores] = []
+        for places, tensor, gradient in zip(self._places, self._tensors, gradients, strict=True):
+            product = None if gradient is None else gradient.double() * tensor.detach().double()
+            found += [np.zeros(len(p.channels)) if product is None else p.sums(product) for p in places]
+        if self._whole:
+            found = [total / process_count() for total in summed(found)]
+        joint = np.zeros(len(self._joint))
+        for place, total, sums in zip(self._all, self._sums, found, strict=True):
+            joint[place.channels] += sums
+            total += sums**2
+        self._joint += joint**2
+        self._count += 1
+
+    def result(self) -> Saliency:
+        count, joint, *sums = [np.array([float(self._count)]), self._joint, *self._sums]
+        if not self._whole:
+            count, joint, *sums = summed([count, joint, *sums])
+        places = [(place.channels, total / count) for place, total in zip(self._all, sums, strict=True)]
+        return Saliency(joint / count, places)
+
+
+class _Activations(fx.Interpreter):
+    """Sums over every tensor whose channels a node reads."""
+
+    def __init__(self, module: fx.GraphModule, graph: ChannelGraph):
+        super().__init__(module)
+        self._recorded = module
+        self._read: dict[fx.Node, list[tuple[fx.Node, _Read]]] = {}
+        for node, flow in flows(module, graph).items():
+            names = tuple(reading_parameters(module, graph, node))
+            for source, channels in flow.inputs.items():
+                known = node_labels(graph, source)
+                if channels & flow.reads and len(known) == 1:
+                    reads = [_Read(factor, names) for factor in known[0].labels if channels_in((factor,)) <= flow.reads]
+                    self._read.setdefault(node, []).extend((source, read) for read in reads)
+
+    def add(self, batch: Batch) -> None:
+        args, kwargs, _ = batch
+        with torch.no_grad():
+            self.run(*placeholder_values(self._recorded, args, kwargs))
+
+    def run_node(self, n: fx.Node) -> Any:
+        for source, read in self._read.get(n, ()):
+            value = self.env[source]
+            if isinstance(value, Tensor):
+                read.add(value)
+        return super().run_node(n)
+
+    def result(self) -> tuple[Activation, ...]:
+        found = []
+        for node, reads in self._read.items():
+            for _, read in reads:
+                count, *sums = summed([read.count, *read.sums])
+                absolute, square, nonzero = (total / np.maximum(count, 1) for total in sums)
+                found.append(Activation(node.name, read.parameters, read.channels, absolute, square, nonzero))
+        return tuple(found)
+
+
+class _Read:
+    """Sums over one tensor, channel by channel."""
+
+    def __init__(self, factor: Factor, parameters: tuple[str, ...]):
+        self.parameters = parameters
+        self._factor = factor
+        self.channels, position = np.unique(factor.ids.numpy().reshape(-1), return_inverse=True)
+        self._position = position.reshape(-1)
+        self.count = np.zeros(len(self.channels))
+        self.sums = [np.zeros(len(self.channels)) for _ in range(3)]
+
+    def add(self, value: Tensor) -> None:
+        ids = self._factor.ids
+        if ids.ndim != value.ndim or any(i not in (1, s) for i, s in zip(ids.shape, value.shape, strict=True)):
+            raise InputError(
+                f"A tensor of shape {list(value.shape)} has other channels than in the recorded run. Activations are "
+                "measured on inputs of the example's size (the batch may differ)."
+            )
+        over = [d for d, size in enumerate(ids.shape) if size == 1]
+        entries = value.numel() / ids.numel()
+        self.count += np.bincount(self._position, minlength=len(self.channels)) * entries
+        x = value.detach().float()
+        for total, part in zip(self.sums, (x.abs(), x**2, (x != 0).float()), strict=True):
+            sums = part.sum(dim=over, keepdim=True) if over else part
+            total += np.bincount(self._position, sums.double().cpu().numpy().reshape(-1), len(self.channels))
+
+
+def _samples(batch: Batch) -> Iterator[Batch]:
+    """A batch taken apart into batches of one; tensors of another length belong to every sample."""
+    size = tensors_of(batch[:2])[0].shape[0]
+    for index in range(size):
+
+        def one(leaf: Any, index: int = index) -> Any:
+            batched = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
+            return leaf[index : index + 1] if batched else leaf
+
+        args, kwargs, target = map_leaves(one, tuple(batch))
+        yield args, kwargs, target
