@@ -22,15 +22,20 @@ class Flow:
     """One node that computes tensors from tensors.
 
     ``inputs``: the channels of every tensor it is given that is not made of parameters alone. ``out``: those of its
-    result. ``reads``: those it contracts. ``makes``: those of the result that it does not pass on. ``holds``: whether
-    it has parameters of channels that it passes on (a norm, a depthwise convolution, an added position embedding).
+    result. ``reads``: those it contracts or reduces. ``makes``: those of the result that it does not pass on.
+    ``holds``: those it passes on and has parameters for (a norm, a depthwise convolution, an added position embedding).
     """
 
     inputs: Mapping[fx.Node, Channels]
     out: Channels
     reads: Channels
     makes: Channels
-    holds: bool
+    holds: Channels
+
+    @property
+    def passes(self) -> Channels:
+        """Those of the inputs that are in the result."""
+        return self.out - self.makes
 
 
 def flows(module: fx.GraphModule, graph: ChannelGraph) -> dict[fx.Node, Flow]:
@@ -38,12 +43,14 @@ def flows(module: fx.GraphModule, graph: ChannelGraph) -> dict[fx.Node, Flow]:
     result: dict[fx.Node, Flow] = {}
     constant: set[fx.Node] = set()
     own = _own_labels(module, graph)
+    contractions = {term.node for term in graph.terms}
+    mixing = contractions | {statistic.node for statistic in graph.statistics}
     for node in module.graph.nodes:
-        inputs = node.all_input_nodes
-        if node.op == "get_attr" or (inputs and all(i in constant for i in inputs)):
+        tensors = [i for i in node.all_input_nodes if i in constant or node_labels(graph, i)]
+        if node.op == "get_attr" or (tensors and all(i in constant for i in tensors)):
             constant.add(node)
         elif node.op not in ("placeholder", "output"):
-            flow = _flow(node, graph, constant, own)
+            flow = _flow(node, graph, constant, own, node.name in contractions, node.name in mixing)
             if flow.out or any(flow.inputs.values()):
                 result[node] = flow
     return result
@@ -60,7 +67,12 @@ def channels_in(labels: Labels) -> Channels:
 
 
 def _flow(
-    node: fx.Node, graph: ChannelGraph, constant: set[fx.Node], own: Mapping[str, list[tuple[int, Labels]]]
+    node: fx.Node,
+    graph: ChannelGraph,
+    constant: set[fx.Node],
+    own: Mapping[str, list[tuple[int, Labels]]],
+    contracts: bool,
+    mixes: bool,
 ) -> Flow:
     inputs = {
         i: channels_in(tuple(f for known in node_labels(graph, i) for f in known.labels))
@@ -69,20 +81,21 @@ def _flow(
     }
     known = node_labels(graph, node)
     if not known:  # a size, a number
-        return Flow({}, _NONE, _NONE, _NONE, False)
+        return Flow({}, _NONE, _NONE, _NONE, _NONE)
     out = channels_in(tuple(f for tensor in known for f in tensor.labels))
     given = _NONE.union(*inputs.values())
     held = list(own.get(str(node.target), ())) if node.op == "call_module" else []
     held += [(len(t.shape), t.labels) for i in node.all_input_nodes if i in constant for t in node_labels(graph, i)]
     reads = _NONE
     for ndim, labels in held:
-        for factor in labels if ndim > 1 else ():
+        for factor in labels if contracts and ndim > 1 else ():
             channels = channels_in((factor,))
             if channels <= given and (len(labels) > 1 or not channels & out):
                 reads |= channels
-    reads |= given - out
+    if mixes:
+        reads |= given - out
     passed = given - reads
-    holds = any(channels_in(labels) & passed & out for _, labels in held)
+    holds = _NONE.union(*(channels_in(labels) for _, labels in held)) & passed & out
     return Flow(inputs, out, reads, out - passed, holds)
 
 

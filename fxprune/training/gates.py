@@ -17,6 +17,7 @@ from fxprune.methods.learner import Gates
 from fxprune.training.flow import Channels, Flow, flows, node_labels
 
 BANK = "_fxprune_gates"
+_NONE: Channels = frozenset()
 
 
 class GateBank(nn.Module):
@@ -58,18 +59,26 @@ def insert_gates(module: fx.GraphModule, graph: ChannelGraph, groups: Sequence[C
     steps = flows(module, graph)
     ahead = _holders_ahead(steps)
     gated = frozenset(c for group in groups for c in group.channels.reshape(-1).tolist())
+    several = {node for node in steps if len(node_labels(graph, node)) > 1}  # their parts are gated instead
+    waiting: dict[fx.Node, Channels] = {}
     sites = 0
     for node, step in steps.items():
+        late = _NONE.union(*(waiting.get(source, _NONE) & step.passes for source in step.inputs))
         for source, channels in step.inputs.items():
-            if source in steps and ahead[source] and not step.holds and not ahead[node] and channels & gated:
+            # What a later node holds on another path from here was not gated before; on this path it is now.
+            here = channels & ahead.get(source, _NONE) & gated - step.holds
+            here = (here & step.reads) | (here & step.passes - ahead[node])
+            if here and source in several:
+                late |= here & step.passes
+            elif here:
                 with module.graph.inserting_before(node):
-                    gate = _gate(module, graph, bank, position, source, sites, None)
+                    gate = _gate(module, graph, bank, position, source, sites, here)
                 node.replace_input_with(source, gate)
                 sites += 1
-        if ahead[node]:
-            continue
-        here = (step.out if step.holds else step.makes) & gated
-        if here:
+        here = ((step.makes | step.holds) & gated - ahead[node]) | late
+        if here and node in several:
+            waiting[node] = here
+        elif here:
             users = list(node.users)
             with module.graph.inserting_after(node):
                 gate = _gate(module, graph, bank, position, node, sites, here)
@@ -81,12 +90,13 @@ def insert_gates(module: fx.GraphModule, graph: ChannelGraph, groups: Sequence[C
     return Gates(bank.values, index)
 
 
-def _holders_ahead(steps: Mapping[fx.Node, Flow]) -> dict[fx.Node, bool]:
-    """Does a later node that the same channels pass hold parameters of theirs?"""
-    ahead: dict[fx.Node, bool] = {}
+def _holders_ahead(steps: Mapping[fx.Node, Flow]) -> dict[fx.Node, Channels]:
+    """The channels that a later node passes on and holds parameters for."""
+    ahead: dict[fx.Node, Channels] = {}
     for node in reversed([*steps]):
-        users = [u for u in node.users if u in steps and (steps[u].inputs.get(node, frozenset()) - steps[u].reads)]
-        ahead[node] = any(steps[u].holds or ahead[u] for u in users)
+        users = [(u, steps[u]) for u in node.users if u in steps]
+        held = [flow.inputs[node] & flow.passes & (flow.holds | ahead[user]) for user, flow in users]
+        ahead[node] = _NONE.union(*held)
     return ahead
 
 
@@ -97,7 +107,7 @@ def _gate(
     position: Tensor,
     node: fx.Node,
     number: int,
-    only: Channels | None,
+    only: Channels,
 ) -> fx.Node:
     """A gate on the result of ``node``, of the channels ``only``, placed where the graph's insert point is."""
     known = node_labels(graph, node)
@@ -107,10 +117,9 @@ def _gate(
     return module.graph.call_module(name, (node,))
 
 
-def _indices(known: TensorLabels, position: Tensor, none: int, only: Channels | None) -> list[Tensor]:
-    if only is not None:
-        allowed = torch.zeros(len(position), dtype=torch.bool)
-        allowed[sorted(only)] = True
-        position = torch.where(allowed, position, none)
+def _indices(known: TensorLabels, position: Tensor, none: int, only: Channels) -> list[Tensor]:
+    allowed = torch.zeros(len(position), dtype=torch.bool)
+    allowed[sorted(only)] = True
+    position = torch.where(allowed, position, none)
     indices = [position[factor.ids] for factor in known.labels]
     return [ids for ids in indices if bool((ids != none).any())]
