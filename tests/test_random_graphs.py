@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomise
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
@@ -818,6 +818,13 @@ def check_prune(spec: NetSpec, plan: dict[str, Any]) -> bool:
 
 @settings(SETTINGS, max_examples=220)
 @given(spec=nets(BLOCKS), plan=plans)
+@example(  # fewer channels than heads: (C // heads) ** -0.5 has no value in the smaller graph
+    spec=NetSpec(4, ((Attention, 4, 2),), 0, 0),
+    plan={
+        "method": "random", "seed": 0, "budget": "channels", "ratio": 0.375, "scope": "global", "round_to": 1,
+        "min_channels": 1, "attention": "head_dim", "exact": False,
+    },
+)  # fmt: skip
 def test_a_random_plan_on_a_random_network(spec: NetSpec, plan: dict[str, Any]) -> None:
     check_prune(spec, plan)
 

@@ -24,6 +24,13 @@ from fxprune.labels.propagate import TensorLabels
 from fxprune.rewriting.slicing import adapt
 
 
+class _Undefined:
+    """A number that cannot be computed from the new sizes: it equals no size, and as a number the dense one is kept."""
+
+
+UNDEFINED = _Undefined()
+
+
 class UnrepairableError(Exception):
     """A node whose arguments cannot follow the plan. ``channels``: those that must stay then."""
 
@@ -66,6 +73,10 @@ class Repair:
                     repair(self, node)
                 self._freeze_numbers(node)
             self.values[node] = self._value(node)
+        for node in reversed([n for n, value in self.values.items() if value is UNDEFINED]):
+            if node.users:
+                raise UnrepairableError(node, "a number cannot be computed from the sizes that are left")
+            self.module.graph.erase_node(node)
 
     # -- what is known of a node --------------------------------------------------------------------------------
 
@@ -191,15 +202,18 @@ class Repair:
         known = self.dense(node)
         if any(isinstance(leaf, TensorLabels) for leaf in tree_flatten(known)[0]):
             return tree_map(self._meta, known)
-        if node.op == "placeholder":
+        if node.op not in ("call_method", "call_function"):
             return known
-        if node.op == "call_method":
-            args, kwargs = self.value(node.args), self.value(node.kwargs)
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        if node.op == "call_function":
-            target: Any = node.target
-            return target(*self.value(node.args), **self.value(node.kwargs))
-        return known
+        args, kwargs = self.value(node.args), self.value(node.kwargs)
+        if any(leaf is UNDEFINED for leaf in tree_flatten((args, kwargs))[0]):
+            return UNDEFINED
+        target: Any = node.target
+        try:
+            return (
+                getattr(args[0], target)(*args[1:], **kwargs) if node.op == "call_method" else target(*args, **kwargs)
+            )
+        except ArithmeticError:  # (C // heads) ** -0.5 with fewer channels than heads
+            return UNDEFINED
 
     def _meta(self, known: Any) -> Any:
         if not isinstance(known, TensorLabels):
