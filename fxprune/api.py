@@ -33,7 +33,7 @@ from fxprune.pipeline import (
     rewrite_as,
 )
 from fxprune.plan import PruningPlan
-from fxprune.training import Loop, Loss, Training, fit, measure, reset_parameters, site_of
+from fxprune.training import Loop, Loss, Training, fit, measure, reset_parameters, seeded, site_of
 from fxprune.training.distributed import from_first
 from fxprune.training.gates import BANK
 from fxprune.verify import Inputs, zero_slices
@@ -177,7 +177,8 @@ def prune(
         if data is None:
             learner: Any = request.method
             data, loss_fn = training.label_free(learner.steps, learner.batch, seed)
-        fit(training, data, loss_fn, epochs or 1, loop or Loop(), resume=resume, progress=progress)
+        with seeded(seed):
+            fit(training, data, loss_fn, epochs or 1, loop or Loop(), resume=resume, progress=progress)
         return training.finish()
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     if submodule is not None:
@@ -257,13 +258,10 @@ def attach(
     site = site_of(live, dense.graph, seed)
 
     def finish(outcome: Outcome) -> fx.GraphModule:
-        budget = options.budget
-        if outcome.channels is not None:
-            budget = replace(budget, kind="channels", ratio=outcome.channels, whole=None)
         trained = dense.trained(live, BANK)
         scores = from_first(list(outcome.scores))
         notes = list(outcome.notes)
-        pruned = compress(trained, scores, replace(options, budget=budget), request.name, notes)
+        pruned = compress(trained, scores, replace(options, threshold=outcome.threshold), request.name, notes)
         if outcome.reinitialise:
             drawn = reset_parameters(pruned, seed)
             note = "weights initialised anew" + (f"; drawn like their values: {', '.join(drawn)}" if drawn else "")

@@ -88,6 +88,7 @@ def select(
     round_to: int = 1,
     min_channels: int = 1,
     max_ratio: Mapping[str, float] | None = None,
+    threshold: float | None = None,
 ) -> Selection:
     """Choose the channels that stay.
 
@@ -101,6 +102,7 @@ def select(
         round_to: kept channels of every group are a multiple of this (unless the group stays whole).
         min_channels: at least so many stay along every dimension of every tensor.
         max_ratio: name pattern of parameters or layers -> the largest share of their groups' channels that may go.
+        threshold: cut all scores up to this one, as far as the other arguments allow, instead of meeting the budget.
 
     Raises:
         InputError: a pattern that fits nothing.
@@ -132,6 +134,8 @@ def select(
         keep[going[: ends[count]]] = False
         return keep
 
+    if threshold is not None:
+        return Selection(keep_after(sum(unit.score <= threshold for unit in units)), frozen)
     if cost(keep_after(len(units))) > limit:
         floor = keep_after(len(units))
         raise BudgetError(_unreachable(graph, budget, floor, cost, whole, frozen), floor)

@@ -51,7 +51,11 @@ class Stages:
 
 @dataclass(frozen=True)
 class Options:
-    """What may be cut, and how it is proven. ``max_ratio``: name pattern -> largest share of a group that may go."""
+    """What may be cut, and how it is proven.
+
+    ``max_ratio``: name pattern -> largest share of a group that may go. ``threshold``: cut the scores up to this one,
+    whatever the budget.
+    """
 
     budget: Budget
     scope: Scope = "global"
@@ -59,6 +63,7 @@ class Options:
     round_to: int = 1
     min_channels: int = 1
     max_ratio: Mapping[str, float] = field(default_factory=dict)
+    threshold: float | None = None
     verify: bool = True
     seed: int = 0
 
@@ -145,7 +150,7 @@ def choose(
     try:
         return select(
             graph, scores, options.budget, scope=options.scope, exact=options.exact, round_to=options.round_to,
-            min_channels=options.min_channels, max_ratio=options.max_ratio,
+            min_channels=options.min_channels, max_ratio=options.max_ratio, threshold=options.threshold,
         ), None  # fmt: skip
     except BudgetError as error:
         return Selection(error.floor, {}), error

@@ -26,10 +26,16 @@ Loader = DataLoader[Any]
 TEST_SHARE = 0.2
 
 
-def loaders(train: Dataset[Any], test: Dataset[Any], batch: int, seed: int = 0) -> tuple[Loader, Loader]:
-    """Batches: of ``train`` in an order that is drawn anew from ``seed`` for every epoch, of ``test`` in its own."""
+def loaders(
+    train: Dataset[Any], test: Dataset[Any], batch: int, seed: int = 0, workers: int = 0
+) -> tuple[Loader, Loader]:
+    """Batches: of ``train`` in an order that is drawn anew from ``seed`` for every epoch, of ``test`` in its own.
+
+    ``workers``: processes that read the images; 0: this one.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(train, batch, shuffle=True, generator=generator), DataLoader(test, batch)
+    shuffled = DataLoader(train, batch, shuffle=True, generator=generator, num_workers=workers)
+    return shuffled, DataLoader(test, batch, num_workers=workers)
 
 
 # -- what comes with scikit-learn --------------------------------------------------------------------------------------

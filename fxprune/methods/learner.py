@@ -62,12 +62,12 @@ class Outcome:
     """What a learner says in the end.
 
     ``scores``: for every group of the graph ``[blocks, size]``, or None to leave it alone; compared as they are.
-    ``channels``: the share of prunable channels to keep, for methods that prune by percentage; None: by the budget.
+    ``threshold``: the largest score that goes, for methods that say so themselves; None: by the budget.
     ``reinitialise``: the weights of the smaller network are drawn anew. ``notes``: for the report.
     """
 
     scores: Sequence[Scores | None]
-    channels: float | None = None
+    threshold: float | None = None
     reinitialise: bool = False
     notes: tuple[str, ...] = ()
 

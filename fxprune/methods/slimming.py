@@ -32,7 +32,8 @@ class Slimming:
         strength: lambda of eq. 1; the paper takes 1e-4 for VGG, 1e-5 for ResNet and DenseNet.
         gamma: the scales' value before training; the paper trains from scratch with 0.5. None: as they are.
         percent: prune this share of all channels by one global threshold, as the paper does, instead of a budget. Of
-            ``N`` channels ``N - int(N * percent) - 1`` stay (the threshold itself goes), and at least one per layer.
+            ``N`` channels ``N - int(N * percent) - 1`` stay (the threshold itself goes) where ``min_channels`` and
+            ``max_ratio`` allow it.
         inner_only: leave channels alone that more than one layer makes (the paper's residual networks).
     """
 
@@ -94,8 +95,8 @@ class _Run(Hooks):
     def outcome(self) -> Outcome:
         graph, options = self._site.graph, self._options
         scores = self._scores(self._groups)
-        share = None
-        if options.percent is not None:
-            count = int(sum(s.size for s in scores.values()))
-            share = max(count - int(count * options.percent) - 1, 1) / max(count, 1)
-        return Outcome([scores.get(group.name) for group in graph.groups], channels=share)
+        threshold = None
+        if options.percent is not None and scores:
+            everything = np.sort(np.concatenate([s.reshape(-1) for s in scores.values()]))
+            threshold = float(everything[int(len(everything) * options.percent)])
+        return Outcome([scores.get(group.name) for group in graph.groups], threshold=threshold)

@@ -122,7 +122,7 @@ class _Run:
                 loss = loss_of(self._loss_fn, output, target, number)
                 total = training.loss(loss)
             if not bool(torch.isfinite(total)):
-                raise ModelError(self._not_finite(float(total), number))
+                raise ModelError(self._not_finite(float(total.detach()), number))
             self._scaler.scale(total).backward()
             self._scaler.unscale_(self._optimizer)
             self._average_gradients()

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's random numbers from ``seed`` inside; as they were afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def reset_parameters(module: nn.Module, seed: int) -> list[str]:
@@ -22,9 +33,7 @@ def reset_parameters(module: nn.Module, seed: int) -> list[str]:
     """
     drawn = []
     done: set[int] = set()
-    devices = sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.no_grad():
         for layer in module.modules():
             reset = getattr(layer, "reset_parameters", None)
             if callable(reset):

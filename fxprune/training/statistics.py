@@ -76,7 +76,7 @@ class _Gradients:
         with torch.enable_grad():
             loss = loss_of(loss_fn, self._module.forward(*args, **kwargs), target, number)
         if not bool(torch.isfinite(loss)):
-            raise ModelError(f"The loss of batch {number} of data is {float(loss)}, so nothing can be scored.")
+            raise ModelError(f"The loss of batch {number} of data is {float(loss.detach())}, so nothing can be scored.")
         gradients = torch.autograd.grad(loss, self._tensors, allow_unused=True)
         found: list[Scores] = []
         for places, tensor, gradient in zip(self._places, self._tensors, gradients, strict=True):

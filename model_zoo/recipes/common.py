@@ -1,0 +1,295 @@
+"""What the recipes share: arguments, data, stages of training, and what a run leaves behind.
+
+A recipe is a sequence of stages. Each runs in fxprune's own loop, which writes a checkpoint after every epoch; with
+``--resume`` the stages that were finished are read back, and the one that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.utils.data import Dataset, Subset
+
+import fxprune
+from fxprune.files import replacing
+from fxprune.methods import Hooks, Outcome, Site
+from fxprune.text import quantity
+from model_zoo import data
+from model_zoo.data import Loader
+from model_zoo.records import header
+
+T = TypeVar("T")
+Images = Dataset[Any]
+
+CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "imagenet": 1000}
+SMOKE_SIDES = {"cifar10": 16, "cifar100": 16, "mnist": 28, "imagenet": 64}  # pixels
+SMOKE_CLASSES = 10
+SMOKE_TRAIN, SMOKE_TEST = 512, 64  # images
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """How a paper trains.
+
+    ``drops``: after which shares of the epochs the rate is divided by ten; None: it falls to zero along a cosine.
+    ``kernels_only``: no weight decay of biases, norms and depthwise convolutions.
+    """
+
+    epochs: int
+    batch: int
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    drops: tuple[float, ...] | None = (0.5, 0.75)
+    kernels_only: bool = False
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        decayed, others = [], []
+        for parameter in parameters:
+            (others if self.kernels_only and not _is_kernel(parameter) else decayed).append(parameter)
+        groups: list[dict[str, Any]] = [{"params": decayed}]
+        if others:
+            groups.append({"params": others, "weight_decay": 0.0})
+        return torch.optim.SGD(
+            groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+        )
+
+    def schedule(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler:
+        if self.drops is None:
+            return CosineAnnealingLR(optimizer, epochs)
+        return MultiStepLR(optimizer, sorted({max(1, round(epochs * share)) for share in self.drops}))
+
+
+def _is_kernel(parameter: Tensor) -> bool:
+    """A matrix, or a convolution that is not depthwise: optimizers are given parameters without their layers."""
+    depthwise = parameter.ndim == 4 and parameter.shape[1] == 1 and parameter.shape[2] > 1
+    return parameter.ndim > 1 and not depthwise
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A method that trains and cuts nothing: fxprune's loop, with its checkpoints, for networks as they are."""
+
+    def attach(self, site: Site) -> Hooks:
+        return _Plain(site)
+
+
+class _Plain(Hooks):
+    def __init__(self, site: Site):
+        self._site = site
+
+    def trained(self) -> Iterable[nn.Parameter]:
+        return self._site.model.parameters()
+
+    def outcome(self) -> Outcome:
+        return Outcome([np.zeros(group.channels.shape) for group in self._site.graph.groups])
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options of all recipes; the description is the recipe's docstring."""
+    result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    add("--data", type=Path, metavar="DIR", help="the data set, as torchvision would have downloaded it")
+    add("--smoke", action="store_true", help="the same code in seconds: a narrow network, two batches of drawn images")
+    add("--out", type=Path, default=Path("runs"), metavar="DIR", help="for results and checkpoints (default: runs)")
+    add("--resume", action="store_true", help="continue from the checkpoints of the same run")
+    add("--seed", type=int, default=0)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--amp", action="store_true", help="train in mixed precision; the papers did not")
+    add("--workers", type=int, default=0, help="processes that read images")
+    add("--baseline", action=argparse.BooleanOptionalAction, default=True, help="train the dense network, too")
+    return result
+
+
+def share(text: str) -> float:
+    """An argument between 0 and 1."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def positive(text: str) -> int:
+    """An argument that counts, from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def start(recipe: str, arguments: argparse.ArgumentParser, options: argparse.Namespace) -> Run:
+    """The run with these options, which name the ``dataset``; what cannot be used ends the program with exit code 2."""
+    if options.smoke:
+        train, test = _drawn(options.dataset)
+    elif options.data is None:
+        arguments.error(f"pass --data DIR, where {options.dataset} is, or --smoke for a run of seconds without it")
+    else:
+        try:
+            train, test = data.load(options.dataset, options.data)
+        except FileNotFoundError as error:
+            arguments.error(str(error))
+    return Run(recipe, options, train, test)
+
+
+def _drawn(dataset: str) -> tuple[Images, Images]:
+    side = SMOKE_SIDES[dataset]
+    if dataset == "mnist":
+        return data.digits(side)
+    return data.glyphs(SMOKE_TRAIN, side, SMOKE_CLASSES), data.glyphs(SMOKE_TEST, side, SMOKE_CLASSES, seed=1)
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def transformed(images: Images, transform: Any) -> Images:
+    """The same images, given by ``transform``; drawn ones are as they are."""
+    result: Any = copy.copy(images)
+    if hasattr(result, "transform"):
+        result.transform = transform
+    return result
+
+
+def split(images: Images, held: Sequence[int], test: Images) -> tuple[Images, Images]:
+    """Those that are not held out, and those at ``held``, neither cropped nor mirrored but as the test images are."""
+    out = set(held)
+    rest = [i for i in range(len(images)) if i not in out]  # type: ignore[arg-type]
+    return Subset(images, rest), Subset(transformed(images, getattr(test, "transform", None)), held)
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+ANYWHERE = {"data", "out", "resume", "device", "amp", "workers", "baseline", "smoke"}  # what results do not depend on
+
+
+def _word(setting: tuple[str, Any]) -> str:
+    """A setting in the name of a folder."""
+    name, value = setting
+    if isinstance(value, bool):
+        return name if value else f"no_{name}"
+    return value if isinstance(value, str) else f"{name}{value}"
+
+
+class Run:
+    """One run of a recipe: its options, its data, and the stages it is made of."""
+
+    def __init__(self, recipe: str, options: argparse.Namespace, train: Images, test: Images):
+        self.options, self.images, self.test = options, train, test
+        self.device = torch.device(options.device)
+        self.example: Tensor = train[0][0][None].to(self.device)
+        self._recipe, self._seconds = recipe, dict[str, float]()
+        first = {name: value for name in ("dataset", "network") if (value := vars(options).get(name))}
+        self._settings = first | {name: value for name, value in vars(options).items() if name not in ANYWHERE}
+        self._folder = options.out / "-".join([recipe, *map(_word, self._settings.items()), *self.pick([], ["smoke"])])
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def pick(self, paper: T, smoke: T) -> T:
+        """What the paper has, or what a smoke run has instead."""
+        return smoke if self.options.smoke else paper
+
+    def shortened(self, settings: Sgd) -> Sgd:
+        return self.pick(settings, replace(settings, epochs=1))
+
+    def network(self, make: Callable[..., nn.Module], **options: Any) -> nn.Module:
+        """A network with the weights of the seed."""
+        self.reseed()
+        classes = self.pick(CLASSES[self.options.dataset], SMOKE_CLASSES)
+        return make(num_classes=classes, in_channels=self.example.shape[1], **options).to(self.device)
+
+    def reseed(self) -> None:
+        torch.manual_seed(self.options.seed)
+
+    def batches(self, batch: int, images: Images | None = None, others: Images | None = None) -> tuple[Loader, Loader]:
+        """Of the training images, in a new order in every epoch, and of the test images; or of others."""
+        train, test = images or self.images, others or self.test
+        return data.loaders(train, test, batch, self.options.seed, self.options.workers)
+
+    def loop(self, stage: str, **settings: Any) -> dict[str, Any]:
+        """The arguments ``loop`` and ``resume`` of a stage."""
+        checkpoint = self.file(f"{stage}.checkpoint.pt")
+        loop = fxprune.Loop(device=self.device, amp=self.options.amp, checkpoint=checkpoint, **settings)
+        return {"loop": loop, "resume": checkpoint if self.options.resume and checkpoint.exists() else None}
+
+    def train(self, stage: str, model: nn.Module, settings: Sgd) -> fx.GraphModule:
+        """The network after a training on all training images."""
+        with self.timed(stage):
+            trained: fx.GraphModule = fxprune.prune(
+                model, self.example, method=Plain(), channels=1.0, data=self.batches(settings.batch)[0],
+                epochs=settings.epochs, seed=self.options.seed, verify=False,
+                **self.loop(stage, optimizer=settings.optimizer, schedule=settings.schedule),
+            )  # fmt: skip
+        return trained
+
+    def baseline(self, model: nn.Module, settings: Sgd) -> dict[str, Any]:
+        """The figures of the dense network, trained unless ``--no-baseline``."""
+        if not self.options.baseline:
+            return self.figures(model) | {"accuracy": None}
+        return self.figures(self.train("baseline", model, settings))
+
+    def figures(self, model: nn.Module) -> dict[str, Any]:
+        """MACs of one image, parameters, and the accuracy on the test images."""
+        graph = fxprune.analyze(model, self.example)
+        return {"macs": graph.macs(), "params": graph.params(), "accuracy": self.accuracy(model)}
+
+    def accuracy(self, model: nn.Module, batch: int = 256) -> float:
+        """The share of test images whose class the network finds."""
+        right = count = 0
+        model.eval()
+        with torch.no_grad():
+            for images, labels in self.batches(batch)[1]:
+                found = model(images.to(self.device)).argmax(1).cpu()
+                right, count = right + int((found == labels).sum()), count + len(labels)
+        return right / count
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self._seconds[stage] = round(time.perf_counter() - begun, 1)
+
+    # -- what it leaves behind -----------------------------------------------------------------------------------------
+
+    def file(self, name: str) -> Path:
+        """In the run's own folder: runs with other settings leave it alone."""
+        return self._folder / name
+
+    def keep(self, plan: fxprune.PruningPlan, trained: nn.Module, name: str = "pruned") -> None:
+        """The plan, for ``fxprune.apply``, and the weights to load into what that returns."""
+        plan.save(self.file(f"{name}.plan.json"))
+        with replacing(self.file(f"{name}.pt")) as draft:
+            torch.save({key: value.cpu() for key, value in trained.state_dict().items()}, draft)
+
+    def result(self, dense: dict[str, Any], pruned: dict[str, Any], **others: Any) -> None:
+        """One more line in ``results.jsonl``, and a summary on stdout."""
+        line = {
+            "recipe": self._recipe,
+            "smoke": self.options.smoke,
+            **self._settings,
+            "dense": dense,
+            **others,
+            "pruned": pruned,
+            "seconds": dict(self._seconds),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "versions": header(f"python -m model_zoo.recipes.{self._recipe}"),
+        }
+        with (self.options.out / "results.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, figures in (("dense", dense), ("pruned", pruned)):
+            accuracy = "not trained" if figures["accuracy"] is None else f"accuracy {figures['accuracy']:.2%}"
+            print(f"{name:<8}{quantity(figures['macs'])} MACs, {quantity(figures['params'])} parameters, {accuracy}")

@@ -1,0 +1,244 @@
+"""Pruning from Scratch, by the letter of the paper's code: regulariser, gates, snapshots, widths, new weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import Unchanged, image, make
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxprune
+from fxprune.budget import Budget, select
+from fxprune.errors import BudgetError, InputError
+from fxprune.methods import Scratch
+from fxprune.methods.scratch import scratch_b_epochs
+from fxprune.training import Training
+from model_zoo import papers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def labelled(count: int = 32, classes: int = 10, batch: int = 16) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, 3, 8, 8, generator=generator)
+    return DataLoader(TensorDataset(x, torch.randint(0, classes, (count,), generator=generator)), batch)
+
+
+def begun(model: nn.Module | None = None, **options: Any) -> Training:
+    return fxprune.attach(model or make(), image(), method=Scratch(**options), flops=0.5, progress=False)
+
+
+def gates_of(training: Training) -> nn.Parameter:
+    (gates,) = (p for p in training.model.parameters() if p.requires_grad)
+    return gates
+
+
+def step(training: Training, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    loss = training.loss(F.cross_entropy(training.model(x), y))
+    optimizer.zero_grad()
+    loss.backward()
+    training.after_backward()
+    optimizer.step()
+    training.after_step()
+
+
+@pytest.mark.parametrize(("strength", "sparsity", "expected"), [(0.5, 0.2, 0.32), (0.05, 0.5, 0.0125)])
+def test_the_regulariser_at_the_start(strength: float, sparsity: float, expected: float) -> None:
+    training = begun(strength=strength, sparsity=sparsity)
+    assert float(training.loss(torch.zeros(())).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradient_of_the_regulariser() -> None:
+    training = begun(strength=0.5, sparsity=0.3)
+    gates = gates_of(training)
+    with torch.no_grad():
+        gates.copy_(torch.linspace(0, 1, len(gates)))
+    training.loss(torch.zeros(())).backward()
+    mean = float(gates.detach().mean())
+    expected = 0.5 * 2 * (mean - 0.3) / len(gates) * torch.sign(gates.detach())
+    assert gates.grad is not None
+    torch.testing.assert_close(gates.grad, expected)
+    assert float(gates.grad[0]) == 0  # at a gate of 0
+
+
+def test_the_first_step_moves_every_gate_by_the_learning_rate() -> None:
+    training = begun()
+    optimizer = training.hooks.optimizer()
+    x, y = next(iter(labelled()))
+    step(training, optimizer, x, y)
+    gates = gates_of(training).detach()
+    assert {round(float(g), 4) for g in gates.unique()} <= {0.99, 1.0}
+    assert (gates < 1).any()
+
+
+def test_only_gates_and_running_statistics_change() -> None:
+    model = make()
+    with Unchanged(model):
+        training = begun(model, lr=0.2)
+        before = copy.deepcopy(training.model.state_dict())
+        optimizer = training.hooks.optimizer()
+        for _ in range(3):
+            for x, y in labelled():
+                step(training, optimizer, x, y)
+                assert bool(((gates_of(training) >= 0) & (gates_of(training) <= 1)).all())
+    changed = {n for n, value in training.model.state_dict().items() if not torch.equal(value, before[n])}
+    statistics = {n for n in before if n.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")}
+    assert changed == {"_fxprune_gates.values", *statistics}
+
+
+def test_the_lowest_gates_go() -> None:
+    training = begun(inner_only=True)
+    gates = gates_of(training)
+    assert len(gates) == 24  # the inner layer; the stream has two producers
+    order = torch.randperm(24)
+    with torch.no_grad():
+        gates.copy_(order / 24)
+    small = training.finish()
+    report = small.meta["fxprune"]
+    kept = report.plan.kept["up.0.weight"][0]
+    assert kept == sorted(torch.argsort(order, descending=True)[: len(kept)].tolist())
+    assert small.get_parameter("stem.0.weight").shape[0] == 16  # the stream keeps its width
+    assert report.macs_after <= 0.5 * report.macs_before
+
+
+def test_a_snapshot_is_taken_of_the_best_epoch_that_is_sparse_enough() -> None:
+    training = begun(sparsity=0.5)
+    gates = gates_of(training)
+    half = torch.cat([torch.ones(20), torch.zeros(20)])
+
+    def epoch(values: Tensor, accuracy: float) -> None:
+        with torch.no_grad():
+            gates.copy_(values)
+        training.hooks.after_epoch(accuracy)
+
+    def taken() -> Tensor:
+        scores = training.hooks.outcome().scores
+        names = [g.name for g in training.graph.groups]
+        index = training.hooks._gates.index  # type: ignore[attr-defined]
+        found = torch.empty(40)
+        for name, where in index.items():
+            found[where] = torch.from_numpy(scores[names.index(name)]).float()
+        return found
+
+    epoch(torch.full((40,), 0.1), 0.9)  # every gate is small and none is zero: not sparse
+    assert torch.equal(taken(), gates.detach())  # nothing was sparse enough yet: the last
+    epoch(half * 0.5, 0.4)
+    epoch(half * 0.6, 0.6)
+    epoch(half * 0.7, 0.5)
+    assert torch.equal(taken(), half * 0.6)
+    state = training.hooks.state_dict()
+    other = begun(sparsity=0.5)
+    other.hooks.load_state_dict(state)
+    assert "best epoch" in other.hooks.outcome().notes[0]
+
+
+def test_new_weights() -> None:
+    model = make()
+    small = fxprune.prune(model, image(), method=Scratch(steps=2), flops=0.5, progress=False)
+    again = fxprune.prune(model, image(), method=Scratch(steps=2), flops=0.5, progress=False)
+    other = fxprune.prune(model, image(), method=Scratch(steps=2), flops=0.5, progress=False, seed=1)
+    inherited = fxprune.apply(model, small.meta["fxprune"].plan, image())
+    for name, parameter in small.named_parameters():
+        assert torch.equal(parameter, again.get_parameter(name))
+        if parameter.ndim > 1:
+            assert not (parameter == inherited.get_parameter(name)).float().mean() > 0.01
+            assert not torch.equal(parameter, other.get_parameter(name)) or parameter.shape != (1,)
+    norm = small.get_submodule("stem.1")
+    assert torch.equal(norm.weight, torch.ones_like(norm.weight))
+    assert torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
+    bound = 1 / np.sqrt(
+        small.get_parameter("up.0.weight")[0].numel()
+    )  # of torch's own initialiser, for the smaller layer
+    assert float(small.get_parameter("up.0.weight").detach().abs().max()) == pytest.approx(bound, rel=0.05)
+    notes = " / ".join(small.meta["fxprune"].notes)
+    assert "learned without labels: on 2 batches of 8 Gaussian inputs, against the dense model's output" in notes
+    assert "weights initialised anew" in notes
+
+
+def test_with_data_the_report_names_no_other_objective() -> None:
+    small = fxprune.prune(
+        make(), image(), method="scratch", flops=0.5, data=labelled(), epochs=1, progress=False
+    )  # fmt: skip
+    assert not any("without labels" in note for note in small.meta["fxprune"].notes)
+
+
+def test_a_parameter_that_no_layer_initialises_is_drawn_like_its_values() -> None:
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.scale = nn.Parameter(torch.randn(64) * 3 + 5), nn.Parameter(torch.full((64,), 1e-6))
+            self.one, self.two = nn.Linear(4, 64), nn.Linear(64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two((self.one(x) + self.token) * self.scale)
+
+    model = Token()
+    small = fxprune.prune(model, torch.randn(2, 4), method=Scratch(steps=2), flops=0.5, progress=False)
+    assert not set(small.token.tolist()) & set(model.token.tolist())
+    assert abs(float(small.token.detach().mean()) - 5) < 2
+    assert torch.equal(small.scale, torch.full_like(small.scale, 1e-6))
+    assert small.meta["fxprune"].notes[-1].endswith("drawn like their values: token, scale")
+
+
+def test_the_budget_is_relative_to_the_network_that_was_not_widened() -> None:
+    x = torch.randn(1, 3, 32, 32)
+    training = fxprune.attach(
+        papers.vgg16_bn(), x, method=Scratch(factory=lambda width: papers.vgg16_bn(width=width), expand=1.25),
+        flops=0.5, verify=False, progress=False,
+    )  # fmt: skip
+    gates = gates_of(training)
+    assert len(gates) == 5280
+    with torch.no_grad():
+        gates.copy_(torch.rand(5280, generator=torch.Generator().manual_seed(0)))
+    report = training.finish().meta["fxprune"]
+    assert report.macs_before == 313_201_664
+    assert abs(report.macs_after / report.macs_before - 0.5) / 0.5 <= 1e-3
+    assert report.macs_after <= 0.5 * report.macs_before
+
+
+def test_fewer_channels_never_cost_more() -> None:
+    graph = fxprune.analyze(papers.vgg16_bn(width=0.25), torch.randn(1, 3, 32, 32))
+    scores = [None if g.locked else np.random.default_rng(0).random(g.channels.shape) for g in graph.groups]
+    total = sum(g.channels.size for g in graph.prunable)
+    before = 0
+    for ratio in (0.2, 0.35, 0.5, 0.8, 1.0):
+        keep = select(graph, scores, Budget("channels", ratio)).keep
+        assert sum(int(keep[g.channels].sum()) for g in graph.prunable) == int(total * ratio + 1e-9)
+        assert before < graph.macs(keep)
+        before = graph.macs(keep)
+
+
+def test_depthwise_convolutions_follow() -> None:
+    net = papers.mobilenet_v2(num_classes=4, width=0.25)
+    small = fxprune.prune(net, torch.randn(2, 3, 32, 32), method=Scratch(steps=2, batch=2), flops=0.5, progress=False)
+    depthwise = [m for m in small.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    assert depthwise
+    assert all(m.groups == m.in_channels == m.out_channels for m in depthwise)
+    small.train()(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
+@pytest.mark.parametrize(("pruned", "expected"), [(0.3, 228), (0.5, 320), (0.52, 333), (0.7, 533), (0.75, 640)])
+def test_epochs_of_scratch_b(pruned: float, expected: int) -> None:
+    assert scratch_b_epochs(160, 1 - pruned) == expected
+
+
+def test_bad_options() -> None:
+    with pytest.raises(InputError, match=r"^sparsity=0 is the target of the mean gate"):
+        Scratch(sparsity=0)
+    with pytest.raises(InputError, match=r"^expand=1\.25 *needs factory=|^expand= needs factory="):
+        Scratch(expand=1.25)
+    with pytest.raises(InputError, match=r"^expand=0\.5 must be at least 1"):
+        Scratch(expand=0.5)
+    with pytest.raises(InputError, match=r"^kept=0 is no ratio of MACs"):
+        scratch_b_epochs(160, 0)
+
+
+def test_an_unreachable_budget_says_so_after_learning() -> None:
+    with pytest.raises(BudgetError, match=r"smallest reachable ratio"):
+        fxprune.prune(make(), image(), method=Scratch(steps=1, inner_only=True), flops=0.05, progress=False)
