@@ -33,6 +33,7 @@ NETWORKS = (
     *(f"torchvision:{name}" for name in "shufflenet_v2_x1_0 googlenet vit_b_16 deeplabv3_resnet50".split()),
 )
 DETECTION_SIZE = 320  # pixels
+LARGE, SMALLER = 448, 224  # images above the one are taken at the other, by networks that take it
 FAMILIES = Path(__file__).parent / "families.txt"
 
 
@@ -78,7 +79,7 @@ def example_inputs(model: nn.Module, size: Sequence[int] | None = None) -> tuple
     if size is not None:
         return (image_like(model, size),), {}
     try:
-        return infer_inputs(model)
+        return _smaller(model, *infer_inputs(model))
     except ExampleInputsError:
         _, _, task, *rest = *type(model).__module__.split("."), ""
     match task:
@@ -90,6 +91,22 @@ def example_inputs(model: nn.Module, size: Sequence[int] | None = None) -> tuple
             side, frames = (112, 16) if rest[0] == "resnet" else (224, 16)
             return (image_like(model, (3, frames, side, side)),), {}
     return infer_inputs(model)
+
+
+def _smaller(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs, or a smaller image in place of a single large one, where the network takes any size."""
+    if kwargs or len(args) != 1 or args[0].ndim != 4 or args[0].shape[-1] <= LARGE or args[0].is_meta:
+        return args, kwargs
+    image = image_like(model, (args[0].shape[1], SMALLER, SMALLER))
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(image)
+    except Exception:  # made for one size
+        return args, kwargs
+    finally:
+        model.train(training)
+    return (image,), kwargs
 
 
 def read_list(path: Path) -> list[str]:

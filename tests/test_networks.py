@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from model_zoo import checks, coverage
-from model_zoo.networks import NETWORKS
+from model_zoo.networks import NETWORKS, example_inputs
 from model_zoo.records import RESULTS, Record, read, table
 
 # network -> image size, None for the network's own
@@ -47,6 +48,15 @@ def test_half_the_macs_with_onnx() -> None:
     assert record.failures == {}
     assert record.figures["reacts"], "dropout was on, and train() changed nothing"
     assert record.figures["onnx"] <= checks.ONNX_TOLERANCE
+
+
+@pytest.mark.parametrize(("any_size", "side"), [(True, 224), (False, 512)])
+def test_large_images_are_taken_smaller_where_the_network_takes_any_size(any_size: bool, side: int) -> None:
+    model = timm.create_model("test_vit", img_size=512, dynamic_img_size=any_size)
+    (image,), kwargs = example_inputs(model)
+    assert image.shape == (1, 3, side, side)
+    assert not kwargs
+    assert model.training
 
 
 def test_the_24_networks() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxprune.recording import boundary, state, trees
 from fxprune.recording.calls import Call, Constant
@@ -37,9 +39,10 @@ _LITERALS = (
 class GraphWriter:
     """A graph in the making.
 
-    Tensors are told apart by identity and kept alive, so that no identity is used twice. ``path`` is the stack of the
-    dotted names of the running modules, ``inputs_end`` the last node that takes the inputs apart. ``hashed``: has a
-    size been looked up by its hash?
+    Tensors are told apart by identity, which is forgotten with them, and memory by the address of its storage. A weak
+    reference to every storage lets go of the memory as early as the model does, and keeps the address from being used
+    twice. ``path`` is the stack of the dotted names of the running modules, ``inputs_end`` the last node that takes the
+    inputs apart. ``hashed``: has a size been looked up by its hash?
     """
 
     def __init__(self, model: nn.Module, own_hashes: bool = True) -> None:
@@ -53,6 +56,8 @@ class GraphWriter:
         self.constants: dict[str, Tensor] = {}
         self._kept: list[Any] = []
         self._nodes: dict[int, Node] = {}
+        self._watched: dict[int, weakref.ref[Tensor]] = {}
+        self._memory: dict[int, StorageWeakRef] = {}
         self._views: dict[Any, Node] = {}
         self._storages: dict[Node, frozenset[int]] = {}
         self._writes: dict[Node, frozenset[int]] = {}
@@ -61,7 +66,7 @@ class GraphWriter:
         self._regions: list[tuple[Node, Node]] = []
         self._sizes: dict[tuple[Node, int], Lazy] = {}
         self._last_size: dict[Node, Node] = {}
-        self._devices: dict[int, Tensor] = {}
+        self._devices: dict[int, Node] = {}
         self._taken = {name for name, _ in [*model.named_children(), *model.named_buffers(), *model.named_parameters()]}
         self._names: dict[int, str] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -166,12 +171,27 @@ class GraphWriter:
 
     def map(self, tensor: Tensor, node: Node, *, lasting: bool = False) -> None:
         """``node`` computed ``tensor``. ``lasting``: its memory outlives the call, so writes to it matter."""
+        storages = _storage_of(tensor)
         self._nodes[id(tensor)] = node
         self._views[_view_key(tensor)] = node
-        self._storages[node] = _storage_of(tensor)
-        self._kept.append(tensor)
+        self._storages[node] = storages
+        if lasting or not storages:
+            self._kept.append(tensor)
+        else:
+            self._watch(tensor, *storages)
         if lasting:
-            self._lasting |= _storage_of(tensor)
+            self._lasting |= storages
+
+    def _watch(self, tensor: Tensor, storage: int) -> None:
+        key = id(tensor)
+
+        def forget(_: weakref.ref[Tensor]) -> None:
+            self._nodes.pop(key, None)
+            self._watched.pop(key, None)
+
+        self._watched[key] = weakref.ref(tensor, forget)
+        if storage not in self._memory:
+            self._memory[storage] = StorageWeakRef(tensor.untyped_storage())
 
     def mark_writes(self, node: Node, changed: Iterable[Tensor]) -> None:
         written = frozenset[int]().union(*(_storage_of(tensor) for tensor in changed))
@@ -270,7 +290,7 @@ class GraphWriter:
     def device(self, tensor: Tensor) -> torch.device:
         """The tensor's device; used in a factory call later, it is read from the tensor again."""
         device = tensor.device
-        self._devices[id(device)] = tensor
+        self._devices[id(device)] = self.node_of(tensor)
         self._kept.append(device)
         return device
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -277,3 +278,31 @@ def test_bit_identical(name: str) -> None:
     make, inputs = CASES[name]
     torch.manual_seed(0)
     _check(make(), inputs)
+
+
+def test_activations_are_let_go_as_early_as_the_model_does() -> None:
+    seen: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    class Deep(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self:
+                x = torch.relu(layer(x).view(-1, 4)) * torch.ones(4, device=x.device)
+                seen.append(weakref.ref(x))
+                alive.append(sum(reference() is not None for reference in seen))
+            return x
+
+    model = Deep(*(nn.Linear(4, 4) for _ in range(20)))
+    _check(model, lambda batch: (torch.randn(batch, 4),))
+    assert max(alive) <= 2
+
+
+def test_a_view_of_memory_that_is_taken_again_is_not_the_tensor_that_was_there() -> None:
+    class Reuse(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            total = torch.zeros_like(x)
+            for power in range(1, 30):
+                total = total + (x * power).flatten().view(x.shape).contiguous()  # its memory is free for the next one
+            return total
+
+    _check(Reuse(), lambda batch: (torch.randn(batch, 1000),))
