@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -406,10 +406,10 @@ def _training(case: Case) -> str:
     missing += [name for name in dense if name not in pruned and name not in missing]
     if missing:
         return f"no gradient for {len(missing)} parameters: {', '.join(missing[:3])}"
-    dead = [name for name, grad in pruned.items() if not grad.any() and name in dense and dense[name].any()]
+    dead = [name for name, grad in pruned.items() if grad.zero and name in dense and not dense[name].zero]
     if dead:
         return f"zero gradients for {len(dead)} parameters: {', '.join(dead[:3])}"
-    broken = [name for name, grad in pruned.items() if not grad.isfinite().all()]
+    broken = [name for name, grad in pruned.items() if not grad.finite]
     return f"gradients that are not finite: {', '.join(broken[:3])}" if broken else ""
 
 
@@ -479,15 +479,21 @@ def _onnx(case: Case) -> str:
     return "" if case.figures["onnx"] <= ONNX_TOLERANCE else f"relative error {case.figures['onnx']:.1e}"
 
 
-def _gradients(case: Case, module: nn.Module) -> dict[str, Tensor]:
-    """Parameter -> gradient of the sum of all outputs' squares, in train mode, batch 2; ``module`` stays as it was."""
+class _Gradient(NamedTuple):
+    zero: bool
+    finite: bool
+
+
+def _gradients(case: Case, module: nn.Module) -> dict[str, _Gradient]:
+    """Parameter -> what its gradient is like, of the sum of squares, in train mode, batch 2; ``module`` stays as is."""
     module = copy.deepcopy(module).train()
     args, kwargs = make_inputs(case.inputs, batch=2)
     torch.manual_seed(0)
     loss = sum(output.square().sum() for output in tensors_of(module(*args, **kwargs)))
     assert isinstance(loss, Tensor)
     loss.backward()
-    return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+    found = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+    return {name: _Gradient(not bool(g.any()), bool(g.isfinite().all())) for name, g in found.items()}
 
 
 def _stochastic(spec: str) -> tuple[nn.Module, dict[str, float]]:
