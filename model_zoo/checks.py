@@ -28,7 +28,7 @@ import fxprune
 from fxprune.api import part_of
 from fxprune.inputs import describe_inputs, is_batched, make_inputs, map_leaves, specs_of, tensors_of
 from fxprune.labels.propagate import Attention
-from fxprune.verify import DOUBLE_TOLERANCE, relative_error
+from fxprune.verify import DOUBLE_TOLERANCE, relative_error, zero_slices
 from model_zoo.networks import example_inputs, load, split_part
 from model_zoo.records import Record
 
@@ -395,6 +395,7 @@ def _copy(case: Case) -> str:
 def _training(case: Case) -> str:
     """One step in train mode gives every parameter a finite gradient wherever the dense model's has one.
 
+    It may be zero where that of the masked dense model is: all that a small layer has left may be dead behind a ReLU.
     Branches that exist in train mode only (auxiliary classifiers) are not in a recording of eval mode, pruned or not:
     they are listed in the figures.
     """
@@ -407,7 +408,7 @@ def _training(case: Case) -> str:
     if missing:
         return f"no gradient for {len(missing)} parameters: {', '.join(missing[:3])}"
     dead = [name for name, grad in pruned.items() if grad.zero and name in dense and not dense[name].zero]
-    if dead:
+    if dead and (dead := sorted({*dead} & _alive(case))):
         return f"zero gradients for {len(dead)} parameters: {', '.join(dead[:3])}"
     broken = [name for name, grad in pruned.items() if not grad.finite]
     return f"gradients that are not finite: {', '.join(broken[:3])}" if broken else ""
@@ -486,14 +487,30 @@ class _Gradient(NamedTuple):
 
 def _gradients(case: Case, module: nn.Module) -> dict[str, _Gradient]:
     """Parameter -> what its gradient is like, of the sum of squares, in train mode, batch 2; ``module`` stays as is."""
-    module = copy.deepcopy(module).train()
-    args, kwargs = make_inputs(case.inputs, batch=2)
-    torch.manual_seed(0)
-    loss = sum(output.square().sum() for output in tensors_of(module(*args, **kwargs)))
-    assert isinstance(loss, Tensor)
-    loss.backward()
+    module = copy.deepcopy(module)
+    _backward(case, module)
     found = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
     return {name: _Gradient(not bool(g.any()), bool(g.isfinite().all())) for name, g in found.items()}
+
+
+def _alive(case: Case) -> set[str]:
+    """The parameters whose gradient in the masked dense model is not zero in the slices that stay."""
+    masked = copy.deepcopy(case.dense)
+    zero_slices(masked, case.report.plan)
+    _backward(case, masked)
+    with torch.no_grad():
+        for parameter in masked.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    zero_slices(masked, case.report.plan)
+    return {name for name, gradient in masked.named_parameters() if bool(gradient.any())}
+
+
+def _backward(case: Case, module: nn.Module) -> None:
+    args, kwargs = make_inputs(case.inputs, batch=2)
+    torch.manual_seed(0)
+    loss = sum(output.square().sum() for output in tensors_of(module.train()(*args, **kwargs)))
+    assert isinstance(loss, Tensor)
+    loss.backward()
 
 
 def _stochastic(spec: str) -> tuple[nn.Module, dict[str, float]]:

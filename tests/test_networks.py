@@ -144,6 +144,14 @@ def test_a_lost_gradient_is_noticed(case: checks.Case) -> None:
     assert check(case, "training") == "no gradient for 1 parameters: head.weight"
 
 
+def test_a_gradient_of_zero_is_noticed_unless_what_stays_is_dead_in_the_dense_model_too(case: checks.Case) -> None:
+    case.pruned.get_parameter("head.weight").data.zero_()
+    assert "zero gradients for" in check(case, "training")
+    for module in (case.model, case.dense):
+        module.get_parameter("head.weight").data[:, case.report.plan.kept["head.weight"][1]] = 0
+    assert check(case, "training") == ""
+
+
 def test_an_oracle_that_compares_nothing_is_noticed(case: checks.Case) -> None:
     case.pruned.get_parameter("head.weight").data.zero_()
     assert "the check is empty" in check(case, "oracle")
