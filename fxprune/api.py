@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +34,7 @@ from fxprune.pipeline import (
     rewrite_as,
 )
 from fxprune.plan import PruningPlan
-from fxprune.training import Loop, Loss, Training, fit, measure, reset_parameters, seeded, site_of
+from fxprune.training import Loop, Loss, Training, check_loader, fit, measure, reset_parameters, seeded, site_of
 from fxprune.training.distributed import from_first
 from fxprune.training.gates import BANK
 from fxprune.verify import Inputs, zero_slices
@@ -164,7 +165,7 @@ def prune(
     )  # fmt: skip
     _check_count("steps", steps)
     learns = isinstance(request.method, Learner)
-    _check_data(request, data, epochs, loop, resume, steps)
+    _check_data(request, data, loss_fn, epochs, loop, resume, steps)
     _check_finite(model)
     if submodule is not None and data is not None:
         raise InputError("submodule= prunes without data: choose a method that needs none.")
@@ -222,7 +223,7 @@ def attach(
 
     Train ``.model``, which is a copy; pass the loss through ``.loss``, call ``.after_backward()`` before and
     ``.after_step()`` after the optimizer's step, and at last ``.finish()``, which returns what ``prune`` returns. The
-    arguments are those of ``prune``.
+    arguments are those of ``prune``. ``model`` itself stays as it is, whatever happens.
 
     Raises:
         InputError: an argument that cannot be used, or a method that does not train.
@@ -258,10 +259,10 @@ def attach(
     site = site_of(live, dense.graph, seed)
 
     def finish(outcome: Outcome) -> fx.GraphModule:
+        outcome = from_first(outcome)
         trained = dense.trained(live, BANK)
-        scores = from_first(list(outcome.scores))
-        notes = list(outcome.notes)
-        pruned = compress(trained, scores, replace(options, threshold=outcome.threshold), request.name, notes)
+        chosen = replace(options, threshold=outcome.threshold)
+        pruned = compress(trained, list(outcome.scores), chosen, request.name, list(outcome.notes))
         if outcome.reinitialise:
             drawn = reset_parameters(pruned, seed)
             note = "weights initialised anew" + (f"; drawn like their values: {', '.join(drawn)}" if drawn else "")
@@ -272,7 +273,8 @@ def attach(
     def reference() -> fx.GraphModule:
         return copy.deepcopy(dense.module).train()
 
-    return Training(live, learner.attach(site), dense.graph, describe_inputs(args, kwargs), reference, finish)
+    record = describe_inputs(args, kwargs)
+    return Training(live, learner.attach(site), dense.graph, record, reference, finish, type(learner).__name__)
 
 
 def apply(
@@ -307,9 +309,7 @@ def _request(
     scope: Any, round_to: Any, min_channels: Any, max_ratio: Any, seed: Any, **options: Any,
 ) -> _Request:  # fmt: skip
     resolved = resolve(method)
-    if getattr(resolved, "percent", None) is not None and (flops, params, channels) == (None, None, None):
-        channels = 1.0  # the method says itself how much goes
-    budget = Budget.of(flops=flops, params=params, channels=channels)
+    budget = _budget(resolved, flops=flops, params=params, channels=channels)
     _check_choice("attention", attention, ("head_dim", "heads"))
     _check_choice("scope", scope, ("global", "uniform", "isomorphic"))
     _check_count("round_to", round_to)
@@ -328,10 +328,30 @@ def _request(
     )  # fmt: skip
 
 
-def _check_data(request: _Request, data: Any, epochs: Any, loop: Any, resume: Any, steps: int) -> None:
+def _budget(method: Method, **ratios: Any) -> Budget:
+    """The one that was given; of a method that says itself how much goes, none."""
+    if not getattr(method, "decides", False):
+        return Budget.of(**ratios)
+    given = [f"{kind}={ratio}" for kind, ratio in ratios.items() if ratio is not None]
+    if given:
+        raise InputError(f"{name_of(method)} says itself how much goes: leave out {' and '.join(given)}.")
+    return Budget("channels", 1.0)
+
+
+def _check_data(request: _Request, data: Any, loss_fn: Any, epochs: Any, loop: Any, resume: Any, steps: int) -> None:
     method, name = request.method, request.name
     if epochs is not None:
         _check_count("epochs", epochs)
+    if data is not None:
+        check_loader(data)
+    elif loss_fn is not None:
+        raise InputError("loss_fn= compares outputs with targets: pass data=, a loader of (inputs, target), as well.")
+    if loss_fn is not None and not callable(loss_fn):
+        raise InputError(f"loss_fn= is a {type(loss_fn).__name__}; pass a function of (output, target).")
+    if loop is not None and not isinstance(loop, Loop):
+        raise InputError(f"loop= is a {type(loop).__name__}; pass settings such as fxprune.Loop(amp=True).")
+    if resume is not None and not isinstance(resume, (str, os.PathLike)):
+        raise InputError(f"resume= is a {type(resume).__name__}; pass the path of a checkpoint.")
     if isinstance(method, Learner):
         if steps != 1:
             raise InputError(f"{name} trains once; steps= is for criteria.")

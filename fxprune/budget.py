@@ -61,15 +61,23 @@ class Budget:
 
 @dataclass(frozen=True)
 class Selection:
-    """``keep``: per channel. ``frozen``: why prunable groups were left alone (by name of the group)."""
+    """What stays.
+
+    ``keep``: per channel. ``frozen``: why prunable groups were left alone (by name of the group). ``guarded``: groups
+    that would have lost more by their scores, had not ``min_channels`` of a tensor been left.
+    """
 
     keep: Keep
     frozen: Mapping[str, str]
+    guarded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """Channels that are removed together. ``depth``: the share of the group's slots that go before, in [0, 1)."""
+    """Channels that are removed together. ``depth``: the share of the group's slots that go before, in [0, 1).
+
+    The unit at which ``min_channels`` ends a group has no channels: it takes part in the ranking only.
+    """
 
     group: int
     place: int
@@ -134,8 +142,12 @@ def select(
         keep[going[: ends[count]]] = False
         return keep
 
+    def guarded(count: int) -> tuple[str, ...]:
+        return tuple(graph.groups[unit.group].name for unit in units[:count] if not len(unit.channels))
+
     if threshold is not None:
-        return Selection(keep_after(sum(unit.score <= threshold for unit in units)), frozen)
+        below = sum(unit.score <= threshold for unit in units)
+        return Selection(keep_after(below), frozen, guarded(below))
     if cost(keep_after(len(units))) > limit:
         floor = keep_after(len(units))
         raise BudgetError(_unreachable(graph, budget, floor, cost, whole, frozen), floor)
@@ -146,7 +158,7 @@ def select(
             high = middle
         else:
             low = middle + 1
-    return Selection(_put_back(units[:low], keep_after(low), cost, limit), frozen)
+    return Selection(_put_back(units[:low], keep_after(low), cost, limit), frozen, guarded(low))
 
 
 def _frozen(graph: ChannelGraph, scores: Sequence[Scores | None], exact: bool) -> dict[str, str]:
@@ -219,7 +231,7 @@ def _within_structures(graph: ChannelGraph, units: Sequence[_Unit]) -> list[_Uni
     for same in structures.values():
         same.sort(key=lambda u: (u.score, u.depth, u.group, u.place))
         sizes = np.array([len(u.channels) for u in same], dtype=np.float64)
-        before = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
+        before = (np.cumsum(sizes) - sizes / 2) / max(sizes.sum(), 1)
         result += [replace(unit, score=float(share)) for unit, share in zip(same, before, strict=True)]
     return result
 
@@ -232,7 +244,10 @@ def _units(
     scope: Scope,
     limits: Mapping[int, float],
 ) -> list[_Unit]:
-    """What may be removed: units of equal size along the ranking of every group, up to the first protected channel."""
+    """What may be removed: units of equal size along the ranking of every group, up to the first protected channel.
+
+    Where that channel ends a group, a unit without channels stands for what cannot go.
+    """
     units = []
     for index, ranking in ranked.items():
         blocks, slots = ranking.channels.shape
@@ -242,12 +257,15 @@ def _units(
         stays = np.flatnonzero(protected[ranking.channels].any(0))
         scores = ranking.scores.mean(0)
         for place, (a, b) in enumerate(pairwise(edges)):
-            if (len(stays) and b > stays[0]) or b > limits.get(index, 1.0) * slots + 1e-9:
+            if b > limits.get(index, 1.0) * slots + 1e-9:
                 break
+            ends = len(stays) > 0 and b > stays[0]
             score = (
                 (a + b) / (2 * slots) if scope == "uniform" else float(scores[a] if b - a == 1 else scores[a:b].mean())
             )
-            units.append(_Unit(index, place, score, a / slots, ranking.channels[:, a:b].reshape(-1)))
+            units.append(_Unit(index, place, score, a / slots, ranking.channels[:, a : a if ends else b].reshape(-1)))
+            if ends:
+                break
     return units
 
 
@@ -260,10 +278,11 @@ def _cost(graph: ChannelGraph, budget: Budget, free: Ids) -> Callable[[Keep], in
 def _put_back(removed: Sequence[_Unit], keep: Keep, cost: Callable[[Keep], int], limit: int) -> Keep:
     """Put back the last removed units of groups while the budget holds, best first."""
     latest: dict[int, list[_Unit]] = {}
-    for unit in removed:
+    taken = [unit for unit in removed if len(unit.channels)]
+    for unit in taken:
         latest.setdefault(unit.group, []).append(unit)
     full: set[int] = set()
-    for unit in sorted(removed, key=lambda u: (-u.score, u.group, -u.place)):
+    for unit in sorted(taken, key=lambda u: (-u.score, u.group, -u.place)):
         if limit - cost(keep) <= limit // 2000:
             break
         if unit.group in full or latest[unit.group][-1] is not unit:

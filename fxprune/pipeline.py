@@ -125,6 +125,9 @@ def compress(
         if pruned is not None:
             if unreachable is not None:
                 raise unreachable
+            if selection.guarded:
+                names = ", ".join(selection.guarded)
+                told.append(f"min_channels={options.min_channels} kept channels that others outrank: of {names}")
             return _finish(replace(dense, graph=graph), pruned, selection, options, method, told)
         channels_left, reason = blame
         before, graph = graph, graph.with_locked(channels_left, reason)

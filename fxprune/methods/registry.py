@@ -39,7 +39,11 @@ class Criterion(Protocol):
 
 @runtime_checkable
 class Learner(Protocol):
-    """Takes part in a training, and scores channels when it is over."""
+    """Takes part in a training, and scores channels when it is over.
+
+    ``decides`` (optional, default False): it says itself how much goes (``Outcome.threshold``), in place of a budget.
+    ``label_free`` (optional, default False): it can do without data; ``steps`` and ``batch`` then say how many inputs.
+    """
 
     def attach(self, site: Site) -> Hooks:
         """What runs around every step of this training. The learner itself keeps no state."""

@@ -130,7 +130,7 @@ class _Run(Hooks):
         return {} if self._best is None else {"accuracy": self._best[0], "gates": self._best[1]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._best = (state["accuracy"], state["gates"]) if state else None
+        self._best = (state["accuracy"], state["gates"].cpu()) if state else None
 
     def outcome(self) -> Outcome:
         values = self._gates.values.detach().cpu() if self._best is None else self._best[1]

@@ -48,6 +48,11 @@ class Slimming:
         if self.percent is not None and not 0 <= self.percent < 1:
             raise InputError(f"percent={self.percent} is no share: pass one in [0, 1), such as 0.7.")
 
+    @property
+    def decides(self) -> bool:
+        """Whether ``percent`` takes the place of a budget."""
+        return self.percent is not None
+
     def attach(self, site: Site) -> Hooks:
         return _Run(self, site)
 

@@ -9,31 +9,75 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.errors import InputError
+from fxprune.errors import FxpruneError, InputError
 from fxprune.inputs import make_inputs, map_leaves, tensors_of
 
 Batch = tuple[tuple[Any, ...], dict[str, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
 
 
-def unpack(batch: Any, number: int, device: torch.device | str) -> Batch:
+def unpack(batch: Any, number: int, device: torch.device | str, what: str = "data") -> Batch:
     """A batch as ``(args, kwargs, target)`` on a device.
 
     Raises:
         InputError: it is no pair of inputs and target.
     """
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        what = f"{len(batch)} values" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
+        kind = f"{len(batch)} values" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
         raise InputError(
-            f"Batch {number} of data is {what}; the loader must yield (inputs, target), where inputs is a tensor, a "
+            f"Batch {number} of {what} is {kind}; the loader must yield (inputs, target), where inputs is a tensor, a "
             "tuple of positional inputs, or a dict of keyword inputs."
         )
     inputs, target = map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tuple(batch))
     if not tensors_of(inputs):
-        raise InputError(f"The inputs of batch {number} of data hold no tensor.")
+        raise InputError(f"The inputs of batch {number} of {what} hold no tensor.")
     if isinstance(inputs, Mapping):
         return (), dict(inputs), target
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}, target
+
+
+def check_loader(data: Any, what: str = "data") -> None:
+    """Refuse what cannot be a loader; nothing is drawn from it.
+
+    Raises:
+        InputError: it cannot be iterated over, or says itself that it is empty.
+    """
+    if not isinstance(data, Iterable):
+        kind = type(data).__name__
+        raise InputError(f"{what}= is a {kind}, which is no loader: pass an iterable of (inputs, target) batches.")
+    if length_of(data) == 0:
+        raise InputError(_empty(what))
+
+
+def length_of(data: Any) -> int | None:
+    """How many batches a loader has; None where it does not know."""
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def parts_of(loader: Any) -> list[Any]:
+    """A loader, its samplers and its data set."""
+    found: dict[int, Any] = {}
+    ahead = [loader]
+    while ahead:
+        part = ahead.pop(0)
+        if id(part) not in found:
+            found[id(part)] = part
+            ahead += [below for name in _PARTS if (below := getattr(part, name, None)) is not None]
+    return [*found.values()]
+
+
+_PARTS = ("sampler", "batch_sampler", "dataset")
+
+
+def begin_epoch(loader: Any, epoch: int) -> None:
+    """Tell the parts of a loader that take turns by epoch (``DistributedSampler``) which one begins, from 0."""
+    for part in parts_of(loader):
+        tell = getattr(part, "set_epoch", None)
+        if callable(tell):
+            tell(epoch)
 
 
 def examples(data: Any, device: torch.device | str, what: str = "data") -> Iterator[Batch]:
@@ -42,31 +86,58 @@ def examples(data: Any, device: torch.device | str, what: str = "data") -> Itera
     Raises:
         InputError: it cannot be iterated over, yields nothing, or something else.
     """
-    if not isinstance(data, Iterable):
-        raise InputError(f"{what}={data!r} is no loader: pass an iterable of (inputs, target) batches.")
+    check_loader(data, what)
     empty = True
     for number, batch in enumerate(data):
         empty = False
-        yield unpack(batch, number, device)
+        yield unpack(batch, number, device, what)
     if empty:
-        raise InputError(f"{what}= yields no batches. Is it a generator that was used up, or smaller than one batch?")
+        raise InputError(_empty(what))
 
 
-def loss_of(loss_fn: Loss | None, output: Any, target: Any, number: int) -> Tensor:
+def _empty(what: str) -> str:
+    return f"{what}= yields no batches. Is it a generator that was used up, or smaller than one batch?"
+
+
+def output_of(model: nn.Module, batch: Batch, number: int, what: str = "data") -> Any:
+    """What the model makes of a batch.
+
+    Raises:
+        InputError: it does not run on it.
+    """
+    args, kwargs, _ = batch
+    try:
+        return model.forward(*args, **kwargs)  # not __call__, in which torch.fx prints what fails
+    except FxpruneError:
+        raise
+    except Exception as error:
+        raise InputError(does_not_run(error, number, what)) from error
+
+
+def does_not_run(error: Exception, number: int, what: str = "data") -> str:
+    """The message for a batch that a model does not take."""
+    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
+    return f"The model does not run on batch {number} of {what}: {reason}. Batches must be like the example inputs."
+
+
+def loss_of(loss_fn: Loss | None, output: Any, target: Any, number: int, what: str = "data") -> Tensor:
     """The loss of a batch: ``loss_fn(output, target)``, or cross entropy where the shapes say classification.
 
     Raises:
-        InputError: no loss, a label out of range, or something that is no scalar.
+        InputError: no loss, a label out of range, or something that is no scalar, or cannot be differentiated.
     """
     if loss_fn is None or loss_fn is F.cross_entropy or type(loss_fn) is nn.CrossEntropyLoss:
-        _check_labels(loss_fn, output, target, number)
+        _check_labels(loss_fn, output, target, number, what)
     loss = (loss_fn or F.cross_entropy)(output, target)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise InputError("loss_fn must return one number as a tensor that can be differentiated.")
+        kind = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise InputError(f"loss_fn returned {kind}; it must return one number as a tensor, such as a mean.")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise InputError("What loss_fn returned cannot be differentiated: compute it from output, without detaching.")
     return loss
 
 
-def _check_labels(loss_fn: Loss | None, output: Any, target: Any, number: int) -> None:
+def _check_labels(loss_fn: Loss | None, output: Any, target: Any, number: int, what: str) -> None:
     labels = isinstance(target, Tensor) and not target.is_floating_point()
     scores = isinstance(output, Tensor) and output.ndim >= 2
     if not scores or not labels or target.ndim != output.ndim - 1:
@@ -79,7 +150,7 @@ def _check_labels(loss_fn: Loss | None, output: Any, target: Any, number: int) -
     bad = target[(target != ignored) & ((target < 0) | (target >= output.shape[1]))]
     if bad.numel():
         raise InputError(
-            f"Batch {number} of data has the label {int(bad[0])}; the model has {output.shape[1]} classes, "
+            f"Batch {number} of {what} has the label {int(bad[0])}; the model has {output.shape[1]} classes, "
             f"0 to {output.shape[1] - 1}."
         )
 

@@ -20,6 +20,9 @@ class Training:
     """A model to train, and what a method does around every step.
 
     ``model``: a copy of the user's model, as a graph, in train mode; train its parameters that require gradients.
+    ``method``: what the class of the method is called.
+
+    In several processes wrap ``model`` in ``DistributedDataParallel``, and call everything here in each of them.
     """
 
     def __init__(
@@ -30,8 +33,9 @@ class Training:
         record: Mapping[str, Any],
         reference: Callable[[], fx.GraphModule],
         finish: Callable[[Outcome], fx.GraphModule],
+        method: str,
     ):
-        self.model, self.graph = model, graph
+        self.model, self.graph, self.method = model, graph, method
         self.hooks, self.record = hooks, record
         self.notes: list[str] = []
         self._reference, self._finish = reference, finish
@@ -48,6 +52,13 @@ class Training:
     def after_step(self) -> None:
         """Call after the optimizer's step."""
         self.hooks.after_step()
+
+    def after_epoch(self, score: float) -> None:
+        """Call after an epoch, if you like, with its validation accuracy or another figure that is higher if better.
+
+        Methods that keep the best of several epochs need it; without it they take the last.
+        """
+        self.hooks.after_epoch(score)
 
     def label_free(self, steps: int, batch: int, seed: int) -> tuple[Gaussian, Loss]:
         """Random inputs with the dense model's own output on them as the target, and the loss that compares them."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from fxprune.errors import InputError, ModelError
-from fxprune.files import replacing
-from fxprune.training.batches import Loss, correct, examples, loss_of
-from fxprune.training.distributed import is_first, process_count, summed
+from fxprune.files import check_writable
+from fxprune.training import checkpoint
+from fxprune.training.batches import Loss, begin_epoch, check_loader, correct, examples, length_of, loss_of, output_of
+from fxprune.training.distributed import average, gathered, in_step, is_first, process_count, rank, share, summed
 from fxprune.training.learner import Training
-
-_FORMAT = 1
+from fxprune.training.randomness import random_state, set_random_state
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,21 @@ class Loop:
         amp: automatic mixed precision, float16 with loss scaling on CUDA, bfloat16 elsewhere.
         clip: largest norm of all gradients together.
         checkpoint: written after every epoch; ``resume=`` continues from it.
+
+    A run that is resumed gives the same result, bit for bit, as one without an interruption, wherever that was: the
+    epoch that was cut short is trained again from its beginning. For that the checkpoint holds the random numbers of
+    torch, Python, NumPy, and of the loader's own generator; what keeps random numbers elsewhere (persistent workers, a
+    data set with a generator that is no attribute ``generator``) is not followed.
+
+    With ``torch.distributed`` every process is given its share of the data, equally many batches. All start from the
+    first process's weights; gradients are averaged, so that the weights stay the same in all of them, and the plan is
+    the first one's. It is that of one process with the whole batches, as far as the order in which float sums are
+    taken does not decide between two scores, and no layer takes statistics over the batch: a batch norm sees its own
+    process's share, and its running statistics are the first one's after every epoch, as in
+    ``DistributedDataParallel``.
+
+    Raises:
+        InputError: a setting that cannot be used.
     """
 
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = None
@@ -47,6 +61,24 @@ class Loop:
     amp: bool = False
     clip: float | None = None
     checkpoint: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, example in (
+            ("optimizer", "lambda parameters: torch.optim.SGD(parameters, lr=0.1)"),
+            ("schedule", "lambda optimizer, epochs: CosineAnnealingLR(optimizer, epochs)"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise InputError(f"{name}= is a {type(value).__name__}; pass a function that makes it: {example}.")
+        if self.validation is not None:
+            check_loader(self.validation, "validation")
+        if self.device is not None:
+            try:
+                torch.device(self.device)
+            except (RuntimeError, TypeError) as error:
+                raise InputError(f"device={self.device!r} is no device: pass one such as 'cpu' or 'cuda'.") from error
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"clip={self.clip} must be positive.")
 
 
 def fit(
@@ -59,17 +91,18 @@ def fit(
     resume: str | Path | None = None,
     progress: bool = True,
 ) -> None:
-    """Train to the end of the last epoch.
-
-    With ``torch.distributed`` gradients are averaged over the processes; give every one its share of the data.
+    """Train to the end of the last epoch; see ``Loop`` for what is promised of interruptions and several processes.
 
     Raises:
         InputError: data, loss or checkpoint cannot be used.
-        ModelError: the loss is not finite; the checkpoint of the last epoch is kept.
+        ModelError: the loss or a weight is not finite; the checkpoint of the last good epoch is kept.
     """
+    check_loader(data)
+    if loop.checkpoint is not None and is_first():
+        check_writable(loop.checkpoint)
     run = _Run(training, data, loss_fn, epochs, loop)
     if resume is not None:
-        run.load(Path(resume))
+        run.resume(Path(resume))
     with _Bar(epochs, progress and is_first()) as bar:
         run.train(bar)
 
@@ -79,14 +112,19 @@ class _Run:
         self._training, self._data, self._loss_fn = training, data, loss_fn
         self._epochs, self._loop = epochs, loop
         self._epoch = 0
+        self._kept: Path | None = None  # the checkpoint of the last epoch
         hooks, model = training.hooks, training.model
         first = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._device = torch.device(loop.device) if loop.device is not None else first
         model.to(self._device)
+        share([*model.parameters(), *model.buffers()])
         if loop.optimizer is None:
             self._optimizer = hooks.optimizer()
         else:
-            self._optimizer = loop.optimizer([p for p in hooks.trained() if p.requires_grad])
+            made: Any = loop.optimizer([p for p in hooks.trained() if p.requires_grad])
+            if not isinstance(made, torch.optim.Optimizer):
+                raise InputError(f"optimizer= made a {type(made).__name__}; it must make a torch.optim.Optimizer.")
+            self._optimizer = made
         if loop.schedule is not None:
             self._schedule = loop.schedule(self._optimizer, epochs)
         else:
@@ -98,118 +136,115 @@ class _Run:
     def train(self, bar: _Bar) -> None:
         while self._epoch < self._epochs:
             loss, accuracy = self._train_epoch(bar)
+            share(self._training.model.buffers())
             if self._schedule is not None:
                 self._schedule.step()
             if self._loop.validation is not None:
                 loss, accuracy = self._evaluate()
-            self._training.hooks.after_epoch(-loss if accuracy is None else accuracy)
+            self._training.after_epoch(-loss if accuracy is None else accuracy)
             self._epoch += 1
             bar.told(loss, accuracy, _remaining(self._training))
-            if self._loop.checkpoint is not None and is_first():
+            if self._loop.checkpoint is not None:
                 self._save(Path(self._loop.checkpoint))
 
     def _train_epoch(self, bar: _Bar) -> tuple[float, float | None]:
         training, model = self._training, self._training.model
         model.train()
-        totals, batches = _Totals(), None
-        with suppress(TypeError):
-            batches = len(self._data)
-        bar.begins(self._epoch, batches)
-        for number, (args, kwargs, target) in enumerate(examples(self._data, self._device)):
+        totals, number = _Totals(), 0
+        bar.begins(self._epoch, length_of(self._data))
+        begin_epoch(self._data, self._epoch)
+        for number, batch in enumerate(in_step(examples(self._data, self._device))):
             self._optimizer.zero_grad(set_to_none=True)
             with self._autocast():
-                output = model.forward(*args, **kwargs)
-                loss = loss_of(self._loss_fn, output, target, number)
+                output = output_of(model, batch, number)
+                loss = loss_of(self._loss_fn, output, batch[-1], number)
                 total = training.loss(loss)
             if not bool(torch.isfinite(total)):
-                raise ModelError(self._not_finite(float(total.detach()), number))
+                raise ModelError(self._stopped(f"The loss is {float(total.detach())}", number))
             self._scaler.scale(total).backward()
             self._scaler.unscale_(self._optimizer)
-            self._average_gradients()
+            average(p.grad for p in self._optimized() if p.grad is not None)
             training.after_backward()
             if self._loop.clip is not None:
-                nn.utils.clip_grad_norm_(
-                    [p for g in self._optimizer.param_groups for p in g["params"]], self._loop.clip
-                )
+                nn.utils.clip_grad_norm_(self._optimized(), self._loop.clip)
             self._scaler.step(self._optimizer)
             self._scaler.update()
             training.after_step()
-            totals.add(loss, output, target)
+            totals.add(loss, output, batch[-1])
             bar.advanced(totals)
+        for name, parameter in model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise ModelError(self._stopped(f"{name} holds NaN or inf, though the loss is finite,", number))
         return totals.result()
 
     def _evaluate(self) -> tuple[float, float | None]:
         model, totals = self._training.model, _Totals()
         model.eval()
         with torch.no_grad(), self._autocast():
-            batches = examples(self._loop.validation, self._device, "validation")
-            for number, (args, kwargs, target) in enumerate(batches):
-                output = model.forward(*args, **kwargs)
-                totals.add(loss_of(self._loss_fn, output, target, number), output, target)
+            for number, batch in enumerate(examples(self._loop.validation, self._device, "validation")):
+                output = output_of(model, batch, number, "validation")
+                totals.add(loss_of(self._loss_fn, output, batch[-1], number, "validation"), output, batch[-1])
         return totals.result()
 
     def _autocast(self) -> Any:
         return torch.autocast(self._device.type, self._half) if self._loop.amp else nullcontext()
 
-    def _average_gradients(self) -> None:
-        """One mean over all processes; the same in every one of them, so that they stay together."""
-        count = process_count()
-        if count == 1:
-            return
-        for group in self._optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.requires_grad:
-                    if parameter.grad is None:
-                        parameter.grad = torch.zeros_like(parameter)
-                    torch.distributed.all_reduce(parameter.grad)
-                    parameter.grad /= count
+    def _optimized(self) -> list[nn.Parameter]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
 
-    def _not_finite(self, loss: float, number: int) -> str:
+    def _stopped(self, what: str, number: int) -> str:
         kept = "no checkpoint was asked for (Loop(checkpoint=...))"
-        path = self._loop.checkpoint
-        if path is not None and Path(path).exists():
-            kept = f"the checkpoint of the last good epoch is {path}"
+        if self._kept is not None:
+            kept = f"the checkpoint of the last good epoch is {self._kept}"
+        elif self._loop.checkpoint is not None:
+            kept = "no epoch was complete, so there is no checkpoint"
         return (
-            f"The loss is {loss} at step {number + 1} of epoch {self._epoch + 1}: training stopped, and {kept}. Lower "
-            "the learning rate, clip the gradients (Loop(clip=1.0)), or look at the data of that step."
+            f"{what} at step {number + 1} of epoch {self._epoch + 1}: training stopped, and {kept}. Lower the learning "
+            "rate, clip the gradients (Loop(clip=1.0)), or look at the data of that step."
         )
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
+    @property
+    def _made_by(self) -> dict[str, Any]:
+        return {
+            "method": self._training.method,
+            "optimizer": type(self._optimizer).__name__,
+            "schedule": "none" if self._schedule is None else type(self._schedule).__name__,
+            "epochs": self._epochs,
+            "processes": process_count(),
+        }
+
     def _save(self, path: Path) -> None:
         state = {
-            "fxprune_checkpoint": _FORMAT,
+            "made_by": self._made_by,
             "epoch": self._epoch,
             "model": self._training.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": None if self._schedule is None else self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
             "method": self._training.hooks.state_dict(),
-            "random": _random_state(self._data),
+            "random": gathered(random_state(self._data, self._loop.validation)),
         }
-        with replacing(path) as draft:
-            torch.save(state, draft)
+        if is_first():
+            checkpoint.save(path, state)
+        self._kept = path
 
-    def load(self, path: Path) -> None:
+    def resume(self, path: Path) -> None:
+        state = checkpoint.load(path, self._device)
+        model = self._training.model
+        checkpoint.check_fits(path, state, self._made_by, model.state_dict())
         try:
-            state = torch.load(path, map_location=self._device, weights_only=True)
-        except OSError as error:
-            raise InputError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from error
-        except Exception as error:
-            raise InputError(f"The checkpoint {path} is damaged or none: {error}.") from error
-        if not isinstance(state, Mapping) or state.get("fxprune_checkpoint") != _FORMAT:
-            raise InputError(f"{path} is no checkpoint that fxprune's training loop wrote.")
-        try:
-            self._training.model.load_state_dict(state["model"])
             self._optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise InputError(f"The checkpoint {path} belongs to another model or method: {error}.") from error
-        if self._schedule is not None and state["schedule"] is not None:
+        except ValueError as error:
+            raise InputError(f"The checkpoint {path} was written with another optimizer: {error}.") from error
+        model.load_state_dict(state["model"])
+        if self._schedule is not None:
             self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
         self._training.hooks.load_state_dict(state["method"])
-        self._epoch = state["epoch"]
-        _set_random_state(state["random"], self._data)
+        set_random_state(state["random"][rank()], self._data, self._loop.validation)
+        self._epoch, self._kept = state["epoch"], path
 
 
 class _Totals:
@@ -238,36 +273,6 @@ def _remaining(training: Training) -> float | None:
     if alive is None:
         return None
     return training.graph.macs(alive) / max(training.graph.macs(), 1)
-
-
-def _generator(data: Any) -> torch.Generator | None:
-    found = getattr(data, "generator", None)
-    return found if isinstance(found, torch.Generator) else None
-
-
-def _random_state(data: Any) -> dict[str, Any]:
-    generator = _generator(data)
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": random.getstate(),
-        "numpy": [kind, [int(key) for key in keys], *rest],
-        "loader": None if generator is None else generator.get_state(),
-    }
-
-
-def _set_random_state(state: Mapping[str, Any], data: Any) -> None:
-    torch.set_rng_state(state["torch"].cpu())
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    generator = _generator(data)
-    if generator is not None and state["loader"] is not None:
-        generator.set_state(state["loader"].cpu())
 
 
 class _Bar:

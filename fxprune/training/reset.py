@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Torch's random numbers from ``seed`` inside; as they were afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+from fxprune.training.randomness import seeded
 
 
 def reset_parameters(module: nn.Module, seed: int) -> list[str]:

@@ -1,6 +1,7 @@
 """What criteria need of data, collected for all channels at once: gradients and activations.
 
 The model runs in eval mode. With several processes every one reads its share of the data, and the sums are reduced.
+They are kept in double precision, so that the scores hardly depend on the order of the data.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from torch import Tensor, fx
 
 from fxprune.analysis import placeholder_values
 from fxprune.channels import ChannelGraph
-from fxprune.errors import InputError, ModelError
+from fxprune.errors import FxpruneError, InputError, ModelError
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.factors import Factor
 from fxprune.methods.registry import Need
 from fxprune.methods.state import Activation, Measured, Saliency, Scores, places_of
-from fxprune.training.batches import Batch, Loss, examples, loss_of
-from fxprune.training.distributed import process_count, summed
+from fxprune.training.batches import Batch, Loss, does_not_run, examples, loss_of, output_of
+from fxprune.training.distributed import in_step, process_count, summed
 from fxprune.training.flow import channels_in, flows, node_labels, reading_parameters
 
 
@@ -30,7 +31,7 @@ def measure(
     """Run ``module`` over ``data`` and collect what a criterion ``needs``; the module is left in eval mode.
 
     Raises:
-        InputError: the data cannot be used.
+        InputError: the data cannot be used; or batches are one sum over all processes, which have not equally many.
         ModelError: a loss is not finite.
     """
     module.eval()
@@ -38,14 +39,15 @@ def measure(
     batches = _Gradients(module, graph, whole=True) if "gradients" in needs else None
     samples = _Gradients(module, graph, whole=False) if "sample_gradients" in needs else None
     activations = _Activations(module, graph) if "activations" in needs else None
-    for number, batch in enumerate(examples(data, device)):
+    given = examples(data, device)
+    for number, batch in enumerate(given if batches is None else in_step(given)):
         if batches is not None:
             batches.add(batch, loss_fn, number)
         if samples is not None:
             for sample in _samples(batch):
                 samples.add(sample, loss_fn, number)
         if activations is not None:
-            activations.add(batch)
+            activations.add(batch, number)
     return Measured(
         None if batches is None else batches.result(),
         None if samples is None else samples.result(),
@@ -72,9 +74,8 @@ class _Gradients:
         self._count = 0
 
     def add(self, batch: Batch, loss_fn: Loss | None, number: int) -> None:
-        args, kwargs, target = batch
         with torch.enable_grad():
-            loss = loss_of(loss_fn, self._module.forward(*args, **kwargs), target, number)
+            loss = loss_of(loss_fn, output_of(self._module, batch, number), batch[-1], number)
         if not bool(torch.isfinite(loss)):
             raise ModelError(f"The loss of batch {number} of data is {float(loss.detach())}, so nothing can be scored.")
         gradients = torch.autograd.grad(loss, self._tensors, allow_unused=True)
@@ -104,6 +105,7 @@ class _Activations(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, graph: ChannelGraph):
         super().__init__(module)
+        self.extra_traceback = False  # it would be added to the text of our own errors
         self._recorded = module
         self._read: dict[fx.Node, list[tuple[fx.Node, _Read]]] = {}
         for node, flow in flows(module, graph).items():
@@ -114,10 +116,15 @@ class _Activations(fx.Interpreter):
                     reads = [_Read(factor, names) for factor in known[0].labels if channels_in((factor,)) <= flow.reads]
                     self._read.setdefault(node, []).extend((source, read) for read in reads)
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Batch, number: int) -> None:
         args, kwargs, _ = batch
-        with torch.no_grad():
-            self.run(*placeholder_values(self._recorded, args, kwargs))
+        try:
+            with torch.no_grad():
+                self.run(*placeholder_values(self._recorded, args, kwargs))
+        except FxpruneError:
+            raise
+        except Exception as error:
+            raise InputError(does_not_run(error, number)) from error
 
     def run_node(self, n: fx.Node) -> Any:
         for source, read in self._read.get(n, ()):
@@ -158,9 +165,9 @@ class _Read:
         entries = value.numel() / ids.numel()
         self.count += np.bincount(self._position, minlength=len(self.channels)) * entries
         x = value.detach().float()
-        for total, part in zip(self.sums, (x.abs(), x**2, (x != 0).float()), strict=True):
-            sums = part.sum(dim=over, keepdim=True) if over else part
-            total += np.bincount(self._position, sums.double().cpu().numpy().reshape(-1), len(self.channels))
+        for total, part in zip(self.sums, (x.abs(), x**2, x != 0), strict=True):
+            sums = part.sum(dim=over, keepdim=True, dtype=torch.float64) if over else part.double()
+            total += np.bincount(self._position, sums.cpu().numpy().reshape(-1), len(self.channels))
 
 
 def _samples(batch: Batch) -> Iterator[Batch]:

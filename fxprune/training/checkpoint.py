@@ -1,0 +1,72 @@
+"""Checkpoints of the built-in loop: written whole or not at all, read as plain data, and refused where they do not fit.
+
+A checkpoint is a dict: the epochs that are done, what it was ``made by`` (method, optimizer, schedule, epochs in all),
+the states of all of these, and every process's random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.errors import InputError
+from fxprune.files import replacing
+
+_FORMAT = 2
+_KEYS = ("fxprune_checkpoint", "made_by", "epoch", "model", "optimizer", "schedule", "scaler", "method", "random")
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; one that is there stays as it is until the new one is complete.
+
+    Raises:
+        InputError: ``path`` cannot be written.
+    """
+    with replacing(path) as draft:
+        torch.save({"fxprune_checkpoint": _FORMAT, **state}, draft)
+
+
+def load(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read a checkpoint; nothing in it is executed.
+
+    Raises:
+        InputError: it cannot be read, is damaged, or is something else.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        raise InputError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # of zip, of pickle: what a damaged file leads to
+        raise InputError(f"{path} is damaged, or no checkpoint of fxprune's training loop.") from error
+    if not isinstance(state, dict) or set(state) != set(_KEYS):
+        raise InputError(f"{path} is no checkpoint of fxprune's training loop.")
+    if state["fxprune_checkpoint"] != _FORMAT:
+        raise InputError(f"{path} has checkpoint format {state['fxprune_checkpoint']}; this version reads {_FORMAT}.")
+    return state
+
+
+def check_fits(path: Path, state: Mapping[str, Any], made_by: Mapping[str, Any], model: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint of another run, before anything is taken from it.
+
+    Raises:
+        InputError: it was made by something else, or of another model.
+    """
+    for what, here in made_by.items():
+        there = state["made_by"].get(what)
+        if there != here:
+            raise InputError(
+                f"The checkpoint {path} was written with {what} {there}, and this run has {here}. Resume with the "
+                "arguments of the interrupted run."
+            )
+    saved = state["model"]
+    for name in (*model, *saved):
+        there, here = (list(values[name].shape) if name in values else None for values in (saved, model))
+        if there != here:
+            raise InputError(
+                f"The checkpoint {path} belongs to another model: {name} is {there or 'not there'} in it, and "
+                f"{here or 'not there'} in this one."
+            )
