@@ -37,10 +37,13 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         InputError: it cannot be read, is damaged, or is something else.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        file = path.open("rb")
     except OSError as error:
         raise InputError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # of zip, of pickle: what a damaged file leads to
+    try:
+        with file:
+            state = torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # of the file, of zip, of pickle: whatever a damaged file leads to
         raise InputError(f"{path} is damaged, or no checkpoint of fxprune's training loop.") from error
     if not isinstance(state, dict) or set(state) != set(_KEYS):
         raise InputError(f"{path} is no checkpoint of fxprune's training loop.")

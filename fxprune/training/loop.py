@@ -276,19 +276,20 @@ def _remaining(training: Training) -> float | None:
 
 
 class _Bar:
-    """Progress on stderr: epoch, loss, accuracy, remaining MACs."""
+    """Progress on stderr: a bar on a terminal, and a line for every epoch with loss, accuracy and remaining MACs."""
 
     def __init__(self, epochs: int, shown: bool):
-        self._epochs = epochs
-        self._macs = ""
+        self._epochs, self._shown = epochs, shown
+        self._epoch = self._macs = ""
+        self._console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
-            console=Console(stderr=True),
-            disable=not shown,
+            console=self._console,
+            disable=not shown or not self._console.is_terminal,
             transient=True,
         )
         self._task = self._progress.add_task("", figures="")
@@ -301,14 +302,16 @@ class _Bar:
         self._progress.stop()
 
     def begins(self, epoch: int, batches: int | None) -> None:
-        self._progress.reset(self._task, total=batches, description=f"epoch {epoch + 1}/{self._epochs}")
+        self._epoch = f"epoch {epoch + 1}/{self._epochs}"
+        self._progress.reset(self._task, total=batches, description=self._epoch)
 
     def advanced(self, totals: _Totals) -> None:
         self._progress.update(self._task, advance=1, figures=_figures(*totals.here) + self._macs)
 
     def told(self, loss: float, accuracy: float | None, remaining: float | None) -> None:
         self._macs = "" if remaining is None else f", {remaining:.0%} of MACs left"
-        self._progress.update(self._task, figures=_figures(loss, accuracy) + self._macs)
+        if self._shown:
+            self._console.print(f"fxprune: {self._epoch}: {_figures(loss, accuracy)}{self._macs}", soft_wrap=True)
 
 
 def _figures(loss: float, accuracy: float | None) -> str:

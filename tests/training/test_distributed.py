@@ -1,0 +1,75 @@
+"""Two processes give the plan of one process with the same batches, and stay together in everything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training import distributed_worker as worker
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the processes wrote, in the order of their ranks."""
+    out = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, worker.__file__, str(out)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return json.loads(json.dumps(worker.plans()))
+
+
+PLANS = [
+    *worker.CRITERIA,
+    *worker.LEARNERS,
+    "taylor in steps",
+    "scratch without labels",
+    "a loop of one's own",
+]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_plan_is_that_of_one_process(name: str, ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    assert ranks[0]["plans"][name] == ranks[1]["plans"][name] == alone[name]
+    assert len({str(alone[other]) for other in PLANS}) > 5  # they are not all the same
+
+
+def test_the_weights_stay_the_same_in_all_processes(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    for name in worker.LEARNERS:
+        first, second = (rank["plans"][f"{name}, sum of weights"] for rank in ranks)
+        assert first == second
+        assert first == pytest.approx(alone[f"{name}, sum of weights"], abs=1e-4)
+
+
+def test_a_run_of_two_processes_is_resumed_bit_for_bit(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert set(rank["interrupted"]) == {"whole", "resumed"}
+        assert rank["interrupted"]["whole"] == rank["interrupted"]["resumed"]
+    seen = [rank["interrupted"]["whole"][-4:] for rank in ranks]
+    assert seen[0] != seen[1]  # each its own share
+    state = [rank["interrupted"]["whole"][:-4] for rank in ranks]
+    assert state[0] == state[1]  # running statistics too
+
+
+def test_shares_of_different_length(ranks: list[dict[str, Any]]) -> None:
+    text = (
+        "InputError: data= has 3 batches in one process and more in another: give every process equally many "
+        "(torch.utils.data.DistributedSampler does)."
+    )
+    for rank in ranks:
+        assert rank["uneven"] == {"slimming": text, "taylor": text, "fisher": "no error"}
