@@ -24,10 +24,17 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint; one that is there stays as it is until the new one is complete.
 
     Raises:
-        InputError: ``path`` cannot be written.
+        InputError: ``path`` cannot be written, or the state holds something that could not be read again.
     """
     with replacing(path) as draft:
         torch.save({"fxprune_checkpoint": _FORMAT, **state}, draft)
+        try:
+            torch.load(draft, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            raise InputError(
+                f"No checkpoint can be written to {path}: the state_dict() of the optimizer, the schedule or the method "
+                "holds more than plain values and tensors."
+            ) from error
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:

@@ -259,7 +259,7 @@ class _Totals:
 
     @property
     def here(self) -> tuple[float, float | None]:
-        loss, count, right, labels = self._sums
+        loss, count, right, labels = self._sums.tolist()
         return loss / max(count, 1), right / labels if labels else None
 
     def result(self) -> tuple[float, float | None]:

@@ -1,4 +1,4 @@
-"""Plans of every method that reads data, each process with its share of every batch: one process, or two under torchrun.
+"""Plans of every method that reads data, by one process, or by two under torchrun, each with its share of every batch.
 
 ``torchrun --nproc-per-node 2 tests/training/distributed_worker.py OUT`` writes ``OUT/RANK.json``.
 """
