@@ -6,6 +6,7 @@ the states of all of these, and every process's random numbers.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,13 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         InputError: ``path`` cannot be written, or the state holds something that could not be read again.
     """
     with replacing(path) as draft:
-        torch.save({"fxprune_checkpoint": _FORMAT, **state}, draft)
         try:
+            torch.save({"fxprune_checkpoint": _FORMAT, **state}, draft)
             torch.load(draft, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
+        except (TypeError, AttributeError, pickle.PickleError) as error:
             raise InputError(
-                f"No checkpoint can be written to {path}: the state_dict() of the optimizer, the schedule or the method "
-                "holds more than plain values and tensors."
+                f"No checkpoint can be written to {path}: the state_dict() of the optimizer, of the schedule or of the "
+                "method holds more than plain values and tensors."
             ) from error
 
 
