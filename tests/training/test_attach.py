@@ -1,0 +1,236 @@
+"""Learners in a loop of one's own, on models of every kind; the caller's model stays as it is whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import randomise
+from nets import Unchanged, image, make
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+import fxprune
+from fxprune import Loop
+from fxprune.errors import BudgetError, InputError, ModelError
+from fxprune.methods import Scratch, Slimming
+from fxprune.training import Training
+from model_zoo import papers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EPOCHS = 2
+BATCHES = [(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(i)), torch.arange(8) % 10) for i in (1, 2)]
+METHODS: dict[str, Any] = {"scratch": Scratch(sparsity=1.0), "slimming": Slimming(strength=1e-2, gamma=0.5)}
+QUIET: Any = {"flops": 0.5, "progress": False}
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def own_loop(learner: Training, data: Any, criterion: Any, epochs: int = EPOCHS, told: bool = False) -> None:
+    """The loop of the documentation; ``told``: with the accuracy of every epoch."""
+    model, optimizer = learner.model, sgd(p for p in learner.model.parameters() if p.requires_grad)
+    for _ in range(epochs):
+        right = []
+        for x, y in data:
+            output = model(x)
+            loss = learner.loss(criterion(output, y))
+            optimizer.zero_grad()
+            loss.backward()
+            learner.after_backward()
+            optimizer.step()
+            learner.after_step()
+            right.append((output.argmax(1) == y).float())
+        if told:
+            learner.after_epoch(float(torch.cat(right).mean()))
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [("slimming", False), ("scratch", False), (Slimming(1e-2, gamma=0.5), False), (Scratch(sparsity=1.0), True)],
+    ids=["slimming", "scratch", "slimming with options", "scratch with the best epoch"],
+)
+def test_a_loop_of_ones_own_gives_what_prune_gives(method: Any, told: bool) -> None:
+    model, options = make(), {**QUIET, "method": method}
+    with Unchanged(model):
+        expected = fxprune.prune(model, image(), data=BATCHES, epochs=EPOCHS, loop=Loop(optimizer=sgd), **options)
+        learner = fxprune.attach(model, image(), **options)
+        torch.manual_seed(0)  # prune's seed: the network has a dropout
+        own_loop(learner, BATCHES, F.cross_entropy, told=told)
+        own = learner.finish()
+    ours, theirs = own.meta["fxprune"], expected.meta["fxprune"]
+    assert ours.plan == theirs.plan
+    assert ours.notes == theirs.notes
+    assert any("best epoch" in note for note in ours.notes) == told
+    assert ours.oracle_error < 1e-5
+    assert all(torch.equal(v, expected.state_dict()[n]) for n, v in own.state_dict().items())
+
+
+# -- models of every kind
+
+
+class Named(nn.Module):
+    """Keyword inputs, a dict as the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(11, 12), nn.LayerNorm(12)
+        self.one, self.two = nn.Linear(12, 20), nn.Linear(20, 4)
+
+    def forward(self, tokens: Tensor, *, weight: Tensor | None = None) -> dict[str, Tensor]:
+        x = self.norm(self.table(tokens))
+        if weight is not None:
+            x = x * weight[..., None]
+        return {"scores": self.two(self.one(x).relu().mean(1))}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_by_keyword_and_a_loss_of_ones_own(method: str) -> None:
+    def batch(seed: int) -> tuple[dict[str, Tensor], Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.randint(0, 11, (6, 5), generator=generator)
+        return {"tokens": tokens, "weight": torch.rand(6, 5, generator=generator)}, torch.arange(6) % 4
+
+    def loss_fn(output: dict[str, Tensor], target: Tensor) -> Tensor:
+        return F.cross_entropy(output["scores"], target)
+
+    model, example = randomise(Named()).eval(), batch(0)[0]
+    options: Any = {"example_kwargs": example, "method": METHODS[method], **QUIET}
+    with Unchanged(model):
+        small = fxprune.prune(model, (), data=[batch(1), batch(2)], loss_fn=loss_fn, epochs=2, **options)
+        learner = fxprune.attach(model, (), **options)
+        for x, y in (batch(1), batch(2)):
+            learner.loss(loss_fn(learner.model(**x), y)).backward()
+            learner.after_backward()
+            learner.after_step()
+        own = learner.finish()
+    for result in (small, own):
+        assert result.meta["fxprune"].oracle_error < 1e-5
+        assert result(**example)["scores"].shape == (6, 4)
+    for criterion in ("taylor", "wanda"):
+        pruned = fxprune.prune(
+            model, (), example_kwargs=example, method=criterion, data=[batch(1)], loss_fn=loss_fn, **QUIET
+        )
+        assert pruned.meta["fxprune"].oracle_error < 1e-5
+
+
+def vit() -> nn.Module:
+    return VisionTransformer(img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=3, num_classes=5)
+
+
+def swin() -> nn.Module:
+    return SwinTransformer(
+        img_size=16, patch_size=2, embed_dim=12, depths=(2, 2), num_heads=(2, 3), window_size=4, num_classes=5
+    )
+
+
+def resnet() -> nn.Module:
+    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes=5, channels=(8, 12, 16, 24), stem_width=8)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "vit": vit,
+    "swin": swin,
+    "resnet": resnet,
+    "densenet": lambda: papers.densenet_40_12(num_classes=5, depth=10, width=0.5),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_learners_on_every_kind_of_network(name: str, method: str) -> None:
+    """After the training the cut network is what the trained one computes with the same channels masked."""
+    model = randomise(NETWORKS[name]()).eval()
+    x, y = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    learner = fxprune.attach(model, x, method=METHODS[method], **QUIET)
+    own_loop(learner, [(x, y)], F.cross_entropy)
+    small = learner.finish()
+    report = small.meta["fxprune"]
+    assert report.oracle_error < 1e-5 or (report.oracle_error_in_double or 1) < 1e-9
+    assert 0.4 < report.macs_after / report.macs_before <= 0.5
+    cut = {n for n, dims in report.plan.kept.items() if 0 in dims}
+    assert len(cut) > 4  # not one layer alone
+    small.train()(x).sum().backward()
+    trained = learner.model.state_dict()
+    if method == "slimming":  # slices of the trained weights
+        for key in cut & {n for n, _ in small.named_parameters()}:
+            dims = report.plan.kept[key]
+            expected = trained[key]
+            if isinstance(dims.get(1, [0])[0], int):
+                for dim, indices in dims.items():
+                    expected = expected.index_select(dim, torch.tensor(indices))
+                assert torch.equal(small.get_parameter(key), expected)
+
+
+# -- whatever happens, the caller's model stays
+
+
+class Broken(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_exception_in_the_middle_leaves_the_model_as_it_was(method: str) -> None:
+    model = make()
+
+    def fails(output: Tensor, target: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise Broken
+        return F.cross_entropy(output, target)
+
+    options: Any = {"method": METHODS[method], **QUIET}
+    with Unchanged(model):
+        calls: list[int] = []
+        with pytest.raises(Broken):
+            fxprune.prune(model, image(), data=BATCHES, epochs=2, loss_fn=fails, **options)
+        calls = []
+        learner = fxprune.attach(model, image(), **options)
+        with pytest.raises(Broken):
+            own_loop(learner, BATCHES, fails)
+        # The learner itself is where the exception left it, and can be finished.
+        assert learner.finish().meta["fxprune"].oracle_error < 1e-5
+
+
+def test_a_learner_is_finished_once() -> None:
+    learner = fxprune.attach(make(), image(), method="slimming", **QUIET)
+    own_loop(learner, BATCHES[:1], F.cross_entropy, epochs=1)
+    learner.finish()
+    with pytest.raises(InputError) as caught:
+        learner.finish()
+    assert str(caught.value) == "finish() was called before. Attach again to train once more."
+
+
+def test_a_learner_whose_end_failed_can_be_finished_again() -> None:
+    """The training is not lost with a budget that it cannot meet."""
+    learner = fxprune.attach(make(), image(), method=Slimming(), channels=0.01, progress=False)
+    for _ in range(2):
+        with pytest.raises(BudgetError, match="smallest reachable ratio"):
+            learner.finish()
+
+
+def test_weights_on_the_meta_device_cannot_be_trained() -> None:
+    with torch.device("meta"):
+        model, x = make(), torch.empty(2, 3, 8, 8)
+    for call in (
+        lambda: fxprune.attach(model, x, method="slimming", **QUIET),
+        lambda: fxprune.prune(model, x, method="scratch", **QUIET),
+    ):
+        with pytest.raises(ModelError) as caught:
+            call()
+        assert str(caught.value) == (
+            "The weights are on the meta device, where nothing can be trained. Load them first."
+        )
+
+
+def test_only_learners_attach() -> None:
+    with pytest.raises(InputError) as caught:
+        fxprune.attach(make(), image(), method="l2", **QUIET)
+    assert str(caught.value) == "l2 does not train: call fxprune.prune(..., method='l2')."
