@@ -1,0 +1,360 @@
+"""Every bad input to a training or a measurement is a clear error of ours; no good checkpoint is lost by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import Attentive, Unchanged, image, make
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxprune
+from fxprune import Loop
+from fxprune.errors import FxpruneError, InputError, ModelError
+from fxprune.methods import Scratch, Slimming
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PAIR = "the loader must yield (inputs, target), where inputs is a tensor, a tuple of positional inputs, or a dict of"
+EMPTY = "yields no batches. Is it a generator that was used up, or smaller than one batch?"
+READERS = ["slimming", "scratch", "taylor", "fisher", "wanda"]  # one of every way to read data
+X, Y = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 3])
+
+
+def message(kind: type[FxpruneError], method: Any = "slimming", data: Any = None, **options: Any) -> str:
+    """What ``prune`` says, after a look whether it left the model as it was."""
+    learns = method in ("slimming", "scratch") or isinstance(method, (Slimming, Scratch))
+    options = {"flops": 0.5, "progress": False, **({"epochs": 1} if learns else {}), **options}
+    model = options.pop("model", None) or make()
+    with Unchanged(model), pytest.raises(kind) as caught:
+        fxprune.prune(model, image(), method=method, data=data, **options)
+    assert isinstance(caught.value, FxpruneError)
+    return str(caught.value)
+
+
+# -- data
+
+
+@pytest.mark.parametrize("method", READERS)
+def test_a_loader_without_batches(method: str) -> None:
+    dropping = DataLoader(TensorDataset(X, Y), 8, drop_last=True)
+    for data in ([], iter([]), (b for b in ()), dropping):
+        assert message(InputError, method, data) == f"data= {EMPTY}"
+
+
+@pytest.mark.parametrize("data", [3, object(), TensorDataset(X, Y)], ids=["number", "object", "data set"])
+@pytest.mark.parametrize("method", READERS)
+def test_what_is_no_loader(method: str, data: Any) -> None:
+    assert message(InputError, method, data) == (
+        f"data= is a {type(data).__name__}, which is no loader: pass an iterable of (inputs, target) batches."
+    )
+
+
+@pytest.mark.parametrize("method", READERS)
+def test_batches_of_another_form(method: str) -> None:
+    for batch, what in [((X, Y, Y), "3 values"), (X, "a Tensor"), ({"x": X}, "a dict"), ((X,), "1 values")]:
+        assert message(InputError, method, [batch]).startswith(f"Batch 0 of data is {what}; {PAIR}")
+    assert message(InputError, method, [(3, Y)]) == "The inputs of batch 0 of data hold no tensor."
+
+
+@pytest.mark.parametrize("method", READERS[:4])
+@pytest.mark.parametrize("label", [-1, 10, 250])
+def test_labels_out_of_range(method: str, label: int) -> None:
+    data = [(X, Y), (X, torch.tensor([0, 1, label, 3]))]
+    text = f"Batch 1 of data has the label {label}; the model has 10 classes, 0 to 9."
+    assert message(InputError, method, data) == text
+    assert message(InputError, method, data, loss_fn=nn.CrossEntropyLoss(label_smoothing=0.1)) == text
+
+
+def test_labels_that_the_loss_leaves_out_are_no_error() -> None:
+    data = [(X, torch.tensor([0, 255, 2, 3]))]
+    loss_fn = nn.CrossEntropyLoss(ignore_index=255)
+    fxprune.prune(make(), image(), method="slimming", data=data, epochs=1, flops=0.5, loss_fn=loss_fn, progress=False)
+    assert "has the label 255" in message(InputError, "slimming", data)
+
+
+@pytest.mark.parametrize("method", READERS[:4])
+def test_batches_that_the_model_does_not_take(method: str) -> None:
+    text = message(InputError, method, [(X, Y), (X[:, :2], Y)])
+    assert text.startswith("The model does not run on batch 1 of data: ")
+    assert "channels" in text
+    assert text.endswith(". Batches must be like the example inputs.")
+    assert "\n" not in text
+
+
+def test_activations_of_another_size() -> None:
+    text = "has other channels than in the recorded run. Activations are measured on inputs of the example's size"
+    assert text in message(InputError, "wanda", [(X[:, :2], Y)])
+
+
+def test_validation_is_looked_at_as_data_is() -> None:
+    data = [(X, Y)]
+    with pytest.raises(InputError, match=r"^validation= is a int, which is no loader: pass an iterable of"):
+        Loop(validation=3)
+    with pytest.raises(InputError, match=r"^validation= yields no batches\."):
+        Loop(validation=[])
+    assert message(InputError, data=data, loop=Loop(validation=iter(()))) == f"validation= {EMPTY}"
+    assert message(InputError, data=data, loop=Loop(validation=[X])).startswith("Batch 0 of validation is a Tensor")
+    assert message(InputError, data=data, loop=Loop(validation=[(X, Y + 9)])) == (
+        "Batch 0 of validation has the label 10; the model has 10 classes, 0 to 9."
+    )
+    assert message(InputError, data=data, loop=Loop(validation=[(X[:, :1], Y)])).startswith(
+        "The model does not run on batch 0 of validation: "
+    )
+
+
+# -- loss
+
+
+@pytest.mark.parametrize("method", READERS[:4])
+def test_a_loss_that_is_no_single_number(method: str) -> None:
+    def each(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target.expand(len(output)), reduction="none").expand(4)
+
+    data = [(X, Y)]
+    single = method == "fisher"  # one sample at a time
+    assert message(InputError, method, data, loss_fn=(lambda o, t: each(o, t[:1])) if single else each) == (
+        "loss_fn returned a tensor of shape [4]; it must return one number as a tensor, such as a mean."
+    )
+    assert message(InputError, method, data, loss_fn=lambda output, target: 0.5) == (
+        "loss_fn returned a float; it must return one number as a tensor, such as a mean."
+    )
+
+
+@pytest.mark.parametrize("method", READERS[:4])
+def test_a_loss_that_cannot_be_differentiated(method: str) -> None:
+    assert message(InputError, method, [(X, Y)], loss_fn=lambda o, t: F.cross_entropy(o, t).detach()) == (
+        "What loss_fn returned cannot be differentiated: compute it from output, without detaching."
+    )
+
+
+@pytest.mark.parametrize("method", READERS[:4])
+def test_no_loss_where_none_is_clear(method: str) -> None:
+    assert message(InputError, method, [(X, torch.randn(4, 10))]) == (
+        "The loss is not clear from output and target; pass loss_fn=, a function of (output, target)."
+    )
+
+
+def test_a_loss_function_that_is_none() -> None:
+    assert message(InputError, data=[(X, Y)], loss_fn="mse") == (
+        "loss_fn= is a str; pass a function of (output, target)."
+    )
+    for method in ("scratch", "l2"):
+        assert message(InputError, method, None, loss_fn=F.cross_entropy, epochs=None) == (
+            "loss_fn= compares outputs with targets: pass data=, a loader of (inputs, target), as well."
+        )
+
+
+class Poisoned:
+    """A loader with one batch of NaN in its third epoch."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.epoch += 1
+        yield X, Y
+        yield (X * float("nan") if self.epoch == 3 else X), Y
+
+
+@pytest.mark.parametrize("method", ["slimming", "scratch"])
+def test_a_loss_that_is_nan_stops_at_the_step_and_keeps_the_checkpoint(method: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    advice = "Lower the learning rate, clip the gradients (Loop(clip=1.0)), or look at the data of that step."
+    text = message(ModelError, method, Poisoned(), epochs=4, loop=Loop(checkpoint=path))
+    assert text == (
+        "The loss is nan at step 2 of epoch 3: training stopped, and the checkpoint of the last good epoch is "
+        f"{path}. {advice}"
+    )
+    state = torch.load(path, weights_only=True)
+    assert state["epoch"] == 2
+    assert all(bool(v.isfinite().all()) for v in state["model"].values())
+    small = fxprune.prune(
+        make(), image(), method=method, flops=0.5, data=[(X, Y)] * 2, epochs=4, resume=path, progress=False
+    )
+    assert small.meta["fxprune"].oracle_error < 1e-5
+    assert message(ModelError, method, Poisoned(), epochs=4) == (
+        "The loss is nan at step 2 of epoch 3: training stopped, and no checkpoint was asked for "
+        f"(Loop(checkpoint=...)). {advice}"
+    )
+    first = message(ModelError, method, [(X * float("nan"), Y)], loop=Loop(checkpoint=path))
+    assert first == (  # the file there is of another run
+        "The loss is nan at step 1 of epoch 1: training stopped, and no epoch was complete, so there is no checkpoint. "
+        f"{advice}"
+    )
+    resumed = message(ModelError, method, [(X * float("inf"), Y)], epochs=4, resume=path)
+    assert f"at step 1 of epoch 3: training stopped, and the checkpoint of the last good epoch is {path}." in resumed
+
+
+def test_weights_that_become_nan_without_the_loss_do_not_replace_the_checkpoint(tmp_path: Path) -> None:
+    path, calls = tmp_path / "run.pt", []
+
+    def loss_fn(output: Tensor, target: Tensor) -> Tensor:
+        calls.append(1)
+        zero = (output - output).sum()
+        return F.cross_entropy(output, target) + (zero.sqrt() if len(calls) == 4 else 0)  # its gradient is not finite
+
+    text = message(ModelError, data=[(X, Y)] * 2, epochs=2, loss_fn=loss_fn, loop=Loop(checkpoint=path))
+    assert text.startswith(
+        "stem.0.weight holds NaN or inf, though the loss is finite, at step 2 of epoch 2: training stopped, and the "
+        f"checkpoint of the last good epoch is {path}."
+    )
+    assert torch.load(path, weights_only=True)["epoch"] == 1
+
+
+@pytest.mark.parametrize("method", ["taylor", "fisher"])
+def test_a_criterion_cannot_score_with_nan(method: str) -> None:
+    text = message(ModelError, method, [(X, Y), (X * float("nan"), Y)])
+    assert text == "The loss of batch 1 of data is nan, so nothing can be scored."
+
+
+# -- arguments
+
+
+def test_arguments_that_are_missing_or_have_no_meaning() -> None:
+    data = [(X, Y)]
+    assert message(InputError, data=data, epochs=None) == "slimming trains: pass epochs=."
+    assert message(InputError) == "slimming trains: pass data=, a loader of (inputs, target), and epochs=."
+    assert message(InputError, data=data, epochs=0) == "epochs=0 must be a whole number of at least 1."
+    assert message(InputError, data=data, steps=2) == "slimming trains once; steps= is for criteria."
+    assert message(InputError, "taylor") == "taylor measures gradients: pass data=, a loader of (inputs, target)."
+    assert message(InputError, "l2", data) == (
+        "l2 reads only weights: leave out data=, or choose a method that measures."
+    )
+    for name, value in (("epochs", 2), ("loop", Loop()), ("resume", "run.pt")):
+        assert message(InputError, "l2", **{name: value}) == (
+            f"l2 does not train, so {name}= has no meaning. Fine-tune what prune returns."
+        )
+    assert message(InputError, data=data, loop=torch.optim.SGD) == (
+        "loop= is a type; pass settings such as fxprune.Loop(amp=True)."
+    )
+    assert message(InputError, data=data, resume=3) == "resume= is a int; pass the path of a checkpoint."
+
+
+def test_a_method_that_decides_how_much_goes_takes_no_budget() -> None:
+    method = Slimming(percent=0.5)
+    assert message(InputError, method, [(X, Y)]) == (
+        "Slimming(percent=0.5) says itself how much goes: leave out flops=0.5."
+    )
+    assert message(InputError, Slimming(), [(X, Y)], flops=None).startswith("No budget: pass one of flops=")
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"optimizer": torch.optim.SGD([nn.Parameter(X)])},
+            "optimizer= is a SGD; pass a function that makes it: "
+            "lambda parameters: torch.optim.SGD(parameters, lr=0.1).",
+        ),
+        (
+            {"schedule": 0.1},
+            "schedule= is a float; pass a function that makes it: "
+            "lambda optimizer, epochs: CosineAnnealingLR(optimizer, epochs).",
+        ),
+        ({"device": "gpu"}, "device='gpu' is no device: pass one such as 'cpu' or 'cuda'."),
+        ({"clip": 0}, "clip=0 must be positive."),
+    ],
+)
+def test_settings_that_cannot_be_used(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Loop(**settings)
+    assert str(caught.value) == text
+
+
+def test_an_optimizer_that_is_none() -> None:
+    text = message(InputError, data=[(X, Y)], loop=Loop(optimizer=list))  # type: ignore[arg-type]
+    assert text == "optimizer= made a list; it must make a torch.optim.Optimizer."
+
+
+# -- checkpoints
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    fxprune.prune(
+        make(), image(), method="slimming", flops=0.5, data=[(X, Y)], epochs=1, progress=False, verify=False,
+        loop=Loop(checkpoint=tmp_path / "run.pt"),
+    )  # fmt: skip
+    return tmp_path / "run.pt"
+
+
+def resumed(path: Path, method: Any = "slimming", **options: Any) -> str:
+    return message(InputError, method, [(X, Y)], resume=path, **options)
+
+
+def test_a_checkpoint_of_something_else(saved: Path) -> None:
+    ending = ". Resume with the arguments of the interrupted run."
+    start = f"The checkpoint {saved} was written with "
+    assert resumed(saved, "scratch") == start + "method Slimming, and this run has Scratch" + ending
+    assert resumed(saved, epochs=2) == start + "epochs 1, and this run has 2" + ending
+    adam = Loop(optimizer=torch.optim.Adam)
+    assert resumed(saved, loop=adam) == start + "optimizer SGD, and this run has Adam" + ending
+    plain = Loop(schedule=lambda optimizer, epochs: None)
+    assert resumed(saved, loop=plain) == start + "schedule MultiStepLR, and this run has none" + ending
+    assert resumed(saved, model=make(Attentive)) == (
+        f"The checkpoint {saved} belongs to another model: embed.weight is not there in it, and [16, 3, 2, 2] in this "
+        "one."
+    )
+    wider = make()
+    wider.head = nn.Linear(16, 12)
+    assert resumed(saved, model=wider) == (
+        f"The checkpoint {saved} belongs to another model: head.weight is [10, 16] in it, and [12, 16] in this one."
+    )
+    generator = torch.Generator()
+    shuffled = DataLoader(TensorDataset(X, Y), 4, shuffle=True, generator=generator)
+    assert message(InputError, "slimming", shuffled, resume=saved) == (
+        "The loaders (data=, validation=) have 1 + 0 random generators of their own, and had 0 + 0 when the checkpoint "
+        "was written. Make them as in the interrupted run."
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.99])
+def test_a_truncated_checkpoint(saved: Path, share: float) -> None:
+    saved.write_bytes(saved.read_bytes()[: int(saved.stat().st_size * share)])
+    assert resumed(saved) == f"{saved} is damaged, or no checkpoint of fxprune's training loop."
+
+
+def test_a_file_that_is_no_checkpoint(saved: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.pt"
+    torch.save(make().state_dict(), other)
+    assert resumed(other) == f"{other} is no checkpoint of fxprune's training loop."
+    torch.save(make(), other)  # a pickled module: not even unpacked
+    assert resumed(other) == f"{other} is damaged, or no checkpoint of fxprune's training loop."
+    torch.save(torch.load(saved, weights_only=True) | {"fxprune_checkpoint": 99}, other)
+    assert resumed(other) == f"{other} has checkpoint format 99; this version reads 2."
+    assert resumed(tmp_path / "none.pt") == (
+        f"The checkpoint {tmp_path}/none.pt cannot be read: No such file or directory."
+    )
+    assert resumed(tmp_path) == f"The checkpoint {tmp_path} cannot be read: Is a directory."
+
+
+def test_a_checkpoint_that_cannot_be_written_is_found_before_the_training(tmp_path: Path) -> None:
+    def never(output: Tensor, target: Tensor) -> Tensor:
+        raise AssertionError("the training began")
+
+    loop = Loop(checkpoint=tmp_path / "no" / "run.pt")
+    assert message(InputError, data=[(X, Y)], loss_fn=never, loop=loop) == (
+        f"cannot write '{tmp_path}/no/run.pt': the folder '{tmp_path}/no' does not exist; create it first"
+    )
+
+
+# -- what the errors above are not about
+
+
+@pytest.mark.parametrize("method", READERS)
+def test_the_same_calls_work_with_sound_data(method: str) -> None:
+    options: dict[str, Any] = {"epochs": 1} if method in ("slimming", "scratch") else {}
+    forms: list[Callable[[], Any]] = [lambda: [(X, Y)], lambda: [[X, Y]], lambda: [((X,), Y)], lambda: iter([(X, Y)])]
+    plans = [
+        fxprune.prune(
+            make(), image(), method=method, flops=0.5, data=form(), progress=False, verify=False, **options
+        ).meta["fxprune"].plan
+        for form in forms
+    ]  # fmt: skip
+    assert all(plan == plans[0] for plan in plans)
