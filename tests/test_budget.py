@@ -137,3 +137,23 @@ def test_the_one_budget_that_is_given() -> None:
     assert Budget.of(flops=np.float32(0.5)) == Budget("flops", 0.5)
     with pytest.raises(InputError, match="No budget"):
         Budget.of(flops=None)
+
+
+@pytest.mark.parametrize("scope", ["global", "uniform", "isomorphic"])
+@pytest.mark.parametrize("round_to", [1, 2])
+def test_groups_that_the_least_number_of_channels_protects_are_named(scope: Any, round_to: int) -> None:
+    graph = fxprune.analyze(chain(4, 8, 8, 2), np_image())
+    first, second = (g.name for g in graph.prunable)
+    low, high = np.linspace(0.1, 0.2, 8)[None], np.linspace(1, 2, 8)[None]
+    scores = [{first: low, second: high}.get(g.name) for g in graph.groups]
+
+    def guarded(ratio: float) -> tuple[str, ...]:
+        return chosen(graph, scores, ratio, scope=scope, round_to=round_to, min_channels=2).guarded
+
+    assert guarded(1.0) == guarded(0.75) == ()
+    ranked = scope != "uniform"  # which takes from all alike
+    assert guarded(0.5) == ((first,) if ranked else ())  # 6 of the first, then the others
+    assert guarded(0.3) == ((first,) if ranked else ())
+    assert guarded(0.625) == ()
+    keep = chosen(graph, scores, 0.5, scope=scope, round_to=round_to, min_channels=2).keep
+    assert keep[np.concatenate([g.channels.reshape(-1) for g in graph.prunable])].sum() == 8

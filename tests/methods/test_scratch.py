@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
+from fxprune.analysis import analyse_graph
 from fxprune.budget import Budget, select
 from fxprune.errors import BudgetError, InputError
 from fxprune.methods import Scratch
 from fxprune.methods.scratch import scratch_b_epochs
-from fxprune.training import Training
+from fxprune.training import Training, site_of
 from model_zoo import papers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -202,6 +203,63 @@ def test_the_budget_is_relative_to_the_network_that_was_not_widened() -> None:
     assert report.macs_after <= 0.5 * report.macs_before
 
 
+def test_the_stream_of_an_expanded_network_keeps_the_expanded_width() -> None:
+    """ResNet-20 as in the paper's code: gates inside of blocks only, the budget that of 16, 32, 64 channels."""
+    method = Scratch(factory=lambda width: papers.resnet(20, width=width), expand=1.25, inner_only=True)
+    training = fxprune.attach(
+        papers.resnet(20), torch.randn(1, 3, 32, 32), method=method, flops=0.5, verify=False, progress=False
+    )
+    gates = gates_of(training)
+    assert len(gates) == 21 * 20
+    with torch.no_grad():
+        gates.copy_(torch.rand(len(gates), generator=torch.Generator().manual_seed(0)))
+    small = training.finish()
+    report = small.meta["fxprune"]
+    assert report.macs_before == 40_817_280 - 4096  # that code counts average pooling too
+    assert abs(report.macs_after / report.macs_before - 0.5) / 0.5 <= 2e-3  # one channel is up to 0.9 % of all
+    streams = [(n, m) for n, m in small.named_modules() if isinstance(m, nn.Conv2d) and not n.endswith("conv1")]
+    assert [m.out_channels for n, m in streams if "stages.0" in n or n == "stem.0"] == [20] * 4
+    assert [m.out_channels for n, m in streams if "stages.2" in n] == [80] * 4
+    inner = [m.out_channels for n, m in small.named_modules() if n.endswith("conv1")]
+    assert len(inner) == 9
+    assert min(inner) >= 1
+
+
+# What the paper's code gates, and what else is made by one layer alone: the stem of ResNet-50, and the outputs of two
+# stages of MobileNetV2 that have no residual.
+@pytest.mark.parametrize(
+    ("build", "paper", "others"),
+    [
+        (lambda: papers.resnet(20), 21 * 16, 0),
+        (lambda: papers.resnet(56), 63 * 16, 0),
+        (papers.resnet_50, 118 * 64, 64),
+        (lambda: papers.mobilenet_v1(width=1.25), 7480, 0),
+        (lambda: papers.mobilenet_v2(width=1.25), 10520, 20 + 400),
+    ],
+    ids=["resnet-20", "resnet-56", "resnet-50", "mobilenet-v1", "mobilenet-v2"],
+)
+def test_as_many_gates_as_in_the_paper(build: Any, paper: int, others: int) -> None:
+    with torch.device("meta"):
+        net, x = build().eval(), torch.empty(1, 3, 64, 64)
+    module = fxprune.record(net, x)
+    site = site_of(module, analyse_graph(module, (x,), {}), 0)
+    inner = [g for g in site.graph.prunable if site.producers(g) == 1]
+    assert len(site.insert_gates(inner).values) == paper + others
+
+
+def test_a_gate_of_zero_leaves_no_shift_behind_and_a_scale_of_zero_does() -> None:
+    """What tells the two papers' masks apart: a gate is after the norm, its scale within."""
+    model = make()
+    training = begun(model, inner_only=True)
+    gated, scaled, gone = training.model.eval(), copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        gates_of(training)[:5] = 0
+        scaled.up[1].weight[:5] = 0
+        gone.up[1].weight[:5] = gone.up[1].bias[:5] = 0
+    torch.testing.assert_close(gated(image()), gone(image()))
+    assert not torch.allclose(scaled(image()), gone(image()), rtol=1e-2)
+
+
 def test_fewer_channels_never_cost_more() -> None:
     graph = fxprune.analyze(papers.vgg16_bn(width=0.25), torch.randn(1, 3, 32, 32))
     scores = [None if g.locked else np.random.default_rng(0).random(g.channels.shape) for g in graph.groups]
@@ -212,6 +270,19 @@ def test_fewer_channels_never_cost_more() -> None:
         assert sum(int(keep[g.channels].sum()) for g in graph.prunable) == int(total * ratio + 1e-9)
         assert before < graph.macs(keep)
         before = graph.macs(keep)
+
+
+def test_a_layer_whose_gates_are_all_zero_keeps_a_channel_and_the_report_says_so() -> None:
+    training = fxprune.attach(make(), image(), method=Scratch(), flops=0.05, progress=False)
+    index = training.hooks._gates.index  # type: ignore[attr-defined]
+    with torch.no_grad():
+        gates_of(training)[index["up.0"]] = 0
+        gates_of(training)[index["stem.0"]] = torch.linspace(0.5, 1, 16)
+    small = training.finish()
+    report = small.meta["fxprune"]
+    assert len(report.plan.kept["up.0.weight"][0]) == 1
+    assert "min_channels=1 kept channels that others outrank: of up.0" in report.notes
+    assert small.train()(image()).shape == (2, 10)
 
 
 def test_depthwise_convolutions_follow() -> None:
