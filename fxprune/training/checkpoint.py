@@ -53,10 +53,12 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
             state = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # of the file, of zip, of pickle: whatever a damaged file leads to
         raise InputError(f"{path} is damaged, or no checkpoint of fxprune's training loop.") from error
-    if not isinstance(state, dict) or set(state) != set(_KEYS):
+    if not isinstance(state, dict) or "fxprune_checkpoint" not in state:
         raise InputError(f"{path} is no checkpoint of fxprune's training loop.")
     if state["fxprune_checkpoint"] != _FORMAT:
         raise InputError(f"{path} has checkpoint format {state['fxprune_checkpoint']}; this version reads {_FORMAT}.")
+    if set(state) != set(_KEYS):
+        raise InputError(f"{path} is damaged, or no checkpoint of fxprune's training loop.")
     return state
 
 
