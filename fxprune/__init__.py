@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxprune import methods
+    from fxprune import methods, study
     from fxprune.api import analyze, apply, attach, prune, record
     from fxprune.channels import ChannelGraph, ChannelGroup
     from fxprune.deploy import Validation, export
@@ -45,13 +45,14 @@ __all__ = [
     "methods",
     "prune",
     "record",
+    "study",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """The public names, imported at first use: the command line answers before torch is loaded."""
-    if name == "methods":
-        return import_module("fxprune.methods")
+    if name in ("methods", "study"):
+        return import_module(f"fxprune.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'fxprune' has no attribute {name!r}")
     return getattr(import_module(f"fxprune.{_HOMES[name]}"), name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fxprune.labels.classes import Ids
 from fxprune.labels.factors import Factor
 
 Kept = dict[str, dict[int, list[Any]]]
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,15 @@ class PruningPlan:
 
     ``kept``: name in the original state_dict -> dim -> kept indices, ascending; of a grouped convolution's dim 1 one
     list per group. Dimensions that lose nothing are left out. ``attention``: whether channels inside heads or whole
-    heads were cut. ``fingerprint``: of the model's parameter names and shapes.
+    heads were cut. ``fingerprint``: of the model's parameter names and shapes. ``widths``: (kept, original) number of
+    channels of every group that may be cut, named after the first layer that makes them, in graph order.
     """
 
     kept: Kept
     attention: str
     fingerprint: str
     torch_version: str = torch.__version__
+    widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write JSON.
@@ -48,6 +50,7 @@ class PruningPlan:
             "attention": self.attention,
             "fingerprint": self.fingerprint,
             "torch": self.torch_version,
+            "widths": {name: list(counts) for name, counts in self.widths.items()},
             "kept": {name: {str(d): v for d, v in dims.items()} for name, dims in self.kept.items()},
         }
         data["digest"] = _digest(data)
@@ -79,7 +82,8 @@ class PruningPlan:
                 f"The plan file {path} was changed after it was saved (its digest differs). Save the plan again."
             )
         kept = {name: {int(d): v for d, v in dims.items()} for name, dims in data["kept"].items()}
-        return cls(kept, data["attention"], data["fingerprint"], data["torch"])
+        widths = {name: (after, before) for name, (after, before) in data["widths"].items()}
+        return cls(kept, data["attention"], data["fingerprint"], data["torch"], widths)
 
     def channels(self, graph: ChannelGraph) -> Keep:
         """The plan as one boolean per channel of ``graph``.
@@ -127,7 +131,8 @@ class PruningPlan:
     @classmethod
     def of(cls, graph: ChannelGraph, keep: Keep) -> PruningPlan:
         """The plan that keeps the channels ``keep``."""
-        return cls(kept_of(graph, keep), graph.attention, fingerprint(graph.parameters))
+        widths = {group.name: (int(keep[group.channels].sum()), group.channels.size) for group in graph.prunable}
+        return cls(kept_of(graph, keep), graph.attention, fingerprint(graph.parameters), widths=widths)
 
 
 def kept_of(graph: ChannelGraph, keep: Keep) -> Kept:

@@ -21,6 +21,7 @@ STAGES = [
     "analysis",
     "methods",
     "plan",
+    "study",
     "budget",
     "rewriting",
     "verify",

@@ -1,0 +1,62 @@
+"""The command of the similarity study: what it runs, what it leaves, and that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_zoo import similarity
+from model_zoo.records import read
+from model_zoo.similarity import SMALL, Similarity, findings, verdicts
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_small_run_stopped_and_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "similarity.jsonl"
+    similarity.main(["--smoke", "--out", str(out)])
+    head, records = read(out)
+    assert head["command"] == "python -m model_zoo.similarity --smoke"
+    assert sorted(records) == sorted(SMALL.names())
+    assert all(0 < r.figures["ratio"] <= 0.5 for r in records.values())
+    assert all(len(r.figures["kept"]) == 13 for r in records.values())
+    page = out.with_suffix(".md").read_text()
+    assert "Not run yet" not in page
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+    lines = out.read_text().splitlines()
+    gone = [line for line in lines if json.loads(line).get("name") == "training 0, epoch 2"]
+    out.write_text("\n".join(line for line in lines if line not in gone) + "\n")
+    similarity.main(["--smoke", "--out", str(out), "--page"])
+    assert "Not run yet: training 0, epoch 2." in out.with_suffix(".md").read_text()
+    similarity.main(["--smoke", "--out", str(out), "--resume"])
+    again = out.read_text().splitlines()
+    assert again[:-1] == [line for line in lines if line not in gone], "what was there stays"
+    assert json.loads(again[-1])["figures"] == json.loads(gone[0])["figures"]
+
+    with pytest.raises(SystemExit):
+        similarity.main(["--out", str(out), "--resume"])  # another command's file
+
+
+def test_findings_are_means_over_pairs() -> None:
+    names = [*SMALL.names()]
+    assert names == ["random weights 0", "random weights 1", *(f"training 0, epoch {e}" for e in (1, 2)),
+                     "training 1, epoch 2"]  # fmt: skip
+    kept = np.random.default_rng(0).random((5, 7))
+    found = Similarity.of(names, [str(layer) for layer in range(7)], kept)
+    r = found.correlation
+    rows = findings(SMALL, found)
+    expected = [r[0, 1], r[3, 4], np.mean([r[0, 3], r[0, 4], r[1, 3], r[1, 4]]), r[2, 3], r[2, 3]]
+    np.testing.assert_allclose([value for _, value, _ in rows], expected)
+    assert [pairs for _, _, pairs in rows] == [1, 1, 4, 1, 1]
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_verdicts_follow_the_figures(holds: bool) -> None:
+    low, high = (0.2, 0.9) if holds else (0.9, 0.2)
+    rows = [("", value, 1) for value in (low, high, low, 0.5, high, low)]
+    word = "shown" if holds else "not shown"
+    assert [line.rpartition(": ")[2] for line in verdicts(rows)] == [f"{word} here."] * 3
