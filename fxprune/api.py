@@ -140,8 +140,8 @@ def prune(
         steps: reach the budget in so many steps, scoring what is left before each.
         round_to: kept channels of a group are a multiple of this.
         min_channels: at least so many channels stay along every dimension of every tensor.
-        max_ratio: at most this share of a group's channels may go; for some layers only with a dict from name patterns
-            (``"layer4.*"``) to shares.
+        max_ratio: at most this share of a group's channels may go; for the channels that some layers make with a dict
+            from name patterns (``"layer4.*"``) to shares.
         submodule: prune only this part of the model, with the inputs it gets when the model runs on the example inputs.
             Its outputs keep their shapes.
         verify: run the mask oracle on the result (never on ``device="meta"``, where nothing can be computed).

@@ -109,7 +109,7 @@ def select(
         exact: leave approximate groups alone.
         round_to: kept channels of every group are a multiple of this (unless the group stays whole).
         min_channels: at least so many stay along every dimension of every tensor.
-        max_ratio: name pattern of parameters or layers -> the largest share of their groups' channels that may go.
+        max_ratio: name pattern of parameters or layers -> the largest share of the channels they make that may go.
         threshold: cut all scores up to this one, as far as the other arguments allow, instead of meeting the budget.
 
     Raises:
@@ -202,17 +202,23 @@ def _protected(graph: ChannelGraph, ranked: Mapping[int, _Ranking], min_channels
 
 
 def _limits(graph: ChannelGraph, max_ratio: Mapping[str, float]) -> dict[int, float]:
-    """Group -> the largest share of its slots that may go, the smallest of all patterns that fit."""
+    """Group -> the largest share of its slots that may go, the smallest of all patterns that fit.
+
+    A pattern speaks of what layers make or pass on, not of what they read.
+    """
     limits: dict[int, float] = {}
     for pattern, ratio in max_ratio.items():
         fits = False
         for index, group in enumerate(graph.groups):
-            names = {group.name, *(m.name for m in group.members), *(m.name.rpartition(".")[0] for m in group.members)}
+            own = [m.name for m in group.members if not m.read]
+            names = {*own, *(name.rpartition(".")[0] for name in own)}
             if any(fnmatchcase(name, pattern) for name in names):
                 limits[index] = min(ratio, limits.get(index, 1.0))
                 fits = True
         if not fits:
-            raise InputError(f"max_ratio has the pattern {pattern!r}, which fits no layer that channels run through.")
+            raise InputError(
+                f"max_ratio has the pattern {pattern!r}, which fits no layer that makes channels or passes them on."
+            )
     return limits
 
 

@@ -42,10 +42,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Member:
-    """One dimension of one parameter that a group of channels runs through."""
+    """One dimension of one parameter that a group of channels runs through.
+
+    ``read``: the parameter's layer contracts over them; otherwise it makes them or passes them on.
+    """
 
     name: str
     dim: int
+    read: bool
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Similarity:
                     f"The plan {name!r} keeps {row[0]:.0%} of every layer, so its correlation with others is "
                     "undefined. Leave it out."
                 )
-        return cls(tuple(names), tuple(layers), kept, np.corrcoef(kept))
+        return cls(tuple(names), tuple(layers), kept, np.asarray(np.corrcoef(kept), dtype=np.float64))
 
     def __str__(self) -> str:
         head = ("plan", *(str(number) for number in range(1, len(self.names) + 1)), "mean kept", "least", "most")

@@ -61,7 +61,7 @@ def freeze(
     approximate = _first_reasons(classes.approximations, roots, number, channels)
     trainable = {p.name for p in parameters if p.trainable}
     members = _members(run, roots, number)
-    sources = [m.name in trainable and (m.name, m.dim) not in run.consumed for m in members.owners]
+    sources = [m.name in trainable and not m.read for m in members.owners]
     made = np.zeros(channels, dtype=bool)
     made[members.channel[np.asarray(sources, dtype=bool)[members.owner]]] = True
     locked.note(np.flatnonzero(~made), Reason("constants of the model, made by no trainable parameter"))
@@ -188,7 +188,8 @@ def _members(run: Propagation, roots: Ids, number: Ids) -> _Incidence:
         ids = number[roots[owner.first : owner.first + owner.count]]
         keys.append(ids[ids >= 0] * width + index)
     pairs, counts = np.unique(np.concatenate(keys), return_counts=True)
-    return _Incidence(pairs // width, pairs % width, counts, tuple(Member(o.name, o.dim) for o in run.owners))
+    members = tuple(Member(o.name, o.dim, (o.name, o.dim) in run.consumed) for o in run.owners)
+    return _Incidence(pairs // width, pairs % width, counts, members)
 
 
 def _groups(

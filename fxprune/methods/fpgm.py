@@ -20,14 +20,15 @@ _ROWS = 1024
 class FPGM(Aggregated):
     """Sum of the distances to all other filters of the layer: the nearest to the geometric median go (He et al. 2019).
 
-    Eq. 5 there: ``sum_j |F_i - F_j|_2``, over every layer that makes the channel; None for channels that no weight of
-    two or more dims makes alone.
+    Eq. 5 there: ``sum_j |F_i - F_j|_2`` over the filters that are left, for every layer that has filters of the channel
+    (a depthwise one, too); None for channels that no weight of two or more dims makes alone.
     """
 
     def score(self, group: ChannelGroup, state: ModelState) -> Scores | None:
         places = Aggregator(group.channels.size, self.aggregate)
+        kept = slice(None) if state.kept is None else torch.from_numpy(state.kept[group.channels.reshape(-1)])
         for _, rows in state.slices(group):
-            distances = torch.cat([torch.cdist(part, rows).sum(1) for part in rows.split(_ROWS)])
+            distances = torch.cat([torch.cdist(part, rows[kept]).sum(1) for part in rows.split(_ROWS)])
             places.add(np.arange(group.channels.size), distances.numpy())
         scores = places.result(np.nan)
         return None if np.isnan(scores).any() else scores.reshape(group.channels.shape)

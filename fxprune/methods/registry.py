@@ -13,8 +13,9 @@ from importlib.metadata import entry_points
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
-from fxprune.channels import ChannelGroup
+from fxprune.channels import ChannelGraph, ChannelGroup
 from fxprune.errors import InputError
 from fxprune.methods.learner import Hooks, Site
 from fxprune.methods.state import ModelState, Scores
@@ -125,7 +126,7 @@ def needs_of(criterion: Criterion) -> frozenset[Need]:
 def score_groups(criterion: Criterion, state: ModelState) -> list[Scores | None]:
     """Normalised scores ``[blocks, size]`` of every group that may be cut; None of the others, and where it says none.
 
-    Channels that earlier steps have cut come before all others of their group.
+    Channels that earlier steps have cut come before all others.
 
     Raises:
         InputError: the criterion gives something else.
@@ -141,9 +142,15 @@ def score_groups(criterion: Criterion, state: ModelState) -> list[Scores | None]
             kept = np.ones(scores.shape, dtype=bool) if state.kept is None else state.kept[group.channels]
             scale = _NORMALIZERS[normalize](scores[kept]) if kept.any() else 1.0
             scores = scores / scale if scale > 0 and np.isfinite(scale) else scores
-            scores = np.where(kept, scores, min(float(scores.min()), 0.0) - 1.0)
         scored.append(scores)
-    return scored
+    return scored if state.kept is None else _cut_first(scored, state.graph, state.kept)
+
+
+def _cut_first(scored: list[Scores | None], graph: ChannelGraph, kept: npt.NDArray[np.bool_]) -> list[Scores | None]:
+    """The scores with those of channels that were cut below all others."""
+    lowest = min((float(scores.min()) for scores in scored if scores is not None), default=0.0) - 1.0
+    groups = zip(graph.groups, scored, strict=True)
+    return [None if scores is None else np.where(kept[group.channels], scores, lowest) for group, scores in groups]
 
 
 _NORMALIZERS: dict[str, Callable[[Scores], float]] = {
