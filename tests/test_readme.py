@@ -5,24 +5,33 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+import textwrap
+from importlib import invalidate_caches
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
+from nets import image, make
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
-from fxprune import cli
+from fxprune import cli, methods
 from fxprune.labels.rules import RULES
 from fxprune.labels.rules.pointwise import POINTWISE
+from fxprune.methods import registry
 from model_zoo.coverage import LISTS
 from model_zoo.records import RESULTS, read, summary, table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+MAP = ROOT / "fxprune/README.md"
 INSTALL = "python -m venv .venv && . .venv/bin/activate && pip install"
 
 KINDS = {
@@ -48,6 +57,25 @@ def ops() -> str:
         listed = ", ".join(f"`{name}`" for name in sorted(names, key=lambda name: (name.strip("_"), name)))
         rows.append(f"| {kind} | {meaning} | {tagged}{listed} |")
     return "\n".join(rows)
+
+
+def methods_table() -> str:
+    """All methods, what they read, and what they do, as a markdown table."""
+
+    def reads(method: methods.Method) -> str:
+        if isinstance(method, methods.Learner):
+            return "trains; data are optional" if getattr(method, "label_free", False) else "trains on data"
+        needs = sorted(methods.needs_of(method))
+        return f"{' and '.join(needs).replace('_', ' ')} on data" if needs else "weights"
+
+    def cell(text: str) -> str:
+        return text.replace("``", "`").replace("|", r"\|")
+
+    known = methods.available()
+    made = {name: methods.resolve(name) for name in known}
+    order = sorted(known, key=lambda name: (isinstance(made[name], methods.Learner), "data" in reads(made[name]), name))
+    rows = ["| `method=` | reads | what it does |", "|---|---|---|"]
+    return "\n".join([*rows, *(f"| `{name}` | {reads(made[name])} | {cell(known[name])} |" for name in order)])
 
 
 def results() -> str:
@@ -82,7 +110,7 @@ def libraries() -> str:
     return "\n".join(parts)
 
 
-GENERATED = {"ops": ops, "coverage": results, "libraries": libraries}
+GENERATED = {"ops": ops, "methods": methods_table, "coverage": results, "libraries": libraries}
 
 
 def generated(text: str, name: str) -> re.Match[str]:
@@ -91,8 +119,13 @@ def generated(text: str, name: str) -> re.Match[str]:
     return found
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+def blocks(language: str, document: Path = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def block_with(text: str, language: str = "python", document: Path = README) -> str:
+    (found,) = (block for block in blocks(language, document) if text in block)
+    return found
 
 
 def stand_in(name: str, pretrained: bool = False) -> nn.Module:
@@ -107,7 +140,6 @@ def stand_in(name: str, pretrained: bool = False) -> nn.Module:
 
 @pytest.mark.parametrize("number", range(2))
 def test_python_blocks_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(blocks("python")) == 2
     monkeypatch.setattr(timm, "create_model", stand_in)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -120,9 +152,132 @@ def test_python_blocks_run(number: int, tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(path.name for path in tmp_path.iterdir()) == written[number]
 
 
+def loader() -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(1)
+    images, labels = torch.randn(12, 3, 8, 8, generator=generator), torch.randint(0, 10, (12,), generator=generator)
+    return DataLoader(TensorDataset(images, labels), 4)
+
+
+ATTACHED = """
+    learner = fxprune.attach(model, example_inputs, method="slimming", flops=0.5)   # .model is what to train
+    for x, y in loader:
+        loss = learner.loss(criterion(learner.model(x), y)); optimizer.zero_grad(); loss.backward()
+        learner.after_backward(); optimizer.step(); learner.after_step()
+    pruned = learner.finish()                                                        # same return as prune()
+"""
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_training_in_both_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = block_with("fxprune.attach(")
+    made, promised = (ast.parse(textwrap.dedent(text)).body for text in (code, ATTACHED))
+    shown = [ast.dump(part) for part in made if not ast.unparse(part).startswith(("small =", "optimizer ="))]
+    assert shown == [ast.dump(part) for part in promised]
+    names: dict[str, Any] = {"fxprune": fxprune, "torch": torch, "model": make(), "example_inputs": image()}
+    names |= {"loader": loader(), "test_loader": loader(), "criterion": F.cross_entropy}
+    exec(compile(code, "README.md", "exec"), names)
+    for key in ("small", "pruned"):
+        report = names[key].meta["fxprune"]
+        assert 0 < report.macs_after <= 0.5 * report.macs_before
+        assert not torch.equal(names[key].get_parameter("head.bias"), names["model"].head.bias), "trained"
+    assert (tmp_path / "run.pt").exists()
+
+    finished = code.partition("learner =")[0].replace("resume=None", 'resume="run.pt"')
+    assert 'resume="run.pt"' in finished
+    exec(compile(finished, "README.md", "exec"), again := dict(names))
+    assert all(torch.equal(t, names["small"].state_dict()[n]) for n, t in again["small"].state_dict().items())
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_scratch_without_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tiny(name: str, num_classes: int) -> Any:
+        model = make()
+        assert num_classes == model.head.out_features
+        model.pretrained_cfg = {"input_size": (3, 8, 8)}
+        return model
+
+    monkeypatch.setattr(timm, "create_model", tiny)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"fxprune": fxprune, "timm": timm}
+    code = block_with('method="scratch"')
+    exec(compile(code, "README.md", "exec"), names)
+    (told,) = re.findall(r"# (learned .*), \.\.\.", code)
+    assert capsys.readouterr().out.count(told) == 2
+    assert names["found"].names == ("seed 0", "seed 1")
+    assert (tmp_path / "similarity.png").exists()
+
+
+@pytest.fixture
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+
+@pytest.mark.usefixtures("_own_registry")
+def test_the_criterion_of_a_third_party() -> None:
+    code = block_with('@register("l2_per_mac")')
+    assert len(code.splitlines()) < 40
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert methods.available()["l2_per_mac"] == "Norm of what a channel owns, per multiply-accumulate that it costs."
+    model, x = make(), image()
+    report = fxprune.prune(model, x, method="l2_per_mac", flops=0.5, progress=False).meta["fxprune"]
+    assert 0.4 < report.macs_after / report.macs_before <= 0.5
+    graph = fxprune.analyze(model, x)
+    state = methods.ModelState(graph, dict(model.named_parameters()))
+    up = next(group for group in graph.prunable if group.name == "up.0")
+    macs = 2 * 64 * (16 * 9 + 16)  # 2 images, 8 x 8 positions, a filter of 3 x 3 x 16 and a column of 16
+    by_norm = methods.L2().score(up, state)
+    assert by_norm is not None
+    assert methods.resolve("l2_per_mac").score(up, state) == pytest.approx(by_norm / macs)  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("_own_registry")
+def test_an_installed_package_adds_its_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = block_with("entry-points", "toml")
+    assert re.fullmatch(r'\[project\.entry-points\."fxprune\.methods"\]\nl2_per_mac = "my_package:L2PerMac"\n', entry)
+    (tmp_path / "my_package.py").write_text(block_with('@register("l2_per_mac")'))
+    info = tmp_path / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[fxprune.methods]\nl2_per_mac = my_package:L2PerMac\n")
+    assert "l2_per_mac" not in methods.available()
+    monkeypatch.syspath_prepend(tmp_path)
+    invalidate_caches()
+    for _ in range(2):  # also when it is registered
+        report = fxprune.prune(make(), image(), method="l2_per_mac", flops=0.5, progress=False).meta["fxprune"]
+        assert report.method == "l2_per_mac"
+    assert cli.main(["methods"]) == 0
+    assert "l2_per_mac" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_own_registry", "one_thread")
+def test_the_learner_of_a_third_party() -> None:
+    code = block_with('@register("polarization")', document=MAP)
+    assert len(code.splitlines()) < 40
+    names: dict[str, Any] = {}
+    exec(compile(code, "fxprune/README.md", "exec"), names)
+    model = make()
+    learner = fxprune.attach(model, image(), method=names["Polarization"](strength=0.5), channels=0.5, progress=False)
+    scales = torch.cat([model.stem[1].weight, model.up[1].weight, model.down[1].weight]).detach().abs()
+    expected = 0.5 * (1.2 * scales.sum() - (scales - scales.mean()).abs().sum())
+    torch.testing.assert_close(learner.loss(torch.zeros(())).detach(), expected)
+    small = fxprune.prune(model, image(), method="polarization", channels=0.5, data=loader(), epochs=1, progress=False)
+    assert small.meta["fxprune"].params_after < small.meta["fxprune"].params_before
+    kept = learner.finish().meta["fxprune"].plan.kept
+    groups = {"up.0.weight": model.up[1].weight, "stem.0.weight": (model.stem[1].weight + model.down[1].weight) / 2}
+    weakest = torch.cat([scale.detach() / 1 for scale in groups.values()]).sort().values[20]
+    for name, scale in groups.items():
+        assert kept[name][0] == torch.where(scale.detach() >= weakest)[0].tolist()
+
+
 def test_every_public_name_and_argument_is_shown() -> None:
     text = "\n".join(blocks("python"))
-    for name in ("prune", "apply", "analyze", "record", "export", "PruningPlan", "methods"):
+    for name in ("prune", "attach", "apply", "analyze", "record", "export", "PruningPlan", "methods", "study", "Loop"):
         assert f"fxprune.{name}" in text
     arguments = fxprune.prune.__kwdefaults__
     assert [name for name in arguments if not re.search(rf"\b{name}=", text)] == []
