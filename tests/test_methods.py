@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,21 @@ def test_an_entry_point_is_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "entry_points", lambda group: [Entry] if group == "fxprune.methods" else [])
     assert set(methods.available()) == {*registry._METHODS, "theirs"}
     assert methods.resolve("theirs") == methods.L1()
+
+
+def test_an_entry_point_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "broken_methods-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken_methods\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[fxprune.methods]\nbroken = broken_methods.nowhere:Method\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = (
+        r"^The method 'broken' cannot be loaded from broken_methods\.nowhere:Method \(ModuleNotFoundError: .*\)\. "
+    )
+    for ask in (methods.available, lambda: methods.resolve("broken")):
+        with pytest.raises(InputError, match=message + r"Repair or uninstall the package that brings it\.$"):
+            ask()
+    assert methods.resolve("l2") == methods.L2(), "others work"
 
 
 def test_methods_have_a_description() -> None:

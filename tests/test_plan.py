@@ -51,6 +51,7 @@ def test_kept_names_every_cut_tensor_and_no_other() -> None:
         for name in (f"{layer}.0.bias", *(f"{layer}.1.{n}" for n in ("weight", "bias", "running_mean", "running_var"))):
             expected[name] = {0: kept}
     assert plan.kept == {name: dims for name, dims in expected.items() if name in model.state_dict()}
+    assert plan.widths == {"stem.0": (len(stem), 16), "up.0": (len(up), 24)}
     assert all(type(i) is int for dims in plan.kept.values() for kept in dims.values() for i in kept)
 
 

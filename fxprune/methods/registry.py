@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -72,8 +72,12 @@ def register(name: str) -> Callable[[M], M]:
 
 
 def available() -> dict[str, str]:
-    """Name -> first line of the docstring, for every registered method."""
-    found = {e.name: e.load() for e in entry_points(group="fxprune.methods")}
+    """Name -> first line of the docstring, for every registered method.
+
+    Raises:
+        InputError: a package has an entry point that cannot be loaded.
+    """
+    found = {e.name: _load(e) for e in entry_points(group="fxprune.methods")}
     return {name: (cls.__doc__ or "").strip().splitlines()[0] for name, cls in sorted({**found, **_METHODS}.items())}
 
 
@@ -81,7 +85,8 @@ def resolve(spec: str | Method) -> Method:
     """The method object for a name or an object.
 
     Raises:
-        InputError: for an unknown name (lists the known ones) or something that can neither score nor attach.
+        InputError: for an unknown name (lists the known ones), one whose package cannot be loaded, or something that can
+            neither score nor attach.
     """
     if isinstance(spec, str):
         if spec in _METHODS:
@@ -89,7 +94,7 @@ def resolve(spec: str | Method) -> Method:
             return made
         for entry in entry_points(group="fxprune.methods"):
             if entry.name == spec:
-                loaded: Method = entry.load()()
+                loaded: Method = _load(entry)()
                 return loaded
         raise InputError(f"Unknown method {spec!r}. Known methods: {', '.join(available())}.")
     if isinstance(spec, type) or not isinstance(spec, (Criterion, Learner)):
@@ -98,6 +103,17 @@ def resolve(spec: str | Method) -> Method:
             f"Known methods: {', '.join(available())}."
         )
     return spec
+
+
+def _load(entry: EntryPoint) -> type:
+    try:
+        loaded: type = entry.load()
+    except Exception as error:
+        raise InputError(
+            f"The method {entry.name!r} cannot be loaded from {entry.value} ({type(error).__name__}: {error}). Repair "
+            "or uninstall the package that brings it."
+        ) from error
+    return loaded
 
 
 def name_of(method: Any) -> str:
