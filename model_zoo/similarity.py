@@ -1,6 +1,6 @@
 """How alike the structures are that Pruning from Scratch finds: from random weights, and from weights in training.
 
-    python -m model_zoo.similarity             12 structures of VGG16, about a quarter of an hour on one core
+    python -m model_zoo.similarity             12 structures of VGG16, about 20 minutes on one core
     python -m model_zoo.similarity --resume    those without a line in the file
     python -m model_zoo.similarity --page      the page and the plot from the file as it is
 

@@ -85,8 +85,8 @@ def resolve(spec: str | Method) -> Method:
     """The method object for a name or an object.
 
     Raises:
-        InputError: for an unknown name (lists the known ones), one whose package cannot be loaded, or something that can
-            neither score nor attach.
+        InputError: for an unknown name (lists the known ones), one whose package cannot be loaded, or something that
+            can neither score nor attach.
     """
     if isinstance(spec, str):
         if spec in _METHODS:
