@@ -41,10 +41,11 @@ def loaders(
 # -- what comes with scikit-learn --------------------------------------------------------------------------------------
 
 
-def digits(size: int = 16, seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
+def digits(size: int = 16, seed: int = 0, test: float = TEST_SHARE) -> tuple[TensorDataset, TensorDataset]:
     """Handwritten digits, train and test: images [1, size, size] of mean 0 and deviation 1, labels 0 to 9.
 
-    The 1797 images of 8 x 8 pixels of scikit-learn, enlarged bilinearly; a fifth of every class is for testing.
+    The 1797 images of 8 x 8 pixels of scikit-learn, enlarged bilinearly; the share ``test`` of every class is for
+    testing.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -53,10 +54,10 @@ def digits(size: int = 16, seed: int = 0) -> tuple[TensorDataset, TensorDataset]
     images = torch.from_numpy(found.images).float()[:, None]
     images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
     labels = torch.from_numpy(found.target).long()
-    parts = train_test_split(np.arange(len(labels)), test_size=TEST_SHARE, stratify=found.target, random_state=seed)
-    train, test = (torch.from_numpy(part) for part in parts)
+    parts = train_test_split(np.arange(len(labels)), test_size=test, stratify=found.target, random_state=seed)
+    train, held = (torch.from_numpy(part) for part in parts)
     images = (images - images[train].mean()) / images[train].std()
-    return TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test])
+    return TensorDataset(images[train], labels[train]), TensorDataset(images[held], labels[held])
 
 
 def patches(size: int, count: int, seed: int = 0) -> tuple[TensorDataset, TensorDataset]:

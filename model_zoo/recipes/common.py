@@ -73,6 +73,22 @@ class Sgd:
         return MultiStepLR(optimizer, sorted({max(1, round(epochs * share)) for share in self.drops}))
 
 
+@dataclass(frozen=True)
+class AdamW:
+    """How vision transformers train: the rate falls to zero along a cosine, epoch by epoch."""
+
+    epochs: int
+    batch: int
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+    def schedule(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler:
+        return CosineAnnealingLR(optimizer, epochs)
+
+
 def _is_kernel(parameter: Tensor) -> bool:
     """A matrix, or a convolution that is not depthwise: optimizers are given parameters without their layers."""
     depthwise = parameter.ndim == 4 and parameter.shape[1] == 1 and parameter.shape[2] > 1
@@ -226,7 +242,7 @@ class Run:
         loop = fxprune.Loop(device=self.device, amp=self.options.amp, checkpoint=checkpoint, **settings)
         return {"loop": loop, "resume": checkpoint if self.options.resume and checkpoint.exists() else None}
 
-    def train(self, stage: str, model: nn.Module, settings: Sgd) -> fx.GraphModule:
+    def train(self, stage: str, model: nn.Module, settings: Sgd | AdamW) -> fx.GraphModule:
         """The network after a training on all training images."""
         with self.timed(stage):
             trained: fx.GraphModule = fxprune.prune(
