@@ -97,7 +97,9 @@ class Case:
         self.gate_epochs = options.gates
         chosen = {"dataset": "digits", "network": name, "seed": seed, "train": options.train, "tune": options.tune}
         rest = {"out": options.out, "smoke": False, "device": "cpu", "amp": False, "workers": 0, "resume": True}
-        self.run = Run("accuracy", argparse.Namespace(**chosen, **rest), *noisy(self.network.noise, seed, options.images))
+        self.run = Run(
+            "accuracy", argparse.Namespace(**chosen, **rest), *noisy(self.network.noise, seed, options.images)
+        )
         self.seed = seed
         if not options.resume:
             shutil.rmtree(self.run.file("."))
@@ -159,7 +161,14 @@ def criterion(method: str, **options: Any) -> Method:
     def cut(case: Case, ratio: float) -> nn.Module:
         seen = case.batches() if needs_of(resolve(method)) else None  # type: ignore[arg-type]
         pruned: nn.Module = fxprune.prune(
-            case.dense, case.run.example, method=method, flops=ratio, data=seen, seed=case.seed, progress=False, **options
+            case.dense,
+            case.run.example,
+            method=method,
+            flops=ratio,
+            data=seen,
+            seed=case.seed,
+            progress=False,
+            **options,
         )
         return pruned
 
@@ -371,12 +380,18 @@ def ahead(records: Sequence[Record]) -> list[str]:
     for ratio in RATIOS:
         best: dict[bool, tuple[float, str]] = {}
         for method, how in METHODS.items():
-            found = [r.figures["accuracy"] for r in at(records, ratio) if "accuracy" in r.figures and r.figures["method"] == method]
+            found = [
+                r.figures["accuracy"]
+                for r in at(records, ratio)
+                if "accuracy" in r.figures and r.figures["method"] == method
+            ]
             if found and method not in BASELINES:
                 best[how.peer] = max(best.get(how.peer, (0.0, "")), (statistics.mean(found), method))
         if len(best) == 2:
             (ours, our), (theirs, their) = best[False], best[True]
-            lines.append(f"- {ratio:.0%}: best of fxprune {our} {ours:.2%}, best of Torch-Pruning {their} {theirs:.2%}, difference {100 * (ours - theirs):+.2f} points")
+            lines.append(
+                f"- {ratio:.0%}: best of fxprune {our} {ours:.2%}, best of Torch-Pruning {their} {theirs:.2%}, difference {100 * (ours - theirs):+.2f} points"
+            )
     return ["\n".join(lines)] if lines else []
 
 
