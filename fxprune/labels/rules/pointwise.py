@@ -54,11 +54,8 @@ def join_positions(run: Propagation, operands: Sequence[Operand], shape: tuple[i
     """
     ndim = len(shape)
     cuts: dict[int, list[Factor]] = defaultdict(list)
-    rigid: set[int] = set()
-    for sizes, labels in operands:
-        factors = [aligned(f, ndim) for f in labels]
-        held = {d for f in factors for d in (f.dim, *f.carriers)}
-        rigid |= {d for d, size in enumerate(sizes, ndim - len(sizes)) if size > 1 and d not in held}
+    lifted = [(sizes, [aligned(f, ndim) for f in labels]) for sizes, labels in operands]
+    for _, factors in lifted:
         for factor in factors:
             cuts[factor.dim].append(factor)
     result = []
@@ -68,9 +65,15 @@ def join_positions(run: Propagation, operands: Sequence[Operand], shape: tuple[i
         for other in others:
             run.join(ids, other.ids)
             ids = torch.broadcast_tensors(ids, other.ids)[0]
-        if dim in rigid and shape[dim] > 1:
-            run.lock(ids, "combined with something that cannot be cut")
         result.append(Factor(ids, dim))
+    rigid: set[int] = set()
+    for sizes, factors in lifted:  # only now: rows that were joined above are one, and hold no dimension
+        settled = [run.canonical(f) if f.carriers else f for f in factors]
+        held = {d for f in settled for d in (f.dim, *f.carriers)}
+        rigid |= {d for d, size in enumerate(sizes, ndim - len(sizes)) if size > 1 and d not in held}
+    for factor in result:
+        if factor.dim in rigid and shape[factor.dim] > 1:
+            run.lock(factor.ids, "combined with something that cannot be cut")
     return tuple(result)
 
 

@@ -304,6 +304,20 @@ class PositionEmbedding(_Net):
         return self.f(x + self.pos).relu()
 
 
+@net(*ENDS, exact(8, "e[0] cls[2] pos[2] f[1]"), locked(5, "pos[1]", COMBINED), exact(8, "f[0] h[1]"))
+class PositionsAfterClassToken(_Net):
+    """Token and patches are channels of two layers until the positions join them: the number of tokens stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cls, self.pos = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 5, 8))
+        self.f = nn.Linear(8, 8)
+
+    def block(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1) + self.pos
+        return self.f(x).relu()
+
+
 _TABLE = (*ENDS, THROUGH_QKV, AFTER)
 
 
