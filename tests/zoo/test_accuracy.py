@@ -156,11 +156,18 @@ def test_the_page_has_means_and_standard_errors(tmp_path: Path) -> None:
     assert "| l2 | 91.00 ± 1.00 (cut: 50.0) | 80.00 (cut: 50.0) | not reached | 99.0% to 99.0% |" in page
     dense = "96.00 ± 1.00 (cut: 50.0)"
     assert f"| dense | {dense} | {dense} | {dense} | 99.0% to 99.0% |" in page
-    assert re.findall("^- .* points.$", page, re.MULTILINE) == [
-        "- 50% of the MACs: the best of fxprune is taylor with 93.00%, the best of Torch-Pruning group norm with "
-        "92.00%: +1.00 points."
+    assert re.findall("^- .* points.*$", page, re.MULTILINE) == [
+        "- 50% of the MACs: the best of 2 methods of fxprune is taylor with 93.00%, the best of 2 of Torch-Pruning "
+        "group norm with 92.00%: +1.00 points. The more methods, the luckier the best."
     ]
     assert "which was trained for 40 epochs" in page
+
+
+def test_the_page_has_a_figure(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the figure is drawn with the extra: pip install '.[bench]'")
+    page = write(tmp_path / "runs.jsonl", ("dense", 0, 1.0, 0.95), ("l2", 0, 0.5, 0.9), ("l2", 0, 0.1, None))
+    assert "![accuracy over the MACs that stay](runs.png)" in page
+    assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_last_line_of_a_run_counts(tmp_path: Path) -> None:
