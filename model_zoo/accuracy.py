@@ -409,8 +409,8 @@ def ahead(records: Sequence[Record]) -> list[str]:
         if all(means.values()):
             (ours, our), (theirs, their) = max(means[False]), max(means[True])
             lines.append(
-                f"- {ratio:.0%} of the MACs: the best of {len(means[False])} methods of fxprune is {our} with {ours:.2%}, "
-                f"the best of {len(means[True])} of Torch-Pruning {their.removeprefix('Torch-Pruning ')} with "
+                f"- {ratio:.0%} of the MACs: the best of {len(means[False])} methods of fxprune is {our} with "
+                f"{ours:.2%}, the best of {len(means[True])} of Torch-Pruning {their.removeprefix('Torch-Pruning ')} with "
                 f"{theirs:.2%}: {100 * (ours - theirs):+.2f} points. The more methods, the luckier the best."
             )
     return ["\n".join(lines)] if lines else []
