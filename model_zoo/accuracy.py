@@ -408,9 +408,10 @@ def ahead(records: Sequence[Record]) -> list[str]:
                 means[how.peer].append((statistics.mean(found), method))
         if all(means.values()):
             (ours, our), (theirs, their) = max(means[False]), max(means[True])
+            their = their.removeprefix("Torch-Pruning ")
             lines.append(
                 f"- {ratio:.0%} of the MACs: the best of {len(means[False])} methods of fxprune is {our} with "
-                f"{ours:.2%}, the best of {len(means[True])} of Torch-Pruning {their.removeprefix('Torch-Pruning ')} with "
+                f"{ours:.2%}, the best of {len(means[True])} of Torch-Pruning {their} with "
                 f"{theirs:.2%}: {100 * (ours - theirs):+.2f} points. The more methods, the luckier the best."
             )
     return ["\n".join(lines)] if lines else []
