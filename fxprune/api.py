@@ -34,9 +34,19 @@ from fxprune.pipeline import (
     rewrite_as,
 )
 from fxprune.plan import PruningPlan
-from fxprune.training import Loop, Loss, Training, check_loader, fit, measure, reset_parameters, seeded, site_of
+from fxprune.training import (
+    Loop,
+    Loss,
+    Training,
+    check_loader,
+    fit,
+    measure,
+    plain_state,
+    reset_parameters,
+    seeded,
+    site_of,
+)
 from fxprune.training.distributed import from_first
-from fxprune.training.gates import BANK
 from fxprune.verify import Inputs, zero_slices
 
 
@@ -222,8 +232,8 @@ def attach(
     """Prepare ``model`` for a method that trains, in a training loop of your own.
 
     Train ``.model``, which is a copy; pass the loss through ``.loss``, call ``.after_backward()`` before and
-    ``.after_step()`` after the optimizer's step, and at last ``.finish()``, which returns what ``prune`` returns. The
-    arguments are those of ``prune``. ``model`` itself stays as it is, whatever happens.
+    ``.after_step(optimizer)`` after the optimizer's step, stop when ``.done``, and at last ``.finish()``, which returns
+    what ``prune`` returns. The arguments are those of ``prune``. ``model`` itself stays as it is, whatever happens.
 
     Raises:
         InputError: an argument that cannot be used, or a method that does not train.
@@ -256,11 +266,11 @@ def attach(
         with stages("recording"):
             check_recording(model, dense)
     live = copy.deepcopy(dense.module).train()
-    site = site_of(live, dense.graph, seed)
+    site = site_of(live, dense.graph, options.budget, seed)
 
     def finish(outcome: Outcome) -> fx.GraphModule:
         outcome = from_first(outcome)
-        trained = dense.trained(live, BANK)
+        trained = dense.trained(plain_state(live))
         chosen = replace(options, threshold=outcome.threshold)
         pruned = compress(trained, list(outcome.scores), chosen, request.name, list(outcome.notes))
         if outcome.reinitialise:

@@ -161,6 +161,13 @@ def select(
     return Selection(_put_back(units[:low], keep_after(low), cost, limit), frozen, guarded(low))
 
 
+def remaining(graph: ChannelGraph, budget: Budget, keep: Keep) -> float:
+    """What a choice of channels leaves, as a ratio in the budget's own measure."""
+    free = np.concatenate([np.empty(0, dtype=np.int64), *(g.channels.reshape(-1) for g in graph.prunable)])
+    cost = _cost(graph, budget, free)
+    return cost(keep) / max(budget.whole or cost(graph.everything()), 1)
+
+
 def _frozen(graph: ChannelGraph, scores: Sequence[Scores | None], exact: bool) -> dict[str, str]:
     frozen = {}
     for group, score in zip(graph.groups, scores, strict=True):

@@ -84,11 +84,10 @@ class Dense:
     def on_meta(self) -> bool:
         return any(p.is_meta for p in self.module.parameters())
 
-    def trained(self, model: nn.Module, added: str) -> Dense:
-        """The same with the values of ``model``, on its device; names that begin with ``added`` are no part of it."""
+    def trained(self, values: Mapping[str, torch.Tensor]) -> Dense:
+        """The same with the values of a whole state_dict, on their device."""
         module = copy.deepcopy(self.module)
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        values = {name: value for name, value in model.state_dict().items() if not name.startswith(added)}
+        device = next((value.device for value in values.values()), torch.device("cpu"))
         module.to(device).load_state_dict(values)
         args, kwargs = map_leaves(
             lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, (self.args, self.kwargs)

@@ -2,10 +2,11 @@
 
 from fxprune.methods.activation import Activation
 from fxprune.methods.bn_scale import BNScale
+from fxprune.methods.dhp import DHP
 from fxprune.methods.fisher import Fisher
 from fxprune.methods.fpgm import FPGM
 from fxprune.methods.lamp import LAMP
-from fxprune.methods.learner import Gates, Hooks, Outcome, Site
+from fxprune.methods.learner import Gates, Hooks, Latents, Outcome, Site
 from fxprune.methods.magnitude import L1, L2
 from fxprune.methods.registry import (
     Criterion,
@@ -26,6 +27,7 @@ from fxprune.methods.uniform_random import Random
 from fxprune.methods.wanda import Wanda
 
 __all__ = [
+    "DHP",
     "FPGM",
     "L1",
     "L2",
@@ -36,6 +38,7 @@ __all__ = [
     "Fisher",
     "Gates",
     "Hooks",
+    "Latents",
     "Learner",
     "Method",
     "ModelState",

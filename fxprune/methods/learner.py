@@ -36,12 +36,31 @@ class Gates:
 
 
 @dataclass(frozen=True)
+class Latents:
+    """One latent number per channel, all in one parameter ``values``, from which the weights are generated.
+
+    ``index``: group -> the places in ``values``, ``[blocks, size]``; groups that no generated weight runs through are
+    left out. ``plain``: names of the weights that stay ordinary parameters although a layer contracts them.
+    """
+
+    values: nn.Parameter
+    index: Mapping[str, Tensor]
+    plain: tuple[str, ...] = ()
+
+    def of(self, group: ChannelGroup) -> Tensor:
+        """The latents of a group, ``[blocks, size]``; every block is a latent vector."""
+        return self.values[self.index[group.name].to(self.values.device)]
+
+
+@dataclass(frozen=True)
 class Site:
     """Where a learner attaches.
 
     ``graph``: the channels. ``model``: what will be trained, a copy of the user's. ``parameters``: those of the
     original model by name. ``producers``: how many layers make a group's channels; more than one for a residual
-    stream. ``insert_gates(groups)`` puts gates into ``model``.
+    stream. ``insert_gates(groups)`` puts gates into ``model``. ``insert_hypernetworks(embedding)`` puts hypernetworks
+    in the place of the weights of ``model``. ``target``: the budget, a ratio of the dense model; ``remaining(keep)``:
+    the same ratio of a choice of channels, a boolean per channel.
     """
 
     graph: ChannelGraph
@@ -49,6 +68,9 @@ class Site:
     parameters: Mapping[str, nn.Parameter]
     producers: Callable[[ChannelGroup], int]
     insert_gates: Callable[[Sequence[ChannelGroup]], Gates]
+    insert_hypernetworks: Callable[[int], Latents]
+    target: float
+    remaining: Callable[[npt.NDArray[np.bool_]], float]
     seed: int = 0
 
     def norm_scales(self) -> dict[str, nn.Parameter]:
@@ -82,8 +104,8 @@ class Hooks:
     def after_backward(self) -> None:
         """When gradients are complete: unscaled, reduced over processes, before clipping and the step."""
 
-    def after_step(self) -> None:
-        """After the optimizer's step."""
+    def after_step(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """After the optimizer's step; a training loop may keep its optimizer to itself unless the method needs it."""
 
     def after_epoch(self, accuracy: float | None) -> None:
         """After every epoch, with the validation accuracy (or minus the loss, where there is no accuracy)."""
@@ -99,6 +121,10 @@ class Hooks:
     def schedule(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler | None:
         """The learning rate schedule of the method's paper, stepped once per epoch."""
         return None
+
+    def done(self) -> bool:
+        """Whether the training is over before its last epoch; asked after every step."""
+        return False
 
     def alive(self) -> npt.NDArray[np.bool_] | None:
         """Per channel, whether it still counts: what the progress bar computes the remaining MACs from."""

@@ -103,7 +103,7 @@ class _Run(Hooks):
         """``strength * (mean |gate| - sparsity)^2``, one mean over all gates."""
         return self._options.strength * (self._gates.values.abs().mean() - self._options.sparsity) ** 2
 
-    def after_step(self) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer | None) -> None:
         with torch.no_grad():
             self._gates.values.clamp_(0, 1)
 

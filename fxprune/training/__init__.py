@@ -1,7 +1,7 @@
 """Methods that learn: what goes into the graph, around the steps, and the loop that runs them."""
 
 from fxprune.training.batches import Loss, check_loader, examples, unpack
-from fxprune.training.learner import Training, site_of
+from fxprune.training.learner import Training, plain_state, site_of
 from fxprune.training.loop import Loop, fit
 from fxprune.training.randomness import seeded
 from fxprune.training.reset import reset_parameters
@@ -15,6 +15,7 @@ __all__ = [
     "examples",
     "fit",
     "measure",
+    "plain_state",
     "reset_parameters",
     "seeded",
     "site_of",

@@ -15,6 +15,7 @@ from fxprune.labels.propagate import TensorLabels
 
 Channels = frozenset[int]
 _NONE: Channels = frozenset()
+ADDED = "_fxprune_"  # how the names of all submodules begin that learners put into a graph
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,26 @@ class Flow:
 def flows(module: fx.GraphModule, graph: ChannelGraph) -> dict[fx.Node, Flow]:
     """Every node through which channels run, in graph order; parameters and what is made of them alone left out."""
     result: dict[fx.Node, Flow] = {}
-    constant: set[fx.Node] = set()
+    constant = constants(module, graph)
     own = _own_labels(module, graph)
     contractions = {term.node for term in graph.terms}
     mixing = contractions | {statistic.node for statistic in graph.statistics}
     for node in module.graph.nodes:
-        tensors = [i for i in node.all_input_nodes if i in constant or node_labels(graph, i)]
-        if node.op == "get_attr" or (tensors and all(i in constant for i in tensors)):
-            constant.add(node)
-        elif node.op not in ("placeholder", "output"):
+        if node not in constant and node.op not in ("placeholder", "output"):
             flow = _flow(node, graph, constant, own, node.name in contractions, node.name in mixing)
             if flow.out or any(flow.inputs.values()):
                 result[node] = flow
     return result
+
+
+def constants(module: fx.GraphModule, graph: ChannelGraph) -> set[fx.Node]:
+    """Parameters, buffers, and what is computed of them alone."""
+    found: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        tensors = [i for i in node.all_input_nodes if i in found or node_labels(graph, i)]
+        if node.op == "get_attr" or (tensors and all(i in found for i in tensors)):
+            found.add(node)
+    return found
 
 
 def node_labels(graph: ChannelGraph, node: fx.Node) -> list[TensorLabels]:

@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 from fxprune.channels import ChannelGraph, ChannelGroup
 from fxprune.labels.propagate import TensorLabels
 from fxprune.methods.learner import Gates
-from fxprune.training.flow import Channels, Flow, flows, node_labels
+from fxprune.training.flow import ADDED, Channels, Flow, flows, node_labels
 
-BANK = "_fxprune_gates"
+_BANK = f"{ADDED}gates"
 _NONE: Channels = frozenset()
 
 
@@ -55,7 +55,7 @@ def insert_gates(module: fx.GraphModule, graph: ChannelGraph, groups: Sequence[C
         count += group.channels.size
     position[position < 0] = count
     bank = GateBank(count)
-    module.add_submodule(BANK, bank)
+    module.add_submodule(_BANK, bank)
     steps = flows(module, graph)
     ahead = _holders_ahead(steps)
     gated = frozenset(c for group in groups for c in group.channels.reshape(-1).tolist())
@@ -112,7 +112,7 @@ def _gate(
     """A gate on the result of ``node``, of the channels ``only``, placed where the graph's insert point is."""
     known = node_labels(graph, node)
     assert len(known) == 1, f"{node.name} computes several tensors"
-    name = f"{BANK}_{number}"
+    name = f"{_BANK}_{number}"
     module.add_submodule(name, Gate(bank, list(_indices(known[0], position, len(bank.values), only))))
     return module.graph.call_module(name, (node,))
 

@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx
+import torch
+from torch import Tensor, fx, nn
 
+from fxprune.budget import Budget, remaining
 from fxprune.channels import ChannelGraph, ChannelGroup
 from fxprune.errors import InputError
 from fxprune.methods.learner import Hooks, Outcome, Site
 from fxprune.training.batches import Gaussian, Loss, distance
-from fxprune.training.flow import flows, producers
+from fxprune.training.flow import ADDED, flows, producers
 from fxprune.training.gates import insert_gates
+from fxprune.training.hypernetworks import Hypernetworks, insert_hypernetworks
 
 
 class Training:
@@ -49,9 +52,18 @@ class Training:
         """Call when the gradients are complete: after unscaling, before clipping and the optimizer's step."""
         self.hooks.after_backward()
 
-    def after_step(self) -> None:
-        """Call after the optimizer's step."""
-        self.hooks.after_step()
+    def after_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Call after the optimizer's step; with the optimizer, for methods that need its learning rate.
+
+        Raises:
+            InputError: the method needs the optimizer.
+        """
+        self.hooks.after_step(optimizer)
+
+    @property
+    def done(self) -> bool:
+        """Whether the method has what it wants, so that the training may stop."""
+        return self.hooks.done()
 
     def after_epoch(self, score: float) -> None:
         """Call after an epoch, if you like, with its validation accuracy or another figure that is higher if better.
@@ -82,7 +94,7 @@ class Training:
         return result
 
 
-def site_of(model: fx.GraphModule, graph: ChannelGraph, seed: int) -> Site:
+def site_of(model: fx.GraphModule, graph: ChannelGraph, budget: Budget, seed: int) -> Site:
     """What a learner sees of a model that is to be trained."""
     makes = producers(flows(model, graph))
 
@@ -90,4 +102,23 @@ def site_of(model: fx.GraphModule, graph: ChannelGraph, seed: int) -> Site:
         return max((makes.get(int(c), 0) for c in group.channels.reshape(-1)), default=0)
 
     named = dict(model.named_parameters(remove_duplicate=False))
-    return Site(graph, model, named, count, lambda groups: insert_gates(model, graph, groups), seed)
+    return Site(
+        graph,
+        model,
+        named,
+        count,
+        lambda groups: insert_gates(model, graph, groups),
+        lambda embedding: insert_hypernetworks(model, graph, embedding, seed),
+        budget.ratio,
+        lambda keep: remaining(graph, budget, keep),
+        seed,
+    )
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state_dict of a trained model without what learners have put in, and with the weights they generate."""
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith(ADDED)}
+    for part in model.children():
+        if isinstance(part, Hypernetworks):
+            state |= part.weights()
+    return state

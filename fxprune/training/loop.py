@@ -91,7 +91,9 @@ def fit(
     resume: str | Path | None = None,
     progress: bool = True,
 ) -> None:
-    """Train to the end of the last epoch; see ``Loop`` for what is promised of interruptions and several processes.
+    """Train to the end of the last epoch, or until the method is done.
+
+    See ``Loop`` for what is promised of interruptions and several processes.
 
     Raises:
         InputError: data, loss or checkpoint cannot be used.
@@ -134,7 +136,7 @@ class _Run:
         self._half = torch.float16 if half else torch.bfloat16
 
     def train(self, bar: _Bar) -> None:
-        while self._epoch < self._epochs:
+        while self._epoch < self._epochs and not self._training.done:
             loss, accuracy = self._train_epoch(bar)
             share(self._training.model.buffers())
             if self._schedule is not None:
@@ -169,9 +171,11 @@ class _Run:
                 nn.utils.clip_grad_norm_(self._optimized(), self._loop.clip)
             self._scaler.step(self._optimizer)
             self._scaler.update()
-            training.after_step()
+            training.after_step(self._optimizer)
             totals.add(loss, output, batch[-1])
             bar.advanced(totals)
+            if training.done:
+                break
         for name, parameter in model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise ModelError(self._stopped(f"{name} holds NaN or inf, though the loss is finite,", number))
