@@ -87,20 +87,14 @@ def soft_threshold(values: Tensor, amount: Tensor | float) -> Tensor:
 def counted(latents: Scores, threshold: float, minimum: int) -> npt.NDArray[np.bool_]:
     """The channels of a group that count, ``[blocks, size]`` like its latents, as many in every block.
 
-    Those with ``|z| >= min(threshold, the minimum-th largest |z|)``; of several blocks the ranks with such a mean.
+    Those with ``|z| >= threshold``, and the largest up to the minimum; of several blocks the ranks with such a mean.
     """
-    order, slots = _slots(latents)
-    least = min(threshold, slots[min(minimum, len(slots)) - 1])
-    mask = np.zeros(latents.shape, dtype=bool)
-    np.put_along_axis(mask, order[:, : int((slots >= least).sum())], True, axis=1)
-    return mask
-
-
-def _slots(latents: Scores) -> tuple[npt.NDArray[np.int64], Scores]:
-    """The order of every block by descending ``|z|``, ``[blocks, size]``, and the mean ``|z|`` of every rank."""
     sizes = np.abs(latents)
     order = np.argsort(-sizes, axis=1, kind="stable")
-    return order, np.take_along_axis(sizes, order, axis=1).mean(0)
+    ranks = np.take_along_axis(sizes, order, axis=1).mean(0)
+    mask = np.zeros(latents.shape, dtype=bool)
+    np.put_along_axis(mask, order[:, : max(minimum, int((ranks >= threshold).sum()))], True, axis=1)
+    return mask
 
 
 class _Run(Hooks):
@@ -180,10 +174,8 @@ class _Run(Hooks):
         most = max(float(np.abs(z).max()) for z in latents)
         scores: dict[str, Scores] = {}
         for group, z in zip(self._groups, latents, strict=True):
-            # the minimum of every vector goes after everything else
-            first = np.argsort(-np.abs(z), axis=1, kind="stable")[:, : self._options.minimum]
-            scores[group.name] = np.abs(z)
-            np.put_along_axis(scores[group.name], first, np.take_along_axis(np.abs(z), first, axis=1) + most, axis=1)
+            last = counted(z, math.inf, self._options.minimum)  # the minimum goes after everything else
+            scores[group.name] = np.abs(z) + most * last
         end = "stopped by its rule" if self._done else "not stopped by its rule"
         notes = [
             f"search {end} after {self._steps} steps: latents of at least {self._options.threshold:g} leave "
