@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,20 @@ CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "imagenet": 1000}
 SMOKE_SIDES = {"cifar10": 16, "cifar100": 16, "mnist": 28, "imagenet": 64}  # pixels
 SMOKE_CLASSES = 10
 SMOKE_TRAIN, SMOKE_TEST = 512, 64  # images
+
+
+class Settings(Protocol):
+    """How a network is trained."""
+
+    epochs: int
+    batch: int
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer: ...
+
+    def schedule(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler: ...
+
+
+S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -203,7 +217,13 @@ def _word(setting: tuple[str, Any]) -> str:
 
 
 class Run:
-    """One run of a recipe: its options, its data, and the stages it is made of."""
+    """One run of a recipe: its options, its data, and the stages it is made of.
+
+    Of classifiers: ``loss`` and ``metric`` say what they are trained for and measured by.
+    """
+
+    loss: Callable[[Any, Any], Tensor] | None = None
+    metric = "accuracy"
 
     def __init__(self, recipe: str, options: argparse.Namespace, train: Images, test: Images):
         self.options, self.images, self.test = options, train, test
@@ -219,8 +239,9 @@ class Run:
         """What the paper has, or what a smoke run has instead."""
         return smoke if self.options.smoke else paper
 
-    def shortened(self, settings: Sgd) -> Sgd:
-        return self.pick(settings, replace(settings, epochs=1))
+    def shortened(self, settings: S) -> S:
+        short: Any = settings
+        return self.pick(settings, replace(short, epochs=1))
 
     def network(self, make: Callable[..., nn.Module], **options: Any) -> nn.Module:
         """A network with the weights of the seed."""
@@ -242,26 +263,34 @@ class Run:
         loop = fxprune.Loop(device=self.device, amp=self.options.amp, checkpoint=checkpoint, **settings)
         return {"loop": loop, "resume": checkpoint if self.options.resume and checkpoint.exists() else None}
 
-    def train(self, stage: str, model: nn.Module, settings: Sgd | AdamW) -> fx.GraphModule:
+    def train(self, stage: str, model: nn.Module, settings: Settings) -> fx.GraphModule:
         """The network after a training on all training images."""
         with self.timed(stage):
             trained: fx.GraphModule = fxprune.prune(
                 model, self.example, method=Plain(), channels=1.0, data=self.batches(settings.batch)[0],
-                epochs=settings.epochs, seed=self.options.seed, verify=False,
+                epochs=settings.epochs, seed=self.options.seed, verify=False, loss_fn=self.loss,
                 **self.loop(stage, optimizer=settings.optimizer, schedule=settings.schedule),
             )  # fmt: skip
         return trained
 
-    def baseline(self, model: nn.Module, settings: Sgd) -> dict[str, Any]:
+    def baseline(self, model: nn.Module, settings: Settings) -> dict[str, Any]:
         """The figures of the dense network, trained unless ``--no-baseline``."""
         if not self.options.baseline:
-            return self.figures(model) | {"accuracy": None}
+            return self.figures(model) | {self.metric: None}
         return self.figures(self.train("baseline", model, settings))
 
     def figures(self, model: nn.Module) -> dict[str, Any]:
-        """MACs of one image, parameters, and the accuracy on the test images."""
+        """MACs of one image, parameters, and the metric on the test images."""
         graph = fxprune.analyze(model, self.example)
-        return {"macs": graph.macs(), "params": graph.params(), "accuracy": self.accuracy(model)}
+        return {"macs": graph.macs(), "params": graph.params(), self.metric: self.quality(model)}
+
+    def quality(self, model: nn.Module) -> float:
+        """The metric on the test images."""
+        return self.accuracy(model)
+
+    def told(self, quality: float) -> str:
+        """The metric for people."""
+        return f"accuracy {quality:.2%}"
 
     def accuracy(self, model: nn.Module, batch: int = 256) -> float:
         """The share of test images whose class the network finds."""
@@ -307,5 +336,5 @@ class Run:
         with (self.options.out / "results.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         for name, figures in (("dense", dense), ("pruned", pruned)):
-            accuracy = "not trained" if figures["accuracy"] is None else f"accuracy {figures['accuracy']:.2%}"
-            print(f"{name:<8}{quantity(figures['macs'])} MACs, {quantity(figures['params'])} parameters, {accuracy}")
+            quality = "not trained" if figures[self.metric] is None else self.told(figures[self.metric])
+            print(f"{name:<8}{quantity(figures['macs'])} MACs, {quantity(figures['params'])} parameters, {quality}")

@@ -23,7 +23,15 @@ from fxprune.training import loop as loop_module
 from model_zoo import data
 from model_zoo.data import digits, glyphs
 from model_zoo.papers import mlp_784_500_300_10, vgg19_bn, vgg_a_bn
-from model_zoo.recipes import scratch_cifar, scratch_imagenet, slimming, slimming_cifar, slimming_imagenet
+from model_zoo.recipes import (
+    dhp_cifar,
+    dhp_restoration,
+    scratch_cifar,
+    scratch_imagenet,
+    slimming,
+    slimming_cifar,
+    slimming_imagenet,
+)
 from model_zoo.recipes.common import Run, split, transformed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -151,6 +159,33 @@ def test_slimming_imagenet(tmp_path: Path) -> None:
     check(line, vgg_a_bn(num_classes=10, width=0.0625), torch.zeros(1, 3, 64, 64))
 
 
+@pytest.mark.parametrize("name", dhp_cifar.NETWORKS)
+def test_dhp_cifar(tmp_path: Path, name: str) -> None:
+    (line,) = run("dhp_cifar", tmp_path, "--smoke", "--network", name, "--ratio", "0.6")
+    network = dhp_cifar.NETWORKS[name]
+    dense, image = network.make(num_classes=10, **network.narrow), torch.zeros(1, 3, 16, 16)
+    check(line, dense, image)
+    assert 0.55 < line["pruned"]["macs"] / line["dense"]["macs"] <= 0.6
+    assert line["search"].startswith("search not stopped by its rule after 8 steps")
+    assert 0 <= line["cut_accuracy"] <= 1
+    assert list(line["seconds"]) == ["baseline", "search", "converging"]
+    pruned = fxprune.apply(dense, fxprune.PruningPlan.load(folder(tmp_path) / "pruned.plan.json"), image)
+    pruned.load_state_dict(weights(tmp_path))
+
+
+@pytest.mark.parametrize("name", dhp_restoration.NETWORKS)
+def test_dhp_restoration(tmp_path: Path, name: str) -> None:
+    (line,) = run("dhp_restoration", tmp_path, "--smoke", "--network", name, "--no-baseline")
+    network = dhp_restoration.NETWORKS[name]
+    image = torch.zeros(1, network.channels, 32, 32) if network.channels == 1 else torch.zeros(1, 3, 8, 8)
+    graph = fxprune.analyze(network.make(**network.narrow), image)
+    assert (line["dense"]["macs"], line["dense"]["params"]) == (graph.macs(), graph.params())
+    assert 0.55 < line["pruned"]["macs"] / line["dense"]["macs"] <= 0.6
+    assert line["dense"]["psnr"] is None
+    assert 0 < line["pruned"]["psnr"] < 40
+    assert 0 < line["cut_psnr"] < 40
+
+
 # -- the papers' settings ----------------------------------------------------------------------------------------------
 
 
@@ -203,7 +238,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[Fit]:
         modules = [*training.model.modules()]
         scales = [m.weight.detach() for m in modules if isinstance(m, NORMS)]
         gammas = {round(value, 6) for scale in scales for value in scale.tolist()}
-        weights = [m.weight.detach() for m in modules if isinstance(m, nn.Conv2d)]
+        weights = [m.weight.detach() for m in modules if isinstance(m, nn.Conv2d) and hasattr(m, "weight")]
         largest = max(weights, key=Tensor.numel, default=torch.zeros(2, 1))
         spread = float(largest.std() * (largest.numel() / largest.shape[1] / 2) ** 0.5)
         found.append(Fit(training, batches, loop, epochs, optimizer, rates, gammas, spread))
@@ -365,6 +400,102 @@ def test_later_passes_go_on_from_the_weights_that_are_there(tmp_path: Path, fits
     assert all(fit.rates == steps(0.1, 80, 40, 40) for fit in fits)
 
 
+def narrowed(monkeypatch: pytest.MonkeyPatch, recipe: Any, name: str) -> None:
+    """A recipe's network as narrow as in a smoke run: its settings are those of the whole network."""
+    network = recipe.NETWORKS[name]
+    monkeypatch.setitem(recipe.NETWORKS, name, network._replace(make=partial(network.make, **network.narrow)))
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "strength", "limit", "lengths"),
+    [
+        ("resnet_20", None, 2e-4, 0.02, (50, 50)),
+        ("resnet_56", None, 3e-4, 0.01, (20, 30, 50)),
+        ("resnet_56", "0.38", 3e-4, 0.02, (25, 25, 50)),
+        ("resnet_110", None, 1e-4, 0.02, (50, 50)),
+        ("resnet_164", None, 1e-4, 0.02, (50, 50)),
+    ],
+)
+def test_settings_of_dhp_cifar(
+    tmp_path: Path, fits: list[Fit], monkeypatch: pytest.MonkeyPatch, name: str, ratio: str | None, strength: float,
+    limit: float, lengths: tuple[int, ...],
+) -> None:  # fmt: skip
+    narrowed(monkeypatch, dhp_cifar, name)
+    (line,) = run(
+        "dhp_cifar", tmp_path, "--data", ".", "--network", name, "--no-baseline", *(["--ratio", ratio] if ratio else [])
+    )
+    search, converging = fits
+    assert (search.method, converging.method) == ("dhp", "common")
+    options = search.training.hooks._options  # type: ignore[attr-defined]
+    assert (options.strength, options.threshold, options.limit) == (strength, 5e-3, limit)
+    assert (options.minimum, options.every, options.embedding) == (4, 100, 8)
+    assert search.rates == steps(0.1, *lengths)
+    assert converging.rates == steps(0.1, 150, 75, 75)
+    for fit in fits:
+        assert (fit.data.batch_size, len(fit.data.dataset)) == (64, 5100)
+        assert fit.has(momentum=0.9, weight_decay=1e-4, nesterov=False)
+    assert line["pruned"]["macs"] <= float(ratio or 0.5) * line["dense"]["macs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "side", "batches", "search_drops", "lengths"),
+    [
+        ("dncnn", 64, 64, 10_000, (10,) * 6, (40, 20)),
+        ("unet", 16, 128, 10_000, (10,) * 6, (40, 20)),
+        ("srresnet", 16, 96, 2013, (40, 20), (200, 100)),
+        ("edsr", 16, 192, 2013, (40, 20), (200, 100)),
+    ],
+)
+def test_settings_of_dhp_restoration(
+    tmp_path: Path, fits: list[Fit], monkeypatch: pytest.MonkeyPatch, name: str, batch: int, side: int, batches: int,
+    search_drops: tuple[int, ...], lengths: tuple[int, ...],
+) -> None:  # fmt: skip
+    for part, (height, width) in (("train", (200, 220)), ("test", (45, 50))):
+        (tmp_path / part).mkdir()
+        to_pil_image(torch.rand(3, height, width)).save(tmp_path / part / "one.png")
+    narrowed(monkeypatch, dhp_restoration, name)
+    (line,) = run("dhp_restoration", tmp_path / "out", "--data", str(tmp_path), "--network", name, "--no-baseline")
+    search, converging = fits
+    options = search.training.hooks._options  # type: ignore[attr-defined]
+    assert (options.strength, options.threshold, options.limit) == (0.1, 5e-3, 0.02)
+    assert search.rates == steps(1e-4, *search_drops)
+    assert converging.rates == steps(1e-4, *lengths)
+    network = dhp_restoration.NETWORKS[name]
+    for fit in fits:
+        assert isinstance(fit.optimizer, torch.optim.Adam)
+        assert fit.has(weight_decay=0, betas=(0.9, 0.999))
+        assert (fit.data.batch_size, len(fit.data)) == (batch, batches)
+        spoiled, clean = fit.data.dataset[1]
+        assert clean.shape == (network.channels, side, side)
+        assert spoiled.shape == (clean.shape if network.channels == 1 else (3, side // 4, side // 4))
+    assert (line["ratio"], line["network"]) == (0.6, name)
+
+
+def test_what_restoration_is_given() -> None:
+    clean = torch.full((1, 64, 64), 0.5)
+    noise = dhp_restoration.noisy(clean, None) - clean
+    assert float(noise.std()) == pytest.approx(70 / 255, rel=0.05)
+    whole = dhp_restoration.Whole([torch.rand(1, 45, 50)], dhp_restoration.noisy)
+    assert [t.shape for t in whole[0]] == [(1, 32, 48)] * 2
+    assert torch.equal(whole[0][0], whole[0][0]), "the same noise every time"
+    crops = dhp_restoration.Crops([torch.rand(1, 45, 50)], dhp_restoration.noisy, 32, 8)
+    assert not torch.equal(crops[0][1], crops[0][1])
+    ramp = torch.linspace(0, 1, 64).expand(3, 64, 64)
+    torch.testing.assert_close(dhp_restoration.small(ramp, None)[..., 2:-2], ramp.unfold(2, 4, 4).mean(3)[:, ::4, 2:-2])
+
+
+def test_restoration_without_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        ([], "pass --data DIR, with images in DIR/train and DIR/test, or --smoke for a run of seconds without"),
+        (["--data", str(tmp_path)], f"there is no PNG or JPEG file in {str(tmp_path / 'train')!r}"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run("dhp_restoration", tmp_path / "out", *arguments)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 # -- what goes wrong, and what is interrupted --------------------------------------------------------------------------
 
 
@@ -387,11 +518,13 @@ def test_what_cannot_be_run_says_why(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("recipe", "stage"), [("scratch_cifar", "train"), ("slimming_cifar", "pass1-tuned")])
+@pytest.mark.parametrize(
+    ("recipe", "stage"), [("scratch_cifar", "train"), ("slimming_cifar", "pass1-tuned"), ("dhp_cifar", "converging")]
+)
 def test_a_run_goes_on_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, stage: str
 ) -> None:
-    whole, name = tmp_path / "whole", "pruned" if recipe == "scratch_cifar" else "pass1"
+    whole, name = tmp_path / "whole", "pass1" if recipe == "slimming_cifar" else "pruned"
     run(recipe, whole, "--smoke", "--no-baseline")
     train = Run.train
 
