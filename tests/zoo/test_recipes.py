@@ -159,7 +159,7 @@ def test_slimming_imagenet(tmp_path: Path) -> None:
     check(line, vgg_a_bn(num_classes=10, width=0.0625), torch.zeros(1, 3, 64, 64))
 
 
-@pytest.mark.parametrize("name", dhp_cifar.NETWORKS)
+@pytest.mark.parametrize("name", ["resnet_20", "resnet_164"])
 def test_dhp_cifar(tmp_path: Path, name: str) -> None:
     (line,) = run("dhp_cifar", tmp_path, "--smoke", "--network", name, "--ratio", "0.6")
     network = dhp_cifar.NETWORKS[name]
@@ -518,13 +518,11 @@ def test_what_cannot_be_run_says_why(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("recipe", "stage"), [("scratch_cifar", "train"), ("slimming_cifar", "pass1-tuned"), ("dhp_cifar", "converging")]
-)
+@pytest.mark.parametrize(("recipe", "stage"), [("scratch_cifar", "train"), ("slimming_cifar", "pass1-tuned")])
 def test_a_run_goes_on_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, stage: str
 ) -> None:
-    whole, name = tmp_path / "whole", "pass1" if recipe == "slimming_cifar" else "pruned"
+    whole, name = tmp_path / "whole", "pruned" if recipe == "scratch_cifar" else "pass1"
     run(recipe, whole, "--smoke", "--no-baseline")
     train = Run.train
 
