@@ -15,8 +15,9 @@ and not shrunk.
 Deviations from the released code: its stop rule is one-sided and may leave more than the target, so ``limit`` ends the
 search only, and the channels that go are then chosen by the same latents until the budget holds; the ``minimum`` of
 channels holds as far as the budget can be met with it; the learning rate of the soft threshold is that of the step, not
-that of the start of the epoch; blocks of channels that keep equal counts (attention heads) are latent vectors of their
-own and count by the mean of the latents of equal rank.
+that of the start of the epoch; the fan-in of a transposed convolution is the number of products that reach an output;
+blocks of channels that keep equal counts (attention heads) are latent vectors of their own and count by the mean of the
+latents of equal rank; of latents that are equally small only the first count towards the minimum.
 
 Hypernetworks have 11 (3x3) to 26 (1x1) times the parameters of the weights they generate; their intermediate tensors
 are not kept for the backward pass. What this takes is measured in ``model_zoo/results/dhp_overhead.md``.
@@ -176,11 +177,14 @@ class _Run(Hooks):
         for group, z in zip(self._groups, latents, strict=True):
             last = counted(z, math.inf, self._options.minimum)  # the minimum goes after everything else
             scores[group.name] = np.abs(z) + most * last
+        ratio, target = self._ratio(), self._site.target
         end = "stopped by its rule" if self._done else "not stopped by its rule"
         notes = [
             f"search {end} after {self._steps} steps: latents of at least {self._options.threshold:g} leave "
-            f"{self._ratio():.2%} of the dense model, the budget is {self._site.target:.2%}"
+            f"{ratio:.2%} of the dense model, the budget is {target:.2%}"
         ]
+        if ratio - target > (self._options.limit or 0):
+            notes.append("channels with larger latents had to go, too: search for longer, or with a larger strength")
         if self._latents.plain:
             notes.append(f"weights that are not generated: {', '.join(self._latents.plain)}")
         return Outcome([scores.get(group.name) for group in self._site.graph.groups], notes=tuple(notes))
