@@ -4,8 +4,9 @@ Every channel has a latent number; a hypernetwork of its own generates each weig
 input channels. Training minimises ``loss + strength * sum |z|`` by proximal gradient: after every step of the optimizer
 the latents are shrunk towards zero by ``strength`` times the learning rate. The search ends when the channels whose
 latents are not small leave few enough MACs; the channels with small latents go, and the weights that were generated
-become ordinary parameters. What is returned keeps what it has learned: the paper's converging stage is to fine-tune it,
-with the schedule of a training from scratch.
+become ordinary parameters. A latent of zero does not make a weight of zero, since hypernetworks have biases: accuracy
+falls at the cut. What is returned keeps what it has learned, and the paper's converging stage is to fine-tune it, with
+the schedule of a training from scratch.
 
 The latent vectors belong to the groups of channels that the analysis finds, which is the paper's sharing (of residual
 streams, say) without its cases. The paper trains from scratch, and so does this: generated weights start at random,
