@@ -429,19 +429,38 @@ class Counted:
 
 
 def test_resumed_after_an_interruption(tmp_path: Path) -> None:
-    def run(epochs: int, **settings: Any) -> Any:
-        loop = Loop(checkpoint=tmp_path / "run.pt", schedule=lambda o, _: torch.optim.lr_scheduler.StepLR(o, 1, 0.5),
-                    optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))  # fmt: skip
+    class Interrupted:
+        """Batches of three epochs, the second of which does not end."""
+
+        def __init__(self) -> None:
+            self.epochs = 0
+
+        def __iter__(self) -> Any:
+            self.epochs += 1
+            for number, batch in enumerate(labelled()):
+                if self.epochs == 2 and number == 2:
+                    raise KeyboardInterrupt
+                yield batch
+
+    def run(data: Any, **settings: Any) -> Any:
+        loop = Loop(
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+            schedule=lambda o, _: torch.optim.lr_scheduler.StepLR(o, 1, 0.5),
+            checkpoint=tmp_path / "run.pt",
+        )
         return fxprune.prune(
-            make(), image(), method=DHP(strength=0.1, every=5, limit=None), flops=0.5, data=labelled(), epochs=epochs,
-            loop=loop, progress=False, **settings,
+            make(), image(), method=DHP(strength=0.1, every=5, limit=None), flops=0.5, data=data, epochs=3, loop=loop,
+            progress=False, **settings,
         )  # fmt: skip
 
-    whole = run(3)
-    run(1)
-    resumed = run(3, resume=tmp_path / "run.pt")
+    whole = run(labelled())
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupted())
+    resumed = run(labelled(), resume=tmp_path / "run.pt")
     assert resumed.meta["fxprune"].plan == whole.meta["fxprune"].plan
     assert same([*whole.state_dict().values()], [*resumed.state_dict().values()])
+    (steps,) = (n for n in resumed.meta["fxprune"].notes if n.startswith("search"))
+    assert "after 12 steps" in steps
 
 
 def test_same_seed_same_result() -> None:
