@@ -201,6 +201,7 @@ def _write(flat: _Flat, tensors: Sequence[Tensor], path: Path) -> int:
             assert program is not None
         except Exception as error:
             raise ExportError(f"torch.onnx cannot write {name}: {runtime.first_line(_root(error))}") from error
+        _register_constants(program.model)
         _rename(program.model, _input_names(flat), _output_names(outputs))
         program.save(path)
     return int(program.model.opset_imports[""])
@@ -269,6 +270,22 @@ def _error(actual: Tensor, expected: Tensor) -> tuple[float, float]:
     if not difference:
         return 0.0, 0.0
     return difference, difference / magnitude if magnitude else float("inf")
+
+
+def _register_constants(model: Any) -> None:
+    """Put constants that nodes use and the graph has lost back into it.
+
+    The rewriter of onnxscript names the bounds of a clip after what is clipped; where one tensor is clipped several
+    times, as before the projections of queries, keys and values, only the last of the equal names is kept.
+    """
+    graph = model.graph
+    for node in graph.all_nodes():
+        for value in node.inputs:
+            lost = value is not None and value.producer() is None and value.const_value is not None
+            if lost and not value.is_initializer() and not value.is_graph_input():
+                names = (value.name, *(f"{value.name}_{n}" for n in range(len(graph.initializers))))
+                value.name = next(name for name in names if name not in graph.initializers)
+                graph.initializers[value.name] = value
 
 
 def _rename(model: Any, inputs: list[str], outputs: list[str]) -> None:

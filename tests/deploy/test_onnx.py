@@ -314,3 +314,23 @@ def test_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert sorted(each.name for each in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     assert session.get_outputs()[0].shape == ["batch", 40]
+
+
+class Clipped(nn.Module):
+    """One tensor clipped three times, within bounds that are buffers: the rewriter loses constants of equal names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        for i in range(3):
+            self.register_buffer(f"low_{i}", torch.tensor(-0.1 * (i + 1)))
+            self.register_buffer(f"high_{i}", torch.tensor(0.2 * (i + 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = 2 * x
+        bounds = [(self.get_buffer(f"low_{i}"), self.get_buffer(f"high_{i}")) for i in range(3)]
+        return sum(layer(torch.clamp(x, *bound)) for layer, bound in zip(self.layers, bounds, strict=True))  # type: ignore[return-value]
+
+
+def test_one_tensor_clipped_several_times(tmp_path: Path) -> None:
+    assert export(Clipped(), tmp_path / "net.onnx", torch.randn(2, 4)).max_rel_error < 1e-5
