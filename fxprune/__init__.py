@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxprune import methods, study
     from fxprune.api import analyze, apply, attach, prune, record
+    from fxprune.artifact import load, save
     from fxprune.channels import ChannelGraph, ChannelGroup
     from fxprune.deploy import Validation, export
     from fxprune.errors import FxpruneError
+    from fxprune.original import into
     from fxprune.plan import PruningPlan
     from fxprune.report import Report
-    from fxprune.training import Loop
+    from fxprune.training import Loop, carry_over, distill_loss
 
 __version__ = "0.1.0"
 
@@ -26,9 +28,14 @@ _HOMES = {
     "analyze": "api",
     "apply": "api",
     "attach": "api",
+    "carry_over": "training",
+    "distill_loss": "training",
     "export": "deploy",
+    "into": "original",
+    "load": "artifact",
     "prune": "api",
     "record": "api",
+    "save": "artifact",
 }
 __all__ = [
     "ChannelGraph",
@@ -41,10 +48,15 @@ __all__ = [
     "analyze",
     "apply",
     "attach",
+    "carry_over",
+    "distill_loss",
     "export",
+    "into",
+    "load",
     "methods",
     "prune",
     "record",
+    "save",
     "study",
 ]
 

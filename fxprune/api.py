@@ -38,6 +38,7 @@ from fxprune.training import (
     Loop,
     Loss,
     Training,
+    carry_over,
     check_loader,
     fit,
     measure,
@@ -47,6 +48,7 @@ from fxprune.training import (
     site_of,
 )
 from fxprune.training.distributed import from_first
+from fxprune.training.optimizer import held_names
 from fxprune.verify import Inputs, zero_slices
 
 
@@ -123,6 +125,7 @@ def prune(
     min_channels: int = 1,
     max_ratio: float | Mapping[str, float] | None = None,
     submodule: str | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     verify: bool = True,
     seed: int = 0,
     progress: bool = True,
@@ -154,6 +157,8 @@ def prune(
             from name patterns (``"layer4.*"``) to shares.
         submodule: prune only this part of the model, with the inputs it gets when the model runs on the example inputs.
             Its outputs keep their shapes.
+        optimizer: over the model's parameters; the report's ``optimizer`` is then ``fxprune.carry_over`` of it: a new one
+            over the result's parameters, its momentum or moments cut along.
         verify: run the mask oracle on the result (never on ``device="meta"``, where nothing can be computed).
         seed: of random choices. Same seed, same versions: the same plan.
         progress: tell the stages on stderr.
@@ -175,6 +180,10 @@ def prune(
     )  # fmt: skip
     _check_count("steps", steps)
     learns = isinstance(request.method, Learner)
+    if optimizer is not None:
+        if learns:
+            raise InputError(f"{request.name} trains other weights than the optimizer's state is for: leave it out.")
+        held_names(optimizer, model)
     _check_data(request, data, loss_fn, epochs, loop, resume, steps)
     _check_finite(model)
     if submodule is not None and data is not None:
@@ -200,13 +209,13 @@ def prune(
             scope=scope, steps=steps, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, verify=verify,
             seed=seed, progress=progress,
         )  # fmt: skip
-        return _with_part(model, submodule, small, args, kwargs)
+        return _carried(_with_part(model, submodule, small, args, kwargs), model, optimizer)
     dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, Stages(progress))
     if verify and not dense.on_meta:
         with dense.stages("recording"):
             check_recording(model, dense)
     scores = _scores(dense, request, data, loss_fn, steps)
-    return compress(dense, scores, request.options, request.name)
+    return _carried(compress(dense, scores, request.options, request.name), model, optimizer)
 
 
 def attach(
@@ -303,12 +312,23 @@ def apply(
     if not isinstance(plan, PruningPlan):
         raise PlanError(f"plan is {plan!r}; pass a PruningPlan: report.plan, or PruningPlan.load of a file.")
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
+    return applied(model, plan, args, kwargs)
+
+
+def applied(
+    model: nn.Module, plan: PruningPlan, args: Any, kwargs: Any, method: str = "plan", verify: bool = True
+) -> fx.GraphModule:
+    """``apply`` with inputs that were resolved. ``verify``: run the mask oracle. ``method``: for the report.
+
+    Raises:
+        PlanError: see ``apply``.
+    """
     attention: Any = plan.attention
     dense = record_and_analyse(model, args, kwargs, attention, (), Stages(progress=False))
     keep = plan.channels(dense.graph)
     if not dense.on_meta:
         check_recording(model, dense)
-    pruned = rewrite_as(dense, keep, Options(Budget("flops", 1.0)), "plan")
+    pruned = rewrite_as(dense, keep, Options(Budget("flops", 1.0), verify=verify), method)
     if isinstance(pruned, Reason):
         raise PlanError(f"The plan cannot be applied: {pruned}.")
     return pruned
@@ -438,6 +458,14 @@ def _with_part(model: nn.Module, name: str, part: fx.GraphModule, args: Any, kwa
     setattr(result.get_submodule(path), last, part)
     with evaluated(result), torch.no_grad():
         result(*args, **kwargs)
+    return result
+
+
+def _carried(result: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> nn.Module:
+    """The result; where an optimizer was given, with one of its own in its report."""
+    if optimizer is not None:
+        report = next(m.meta for m in result.modules() if isinstance(m, fx.GraphModule) and "fxprune" in m.meta)
+        report["fxprune"] = replace(report["fxprune"], optimizer=carry_over(optimizer, model, result))
     return result
 
 

@@ -35,6 +35,18 @@ class PlanError(FxpruneError, ValueError):
     """A plan file that is damaged, or a plan that belongs to another model."""
 
 
+class ArtifactError(FxpruneError, ValueError):
+    """A saved network that is damaged or of another kind, or that does not fit the model it is loaded into."""
+
+
+class ConversionError(FxpruneError):
+    """The model's own class cannot hold the pruned layers."""
+
+
+class WriteError(FxpruneError, OSError):
+    """A file could not be written to its end, on a full disk for instance; nothing was left of it."""
+
+
 class VerificationError(FxpruneError):
     """The pruned model does not compute what its masked original computes."""
 

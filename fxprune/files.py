@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fxprune.errors import InputError
+from fxprune.errors import InputError, WriteError
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
@@ -47,12 +47,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         InputError: ``path`` cannot be written.
+        WriteError: writing failed on the way, on a full disk for instance.
     """
     target = check_writable(path)
     folder = Path(tempfile.mkdtemp(prefix=".fxprune-", dir=target.parent))
     try:
         draft = folder / target.name
-        yield draft
+        try:
+            yield draft
+        except OSError as error:
+            raise WriteError(f"{str(target)!r} could not be written: {error.strerror or error}") from error
         for written in sorted(folder.iterdir(), key=lambda each: each == draft):
             os.replace(written, target.parent / written.name)
     finally:

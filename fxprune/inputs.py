@@ -159,6 +159,56 @@ def make_inputs(
     return made["args"], made["kwargs"]
 
 
+def like_parameters(record: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
+    """The record with its floating-point tensors in the dtype of the module's first floating-point parameter."""
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+
+    def cast(leaf: Any) -> Any:
+        if dtype is None or not isinstance(leaf, TensorSpec) or not leaf.dtype.is_floating_point:
+            return leaf
+        return dataclasses.replace(leaf, dtype=dtype)
+
+    return {"args": map_leaves(cast, record["args"]), "kwargs": map_leaves(cast, record["kwargs"])}
+
+
+def to_json(record: Any) -> Any:
+    """A record as what JSON can hold: every structure as an object with its kind as the key.
+
+    Raises:
+        TypeError: it holds something else than tensors, numbers, strings, None, tuples, lists and dicts.
+    """
+    if isinstance(record, TensorSpec):
+        return {"tensor": [list(record.shape), str(record.dtype).removeprefix("torch."), record.low, record.high]}
+    if type(record) in (tuple, list):
+        return {type(record).__name__: [to_json(item) for item in record]}
+    if type(record) is dict and all(isinstance(key, str) for key in record):
+        return {"dict": {key: to_json(item) for key, item in record.items()}}
+    if record is None or type(record) in (bool, int, float, str):
+        return record
+    raise TypeError(f"a {type(record).__name__} among the example inputs")
+
+
+def from_json(value: Any) -> Any:
+    """The record that ``to_json`` was given.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+    """
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        shape, name, low, high = content
+        dtype = getattr(torch, name)
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"{name!r} is no dtype")
+        return TensorSpec(tuple(shape), dtype, low, high)
+    if kind == "dict":
+        return {key: from_json(item) for key, item in content.items()}
+    items = [from_json(item) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
 def batch_size(record: Mapping[str, Any]) -> int | None:
     """Dim 0 of the first tensor of a record; None without a tensor that has one."""
     return next((spec.shape[0] for spec in specs_of(record) if spec.shape), None)

@@ -45,6 +45,11 @@ class PruningPlan:
         Raises:
             InputError: if the path cannot be written.
         """
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(self.data(), separators=(",", ":")))
+
+    def data(self) -> dict[str, Any]:
+        """What a plan file holds, with a digest of the rest."""
         data = {
             "format": _FORMAT,
             "attention": self.attention,
@@ -53,9 +58,7 @@ class PruningPlan:
             "widths": {name: list(counts) for name, counts in self.widths.items()},
             "kept": {name: {str(d): v for d, v in dims.items()} for name, dims in self.kept.items()},
         }
-        data["digest"] = _digest(data)
-        with replacing(path) as draft:
-            draft.write_text(json.dumps(data, separators=(",", ":")))
+        return {**data, "digest": _digest(data)}
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
@@ -70,14 +73,22 @@ class PruningPlan:
             raise PlanError(f"The plan file {path} cannot be read: {error.strerror}.") from error
         except ValueError as error:
             raise PlanError(f"The plan file {path} is damaged or no JSON ({error}). Save the plan again.") from error
+        return cls.of_data(data, path)
+
+    @classmethod
+    def of_data(cls, data: Any, path: str | Path) -> PruningPlan:
+        """The plan that ``data()`` gave. ``path``: the file it comes from, for messages.
+
+        Raises:
+            PlanError: see ``load``.
+        """
         if not isinstance(data, dict) or "kept" not in data or "digest" not in data:
             raise PlanError(
                 f"{path} is no pruning plan: it lacks 'kept' or 'digest'. Pass a file that PruningPlan.save wrote."
             )
         if data.get("format") != _FORMAT:
             raise PlanError(f"{path} has plan format {data.get('format')!r}; this version reads format {_FORMAT}.")
-        digest = data.pop("digest")
-        if digest != _digest(data):
+        if data["digest"] != _digest({key: value for key, value in data.items() if key != "digest"}):
             raise PlanError(
                 f"The plan file {path} was changed after it was saved (its digest differs). Save the plan again."
             )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from fxprune.channels import ChannelGraph, Parameter
 from fxprune.cost import Keep
@@ -33,7 +34,7 @@ class Report:
     can lower; ``held``: why the others cannot be lowered, and how many they are (reason -> share). ``oracle_error``:
     relative error of the pruned model against its masked original, None if it was not asked for;
     ``oracle_error_in_double``: the same in double, where float32 rounds too much to tell. ``seconds``: per stage.
-    ``notes``: what had to be left alone.
+    ``notes``: what had to be left alone. ``optimizer``: the given one carried over to the result, if one was given.
     """
 
     model: str
@@ -50,6 +51,13 @@ class Report:
     oracle_error_in_double: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    optimizer: Any = field(default=None, repr=False, compare=False)
+
+    def data(self) -> dict[str, Any]:
+        """The figures, rows and notes as plain data, for JSON; the plan has a file of its own."""
+        left_out = ("plan", "optimizer")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        return {**values, "rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
         lines = [

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import InputError
 from fxprune.files import check_writable, replacing
+from fxprune.text import some
 
 FORMS = "timm:NAME, torchvision:NAME or path/to/file.py:factory"
 
@@ -63,7 +64,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         if name in given and own[name].shape != given[name].shape
     ]
     complaints = [
-        f"{what}: {_some(names)}"
+        f"{what}: {some(names)}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if names
     ]
@@ -185,11 +186,6 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 def _listing(names: Iterable[str]) -> str:
     *most, last = names
     return f"{', '.join(most)} or {last}" if most else last
-
-
-def _some(names: list[str], limit: int = 3) -> str:
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:

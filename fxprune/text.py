@@ -12,6 +12,12 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "-" * min(max(len(line) for line in lines), 120), *lines[1:]]
 
 
+def some(names: Sequence[str], limit: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
 def quantity(value: int) -> str:
     """Three significant digits: 4.09 G, 25.6 M."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):

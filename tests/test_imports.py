@@ -28,9 +28,11 @@ STAGES = [
     "training",
     "report",
     "pipeline",
+    "original",
     "specs",
     "deploy",
     "api",
+    "artifact",
     "__init__",
     "cli",
 ]

@@ -9,5 +9,7 @@ every node), ``trees`` (nested arguments).
 
 from fxprune.recording.module import RecordedModule, clone_structure, replace_tensors
 from fxprune.recording.record import record
+from fxprune.recording.sources import raised_at
+from fxprune.recording.state import cached_tensor_dicts
 
-__all__ = ["RecordedModule", "clone_structure", "record", "replace_tensors"]
+__all__ = ["RecordedModule", "cached_tensor_dicts", "clone_structure", "raised_at", "record", "replace_tensors"]

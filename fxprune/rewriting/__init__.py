@@ -5,7 +5,19 @@ composes them, ``check`` proves that every node of the result carries the channe
 """
 
 from fxprune.rewriting.check import check_rewrite
-from fxprune.rewriting.literals import UnrepairableError
+from fxprune.rewriting.literals import REPAIRED, UnrepairableError
 from fxprune.rewriting.rewrite import MetaRun, rewrite, run_on_meta
+from fxprune.rewriting.slicing import CUTS_KEY, Cuts, adapt, adapts_by_itself
 
-__all__ = ["MetaRun", "UnrepairableError", "check_rewrite", "rewrite", "run_on_meta"]
+__all__ = [
+    "CUTS_KEY",
+    "REPAIRED",
+    "Cuts",
+    "MetaRun",
+    "UnrepairableError",
+    "adapt",
+    "adapts_by_itself",
+    "check_rewrite",
+    "rewrite",
+    "run_on_meta",
+]

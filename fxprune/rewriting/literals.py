@@ -24,6 +24,10 @@ from fxprune.labels.propagate import TensorLabels
 from fxprune.rewriting.slicing import adapt
 
 
+REPAIRED = "repaired"
+"""In a node's ``meta``: the pruned graph says something here that the model's own code does not."""
+
+
 class _Undefined:
     """A number that cannot be computed from the new sizes: it equals no size, and as a number the dense one is kept."""
 
@@ -64,6 +68,7 @@ class Repair:
         for node in list(self.module.graph.nodes):
             if node.op == "output":
                 continue
+            before = _spelling(node)
             if node.op == "call_module" and node.target not in adapted:
                 adapted.add(str(node.target))
                 self._adapt(node)
@@ -72,6 +77,8 @@ class Repair:
                 if repair is not None and any(isinstance(v, TensorLabels) for v in self._leaves(node)):
                     repair(self, node)
                 self._freeze_numbers(node)
+            if _spelling(node) != before:
+                node.meta[REPAIRED] = True
             self.values[node] = self._value(node)
         for node in reversed([n for n, value in self.values.items() if value is UNDEFINED]):
             if node.users:
@@ -231,6 +238,11 @@ def new_constant(module: fx.GraphModule, name: str, value: torch.Tensor, before:
         result = module.graph.get_attr(f"_{name}_{index}")
     result.meta = {k: v for k, v in before.meta.items() if k in ("source", "module")}
     return result
+
+
+def _spelling(node: fx.Node) -> list[Any]:
+    """What a node calls and with what, whatever the types of the sequences in it."""
+    return [node.op, node.target, *tree_flatten((tuple(node.args), dict(node.kwargs)))[0]]
 
 
 def base_name(node: fx.Node) -> str:

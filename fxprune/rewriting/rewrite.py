@@ -14,8 +14,8 @@ from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.recording import RecordedModule, clone_structure, replace_tensors
-from fxprune.rewriting.literals import Repair, new_constant
-from fxprune.rewriting.slicing import slice_tensors
+from fxprune.rewriting.literals import REPAIRED, Repair, new_constant
+from fxprune.rewriting.slicing import CUTS_KEY, Cuts, slice_tensors
 
 
 def rewrite(
@@ -25,6 +25,9 @@ def rewrite(
     other_batch: MetaRun,
 ) -> RecordedModule:
     """A new module without the channels that go; the given one is not changed and shares nothing with it.
+
+    Nodes that say something else than the model's code are marked in their ``meta`` as ``REPAIRED``. The module's own
+    ``meta`` holds the ``Cuts``, for tensors that must follow the parameters.
 
     Args:
         graph_module: as recorded.
@@ -36,7 +39,9 @@ def rewrite(
         UnrepairableError: a node's arguments cannot follow the plan.
     """
     result = clone_structure(graph_module)
-    slice_tensors(result, graph, keep)
+    cuts = Cuts.of(graph, keep)
+    slice_tensors(result, cuts)
+    result.meta[CUTS_KEY] = cuts
     _gather(result, graph, keep)
     Repair(result, graph, keep, other_batch.numbers).run()
     result.graph.lint()
@@ -60,6 +65,7 @@ def _gather(module: RecordedModule, graph: ChannelGraph, keep: Keep) -> None:
         index = new_constant(module, "gather", torch.tensor(gather.permutation, device=device), node)
         node.op, node.target = "call_function", torch.index_select
         node.args, node.kwargs = (nodes[gather.input], gather.dim, index), {}
+        node.meta[REPAIRED] = True
         while chain and not chain[0].users and chain[0].op != "placeholder":
             following = chain[0].all_input_nodes
             module.graph.erase_node(chain[0])

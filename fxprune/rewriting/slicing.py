@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,14 +35,49 @@ def cut(tensor: Tensor, labels: Labels, keep: Keep) -> Tensor:
     return result.contiguous()
 
 
-def slice_tensors(module: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
+CUTS_KEY = "fxprune_cuts"
+"""Where a pruned ``GraphModule`` keeps its ``Cuts``, in its ``meta``."""
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """How every parameter and buffer was cut. ``labels``, ``shapes``: name in the dense state_dict -> of that tensor."""
+
+    labels: Mapping[str, Labels]
+    shapes: Mapping[str, tuple[int, ...]]
+    keep: Keep
+
+    @classmethod
+    def of(cls, graph: ChannelGraph, keep: Keep) -> Cuts:
+        named = {name: parameter for parameter in graph.parameters for name in parameter.names}
+        return cls({n: p.labels for n, p in named.items()}, {n: p.shape for n, p in named.items()}, keep)
+
+    def follow(self, name: str, tensor: Tensor) -> Tensor:
+        """A copy of a tensor that belongs to the dense parameter ``name``, cut like it.
+
+        ``tensor`` has the parameter's shape, or 1 in its place along some dimensions (a mean over them, say).
+
+        Raises:
+            ValueError: it has another shape, or the mean covers groups that were cut differently.
+        """
+        shape, labels = self.shapes.get(name, tuple(tensor.shape)), self.labels.get(name, ())
+        if tensor.ndim != len(shape) or any(have not in (1, want) for have, want in zip(tensor.shape, shape)):
+            raise ValueError(f"has the shape {list(tensor.shape)}, which does not follow {list(shape)}")
+        whole = [d for d, size in enumerate(shape) if tensor.shape[d] == size]
+        followed = tuple(f for f in labels if f.dim in whole)
+        if any(d not in whole for f in followed for d in f.varying):
+            raise ValueError(f"has the shape {list(tensor.shape)}, one value for groups that were cut differently")
+        return cut(tensor, followed, self.keep)
+
+
+def slice_tensors(module: nn.Module, cuts: Cuts) -> None:
     """Replace every parameter and buffer of ``module`` by a cut copy; tied ones stay tied, names stay."""
-    labels = {id(_find(module, p.name)): p.labels for p in graph.parameters}
+    labels = {id(_find(module, name)): labels for name, labels in cuts.labels.items()}
     made: dict[int, Tensor] = {}
 
     def cut_once(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
-            new = cut(tensor, labels.get(id(tensor), ()), keep)
+            new = cut(tensor, labels.get(id(tensor), ()), cuts.keep)
             if isinstance(tensor, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=tensor.requires_grad)
                 new.__dict__.update(tensor.__dict__)
@@ -86,6 +122,12 @@ def adapt(module: nn.Module, before: Shape, after: Shape) -> None:
             function(module, before, after)
 
 
+def adapts_by_itself(module: nn.Module) -> bool:
+    """Whether the size attributes of a module follow from its weights alone."""
+    weights = any(p is not None for p in module._parameters.values())
+    return weights and any(isinstance(module, kind) for kind, _ in _ADAPT)
+
+
 @_adapts(nn.Linear)
 def _linear(module: nn.Linear, before: Shape, after: Shape) -> None:
     module.out_features, module.in_features = module.weight.shape
@@ -109,14 +151,16 @@ def _batch_norm(module: nn.modules.batchnorm._NormBase, before: Shape, after: Sh
 
 @_adapts(nn.LayerNorm, nn.RMSNorm)
 def _layer_norm(module: Any, before: Shape, after: Shape) -> None:
-    module.normalized_shape = tuple(after[len(after) - len(module.normalized_shape) :])
+    shape = after[len(after) - len(module.normalized_shape) :] if module.weight is None else module.weight.shape
+    module.normalized_shape = tuple(shape)
 
 
 @_adapts(nn.GroupNorm)
 def _group_norm(module: nn.GroupNorm, before: Shape, after: Shape) -> None:
-    if module.num_groups == before[1]:
-        module.num_groups = after[1]
-    module.num_channels = after[1]
+    channels = after[1] if module.weight is None else module.weight.shape[0]
+    if module.num_groups == module.num_channels:
+        module.num_groups = channels
+    module.num_channels = channels
 
 
 @_adapts(nn.Embedding)
