@@ -157,8 +157,8 @@ def prune(
             from name patterns (``"layer4.*"``) to shares.
         submodule: prune only this part of the model, with the inputs it gets when the model runs on the example inputs.
             Its outputs keep their shapes.
-        optimizer: over the model's parameters; the report's ``optimizer`` is then ``fxprune.carry_over`` of it: a new one
-            over the result's parameters, its momentum or moments cut along.
+        optimizer: over the model's parameters; the report's ``optimizer`` is then ``fxprune.carry_over`` of it: a new
+            one over the result's parameters, its momentum or moments cut along.
         verify: run the mask oracle on the result (never on ``device="meta"``, where nothing can be computed).
         seed: of random choices. Same seed, same versions: the same plan.
         progress: tell the stages on stderr.

@@ -21,7 +21,7 @@ _REMEDY = "Use the pruned GraphModule itself, or keep those channels with ignore
 
 
 def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
-    """A copy of ``model``, of its own class, with the layers of ``pruned``: its weights, and the sizes that go with them.
+    """A copy of ``model``, of its own class, with the layers of ``pruned``: its weights, and the sizes to go with them.
 
     For code that needs what only the class has (``forward_features``, ``no_weight_decay``, ``default_cfg``). It works
     where no line of the class's forward names a size that was cut; attributes of torch's own layers
@@ -142,10 +142,10 @@ def _compare(model: nn.Module, result: nn.Module, pruned: fx.GraphModule) -> Non
             f"{name} with the pruned layers does not compute what the pruned module does: relative error {error:.1e}. "
             f"It uses a tensor or number that it computed before, outside its parameters and buffers. {_REMEDY}"
         )
-    failure = _fails_in_training(result, inputs)
-    if failure is not None and _fails_in_training(model, inputs) is None:
+    fault = _fails_in_training(result, inputs)
+    if fault is not None and _fails_in_training(model, inputs) is None:
         raise ConversionError(
-            f"{name} with the pruned layers runs in eval mode only: in train mode it raised {_said(failure)}. "
+            f"{name} with the pruned layers runs in eval mode only: in train mode it raised {_said(fault)}. "
             "Layers that are used in training alone are not pruned with the others. "
             "Fine-tune the pruned GraphModule itself."
         )

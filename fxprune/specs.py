@@ -53,7 +53,19 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     given = _without_prefix(_read_state_dict(path))
-    own = model.state_dict(keep_vars=True)
+    reasons = misfits(model.state_dict(keep_vars=True), given)
+    if reasons:
+        raise InputError(f"the weights in {str(path)!r} are not those of this {type(model).__name__}; {reasons}")
+    model.load_state_dict(given, strict=False)
+
+
+def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Which names are missing, unexpected, or of another shape; "" where all fit.
+
+    Args:
+        own: a module's state_dict, with the parameters themselves.
+        given: what is to be loaded into it.
+    """
     # A tied tensor may be stored under one of its names only.
     stored = {id(own[name]) for name in own.keys() & given.keys()}
     missing = [name for name, tensor in own.items() if name not in given and id(tensor) not in stored]
@@ -68,10 +80,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         if names
     ]
-    if complaints:
-        reasons = "; ".join(complaints)
-        raise InputError(f"the weights in {str(path)!r} are not those of this {type(model).__name__}; {reasons}")
-    model.load_state_dict(given, strict=False)
+    return "; ".join(complaints)
 
 
 def check_weights_path(path: str | os.PathLike[str]) -> Path:

@@ -23,7 +23,6 @@ from fxprune.labels.factors import cut_sizes
 from fxprune.labels.propagate import TensorLabels
 from fxprune.rewriting.slicing import adapt
 
-
 REPAIRED = "repaired"
 """In a node's ``meta``: the pruned graph says something here that the model's own code does not."""
 

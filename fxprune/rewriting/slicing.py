@@ -41,7 +41,7 @@ CUTS_KEY = "fxprune_cuts"
 
 @dataclass(frozen=True)
 class Cuts:
-    """How every parameter and buffer was cut. ``labels``, ``shapes``: name in the dense state_dict -> of that tensor."""
+    """How every parameter and buffer was cut. ``labels``, ``shapes``: dense name -> of that tensor."""
 
     labels: Mapping[str, Labels]
     shapes: Mapping[str, tuple[int, ...]]
@@ -61,7 +61,9 @@ class Cuts:
             ValueError: it has another shape, or the mean covers groups that were cut differently.
         """
         shape, labels = self.shapes.get(name, tuple(tensor.shape)), self.labels.get(name, ())
-        if tensor.ndim != len(shape) or any(have not in (1, want) for have, want in zip(tensor.shape, shape)):
+        if tensor.ndim != len(shape) or any(
+            have not in (1, want) for have, want in zip(tensor.shape, shape, strict=True)
+        ):
             raise ValueError(f"has the shape {list(tensor.shape)}, which does not follow {list(shape)}")
         whole = [d for d, size in enumerate(shape) if tensor.shape[d] == size]
         followed = tuple(f for f in labels if f.dim in whole)

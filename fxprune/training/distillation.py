@@ -18,8 +18,8 @@ def distill_loss(
 ) -> Tensor:
     """Knowledge distillation: ``alpha T^2 KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) CE``.
 
-    Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2: a weighted average of the
-    cross entropy with the soft targets at temperature ``T`` and with the correct labels, the first multiplied by
+    Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2: a weighted average of
+    the cross entropy with the soft targets at temperature ``T`` and with the correct labels, the first multiplied by
     ``T^2`` since its gradients scale as ``1 / T^2``. (The divergence differs from their cross entropy by the teacher's
     entropy, which has no gradient.)
 

@@ -44,10 +44,10 @@ def carry_over(optimizer: AnyOptimizer, model: nn.Module, pruned: nn.Module) -> 
         raise InputError(f"{missing[0]} has no counterpart in pruned; pass the model that was given to fxprune.prune.")
     memo = {key: after[name] for key, name in names.items()}
     result = copy.deepcopy(optimizer, dict(memo))
-    for key, value in vars(optimizer).items():
+    for attribute, held in vars(optimizer).items():
         # What subclasses add, torch's __getstate__ leaves out. A scheduler's wrapper of step is bound to the old one.
-        if key not in vars(result) and not callable(value):
-            result.__dict__[key] = copy.deepcopy(value, dict(memo))
+        if attribute not in vars(result) and not callable(held):
+            result.__dict__[attribute] = copy.deepcopy(held, dict(memo))
     for key, name in names.items():
         new = memo[key]
         prefix = next((p for p in sorted(cuts, key=len, reverse=True) if name.startswith(p)), None)

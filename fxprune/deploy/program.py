@@ -1,0 +1,107 @@
+"""A network as a program of torch.export: it runs without the class, at any batch size, for inference."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.deploy import runtime
+from fxprune.deploy.onnx import _capture_reason, _eval_mode, _quiet
+from fxprune.errors import ArtifactError, ExportError, InputError
+from fxprune.inputs import is_batched, make_inputs, specs_of, tensors_of
+
+NOTES = "fxprune.json"
+# torch.export takes a size of 1 for a constant.
+_EXPORT_BATCH = 2
+
+
+class Program(nn.Module):
+    """A program of torch.export as a module for inference: ``train()`` raises, since it was captured in eval mode."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program = program
+        self.training = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.program(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Program:
+        if mode:
+            raise InputError(
+                "A .pt2 program is for inference. To fine-tune, load a .safetensors file into the class, or the module "
+                "that was pruned."
+            )
+        return self
+
+
+def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], notes: str) -> None:
+    """Capture ``module`` in eval mode with a dynamic batch, and write it to ``path`` with ``notes`` (JSON) beside it.
+
+    Args:
+        module: left as it was.
+        path: ``.pt2``.
+        record: of its inputs, see ``fxprune.inputs``.
+        notes: text that ``read_program_notes`` gives back.
+
+    Raises:
+        ExportError: torch.export cannot capture it with a free batch.
+    """
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    args, kwargs = make_inputs(record, device, _EXPORT_BATCH)
+    shapes = torch.export.ShapesCollection()
+    batch = torch.export.Dim("batch", min=1)
+    for tensor, spec in zip(tensors_of((args, kwargs)), specs_of(record), strict=True):
+        if is_batched(spec, record):
+            shapes[tensor] = {0: batch}
+    with _eval_mode(module), torch.no_grad(), _quiet():
+        try:
+            exported = torch.export.export(module, tuple(args), kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            raise ExportError(
+                f"torch.export cannot capture {type(module).__name__} with a dynamic batch: {_capture_reason(error)}"
+            ) from error
+        try:
+            torch.export.save(exported, path, extra_files={NOTES: notes})
+        except RuntimeError as error:  # torch's zip writer has no other name for a full disk
+            raise OSError(runtime.first_line(error)) from error
+
+
+def read_program_notes(path: Path) -> str:
+    """The notes of a file of ``write_program``, every byte of which was checked against its checksum.
+
+    Raises:
+        ArtifactError: it is damaged or of another kind.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+            names = [name for name in archive.namelist() if name.endswith(f"/{NOTES}")]
+            text = archive.read(names[0]).decode() if names and bad is None else ""
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise ArtifactError(f"{str(path)!r} is damaged or no .pt2 file ({error}). Save or copy it again.") from error
+    if bad is not None:
+        raise ArtifactError(f"{str(path)!r} is damaged: {bad} in it was changed. Save or copy it again.")
+    if not names:
+        raise ArtifactError(f"{str(path)!r} was not written by fxprune.save: it has no {NOTES}.")
+    return text
+
+
+def read_program(path: Path) -> Program:
+    """The program as a module.
+
+    Raises:
+        ArtifactError: this version of torch cannot read it.
+    """
+    with _quiet():
+        try:
+            return Program(torch.export.load(path).module())
+        except Exception as error:
+            raise ArtifactError(
+                f"torch {torch.__version__} cannot read {str(path)!r}: {runtime.first_line(error)}"
+            ) from error
