@@ -1,19 +1,23 @@
-"""The command line: ``fxprune prune``, ``fxprune inspect``, ``fxprune methods``.
+"""The command line: ``fxprune prune``, ``inspect``, ``apply``, ``export``, ``validate``, ``compare``, ``methods``.
 
 Results go to stdout, progress to stderr. An error of ours is one sentence on stderr and exit code 2. torch is imported
-only once there is something to do with it, so that ``--help`` and a mistyped option answer at once.
+only once there is something to do with it, so that ``--help`` and a mistyped option answer at once. With ``--json``
+stdout holds one JSON object.
 """
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fxprune.errors import FxpruneError, InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from fxprune.plan import PruningPlan
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -21,14 +25,15 @@ EXIT_INTERRUPTED = 130
 _EXAMPLES = """\
 examples:
   fxprune prune timm:resnet50 --method l2 --flops 0.5 --onnx resnet50-half.onnx
-  fxprune prune my_net.py:make --weights my_net.pt --params 0.3 --input-size 3,32,32 --save smaller.pt
+  fxprune prune my_net.py:make --weights my_net.pt --params 0.3 --input-size 3,32,32 --save small.safetensors
+  fxprune export small.safetensors my_net.py:make --onnx small.onnx
   fxprune inspect torchvision:vit_b_16
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     try:
         options.run(options)
         sys.stdout.flush()
@@ -44,15 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _prune(options: argparse.Namespace) -> None:
-    from fxprune import files, specs
+# -- commands ---------------------------------------------------------------------------------------------------------
 
-    # Before the work: nobody wants to learn after an hour that a folder is missing.
-    for path in (options.onnx, options.plan):
-        if path is not None:
-            files.check_writable(path)
-    if options.save is not None:
-        specs.check_weights_path(options.save)
+
+def _prune(options: argparse.Namespace) -> None:
+    _check_outputs(options)
     model, example_inputs = _load(options)
 
     import fxprune
@@ -74,17 +75,64 @@ def _prune(options: argparse.Namespace) -> None:
         seed=options.seed,
         progress=not options.quiet,
     )
-    report = pruned.meta["fxprune"]
-    print(report)
+    _write_outputs(pruned, example_inputs, options)
+
+
+def _apply(options: argparse.Namespace) -> None:
+    _check_outputs(options)
+    from fxprune.plan import PruningPlan
+
+    plan = PruningPlan.load(options.plan_file)
+    model, example_inputs = _load(options)
+
+    import fxprune
+
+    _write_outputs(fxprune.apply(model, plan, example_inputs), example_inputs, options)
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Before the work: nobody wants to learn after an hour that a folder is missing."""
+    from fxprune import files
+
+    for path in (options.onnx, options.plan):
+        if path is not None:
+            files.check_writable(path)
+    if options.save is not None:
+        _saver(options.save)
+
+
+def _saver(path: str) -> "Callable[[nn.Module, str], None]":
+    """What writes a file of this name: plain weights, or all that ``fxprune.load`` needs."""
+    from fxprune import artifact, specs
+
+    if path.endswith((".safetensors", ".pt2")):
+        artifact.check_path(path)
+        return artifact.save
+    specs.check_weights_path(path)
+    return specs.save_weights
+
+
+def _write_outputs(pruned: "nn.Module", example_inputs: "Tensor | None", options: argparse.Namespace) -> None:
+    import fxprune
+
+    meta: Any = pruned.meta
+    report: fxprune.Report = meta["fxprune"]
+    if not options.json:
+        print(report)
+    written: dict[str, Any] = {}
     if options.plan is not None:
         report.plan.save(options.plan)
-        print(f"plan: {options.plan}")
+        written["plan"] = options.plan
     if options.save is not None:
-        specs.save_weights(pruned, options.save)
-        print(f"weights: {options.save}")
+        _saver(options.save)(pruned, options.save)
+        written["weights"] = options.save
     if options.onnx is not None:
         _say("exporting to ONNX and comparing with onnxruntime", options)
-        print(f"onnx: {fxprune.export(pruned, options.onnx, example_inputs)}")
+        written["onnx"] = fxprune.export(pruned, options.onnx, example_inputs)
+    if options.json:
+        _print_json({**report.data(), "written": written})
+    for what, where in () if options.json else written.items():
+        print(f"{what}: {where}")
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -92,16 +140,117 @@ def _inspect(options: argparse.Namespace) -> None:
 
     import fxprune
 
-    print(fxprune.analyze(model, example_inputs))
+    graph = fxprune.analyze(model, example_inputs)
+    if not options.json:
+        print(graph)
+        return
+    groups = [
+        {
+            "name": group.name,
+            "channels": group.size,
+            "blocks": group.blocks,
+            "exact": group.exact,
+            "locked": str(group.locked or ""),
+            "members": [[member.name, member.dim] for member in group.members],
+        }
+        for group in graph.groups
+    ]
+    _print_json({"macs": graph.macs(), "params": graph.params(), "held": graph.held, "groups": groups,
+                 "notes": graph.notes})  # fmt: skip
+
+
+def _export(options: argparse.Namespace) -> None:
+    from fxprune import files
+
+    files.check_writable(options.onnx)
+    module, inputs = _load_artifact(options)
+
+    import fxprune
+
+    _say("exporting to ONNX and comparing with onnxruntime", options)
+    validation = fxprune.export(module, options.onnx, *inputs)
+    if options.json:
+        _print_json({"onnx": validation})
+    else:
+        print(f"onnx: {validation}")
+
+
+def _validate(options: argparse.Namespace) -> None:
+    from fxprune import artifact
+
+    found = artifact.read_artifact(options.artifact)
+    runs = options.spec is not None or options.artifact.endswith(".pt2")
+    if runs:
+        _load_artifact(options)
+    facts = {
+        "model": found.model,
+        "method": found.method,
+        "macs": found.macs,
+        "params": found.params,
+        "oracle_error": found.oracle_error,
+        "versions": found.versions,
+        "checked": ["file", *(["outputs"] if runs else [])],
+    }
+    if options.json:
+        _print_json(facts)
+        return
+    for key, value in facts.items():
+        print(f"{key:<13}{_plain(value)}")
+    if not runs:
+        print("its outputs were not checked: give the MODEL too")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    plans = [_plan_of(path) for path in (options.first, options.second)]
+    if plans[0].fingerprint != plans[1].fingerprint:
+        raise InputError(f"{options.first!r} and {options.second!r} are cuts of different models")
+    rows = []
+    for name, dim in sorted({(name, dim) for plan in plans for name, dims in plan.kept.items() for dim in dims}):
+        one, other = (_indices(plan, name, dim) for plan in plans)
+        both = None if one is None or other is None else len(one & other)
+        counts = [None if kept is None else len(kept) for kept in (one, other)]
+        rows.append({"name": name, "dim": dim, "first": counts[0], "second": counts[1], "both": both})
+    if options.json:
+        _print_json({"first": options.first, "second": options.second, "equal": plans[0].kept == plans[1].kept,
+                     "kept": rows})  # fmt: skip
+        return
+    from fxprune.text import table
+
+    print("the same channels stay" if plans[0].kept == plans[1].kept else "different channels stay")
+    head = ("tensor", "dim", "stay in the first", "in the second", "in both")
+    cells = [tuple("all" if value is None else str(value) for value in row.values()) for row in rows]
+    print("\n".join(table([head, *cells])))
+
+
+def _plan_of(path: str) -> "PruningPlan":
+    from fxprune import artifact
+    from fxprune.plan import PruningPlan
+
+    return PruningPlan.load(path) if path.endswith(".json") else artifact.read_artifact(path).plan
+
+
+def _indices(plan: "PruningPlan", name: str, dim: int) -> set[tuple[int, int]] | None:
+    """What stays along a dimension, as (group, index); None where all do."""
+    kept = plan.kept.get(name, {}).get(dim)
+    if kept is None:
+        return None
+    rows = kept if kept and isinstance(kept[0], list) else [kept]
+    return {(number, index) for number, row in enumerate(rows) for index in row}
 
 
 def _methods(options: argparse.Namespace) -> None:
     from fxprune import methods
 
     known = methods.available()
+    if options.json:
+        _print_json(known)
+        return
     width = max(map(len, known), default=0)
     for name, description in sorted(known.items()):
         print(f"{name:{width}}  {description}".rstrip())
+
+
+# -- what they share --------------------------------------------------------------------------------------------------
 
 
 def _load(options: argparse.Namespace) -> "tuple[nn.Module, Tensor | None]":
@@ -118,6 +267,34 @@ def _load(options: argparse.Namespace) -> "tuple[nn.Module, Tensor | None]":
     return model, inputs.image_like(model, options.input_size)
 
 
+def _load_artifact(options: argparse.Namespace) -> "tuple[nn.Module, tuple[Any, Any]]":
+    """The network in a file, and example inputs for it."""
+    _say(f"loading {options.artifact}", options)
+    from fxprune import artifact, inputs, specs
+
+    found = artifact.read_artifact(options.artifact)
+    model = None if options.spec is None else specs.load_model(options.spec)
+    module = artifact.load(options.artifact, model)
+    if found.inputs is None:
+        return module, inputs.resolve_inputs(model) if model is not None else (None, None)
+    return module, inputs.make_inputs(inputs.from_json(found.inputs))
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=_jsonable))
+
+
+def _jsonable(value: Any) -> Any:
+    """What json does not know: dataclasses as their fields, paths as text."""
+    return vars(value) if hasattr(value, "__dataclass_fields__") else str(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return " -> ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, which would print its whole usage before the one line that matters."""
 
@@ -125,15 +302,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_ERROR, f"fxprune: {message}; see `{self.prog} --help`\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; ``shtab`` makes shell completions of it."""
+    result = _Parser(
         prog="fxprune",
         description="Structured pruning of any PyTorch model, by whole channels, proven against the masked original.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = result.add_subparsers(metavar="COMMAND", required=True)
 
     prune = commands.add_parser("prune", help="make a smaller network and say what was cut", allow_abbrev=False)
     _add_model(prune)
@@ -154,10 +332,7 @@ def _parser() -> argparse.ArgumentParser:
         "--min-channels", type=int, default=1, metavar="N", help="keep at least N per layer (default: 1)"
     )
     choice.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same plan (default: 0)")
-    output = prune.add_argument_group("output")
-    output.add_argument("--onnx", metavar="PATH", help="write an ONNX file and compare it with onnxruntime")
-    output.add_argument("--save", metavar="PATH", help="write the state_dict (.pt, .pth or .safetensors)")
-    output.add_argument("--plan", metavar="PATH", help="write the plan: which channels stay (.json)")
+    output = _add_outputs(prune)
     output.add_argument(
         "--no-verify", dest="verify", action="store_false", help="skip the comparison with the masked model"
     )
@@ -167,11 +342,62 @@ def _parser() -> argparse.ArgumentParser:
         "inspect", help="list the channel groups, and what is frozen and why", allow_abbrev=False
     )
     _add_model(inspect)
+    _add_form(inspect)
     inspect.set_defaults(run=_inspect)
 
+    apply = commands.add_parser("apply", help="cut a model by a plan", allow_abbrev=False)
+    apply.add_argument("plan_file", metavar="PLAN", help="what `fxprune prune --plan` wrote (.json)")
+    _add_model(apply)
+    _add_outputs(apply)
+    apply.set_defaults(run=_apply)
+
+    export = commands.add_parser("export", help="a saved network to ONNX", allow_abbrev=False)
+    _add_artifact(export)
+    export.add_argument("--onnx", metavar="PATH", required=True, help="what to write, compared with onnxruntime")
+    export.set_defaults(run=_export)
+
+    validate = commands.add_parser("validate", help="check a saved network", allow_abbrev=False)
+    _add_artifact(validate)
+    validate.set_defaults(run=_validate)
+
+    compare = commands.add_parser("compare", help="which channels two cuts of a model keep", allow_abbrev=False)
+    for name, which in (("first", "A"), ("second", "B")):
+        compare.add_argument(name, metavar=which, help="a plan (.json) or a saved network (.safetensors, .pt2)")
+    _add_form(compare)
+    compare.set_defaults(run=_compare)
+
     methods = commands.add_parser("methods", help="list the pruning methods", allow_abbrev=False)
+    _add_form(methods, quiet=False)
     methods.set_defaults(run=_methods)
-    return parser
+    return result
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    output = parser.add_argument_group("output")
+    output.add_argument("--onnx", metavar="PATH", help="write an ONNX file and compare it with onnxruntime")
+    output.add_argument(
+        "--save",
+        metavar="PATH",
+        help="write the network: weights, plan and checks (.safetensors), a program that needs no class (.pt2), or the "
+        "state_dict alone (.pt, .pth)",
+    )
+    output.add_argument("--plan", metavar="PATH", help="write the plan: which channels stay (.json)")
+    _add_form(output)
+    return output
+
+
+def _add_form(parser: argparse._ActionsContainer, quiet: bool = True) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    if quiet:
+        parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def _add_artifact(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", metavar="ARTIFACT", help="a saved network (.safetensors, .pt2)")
+    parser.add_argument(
+        "spec", metavar="MODEL", nargs="?", help="of a .safetensors file: the model that was pruned, as for `prune`"
+    )
+    _add_form(parser)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -179,7 +405,6 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--weights", metavar="FILE", help="load a state_dict (.pt, .pth or .safetensors)")
     model.add_argument("--pretrained", action="store_true", help="download the library's weights (timm, torchvision)")
-    model.add_argument("--quiet", action="store_true", help="no progress on stderr")
     model.add_argument(
         "--input-size",
         type=_sizes,

@@ -301,7 +301,7 @@ def test_command_lines_are_understood() -> None:
     lines = [line for line in lines if line.startswith("fxprune ")]
     assert len(lines) == 5
     for line in lines:
-        cli._parser().parse_args(shlex.split(line)[1:])
+        cli.parser().parse_args(shlex.split(line)[1:])
 
 
 def test_the_printed_report_has_the_form_of_a_real_one() -> None:
