@@ -100,15 +100,12 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
             module: Any = pruned
             write_program(pruned, draft, like_parameters(module.meta[RECORD_KEY], pruned), json.dumps(artifact.data()))
             return
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        from safetensors.torch import save as to_bytes
 
         tensors = _to_store(pruned, artifact)
         text = json.dumps({**artifact.data(), "digest": _digest(artifact.data(), tensors)})
-        try:
-            save_file(tensors, draft, {KEY: text})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        # Not its save_file, which writes through a memory map: on a full disk that ends the process.
+        draft.write_bytes(to_bytes(tensors, {KEY: text}))
 
 
 def load(
@@ -200,7 +197,7 @@ def check_path(path: str | os.PathLike[str]) -> Path:
 def _check_suffix(path: Path) -> None:
     if path.suffix not in _SUFFIXES:
         raise InputError(
-            f"{str(path)!r} must end in .safetensors (data, for a fresh instance of the class) or .pt2 (a program)."
+            f"{str(path)!r} must end in .safetensors (data, for a fresh instance of the class) or .pt2 (a program)"
         )
 
 

@@ -67,8 +67,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _check_same(model: nn.Module, cuts: Cuts) -> None:
     own = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-    others = [name for name, shape in own.items() if cuts.shapes.get(name, shape) != shape]
-    others = others or [name for name in own if name not in cuts.shapes]
+    others = [name for name, shape in own.items() if cuts.shapes.get(name) != shape]
     if others:
         raise PlanError(
             f"pruned was made from another model than this {type(model).__name__}: {some(others)} had other names or "

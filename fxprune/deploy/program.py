@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,10 +67,9 @@ def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], note
             raise ExportError(
                 f"torch.export cannot capture {type(module).__name__} with a dynamic batch: {_capture_reason(error)}"
             ) from error
-        try:
-            torch.export.save(exported, path, extra_files={NOTES: notes})
-        except RuntimeError as error:  # torch's zip writer has no other name for a full disk
-            raise OSError(runtime.first_line(error)) from error
+        buffer = io.BytesIO()  # a full disk is then an OSError, as everywhere
+        torch.export.save(exported, buffer, extra_files={NOTES: notes})
+    path.write_bytes(buffer.getbuffer())
 
 
 def read_program_notes(path: Path) -> str:

@@ -1,0 +1,178 @@
+"""What people fine-tune with works on the result as on any module."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from nets import Attentive, Small, image, make
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import fxprune
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(params=[Small, Attentive], ids=lambda kind: kind.__name__)
+def small(request: pytest.FixtureRequest) -> Any:
+    return fxprune.prune(make(request.param), image(), flops=0.5, progress=False).train()
+
+
+def step(module: nn.Module, x: Tensor, optimizer: torch.optim.Optimizer | None = None) -> Tensor:
+    torch.manual_seed(0)
+    loss = module(x).square().mean()
+    loss.backward()
+    if optimizer is not None:
+        optimizer.step()
+    return loss.detach()
+
+
+def grads(module: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+
+def test_ema(small: Any) -> None:
+    ema = ModelEmaV3(small, decay=0.9)
+    before = {name: p.detach().clone() for name, p in small.named_parameters()}
+    step(small, image(4), torch.optim.SGD(small.parameters(), lr=0.1))
+    ema.update(small)
+    for name, p in ema.module.named_parameters():
+        assert torch.allclose(p, 0.9 * before[name] + 0.1 * small.get_parameter(name), atol=1e-6)
+    assert not torch.equal(ema.module.eval()(image()), small.eval()(image()))
+    assert ema.module.meta["fxprune"] is small.meta["fxprune"]
+
+
+def test_the_average_can_be_saved(small: Any, tmp_path: Path) -> None:
+    ema = ModelEmaV3(small, decay=0.9)
+    step(small, image(4), torch.optim.SGD(small.parameters(), lr=0.1))
+    ema.update(small)
+    fxprune.save(ema.module, tmp_path / "ema.safetensors")
+    kind = Small if "stem.0.weight" in small.state_dict() else Attentive
+    loaded = fxprune.load(tmp_path / "ema.safetensors", make(kind, 1))
+    assert torch.equal(loaded.eval()(image()), ema.module.eval()(image()))
+
+
+def test_autocast(small: Any) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = step(small, image(4))
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in small.parameters())
+    with torch.no_grad():
+        exact = small.eval()(image())
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = small(image())
+    assert rounded.dtype == torch.bfloat16
+    assert 0 < (exact - rounded.float()).abs().max() < 0.1 * exact.abs().max()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled(small: Any, backend: str) -> None:
+    other = copy.deepcopy(small)
+    for module in (small, other):
+        for layer in module.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = 0.0  # the two draw in another order
+    compiled: Any = torch.compile(other, backend=backend)
+    for batch in (4, 6):
+        for p in (*small.parameters(), *other.parameters()):
+            p.grad = None
+        assert torch.allclose(step(small, image(batch)), step(compiled, image(batch)), atol=1e-6)
+        for a, b in zip(grads(small), grads(other), strict=True):
+            assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_compiled_without_a_break(small: Any) -> None:
+    """One graph: nothing of fxprune is left that dynamo would have to leave the graph for."""
+    compiled: Any = torch.compile(small.eval(), backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(image()), small(image()), atol=1e-6)
+
+
+def test_channels_last() -> None:
+    small = fxprune.prune(make(Small), image(), flops=0.5, progress=False).eval()
+    other = copy.deepcopy(small).to(memory_format=torch.channels_last)
+    x = image(4).contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(other(x), small(image(4)), atol=1e-5)
+    assert (
+        other.get_submodule("stem")(x).is_contiguous(memory_format=torch.channels_last)
+        if callable(getattr(other.stem, "forward", None)) and type(other.stem) is not nn.Module
+        else True
+    )
+    step(other.train(), x)
+    assert all(p.grad is not None for p in other.parameters())
+    last = make(Small).to(memory_format=torch.channels_last)
+    kept = fxprune.prune(last, x, flops=0.5, progress=False)
+    assert kept.get_parameter("up.0.weight").is_contiguous(memory_format=torch.channels_last)
+
+
+def test_gradient_checkpointing(small: Any) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = checkpoint(self.inner, x, use_reentrant=False)
+            return result
+
+    calls = []
+    first = next(m for m in small.modules() if isinstance(m, nn.Conv2d))
+    step(small, image(4))
+    expected = grads(small)
+    for p in small.parameters():
+        p.grad = None
+    first.register_forward_hook(lambda *_: calls.append(1))
+    step(Wrapped(small), image(4))
+    assert len(calls) == 2, "the forward was not computed again in the backward pass"
+    for a, b in zip(grads(small), expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_distilled_with_a_carried_optimizer() -> None:
+    teacher = make(Small)
+    optimizer = torch.optim.Adam(teacher.parameters(), lr=0.005)
+    x, target = torch.randn(32, 3, 8, 8), torch.randint(0, 10, (32,))
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(teacher(x), target).backward()
+        optimizer.step()
+    small = fxprune.prune(teacher, image(), flops=0.5, optimizer=optimizer, progress=False)
+    mine = small.meta["fxprune"].optimizer
+    losses = []
+    for _ in range(25):
+        mine.zero_grad()
+        loss = fxprune.distill_loss(small(x), teacher(x).detach(), target, temperature=2.0, alpha=0.8)
+        loss.backward()
+        mine.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def _train_in_parallel(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    small = fxprune.prune(make(Attentive), image(), flops=0.5, progress=False).train()
+    parallel = nn.parallel.DistributedDataParallel(small)
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    parallel(x[2 * rank : 2 * rank + 2]).square().mean().backward()
+    torch.save(grads(small), f"{folder}/grads{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    mp.spawn(_train_in_parallel, (str(tmp_path),), nprocs=2)
+    small = fxprune.prune(make(Attentive), image(), flops=0.5, progress=False).train()
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    small(x).square().mean().backward()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"grads{rank}.pt", weights_only=True)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, grads(small), strict=True))

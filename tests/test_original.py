@@ -1,0 +1,238 @@
+"""The pruned layers in the model's own class: equal to the pruned graph, or a refusal that names the line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from nets import Attentive, Shuffled, Small, Unchanged, image, make
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import ConversionError, InputError, PlanError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def pruned(model: nn.Module, x: Tensor | None = None, **options: Any) -> Any:
+    given = image() if x is None else x
+    small = fxprune.prune(model, given, **{"channels": 0.6, "method": "random", "progress": False, **options})
+    with torch.no_grad():
+        for p in small.parameters():
+            p.mul_(1 + 0.1 * torch.rand_like(p))  # as fine-tuning would
+    return small
+
+
+def same(one: nn.Module, other: nn.Module, x: Tensor) -> bool:
+    with torch.no_grad():
+        return torch.allclose(one.eval()(x), other.eval()(x), rtol=1e-5, atol=1e-6)
+
+
+class Layered(nn.Module):
+    """Layers of torch whose sizes are attributes, whole or used by a subclass; tied weights; a method of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.norm = Last(16)
+        self.group, self.act = nn.GroupNorm(16, 16), nn.PReLU(16)
+        self.inner = nn.Conv2d(16, 16, 1)
+        self.again = nn.Conv2d(16, 16, 1)
+        self.again.weight = self.inner.weight
+        self.head = nn.Linear(16, 4)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.norm(self.depthwise(self.stem(x)))
+        return self.again(self.act(self.group(self.inner(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"stem.bias"}
+
+
+class Last(nn.LayerNorm):
+    """A layer norm over dim 1, which names its own size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+def test_layers_in_their_own_class() -> None:
+    model = make(Layered)
+    small = pruned(model)
+    with Unchanged(model), Unchanged(small):
+        result = fxprune.into(model, small)
+    assert type(result) is Layered
+    assert result.no_weight_decay() == {"stem.bias"}
+    assert same(result, small, image(5))
+    kept = result.stem.weight.shape[0]
+    assert kept < 16
+    assert result.features(image()).shape[1] == result.again.weight.shape[0]
+    assert result.again.weight is result.inner.weight
+    assert (result.stem.out_channels, result.depthwise.groups, result.depthwise.in_channels) == (kept, kept, kept)
+    assert (result.norm.normalized_shape, result.norm.weight.shape) == ((kept,), (kept,))
+    assert result.group.num_channels == result.group.num_groups == result.act.num_parameters
+    assert result.head.in_features == result.again.out_channels
+    assert list(result.state_dict()) == list(small.state_dict())
+
+
+def test_the_result_shares_nothing_and_trains() -> None:
+    model = make(Small)
+    small = pruned(model)
+    result = fxprune.into(model, small)
+    mine = {t.data_ptr() for t in result.state_dict().values() if t.numel()}
+    others = {t.data_ptr() for m in (model, small) for t in m.state_dict().values() if t.numel()}
+    assert not mine & others
+    result.train()(image()).sum().backward()
+    assert all(p.grad is not None for p in result.parameters())
+
+
+def test_a_loaded_network_goes_in_too(tmp_path: Any) -> None:
+    small = pruned(make(Small))
+    fxprune.save(small, tmp_path / "s.safetensors")
+    loaded: Any = fxprune.load(tmp_path / "s.safetensors", make(Small, 1))
+    assert same(fxprune.into(make(Small, 2), loaded), small, image(3))
+
+
+def test_a_library_model_keeps_its_methods() -> None:
+    model = timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1), 10, channels=(16, 16, 32, 32)).eval()
+    x = torch.randn(2, 3, 32, 32)
+    small = pruned(model, x)
+    result: Any = fxprune.into(model, small)
+    features = result.forward_features(x)
+    assert features.shape[1] == result.fc.in_features < 32
+    assert torch.allclose(result.forward_head(features), small(x), atol=1e-5)
+
+
+# -- what prevents it
+
+
+def refused(model: nn.Module, small: Any) -> str:
+    with Unchanged(model), pytest.raises(ConversionError) as caught:
+        fxprune.into(model, small)
+    return str(caught.value)
+
+
+def line_of(kind: type, text: str) -> int:
+    import inspect
+
+    lines, first = inspect.getsourcelines(kind)
+    return first + next(i for i, line in enumerate(lines) if text in line)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [(Shuffled, "x.view(n, 2, c // 2, h, w)"), (Attentive, "F.scaled_dot_product_attention")],
+)
+def test_the_line_that_names_a_size(kind: type[nn.Module], text: str) -> None:
+    model = make(kind)
+    said = refused(model, pruned(model))
+    assert said.startswith(f"{kind.__name__} cannot hold the pruned layers: its code names sizes that were cut, at ")
+    assert f"nets.py:{line_of(kind, text)} in forward" in said
+    assert said.endswith("Use the pruned GraphModule itself, or keep those channels with ignore=.")
+
+
+def test_what_no_cut_touches_is_no_obstacle() -> None:
+    model = make(Attentive)
+    small = pruned(model, ignore=("qkv", "norm", "embed"))
+    assert any("qkv" not in name for name in small.meta["fxprune"].plan.kept)
+    assert same(fxprune.into(model, small), small, image(3))
+
+
+class Scaled(nn.Module):
+    """A number of the dense width, which the graph keeps and the class computes anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.two(torch.relu(self.one(x)))
+        x = x * x.shape[1] ** -0.5
+        return self.head(x)
+
+
+def test_a_number_that_follows_the_width() -> None:
+    model = make(Scaled)
+    said = refused(model, pruned(model, torch.randn(2, 6)))
+    assert f"test_original.py:{line_of(Scaled, '** -0.5')} in forward" in said
+
+
+class Outside(nn.Module):
+    """A tensor of the width that is neither a parameter nor a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.shift = [torch.linspace(-1, 1, 16)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.one(x))
+        x = x + self.shift[0]
+        return self.head(x)
+
+
+def test_a_tensor_kept_outside() -> None:
+    model = make(Outside)
+    small = pruned(model, torch.randn(2, 6))
+    if small.one.weight.shape[0] == 16:
+        pytest.fail("nothing was cut, so this tests nothing")
+    assert "test_original.py:" in refused(model, small)
+
+
+class Auxiliary(Small):
+    """A head that runs in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Conv2d(24, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.training:
+            y = y + self.extra(self.up(self.stem(x))).mean((2, 3))
+        return y
+
+
+def test_a_branch_that_runs_in_training_only() -> None:
+    model = make(Auxiliary)
+    said = refused(model, pruned(model))
+    assert said.startswith(
+        "Auxiliary with the pruned layers runs in eval mode only: in train mode it raised RuntimeError: "
+    )
+    assert f"test_original.py:{line_of(Auxiliary, 'self.extra(self.up')} in forward)" in said
+
+
+class Changed(Small):
+    """The names and shapes of another class, and another forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.tanh(x))
+
+
+def test_another_forward_is_noticed() -> None:
+    said = refused(make(Changed), pruned(make(Small)))
+    assert said.startswith(
+        "Changed with the pruned layers does not compute what the pruned module does: relative error "
+    )
+
+
+def test_other_models_and_no_pruned_module() -> None:
+    small = pruned(make(Small))
+    with pytest.raises(
+        PlanError, match=r"pruned was made from another model than this Shuffled: stem\.weight, stem\.bias, "
+    ):
+        fxprune.into(make(Shuffled), small)
+    with pytest.raises(InputError, match=r"pruned is Small; pass the GraphModule that fxprune\.prune, apply or load"):
+        fxprune.into(make(Small), make(Small))  # type: ignore[arg-type]
+    with torch.device("meta"):
+        empty = Small()
+    with pytest.raises(InputError, match="on the meta device, where nothing can be compared"):
+        fxprune.into(empty, small)
