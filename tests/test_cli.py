@@ -137,6 +137,62 @@ def test_methods_lists_each_with_a_line() -> None:
     assert all(len(line.split()) > 2 for line in out.splitlines())
 
 
+def test_a_network_goes_through_files(net: str, tmp_path: Path) -> None:
+    """prune, save, apply the plan, export from the file, validate, compare: every command on what another wrote."""
+    model = randomise(cli_model(net))
+    torch.save(model.state_dict(), tmp_path / "dense.pt")
+    half, plan, program = (str(tmp_path / name) for name in ("half.safetensors", "half.json", "half.pt2"))
+    given = ("--weights", str(tmp_path / "dense.pt"), "--input-size", "3,32,32", "--quiet")
+    assert run("prune", net, *given, "--flops", "0.5", "--save", half, "--plan", plan)[0] == 0
+    code, out, err = run("apply", plan, net, *given, "--save", program, "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert told["written"] == {"weights": program}
+    assert told["macs_after"] < told["macs_before"]
+    code, out, err = run("export", half, net, "--onnx", str(tmp_path / "half.onnx"), "--quiet")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"onnx: {tmp_path}/half.onnx: opset")
+    code, out, _ = run("export", program, "--onnx", str(tmp_path / "program.onnx"), "--json", "--quiet")
+    assert code == 0
+    assert json.loads(out)["onnx"]["max_rel_error"] < 1e-4
+    code, out, _ = run("validate", half, net, "--json", "--quiet")
+    assert code == 0
+    facts = json.loads(out)
+    assert (facts["model"], facts["method"], facts["checked"]) == ("Sequential", "l2", ["file", "outputs"])
+    assert run("validate", half)[1].endswith("its outputs were not checked: give the MODEL too\n")
+    assert run("validate", program, "--quiet")[0] == 0
+    assert run("compare", plan, program)[1].startswith("the same channels stay\ntensor  ")
+    content = bytearray(Path(half).read_bytes())
+    content[-3] ^= 1
+    Path(half).write_bytes(content)
+    assert refused("validate", half) == (
+        f"'{half}' was changed after it was saved (its digest differs). Save or copy it again."
+    )
+
+
+def test_compare_counts_what_two_cuts_share(net: str, tmp_path: Path) -> None:
+    first, second = str(tmp_path / "a.json"), str(tmp_path / "b.json")
+    for path, seed in ((first, "1"), (second, "2")):
+        run("prune", net, "--input-size", "3,32,32", "--channels", "0.5", "--method", "random", "--seed", seed,
+            "--plan", path, "--quiet")  # fmt: skip
+    kept = [set(json.loads(Path(path).read_text())["kept"]["0.weight"]["0"]) for path in (first, second)]
+    rows = json.loads(run("compare", first, second, "--json")[1])["kept"]
+    row = next(r for r in rows if (r["name"], r["dim"]) == ("0.weight", 0))
+    assert (row["first"], row["second"], row["both"]) == (len(kept[0]), len(kept[1]), len(kept[0] & kept[1]))
+    assert run("compare", first, second)[1].startswith("different channels stay\n")
+
+
+def test_json_for_machines(net: str) -> None:
+    size = ("--input-size", "3,32,32", "--quiet", "--json")
+    told = json.loads(run("prune", net, *size, "--flops", "0.5")[1])
+    assert {row["name"] for row in told["rows"]} == {"0", "3", "8"}
+    assert (told["model"], told["method"], told["written"]) == ("Sequential", "l2", {})
+    groups = json.loads(run("inspect", net, *size)[1])["groups"]
+    assert {group["channels"] for group in groups} >= {16, 24}
+    assert any(group["locked"].startswith("network output") for group in groups)
+    assert json.loads(run("methods", "--json")[1]).keys() >= {"l1", "l2"}
+
+
 # -- what it refuses
 
 

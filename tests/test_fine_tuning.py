@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from nets import Attentive, Small, image, make
 from timm.utils import ModelEmaV3
@@ -73,14 +71,13 @@ def test_autocast(small: Any) -> None:
     assert 0 < (exact - rounded.float()).abs().max() < 0.1 * exact.abs().max()
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled(small: Any, backend: str) -> None:
+def test_compiled(small: Any) -> None:
     other = copy.deepcopy(small)
     for module in (small, other):
         for layer in module.modules():
             if isinstance(layer, nn.Dropout):
                 layer.p = 0.0  # the two draw in another order
-    compiled: Any = torch.compile(other, backend=backend)
+    compiled: Any = torch.compile(other, backend="aot_eager")
     for batch in (4, 6):
         for p in (*small.parameters(), *other.parameters()):
             p.grad = None
@@ -100,11 +97,6 @@ def test_channels_last() -> None:
     other = copy.deepcopy(small).to(memory_format=torch.channels_last)
     x = image(4).contiguous(memory_format=torch.channels_last)
     assert torch.allclose(other(x), small(image(4)), atol=1e-5)
-    assert (
-        other.get_submodule("stem")(x).is_contiguous(memory_format=torch.channels_last)
-        if callable(getattr(other.stem, "forward", None)) and type(other.stem) is not nn.Module
-        else True
-    )
     step(other.train(), x)
     assert all(p.grad is not None for p in other.parameters())
     last = make(Small).to(memory_format=torch.channels_last)
@@ -151,28 +143,21 @@ def test_distilled_with_a_carried_optimizer() -> None:
         loss = fxprune.distill_loss(small(x), teacher(x).detach(), target, temperature=2.0, alpha=0.8)
         loss.backward()
         mine.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
 
 
-def _train_in_parallel(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    small = fxprune.prune(make(Attentive), image(), flops=0.5, progress=False).train()
-    parallel = nn.parallel.DistributedDataParallel(small)
-    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    parallel(x[2 * rank : 2 * rank + 2]).square().mean().backward()
-    torch.save(grads(small), f"{folder}/grads{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(_train_in_parallel, (str(tmp_path),), nprocs=2)
-    small = fxprune.prune(make(Attentive), image(), flops=0.5, progress=False).train()
-    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    small(x).square().mean().backward()
-    for rank in range(2):
-        found = torch.load(tmp_path / f"grads{rank}.pt", weights_only=True)
-        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, grads(small), strict=True))
+def test_distributed_data_parallel(small: Any, tmp_path: Path) -> None:
+    step(small, image(4))
+    expected = grads(small)
+    for p in small.parameters():
+        p.grad = None
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(small)
+        step(parallel, image(4))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(grads(small), expected, strict=True))
+    assert list(parallel.module.state_dict()) == list(small.state_dict())

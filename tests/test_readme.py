@@ -152,6 +152,22 @@ def test_python_blocks_run(number: int, tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(path.name for path in tmp_path.iterdir()) == written[number]
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_save_load_and_fine_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm, "create_model", stand_in)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(block_with("fxprune.save("), "README.md", "exec"), names)
+    small, x = names["small"].eval(), names["x"]
+    with torch.no_grad():
+        expected = small(x)
+        assert torch.equal(names["loaded"].eval()(x), expected)
+        assert torch.allclose(names["program"](x), expected, atol=1e-5)
+        assert torch.allclose(names["resnet"].eval()(x), expected, atol=1e-5)
+    assert {id(p) for g in names["optimizer"].param_groups for p in g["params"]} == {id(p) for p in small.parameters()}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.pt2", "small.safetensors"]
+
+
 def loader() -> DataLoader[Any]:
     generator = torch.Generator().manual_seed(1)
     images, labels = torch.randn(12, 3, 8, 8, generator=generator), torch.randint(0, 10, (12,), generator=generator)
@@ -299,7 +315,7 @@ def test_the_two_commands() -> None:
 def test_command_lines_are_understood() -> None:
     lines = [part for block in blocks("sh") for line in block.splitlines() for part in line.split(" && ")]
     lines = [line for line in lines if line.startswith("fxprune ")]
-    assert len(lines) == 5
+    assert len(lines) == 9
     for line in lines:
         cli.parser().parse_args(shlex.split(line)[1:])
 
