@@ -162,7 +162,8 @@ def test_save_load_and_fine_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with torch.no_grad():
         expected = small(x)
         assert torch.equal(names["loaded"].eval()(x), expected)
-        assert torch.allclose(names["program"](x), expected, atol=1e-5)
+        smaller = torch.randn(3, 3, 64, 64)  # of the size that the stand-in was recorded with
+        assert torch.allclose(names["program"](smaller), small(smaller), atol=1e-5)
         assert torch.allclose(names["resnet"].eval()(x), expected, atol=1e-5)
     assert {id(p) for g in names["optimizer"].param_groups for p in g["params"]} == {id(p) for p in small.parameters()}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.pt2", "small.safetensors"]
