@@ -195,6 +195,9 @@ def write_page(path: Path) -> None:
         "from before.",
         f"- The outputs of the program without the class are bit for bit the same in {identical} of {len(found)}.",
     ]
+    missing = [spec for spec in NETWORKS if spec not in records]
+    if missing and len(records) > len(NETWORKS) // 2:
+        lines.insert(0, f"- Not run yet: {', '.join(missing)}.")
     errors = [r.figures["onnx"] for r in found if "onnx" in r.figures]
     if errors:
         providers = ", ".join(sorted({r.figures["provider"] for r in found if "provider" in r.figures}))
