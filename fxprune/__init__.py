@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fxprune.version import __version__
+
 if TYPE_CHECKING:
     from fxprune import methods, study
     from fxprune.api import analyze, apply, attach, prune, record
@@ -14,8 +16,6 @@ if TYPE_CHECKING:
     from fxprune.plan import PruningPlan
     from fxprune.report import Report
     from fxprune.training import Loop, carry_over, distill_loss
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "ChannelGraph": "channels",
@@ -45,6 +45,7 @@ __all__ = [
     "PruningPlan",
     "Report",
     "Validation",
+    "__version__",
     "analyze",
     "apply",
     "attach",

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-import fxprune
 from fxprune.api import applied
 from fxprune.deploy.program import read_program, read_program_notes, write_program
 from fxprune.errors import ArtifactError, ExampleInputsError, FxpruneError, InputError
@@ -32,6 +31,7 @@ from fxprune.plan import PruningPlan
 from fxprune.recording import replace_tensors
 from fxprune.report import Report
 from fxprune.specs import misfits
+from fxprune.version import __version__
 
 KEY = "fxprune"
 """Where the header's metadata is, in the safetensors file."""
@@ -267,7 +267,7 @@ def _described(pruned: nn.Module) -> Artifact:
             for key, buffer in pruned.named_buffers(remove_duplicate=False)
             if key not in state
         },
-        versions={"fxprune": fxprune.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        versions={"fxprune": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )
 
 
@@ -356,7 +356,7 @@ def _parsed(text: str, path: Path) -> Artifact:
         data = json.loads(text)
         if data.get("format") != _FORMAT:
             raise ArtifactError(
-                f"{str(path)!r} has format {data.get('format')!r}; fxprune {fxprune.__version__} reads {_FORMAT}."
+                f"{str(path)!r} has format {data.get('format')!r}; fxprune {__version__} reads {_FORMAT}."
             )
         data = {key: value for key, value in data.items() if key not in ("format", "digest")}
         data["plan"] = PruningPlan.of_data(data["plan"], path)

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent / "fxprune"
 
 # The one place where the order is written down. What is not listed fails the test: a new module gets a place here.
 STAGES = [
+    "version",
     "errors",
     "text",
     "files",
