@@ -189,15 +189,12 @@ def prune(
     if submodule is not None and data is not None:
         raise InputError("submodule= prunes without data: choose a method that needs none.")
     if learns:
-        training = attach(
-            model, example_inputs, example_kwargs=example_kwargs, method=method, flops=flops, params=params,
-            channels=channels, ignore=ignore, exact=exact, attention=attention, scope=scope, round_to=round_to,
-            min_channels=min_channels, max_ratio=max_ratio, verify=verify, seed=seed, progress=progress,
-        )  # fmt: skip
+        stages = Stages(progress)
+        training = _attached(model, example_inputs, example_kwargs, request, stages)
         if data is None:
             learner: Any = request.method
             data, loss_fn = training.label_free(learner.steps, learner.batch, seed)
-        with seeded(seed):
+        with stages("learning"), seeded(seed):
             fit(training, data, loss_fn, epochs or 1, loop or Loop(), resume=resume, progress=progress)
         return training.finish()
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
@@ -253,13 +250,22 @@ def attach(
         model, method, flops=flops, params=params, channels=channels, ignore=ignore, exact=exact, attention=attention,
         scope=scope, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, verify=verify, seed=seed,
     )  # fmt: skip
-    learner = request.method
-    if not isinstance(learner, Learner):
+    if not isinstance(request.method, Learner):
         raise InputError(f"{request.name} does not train: call fxprune.prune(..., method={request.name!r}).")
     _check_finite(model)
-    stages = Stages(progress)
+    return _attached(model, example_inputs, example_kwargs, request, Stages(progress))
+
+
+def _attached(
+    model: nn.Module,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None,
+    request: _Request,
+    stages: Stages,
+) -> Training:
+    learner, options = request.method, request.options
+    assert isinstance(learner, Learner)
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
-    options = request.options
     wider = learner.wider() if hasattr(learner, "wider") else None
     if wider is not None:
         given = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages).graph
@@ -271,11 +277,11 @@ def attach(
         raise ModelError("The weights are on the meta device, where nothing can be trained. Load them first.")
     if not dense.graph.prunable:
         compress(dense, [None] * len(dense.graph.groups), options, request.name)  # raises, and says what holds them
-    if verify:
+    if options.verify:
         with stages("recording"):
             check_recording(model, dense)
     live = copy.deepcopy(dense.module).train()
-    site = site_of(live, dense.graph, options.budget, seed)
+    site = site_of(live, dense.graph, options.budget, options.seed)
 
     def finish(outcome: Outcome) -> fx.GraphModule:
         outcome = from_first(outcome)
@@ -283,7 +289,7 @@ def attach(
         chosen = replace(options, threshold=outcome.threshold)
         pruned = compress(trained, list(outcome.scores), chosen, request.name, list(outcome.notes))
         if outcome.reinitialise:
-            drawn = reset_parameters(pruned, seed)
+            drawn = reset_parameters(pruned, options.seed)
             note = "weights initialised anew" + (f"; drawn like their values: {', '.join(drawn)}" if drawn else "")
             report = pruned.meta["fxprune"]
             pruned.meta["fxprune"] = replace(report, notes=(*report.notes, note))

@@ -160,6 +160,9 @@ def test_new_weights() -> None:
     notes = " / ".join(small.meta["fxprune"].notes)
     assert "learned without labels: on 2 batches of 8 Gaussian inputs, against the dense model's output" in notes
     assert "weights initialised anew" in notes
+    assert [*small.meta["fxprune"].seconds] == [
+        "recording", "analysing", "learning", "selecting", "rewriting", "verifying",
+    ]  # fmt: skip
 
 
 def test_with_data_the_report_names_no_other_objective() -> None:
@@ -242,7 +245,7 @@ def test_as_many_gates_as_in_the_paper(build: Any, paper: int, others: int) -> N
     with torch.device("meta"):
         net, x = build().eval(), torch.empty(1, 3, 64, 64)
     module = fxprune.record(net, x)
-    site = site_of(module, analyse_graph(module, (x,), {}), 0)
+    site = site_of(module, analyse_graph(module, (x,), {}), Budget("flops", 0.5), 0)
     inner = [g for g in site.graph.prunable if site.producers(g) == 1]
     assert len(site.insert_gates(inner).values) == paper + others
 
