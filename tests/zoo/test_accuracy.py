@@ -150,15 +150,16 @@ def test_the_page_has_means_and_standard_errors(tmp_path: Path) -> None:
         tmp_path / "runs.jsonl",
         ("dense", 0, 1.0, 0.95), ("dense", 1, 1.0, 0.97),
         ("l2", 0, 0.5, 0.90), ("l2", 1, 0.5, 0.92), ("l2", 0, 0.25, 0.8), ("l2", 0, 0.1, None),
-        ("taylor", 0, 0.5, 0.93), ("random", 0, 0.5, 0.99),
-        ("Torch-Pruning Taylor", 0, 0.5, 0.9), ("Torch-Pruning group norm", 0, 0.5, 0.92),
+        ("taylor", 0, 0.5, 0.93), ("taylor", 1, 0.5, 0.95), ("taylor", 2, 0.5, 0.99), ("random", 0, 0.5, 0.99),
+        ("Torch-Pruning Taylor", 0, 0.5, 0.9), ("Torch-Pruning group norm", 1, 0.5, 0.92),
+        ("Torch-Pruning group norm", 0, 0.5, 0.92),
     )  # fmt: skip
     assert "| l2 | 91.00 ± 1.00 (cut: 50.0) | 80.00 (cut: 50.0) | not reached | 99.0% to 99.0% |" in page
     dense = "96.00 ± 1.00 (cut: 50.0)"
     assert f"| dense | {dense} | {dense} | {dense} | 99.0% to 99.0% |" in page
     assert re.findall("^- .* points.*$", page, re.MULTILINE) == [
-        "- 50% of the MACs: the best of 2 methods of fxprune is taylor with 93.00%, the best of 2 of Torch-Pruning "
-        "group norm with 92.00%: +1.00 points. The more methods, the luckier the best."
+        "- 50% of the MACs: the best of 2 methods of fxprune is taylor, the best of 2 of Torch-Pruning group norm. "
+        "Seed by seed it is ahead by 2.00 ± 1.00 points. The more methods, the luckier the best."
     ]
     assert "which was trained for 40 epochs" in page
 
