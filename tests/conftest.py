@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 def pytest_configure() -> None:
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+    torch.set_warn_always(True)  # else a warning fails only the first test that meets it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

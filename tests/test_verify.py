@@ -88,15 +88,15 @@ def test_a_scale_of_attention_that_was_not_kept(monkeypatch: pytest.MonkeyPatch)
 def test_a_wrong_choice_of_slices_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rewriter cuts other channels than the plan says."""
     module = sys.modules["fxprune.rewriting.rewrite"]
-    original = module.slice_tensors
+    original = module.Cuts.of
 
-    def other(target: Any, graph: Any, keep: Any) -> None:
+    def other(graph: Any, keep: Any) -> Any:
         wrong = keep.copy()
         for group in graph.prunable:
             wrong[group.channels] = wrong[group.channels][:, ::-1]
-        original(target, graph, wrong)
+        return original(graph, wrong)
 
-    monkeypatch.setattr(module, "slice_tensors", other)
+    monkeypatch.setattr(module.Cuts, "of", other)
     with pytest.raises(VerificationError, match="differs from its masked original"):
         fxprune.prune(make(), image(), channels=0.6, progress=False)
 
