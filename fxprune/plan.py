@@ -30,8 +30,8 @@ class PruningPlan:
     ``kept``: name in the original state_dict -> dim -> kept indices, ascending; of a grouped convolution's dim 1 one
     list per group. Dimensions that lose nothing are left out. ``attention``: whether channels inside heads or whole
     heads were cut. ``fingerprint``: of the model's parameter names and shapes. ``widths``: (kept, original) number of
-    channels of every group that may be cut, named after the first layer that makes them, in graph order; plans that keep
-    the same are equal whatever they say here.
+    channels of every group that may be cut, named after the first layer that makes them, in graph order; plans that
+    keep the same are equal whatever they say here.
     """
 
     kept: Kept
