@@ -8,6 +8,7 @@ mistakes.
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import resource
 import tempfile
@@ -200,7 +201,7 @@ def _peak_memory() -> float:
 
 @contextmanager
 def _stage(result: Record, name: str) -> Iterator[None]:
-    """Time a stage; what it raises becomes the reason of its failure."""
+    """Time a stage; what it raises becomes the reason of its failure. Copies of networks that it made are gone."""
     start = time.perf_counter()
     result.checks[name] = ""
     try:
@@ -208,6 +209,7 @@ def _stage(result: Record, name: str) -> Iterator[None]:
     except Exception as error:
         result.checks[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
     result.seconds[name] = round(time.perf_counter() - start, 2)
+    gc.collect()  # graph modules refer to themselves
 
 
 def randomise(model: nn.Module, inputs: dict[str, Any], seed: int = 0) -> None:
@@ -490,7 +492,9 @@ def _gradients(case: Case, module: nn.Module) -> dict[str, _Gradient]:
     module = copy.deepcopy(module)
     _backward(case, module)
     found = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
-    return {name: _Gradient(not bool(g.any()), bool(g.isfinite().all())) for name, g in found.items()}
+    result = {name: _Gradient(not bool(g.any()), bool(g.isfinite().all())) for name, g in found.items()}
+    module.zero_grad()
+    return result
 
 
 def _alive(case: Case) -> set[str]:
