@@ -1,0 +1,270 @@
+"""Global Sparse Momentum (Ding et al., NeurIPS 2019): an optimizer that lets most weights decay to zero.
+
+In every step the ``Q`` weights with the largest ``|gradient * weight|`` of the whole model are active; the others are
+passive and get no gradient, only momentum and weight decay (eq. 8 there)::
+
+    Z <- momentum * Z + weight_decay * W + B * gradient        W <- W - lr * Z
+
+``B`` is 1 for active weights. Which ones are is found anew in every step, so a passive weight may come back. With a
+constant rate a passive weight shrinks by about ``lr * weight_decay / (1 - momentum)`` of itself per step: a training
+must be long enough, and the momentum high enough (the paper takes 0.98 and 0.99), for that to leave nothing. At the
+end the passive weights are so small that ``magnitude_cut`` changes nothing.
+
+*Kernels* are the parameters of two or more dims: only they are ranked and masked, and decay. Biases and norms always
+get their whole gradient, as in the paper. ``Q`` is ``int(kernel weights / compression)`` throughout: in a step and in
+the cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.sgd import sgd
+from torch.utils.hooks import RemovableHandle
+
+from fxprune.errors import InputError
+
+
+def is_kernel(parameter: Tensor) -> bool:
+    """Whether a parameter is ranked: it has two or more dims."""
+    return parameter.ndim > 1
+
+
+def active_count(weights: int, compression: float) -> int:
+    """``Q = int(weights / compression)``: how many of ``weights`` are active in a step, and stay after the cut.
+
+    Raises:
+        InputError: the compression is below 1, or leaves nothing.
+    """
+    if not compression >= 1:
+        raise InputError(f"compression={compression} must be at least 1: 10 keeps a tenth of the weights.")
+    count = int(weights / compression)
+    if weights and not count:
+        raise InputError(f"compression={compression} leaves none of {weights} weights. Pass at most {weights}.")
+    return count
+
+
+class GSM(Optimizer):
+    """SGD with momentum in which only the globally most important weights get their gradient.
+
+    With ``compression=1`` bit-equal to ``torch.optim.SGD``. Everything happens in ``step()``, on what is in ``.grad``:
+    accumulate, unscale (``GradScaler.step`` does) and clip gradients before. With several processes every one must
+    have the same gradients, as ``DistributedDataParallel`` leaves them; then all of them rank alike. ``.grad`` is left
+    as it is.
+
+    Ranking keeps memory for one more copy of the kernels.
+
+    Args:
+        params: parameters or parameter groups. A group may have a compression of its own; kernels of equal compression
+            are ranked together, and with ``"compression": 1`` all of them are active.
+        lr: learning rate.
+        momentum: the paper takes 0.98 for ResNet-56, 0.99 for LeNets.
+        weight_decay: of kernels.
+        compression: ``C``; of ``N`` kernel weights exactly ``int(N / C)`` are active. Among equal products the first
+            ones are (in the order of the parameters), those of exact zeros too.
+        nesterov: Nesterov's momentum, as in the paper's lottery tickets.
+        vector_decay: weight decay of the other parameters: none in the paper.
+        foreach: as in ``torch.optim.SGD``.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 5e-3,
+        momentum: float = 0.98,
+        weight_decay: float = 1e-4,
+        compression: float = 10.0,
+        nesterov: bool = False,
+        vector_decay: float = 0.0,
+        *,
+        foreach: bool | None = None,
+    ):
+        defaults = {
+            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "compression": compression,
+            "nesterov": nesterov, "vector_decay": vector_decay, "foreach": foreach,
+        }  # fmt: skip
+        self._scratch: dict[float, Tensor] = {}
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Groups that SGD has saved lack what is only here."""
+        super().__setstate__(state)
+        self._scratch = {}
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As every optimizer's.
+
+        Raises:
+            InputError: a value out of range.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for name in ("lr", "momentum", "weight_decay", "vector_decay"):
+            if not group[name] >= 0:
+                raise InputError(f"{name}={group[name]} must not be negative.")
+        if group["nesterov"] and not group["momentum"] > 0:
+            raise InputError("nesterov=True needs a momentum.")
+        active_count(sum(p.numel() for p in self._kernels(group["compression"])), group["compression"])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; returns the closure's loss.
+
+        Raises:
+            InputError: a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        gradients = self.gradients()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p in gradients]
+            self._update(group, [p for p in params if is_kernel(p)], gradients, group["weight_decay"])
+            self._update(group, [p for p in params if not is_kernel(p)], gradients, group["vector_decay"])
+        return loss
+
+    def gradients(self) -> dict[Tensor, Tensor]:
+        """What every parameter with a gradient moves by, ``B * gradient``: zero at passive weights.
+
+        Raises:
+            InputError: a gradient is sparse.
+        """
+        found = {p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None}
+        if any(gradient.is_sparse for gradient in found.values()):
+            raise InputError("GSM ranks dense gradients, and one is sparse. Use nn.Embedding(..., sparse=False).")
+        for compression in dict.fromkeys(group["compression"] for group in self.param_groups):
+            if compression != 1:
+                kernels = self._kernels(compression)
+                count = active_count(sum(p.numel() for p in kernels), compression)
+                ranked = [p for p in kernels if p in found]
+                if sum(p.numel() for p in ranked) > count:
+                    masked = self._masked([found[p] for p in ranked], ranked, count, compression)
+                    found.update(zip(ranked, masked, strict=True))
+        return found
+
+    def _masked(self, gradients: list[Tensor], weights: list[Tensor], count: int, compression: float) -> list[Tensor]:
+        """The gradients, zero but for the ``count`` largest ``|gradient * weight|``; they lie where the scores were."""
+        scores = self._memory(weights, compression)
+        parts = _parts(scores, weights)
+        torch._foreach_copy_(parts, gradients)
+        torch._foreach_mul_(parts, [w.to(scores.device) for w in weights])
+        _mark_largest(scores.abs_(), count)
+        torch._foreach_mul_(parts, [g.to(scores.device) for g in gradients])
+        return [part.to(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+
+    def _memory(self, weights: Sequence[Tensor], compression: float) -> Tensor:
+        """For one number per weight. Kept: to ask for so much anew in every step takes longer than the step."""
+        size, dtype, device = sum(w.numel() for w in weights), _wide(weights), weights[0].device
+        memory = self._scratch.get(compression)
+        if memory is None or (memory.dtype, memory.device) != (dtype, device) or len(memory) < size:
+            memory = self._scratch[compression] = torch.empty(size, dtype=dtype, device=device)
+        return memory[:size]
+
+    def _kernels(self, compression: float) -> list[Tensor]:
+        groups = (group for group in self.param_groups if group["compression"] == compression)
+        return [p for group in groups for p in group["params"] if is_kernel(p)]
+
+    def _update(
+        self, group: dict[str, Any], params: list[Tensor], gradients: dict[Tensor, Tensor], weight_decay: float
+    ) -> None:
+        if not params:
+            return
+        buffers = [self.state[p].get("momentum_buffer") for p in params] if group["momentum"] else [None] * len(params)
+        sgd(
+            params, [gradients[p] for p in params], buffers, weight_decay=weight_decay, momentum=group["momentum"],
+            lr=group["lr"], dampening=0, nesterov=group["nesterov"], maximize=False, foreach=group["foreach"],
+        )  # fmt: skip
+        if group["momentum"]:
+            for parameter, buffer in zip(params, buffers, strict=True):
+                self.state[parameter]["momentum_buffer"] = buffer
+
+
+def magnitude_cut(params: Iterable[Tensor], compression: float) -> list[Tensor]:
+    """Zero all kernel weights but the ``int(N / compression)`` largest of all ``N`` together, in place.
+
+    Where the paper's code keeps ``N - int(N - N / compression)`` weights and all that are equal to the smallest, this
+    keeps as many as are active in a step, exactly; of equal ones the first.
+
+    Args:
+        params: of the whole model.
+        compression: ``C``.
+
+    Returns:
+        Which entries stay: a boolean mask for every parameter, of its shape; all True for biases and norms.
+
+    Raises:
+        InputError: the compression is below 1, or leaves nothing.
+    """
+    params = [p.detach() for p in params]
+    kernels = [p for p in params if is_kernel(p)]
+    count = active_count(sum(p.numel() for p in kernels), compression)
+    masks = {id(p): torch.ones_like(p, dtype=torch.bool) for p in params}
+    if count < sum(p.numel() for p in kernels):
+        scores = torch.cat([p.flatten().to(kernels[0].device, _wide(kernels)) for p in kernels])
+        parts = _parts(_mark_largest(scores.abs_(), count), kernels)
+        for p, part in zip(kernels, parts, strict=True):
+            masks[id(p)] = part.to(p.device, torch.bool)
+            p.masked_fill_(~masks[id(p)], 0)
+    return [masks[id(p)] for p in params]
+
+
+def hold_zero(params: Iterable[Tensor], masks: Iterable[Tensor]) -> list[RemovableHandle]:
+    """Zero what the masks leave out, and keep it zero in any training that starts now, whatever the optimizer.
+
+    Gradients of the others are zero from now on, and so are momentum and weight decay of a zero. With the masks of
+    ``magnitude_cut`` on a network's first weights this is the retraining of a lottery ticket; on its trained weights,
+    fine-tuning what was cut. Copies of the model do not have this.
+
+    Args:
+        params: of the model.
+        masks: for every one of them, of its shape: True where it is trained.
+
+    Returns:
+        Handles; ``remove()`` of each lets its parameter go.
+    """
+    handles = []
+    for parameter, mask in zip(params, masks, strict=True):
+        if not bool(mask.all()):
+            parameter.detach().masked_fill_(~mask, 0)
+            out = ~mask
+            handles.append(parameter.register_hook(lambda gradient, out=out: gradient.masked_fill(out, 0)))
+    return handles
+
+
+def _mark_largest(scores: Tensor, count: int) -> Tensor:
+    """``scores [n]``, ``count < n``, overwritten with 1 at the ``count`` largest, exactly, and 0 elsewhere.
+
+    Of equal ones the first are taken. Compared with the largest that is left out, so that in the usual case, without
+    equal ones there, nothing has to be counted.
+    """
+    largest = torch.topk(scores, count + 1, sorted=False).values
+    threshold = largest.min()
+    missing = int((largest == threshold).count_nonzero()) - 1
+    ties = (scores == threshold).nonzero().squeeze(1)[:missing] if missing else None
+    scores.gt_(threshold)
+    if ties is not None:
+        scores[ties] = 1
+    return scores
+
+
+def _wide(tensors: Sequence[Tensor]) -> torch.dtype:
+    """The dtype to rank them in: float32 at least, since products of small halves would be zero."""
+    return reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+
+
+def _parts(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of ``flat`` with these shapes."""
+    sizes = [t.numel() for t in like]
+    return [part.view(t.shape) for part, t in zip(flat.split(sizes), like, strict=True)]
