@@ -16,6 +16,7 @@ from fxprune import recording
 from fxprune.analysis import analyse_graph
 from fxprune.budget import Budget, Scope
 from fxprune.channels import ChannelGraph
+from fxprune.cost import Keep
 from fxprune.errors import ExampleInputsError, InputError, ModelError, PlanError
 from fxprune.inputs import RECORD_KEY, describe_inputs, map_leaves, resolve_inputs
 from fxprune.labels.classes import Reason
@@ -281,7 +282,14 @@ def _attached(
         with stages("recording"):
             check_recording(model, dense)
     live = copy.deepcopy(dense.module).train()
-    site = site_of(live, dense.graph, options.budget, options.seed)
+
+    def select(scores: Sequence[Scores | None]) -> Keep:
+        selection, unreachable = choose(dense.graph, scores, options)
+        if unreachable is not None:
+            raise unreachable
+        return selection.keep
+
+    site = site_of(live, dense.graph, options.budget, select, options.seed)
 
     def finish(outcome: Outcome) -> fx.GraphModule:
         outcome = from_first(outcome)

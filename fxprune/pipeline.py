@@ -266,6 +266,7 @@ def _finish(
         oracle_error_in_double=None if agreement is None else agreement.in_double,
         seconds=dict(dense.stages.seconds),
         notes=tuple(notes),
+        zeros=sum(int((p == 0).sum()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
     )
     return pruned
 

@@ -35,6 +35,7 @@ class Report:
     relative error of the pruned model against its masked original, None if it was not asked for;
     ``oracle_error_in_double``: the same in double, where float32 rounds too much to tell. ``seconds``: per stage.
     ``notes``: what had to be left alone. ``optimizer``: the given one carried over to the result, if one was given.
+    ``zeros``: entries of the weights of two or more dims that are left, and zero.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Report:
     oracle_error_in_double: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    zeros: int = 0
     optimizer: Any = field(default=None, repr=False, compare=False)
 
     def data(self) -> dict[str, Any]:
@@ -65,6 +67,8 @@ class Report:
             _change("MACs", self.macs_before, self.macs_after),
             _change("parameters", self.params_before, self.params_after),
         ]
+        if self.zeros:
+            lines.append(f"zeros       {quantity(self.zeros)} of these  ({self.zeros / self.params_after:.1%})")
         lines += [f"{share:.1%} of the MACs cannot be lowered: {reason}" for reason, share in self.held.items()]
         if self.oracle_error is not None:
             double = self.oracle_error_in_double

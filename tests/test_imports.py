@@ -20,6 +20,7 @@ STAGES = [
     "cost",
     "channels",
     "analysis",
+    "optim",
     "methods",
     "plan",
     "study",

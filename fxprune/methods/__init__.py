@@ -5,6 +5,7 @@ from fxprune.methods.bn_scale import BNScale
 from fxprune.methods.dhp import DHP
 from fxprune.methods.fisher import Fisher
 from fxprune.methods.fpgm import FPGM
+from fxprune.methods.gsm import GSM
 from fxprune.methods.lamp import LAMP
 from fxprune.methods.learner import Gates, Hooks, Latents, Outcome, Site
 from fxprune.methods.magnitude import L1, L2
@@ -29,6 +30,7 @@ from fxprune.methods.wanda import Wanda
 __all__ = [
     "DHP",
     "FPGM",
+    "GSM",
     "L1",
     "L2",
     "LAMP",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from fxprune.channels import ChannelGraph, ChannelGroup
+from fxprune.channels import ChannelGraph, ChannelGroup, Member
 from fxprune.methods.state import Scores
 
 Parameters = Iterable[nn.Parameter]
@@ -58,19 +58,23 @@ class Site:
 
     ``graph``: the channels. ``model``: what will be trained, a copy of the user's. ``parameters``: those of the
     original model by name. ``producers``: how many layers make a group's channels; more than one for a residual
-    stream. ``insert_gates(groups)`` puts gates into ``model``. ``insert_hypernetworks(embedding)`` puts hypernetworks
-    in the place of the weights of ``model``. ``target``: the budget, a ratio of the dense model; ``remaining(keep)``:
-    the same ratio of a choice of channels, a boolean per channel.
+    stream. ``readers``: the places where weights of layers read a group's channels; None where something else takes
+    them up (a product of activations, a sum over channels), or where one cannot tell. ``insert_gates(groups)`` puts
+    gates into ``model``. ``insert_hypernetworks(embedding)`` puts hypernetworks in the place of the weights of
+    ``model``. ``target``: the budget, a ratio of the dense model; ``remaining(keep)``: the same ratio of a choice of
+    channels, a boolean per channel. ``select(scores)``: the choice for these scores (see ``Outcome``) within the budget.
     """
 
     graph: ChannelGraph
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
     producers: Callable[[ChannelGroup], int]
+    readers: Callable[[ChannelGroup], tuple[Member, ...] | None]
     insert_gates: Callable[[Sequence[ChannelGroup]], Gates]
     insert_hypernetworks: Callable[[int], Latents]
     target: float
     remaining: Callable[[npt.NDArray[np.bool_]], float]
+    select: Callable[[Sequence[Scores | None]], npt.NDArray[np.bool_]]
     seed: int = 0
 
     def norm_scales(self) -> dict[str, nn.Parameter]:

@@ -200,11 +200,12 @@ class Aggregator:
 class Place:
     """One dimension of one parameter, in which every one of ``channels`` owns a slice.
 
-    ``position``: for every entry of the factor's ids the place in ``channels``. ``over``: dims along which ids do not
-    vary.
+    ``dim``: what a cut shortens. ``position``: for every entry of the factor's ids the place in ``channels``. ``over``:
+    dims along which ids do not vary.
     """
 
     parameter: Parameter
+    dim: int
     channels: npt.NDArray[np.int64]
     position: npt.NDArray[np.int64]
     over: tuple[int, ...]
@@ -222,5 +223,13 @@ def places_of(parameter: Parameter) -> list[Place]:
     for factor in parameter.labels:
         channels, position = np.unique(factor.ids.numpy().reshape(-1), return_inverse=True)
         over = tuple(d for d, size in enumerate(factor.ids.shape) if size == 1)
-        places.append(Place(parameter, channels, position.reshape(-1), over))
+        places.append(Place(parameter, factor.dim, channels, position.reshape(-1), over))
     return places
+
+
+def kept_entries(parameter: Parameter, keep: npt.NDArray[np.bool_]) -> Tensor:
+    """Which entries of the parameter belong to channels with ``keep`` only; of size 1 where that does not vary."""
+    entries = torch.ones([1] * len(parameter.shape), dtype=torch.bool)
+    for factor in parameter.labels:
+        entries = entries & torch.from_numpy(keep[factor.ids.numpy()])
+    return entries

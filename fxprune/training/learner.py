@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.budget import Budget, remaining
-from fxprune.channels import ChannelGraph, ChannelGroup
+from fxprune.channels import ChannelGraph, ChannelGroup, Member
+from fxprune.cost import Keep
 from fxprune.errors import InputError
 from fxprune.methods.learner import Hooks, Outcome, Site
+from fxprune.methods.state import Scores
 from fxprune.training.batches import Gaussian, Loss, distance
-from fxprune.training.flow import ADDED, flows, producers
+from fxprune.training.flow import ADDED, flows, producers, readers
 from fxprune.training.gates import insert_gates
 from fxprune.training.hypernetworks import Hypernetworks, insert_hypernetworks
 
@@ -43,6 +45,10 @@ class Training:
         self.notes: list[str] = []
         self._reference, self._finish = reference, finish
         self._finished = False
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the method's paper, of what the method trains."""
+        return self.hooks.optimizer()
 
     def loss(self, loss: Tensor) -> Tensor:
         """The loss to call ``backward()`` on, from the task's loss."""
@@ -94,12 +100,24 @@ class Training:
         return result
 
 
-def site_of(model: fx.GraphModule, graph: ChannelGraph, budget: Budget, seed: int) -> Site:
+def site_of(
+    model: fx.GraphModule,
+    graph: ChannelGraph,
+    budget: Budget,
+    select: Callable[[Sequence[Scores | None]], Keep],
+    seed: int,
+) -> Site:
     """What a learner sees of a model that is to be trained."""
-    makes = producers(flows(model, graph))
+    steps = flows(model, graph)
+    makes, read = producers(steps), readers(model, graph, steps)
 
     def count(group: ChannelGroup) -> int:
         return max((makes.get(int(c), 0) for c in group.channels.reshape(-1)), default=0)
+
+    def reading(group: ChannelGroup) -> tuple[Member, ...] | None:
+        found = {read.get(int(c)) for c in group.channels.reshape(-1)}
+        places = found.pop()
+        return None if found or places is None else tuple(sorted(places, key=lambda m: (m.name, m.dim)))
 
     named = dict(model.named_parameters(remove_duplicate=False))
     return Site(
@@ -107,10 +125,12 @@ def site_of(model: fx.GraphModule, graph: ChannelGraph, budget: Budget, seed: in
         model,
         named,
         count,
+        reading,
         lambda groups: insert_gates(model, graph, groups),
         lambda embedding: insert_hypernetworks(model, graph, embedding, seed),
         budget.ratio,
         lambda keep: remaining(graph, budget, keep),
+        select,
         seed,
     )
 

@@ -1,0 +1,171 @@
+"""Global Sparse Momentum (Ding et al., NeurIPS 2019), and what a compiler can do with its zeros.
+
+The network is trained with ``fxprune.optim.GSM``; the largest weights stay, the others become zero. A channel that no
+weight reads any more is then cut. That is exact, whatever makes the channel: if all its weights in the layers that read
+it are zero, its values count for nothing. A channel that is read but whose own weights became zero stays: it still is
+a constant, its bias, which later layers use. What was cut reads nothing itself, so the search is repeated until nothing
+is found. All other zeros stay where they are.
+
+``structured=True`` ranks whole channels by the same rule, ``|sum gradient * weight|`` over all that a channel owns:
+those that a plan within the budget would keep are active. Here weight decay acts on biases and norms too, or the scale
+and shift of a passive channel would stay; and in the end the channels with the smallest norms go, to meet the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
+
+from fxprune import optim
+from fxprune.channels import Member
+from fxprune.errors import InputError
+from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
+from fxprune.methods.registry import register
+from fxprune.methods.state import ModelState, kept_entries, places_of
+
+Keep = npt.NDArray[np.bool_]
+
+
+@register("gsm")
+@dataclass(frozen=True)
+class GSM:
+    """Sparse momentum zeroes weights, and channels that none reads go exactly (Ding et al. 2019); needs data.
+
+    It takes no budget but ``compression``; with ``structured=True`` a budget and no compression. The numbers are those
+    of the paper's ResNet-56; with another optimizer than its own this is magnitude pruning.
+
+    Args:
+        compression: of ``N`` weights of two or more dims ``int(N / compression)`` stay.
+        structured: rank whole channels, within the budget that ``prune`` is given.
+        lr: learning rate, divided by ten after 2/3 and 5/6 of the epochs.
+        momentum: see ``fxprune.optim`` for how it, the rate and the weight decay must go with the number of steps.
+        weight_decay: of passive weights all that moves them, but for momentum.
+        nesterov: Nesterov's momentum.
+    """
+
+    compression: float = 10.0
+    structured: bool = False
+    lr: float = 5e-3
+    momentum: float = 0.98
+    weight_decay: float = 1e-4
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.compression >= 1:
+            raise InputError(f"compression={self.compression} must be at least 1: 10 keeps a tenth of the weights.")
+
+    @property
+    def decides(self) -> bool:
+        """Whether ``compression`` takes the place of a budget."""
+        return not self.structured
+
+    def attach(self, site: Site) -> Hooks:
+        return _Structured(self, site) if self.structured else _Unstructured(self, site)
+
+
+class _Run(Hooks):
+    def __init__(self, options: GSM, site: Site):
+        self._options, self._site = options, site
+
+    def trained(self) -> Parameters:
+        return self._site.model.parameters()
+
+    def schedule(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler | None:
+        return MultiStepLR(optimizer, sorted({max(1, epochs * 2 // 3), max(1, epochs * 5 // 6)}))
+
+
+class _Unstructured(_Run):
+    def optimizer(self) -> torch.optim.Optimizer:
+        o = self._options
+        return optim.GSM(self.trained(), o.lr, o.momentum, o.weight_decay, o.compression, o.nesterov)
+
+    def outcome(self) -> Outcome:
+        optim.magnitude_cut(self.trained(), self._options.compression)
+        kernels = [p for p in self.trained() if optim.is_kernel(p)]
+        kept, total = sum(int(p.count_nonzero()) for p in kernels), sum(p.numel() for p in kernels)
+        unread = _unread(self._site)
+        notes = (f"{kept} of {total} weights are not zero; no weight reads {int(unread.sum())} channels",)
+        graph = self._site.graph
+        scores = [np.where(unread[group.channels], 0.0, 1.0) for group in graph.groups]
+        return Outcome(scores, threshold=0.0, notes=notes)
+
+
+def _unread(site: Site) -> Keep:
+    """Per channel, whether its values count for nothing, since every weight that reads it is zero.
+
+    So do those that only such channels are made of.
+    """
+    graph = site.graph
+    reading: dict[Member, Keep] = {}
+    known = np.zeros(graph.channel_count, dtype=bool)
+    for group in graph.prunable:
+        for member in (site.readers(group) or ()) if group.exact else ():
+            reading.setdefault(member, np.zeros(graph.channel_count, dtype=bool))[group.channels] = True
+            known[group.channels] = True
+    parameters = [graph.by_name[name] for name in dict.fromkeys(member.name for member in reading)]
+    nonzero = {p.name: site.parameters[p.name].detach() != 0 for p in parameters}
+    unread = np.zeros(graph.channel_count, dtype=bool)
+    while True:
+        reads = np.zeros(graph.channel_count)
+        for parameter in parameters:
+            left = nonzero[parameter.name]
+            left &= kept_entries(parameter, ~unread).to(left.device)
+            for place in places_of(parameter):
+                if (member := Member(parameter.name, place.dim)) in reading:
+                    reads[place.channels] += place.sums(left) * reading[member][place.channels]
+        found = known & (reads == 0)
+        if (found == unread).all():
+            return unread
+        unread = found
+
+
+class _Structured(_Run):
+    def __init__(self, options: GSM, site: Site):
+        super().__init__(options, site)
+        named = dict(site.parameters)
+        owned = [p for p in site.graph.parameters if p.trainable and p.labels and p.name in named]
+        self._owned = [(named[p.name], p, places_of(p)) for p in owned]
+        self._active: Keep | None = None
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return _OfChannels(self, self._options)
+
+    def masked(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """The gradients of active channels; zero elsewhere."""
+        graph, total = self._site.graph, np.zeros(self._site.graph.channel_count)
+        owned = [entry for entry in self._owned if entry[0] in gradients]
+        for tensor, _, places in owned:
+            product = gradients[tensor].double() * tensor.detach().double()
+            for place in places:
+                total[place.channels] += place.sums(product)
+        total = np.abs(total)
+        self._active = active = self._site.select([None if g.locked else total[g.channels] for g in graph.groups])
+        masks: dict[Tensor, Tensor] = {
+            tensor: kept_entries(parameter, active).to(tensor.device) for tensor, parameter, _ in owned
+        }
+        return {t: g.masked_fill(~masks[t], 0) if t in masks else g for t, g in gradients.items()}
+
+    def alive(self) -> Keep | None:
+        return self._active
+
+    def outcome(self) -> Outcome:
+        graph = self._site.graph
+        state = ModelState(graph, self._site.parameters)
+        return Outcome([None if g.locked else np.asarray(np.sqrt(state.power_sums(g, 2))) for g in graph.groups])
+
+
+class _OfChannels(optim.GSM):
+    """The rule of GSM for whole channels."""
+
+    def __init__(self, run: _Structured, o: GSM):
+        self._run = run
+        super().__init__(run.trained(), o.lr, o.momentum, o.weight_decay, 1.0, o.nesterov, vector_decay=o.weight_decay)
+
+    def gradients(self) -> dict[Tensor, Tensor]:
+        return self._run.masked(super().gradients())
