@@ -135,8 +135,11 @@ class GSM(Optimizer):
             self._update(group, [p for p in params if not is_kernel(p)], gradients, group["vector_decay"])
         return loss
 
+    @torch.no_grad()
     def gradients(self) -> dict[Tensor, Tensor]:
         """What every parameter with a gradient moves by, ``B * gradient``: zero at passive weights.
+
+        Those of kernels are valid until it is called again.
 
         Raises:
             InputError: a gradient is sparse.

@@ -1,0 +1,400 @@
+"""Global Sparse Momentum as a method: what becomes zero, which channels that frees, and whole channels by its rule."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import randomise
+from nets import Attentive, Shuffled, Small, Unchanged, chain, image, make
+from torch import Tensor, fx, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxprune
+from fxprune import optim
+from fxprune.errors import BudgetError, InputError
+from fxprune.methods import GSM, Outcome
+from fxprune.training import Training
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Dense(nn.Module):
+    """Concatenations: every convolution reads all that were made before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.norm, self.two = nn.BatchNorm2d(12), nn.Conv2d(12, 6, 3, padding=1)
+        self.head = nn.Linear(18, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = torch.cat([x, self.one(x).relu()], 1)
+        x = torch.cat([x, self.two(self.norm(x)).relu()], 1)
+        return self.head(x.mean((2, 3)))
+
+
+def begun(model: nn.Module, x: Tensor | None = None, **options: Any) -> Training:
+    return fxprune.attach(model, image() if x is None else x, method=GSM(**options), progress=False)
+
+
+def cut(model: nn.Module, x: Tensor | None = None, compression: float = 1.0) -> tuple[fx.GraphModule, nn.Module]:
+    """What the method makes of a model that is not trained, and the model after the same cut of weights."""
+    zeroed = copy.deepcopy(model)
+    optim.magnitude_cut(zeroed.parameters(), compression)
+    return begun(model, x, compression=compression).finish(), zeroed
+
+
+def check(small: fx.GraphModule, zeroed: nn.Module, x: Tensor) -> None:
+    """The network computes what the one with the same zeros does."""
+    with torch.no_grad():
+        found, expected = small.eval()(x), zeroed.eval()(x)
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+    assert float(expected.std(0).max()) > 1e-3, "the outputs do not depend on the input"
+
+
+def zero(model: nn.Module, name: str, dim: int, *indices: int) -> None:
+    """Small enough for a cut to take them: the other weights are larger."""
+    with torch.no_grad():
+        model.get_parameter(name).index_fill_(dim, torch.tensor(indices), 0)
+
+
+def batches(classes: int = 4, count: int = 32) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, 8, 8, generator=generator)
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    return DataLoader(TensorDataset(images, labels), 16)
+
+
+# -- which channels go -------------------------------------------------------------------------------------------------
+
+
+def test_a_channel_that_no_weight_reads_goes_exactly() -> None:
+    model = make()
+    zero(model, "down.0.weight", 1, 3, 5, 7)
+    small, zeroed = cut(model)
+    assert small.meta["fxprune"].plan.kept["up.0.weight"] == {0: [i for i in range(24) if i not in (3, 5, 7)]}
+    assert set(small.meta["fxprune"].plan.kept) == {
+        "up.0.weight", "up.0.bias", "up.1.weight", "up.1.bias", "up.1.running_mean", "up.1.running_var",
+        "down.0.weight",
+    }  # fmt: skip
+    check(small, zeroed, image(5))
+
+
+def test_a_channel_that_is_read_stays_even_if_it_is_constant() -> None:
+    """Nothing but its bias and shift is left of it, and that counts for later layers."""
+    model = make()
+    zero(model, "up.0.weight", 0, 3, 5)
+    small, zeroed = cut(model)
+    assert small.meta["fxprune"].plan.kept == {}
+    check(small, zeroed, image(5))
+    zero(model, "down.0.weight", 1, 3)
+    small, zeroed = cut(model)
+    assert small.get_parameter("up.0.weight").shape[0] == 23
+    check(small, zeroed, image(5))
+
+
+def test_what_only_such_channels_read_goes_with_them() -> None:
+    model = randomise(chain(6, 8, 8, 8, 4)).eval()
+    x = torch.randn(7, 6)
+    zero(model, "6.weight", 1, 0, 1)  # nothing reads 0 and 1 of the third layer,
+    with torch.no_grad():
+        model[4].weight[2:, 5] = 0  # and nothing but these reads 5 of the second,
+        model[2].weight[:5, 7] = 0  # and nothing but that
+        model[2].weight[6:, 7] = 0  # reads 7 of the first
+    small, zeroed = cut(model, x)
+    assert [small.get_parameter(f"{i}.weight").shape[0] for i in (0, 2, 4, 6)] == [7, 7, 6, 4]
+    check(small, zeroed, x)
+
+
+def test_a_residual_stream_needs_every_reader_at_zero() -> None:
+    model = make()
+    zero(model, "up.0.weight", 1, 4)
+    small, _ = cut(model)
+    assert "stem.0.weight" not in small.meta["fxprune"].plan.kept, "the head still reads it"
+    zero(model, "head.weight", 1, 4)
+    small, zeroed = cut(model)
+    assert small.meta["fxprune"].plan.kept["stem.0.weight"] == {0: [i for i in range(16) if i != 4]}
+    check(small, zeroed, image(5))
+
+
+def test_at_least_one_channel_stays() -> None:
+    model = make()
+    zero(model, "down.0.weight", 1, *range(24))
+    small, zeroed = cut(model)
+    assert small.get_parameter("up.0.weight").shape[0] == 1
+    check(small, zeroed, image(5))
+
+
+def test_groups_lose_as_many_each() -> None:
+    model = make(Shuffled)
+    zero(model, "one.weight", 1, 2, 5)  # channels 2, 5 of the first group, and 10, 13
+    with torch.no_grad():
+        model.one.weight[8:, 5] = 1.0  # 13 is read
+    small, zeroed = cut(model)
+    assert small.meta["fxprune"].plan.kept["stem.weight"][0] in (
+        [i for i in range(16) if i not in (2, 10)],
+        [i for i in range(16) if i not in (5, 10)],
+    )
+    check(small, zeroed, image(5))
+
+
+class Strange(nn.Module):
+    """Channels that a layer reads, and something else: ``how`` names what."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.one, self.two, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.norm = nn.LayerNorm(8)
+        self.recurrent = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x).relu()
+        if self.how == "sum":
+            return self.head(y) + y.sum(-1, keepdim=True)
+        if self.how == "product":
+            return self.head(y) + (y @ y.transpose(-1, -2)).mean(-1, keepdim=True)
+        if self.how == "self product":
+            return self.head(y @ y.transpose(-1, -2) @ y)
+        if self.how == "norm":
+            return self.head(self.norm(y))
+        if self.how == "softmax":
+            return self.head(y.softmax(-1))
+        if self.how == "centred weight":
+            return F.linear(y, self.head.weight - self.head.weight.mean(1, keepdim=True))
+        if self.how == "residual centred weight":
+            return self.head(y + F.linear(y, self.two.weight - self.two.weight.mean(1, keepdim=True)))
+        if self.how == "recurrent":
+            return self.head(self.recurrent(y)[0])
+        if self.how == "residual":
+            return self.head(y + self.two(y))
+        return self.head(y)
+
+
+HOWS = ["sum", "product", "self product", "norm", "softmax", "centred weight", "residual centred weight", "recurrent"]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_what_something_else_takes_up_stays(how: str) -> None:
+    model = randomise(Strange(how)).eval()
+    zero(model, "head.weight", 1, 2, 3)
+    x = torch.randn(3, 5, 6)
+    small, zeroed = cut(model, x)
+    assert small.get_parameter("head.weight").shape == (4, 8)
+    check(small, zeroed, x)
+
+
+def test_what_nothing_else_takes_up_goes() -> None:
+    """The nets of the test above lose channels but for what is strange in them."""
+    x = torch.randn(3, 5, 6)
+    for how, names in (("", ["head.weight"]), ("residual", ["head.weight", "two.weight"])):
+        model = randomise(Strange(how)).eval()
+        for name in names:
+            zero(model, name, 1, 2, 3)
+        if how:
+            zero(model, "two.weight", 0, 2, 3)  # a layer that both reads and makes a channel counts whole
+        small, zeroed = cut(model, x)
+        assert small.get_parameter("head.weight").shape == (4, 6)
+        check(small, zeroed, x)
+
+
+class Separate(nn.Module):
+    """Attention of two heads with a projection each for queries, keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.proj = (nn.Linear(6, 8) for _ in range(4))
+        self.proj = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = (layer(x).view(n, t, 2, 4).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, 8))
+
+
+def test_values_of_attention_go_and_queries_stay() -> None:
+    model, x = randomise(Separate()).eval(), torch.randn(3, 5, 6)
+    zero(model, "proj.weight", 1, 0, 4)  # the first channel of every head
+    zero(model, "query.weight", 0, 1, 5)
+    small, zeroed = cut(model, x)
+    assert [small.get_parameter(f"{name}.weight").shape[0] for name in ("query", "key", "value")] == [8, 8, 6]
+    check(small, zeroed, x)
+    packed = make(Attentive)  # where values are cut with the queries that lie beside them
+    zero(packed, "proj.weight", 1, 0, 4, 8, 12)
+    small, zeroed = cut(packed)
+    assert small.get_parameter("qkv.weight").shape == (48, 16)
+    check(small, zeroed, image(5))
+
+
+# -- a training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", [Attentive, Dense, Small])
+def test_a_whole_run(net: type[nn.Module]) -> None:
+    """On a transformer, with concatenations, on a residual network: as many weights as are to stay, proven."""
+    model = make(net)
+    classes = 10 if net is Small else 4
+    with Unchanged(model):
+        small = fxprune.prune(
+            model, image(), method=GSM(compression=8, lr=0.05, momentum=0.9, weight_decay=0.05),
+            data=batches(classes), epochs=4, progress=False,
+        )  # fmt: skip
+    report = small.meta["fxprune"]
+    total = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    left = sum(int(p.count_nonzero()) for p in small.parameters() if p.ndim > 1)
+    removed = int(report.notes[-1].split("reads ")[1].split()[0])
+    assert report.notes[-1] == f"{total // 8} of {total} weights are not zero; no weight reads {removed} channels"
+    assert 0 < left <= total // 8
+    assert (left < total // 8) <= (removed > 0)
+    assert report.oracle_error < 1e-5
+    assert report.zeros == sum(int((p == 0).sum()) for p in small.parameters() if p.ndim > 1)
+    assert f"  ({report.zeros / report.params_after:.1%})" in next(l for l in str(report).splitlines() if "zeros" in l)
+
+
+def test_the_default_and_its_own_optimizer_and_schedule() -> None:
+    training = fxprune.attach(make(), image(), method="gsm", progress=False)
+    optimizer = training.optimizer()
+    assert isinstance(optimizer, optim.GSM)
+    assert {k: optimizer.defaults[k] for k in ("lr", "momentum", "weight_decay", "compression", "nesterov")} == {
+        "lr": 5e-3, "momentum": 0.98, "weight_decay": 1e-4, "compression": 10.0, "nesterov": False,
+    }  # fmt: skip
+    schedule = training.hooks.schedule(optimizer, 600)
+    rates = []
+    for _ in range(600):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        assert schedule is not None
+        schedule.step()
+    assert rates == pytest.approx([5e-3] * 400 + [5e-4] * 100 + [5e-5] * 100), "the paper's ResNet-56"
+
+
+def test_training_goes_on_after_it_from_a_checkpoint(tmp_path: Any) -> None:
+    path = tmp_path / "run.pt"
+    loop = fxprune.Loop(checkpoint=path, optimizer=lambda p: optim.GSM(p, lr=0.05, momentum=0.9, compression=5))
+    settings: Any = {"method": GSM(compression=5), "data": batches(10), "progress": False, "loop": loop}
+    whole = fxprune.prune(make(), image(), epochs=3, **settings)
+    fxprune.prune(make(), image(), epochs=2, **settings)
+    again = fxprune.prune(make(), image(), epochs=3, **settings, resume=path)
+    one, other = whole.state_dict(), again.state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_the_cut_changes_little_after_a_training_and_much_without() -> None:
+    def spread(**options: Any) -> float:
+        model = make()
+        training = begun(model, compression=10, **options)
+        optimizer = training.optimizer()
+        for _ in range(40):
+            for x, y in batches(10):
+                optimizer.zero_grad()
+                training.loss(F.cross_entropy(training.model(x), y)).backward()
+                training.after_backward()
+                optimizer.step()
+                training.after_step()
+        dense = copy.deepcopy(training.model).eval()
+        with torch.no_grad():
+            before, after = dense(image(8)), training.finish().eval()(image(8))
+        return float((before - after).norm() / before.norm())
+
+    # With momentum and decay a passive weight is multiplied by e^-6.4.
+    assert spread(lr=0.02, momentum=0.95, weight_decay=0.2) < 0.5 * spread(lr=0.02, momentum=0.0, weight_decay=1e-4)
+
+
+# -- whole channels ----------------------------------------------------------------------------------------------------
+
+
+def structured(model: nn.Module, **options: Any) -> Training:
+    budget = {"flops": 0.5} | options.pop("budget", {})
+    return fxprune.attach(model, image(), method=GSM(structured=True, **options), progress=False, **budget)
+
+
+def test_channels_are_ranked_by_what_they_own_within_the_budget() -> None:
+    training = structured(make(), lr=0.1, momentum=0.9, weight_decay=0.0)
+    graph, optimizer = training.graph, training.optimizer()
+    F.cross_entropy(training.model(image()), torch.tensor([1, 2])).backward()
+    named = dict(training.model.named_parameters())
+    score = {n: (p.grad * p).detach().double() for n, p in named.items()}  # type: ignore[operator]
+    group = next(g for g in graph.prunable if g.name == "up.0")
+    by_hand = sum(
+        score[name].transpose(0, dim).flatten(1 if score[name].ndim > 1 else 0).reshape(24, -1).sum(1)
+        for name, dim in [("up.0.weight", 0), ("up.0.bias", 0), ("up.1.weight", 0), ("up.1.bias", 0),
+                          ("down.0.weight", 1)]
+    )  # fmt: skip
+    before = {name: p.detach().clone() for name, p in named.items()}
+    optimizer.step()
+    active = training.hooks.alive()
+    assert active is not None
+    ratio = graph.macs(active) / graph.macs()
+    assert 0.45 < ratio <= 0.5
+    marks = torch.from_numpy(active[sorted(group.channels.reshape(-1))])
+    assert isinstance(by_hand, Tensor)
+    assert 0 < int(marks.sum()) < 24
+    assert float(by_hand.abs()[marks].min()) >= float(by_hand.abs()[~marks].max())
+    moved = {name: p.detach() != before[name] for name, p in named.items()}
+    for name in ("up.0.weight", "up.0.bias", "up.1.weight", "up.1.bias"):
+        assert moved[name][marks].any()
+        assert not moved[name][~marks].any()
+    assert not moved["down.0.weight"][:, ~marks].any()
+
+
+def test_passive_channels_decay_whole_and_go() -> None:
+    training = structured(make(), lr=0.02, momentum=0.95, weight_decay=0.1)
+    optimizer = training.optimizer()
+    for _ in range(20):
+        for x, y in batches(10):
+            optimizer.zero_grad()
+            F.cross_entropy(training.model(x), y).backward()
+            optimizer.step()
+    small = training.finish()
+    report = small.meta["fxprune"]
+    assert 0.45 < report.macs_after / report.macs_before <= 0.5
+    assert report.oracle_error < 1e-5
+    trained = dict(training.model.named_parameters())
+    kept = report.plan.kept["up.1.weight"][0]
+    gone = [i for i in range(24) if i not in kept]
+    for name in ("up.1.weight", "up.1.bias"):
+        assert float(trained[name].detach()[gone].abs().mean()) < 0.8 * float(trained[name].detach()[kept].abs().mean())
+
+
+@pytest.mark.parametrize("net", [Attentive, Dense])
+def test_a_whole_structured_run(net: type[nn.Module]) -> None:
+    small = fxprune.prune(
+        make(net), image(), method=GSM(structured=True, lr=0.05, momentum=0.9), flops=0.6, data=batches(), epochs=1,
+        progress=False,
+    )  # fmt: skip
+    report = small.meta["fxprune"]
+    assert 0.5 < report.macs_after / report.macs_before <= 0.6
+    assert report.oracle_error < 1e-5
+
+
+def test_a_budget_that_cannot_be_reached_is_told_in_the_first_step() -> None:
+    training = structured(make(), budget={"flops": 1e-6})
+    F.cross_entropy(training.model(image()), torch.tensor([1, 2])).backward()
+    with pytest.raises(BudgetError, match=r"^flops=1e-06 cannot be reached"):
+        training.optimizer().step()
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
+
+
+def test_it_takes_no_budget_and_channels_do() -> None:
+    with pytest.raises(InputError, match=r"^gsm says itself how much goes: leave out flops=0\.5\.$"):
+        fxprune.attach(make(), image(), method="gsm", flops=0.5)
+    with pytest.raises(InputError, match=r"^No budget: pass one of flops="):
+        fxprune.attach(make(), image(), method=GSM(structured=True))
+    with pytest.raises(InputError, match=r"^compression=0 must be at least 1"):
+        GSM(compression=0)
+    with pytest.raises(InputError, match=r"^gsm trains: pass data="):
+        fxprune.prune(make(), image(), method="gsm", progress=False)
+
+
+def test_scores_of_everything() -> None:
+    outcome = begun(make(), compression=10).hooks.outcome()
+    assert isinstance(outcome, Outcome)
+    assert outcome.threshold == 0.0
+    assert all(s is not None and set(s.reshape(-1)) <= {0.0, 1.0} for s in outcome.scores)
