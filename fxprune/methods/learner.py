@@ -62,7 +62,7 @@ class Site:
     them up (a product of activations, a sum over channels), or where one cannot tell. ``insert_gates(groups)`` puts
     gates into ``model``. ``insert_hypernetworks(embedding)`` puts hypernetworks in the place of the weights of
     ``model``. ``target``: the budget, a ratio of the dense model; ``remaining(keep)``: the same ratio of a choice of
-    channels, a boolean per channel. ``select(scores)``: the choice for these scores (see ``Outcome``) within the budget.
+    channels, a boolean per channel. ``select(scores)``: the choice for these scores (see ``Outcome``) that meets it.
     """
 
     graph: ChannelGraph

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR
 from torch.utils.data import Dataset, Subset
 
 import fxprune
@@ -58,7 +58,8 @@ class Sgd:
     """How a paper trains.
 
     ``drops``: after which shares of the epochs the rate is divided by ten; None: it falls to zero along a cosine.
-    ``kernels_only``: no weight decay of biases, norms and depthwise convolutions.
+    ``kernels_only``: no weight decay of biases, norms and depthwise convolutions. ``warmup``: so many epochs in which
+    the rate rises linearly.
     """
 
     epochs: int
@@ -69,6 +70,7 @@ class Sgd:
     weight_decay: float = 1e-4
     drops: tuple[float, ...] | None = (0.5, 0.75)
     kernels_only: bool = False
+    warmup: int = 0
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         decayed, others = [], []
@@ -84,7 +86,10 @@ class Sgd:
     def schedule(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler:
         if self.drops is None:
             return CosineAnnealingLR(optimizer, epochs)
-        return MultiStepLR(optimizer, sorted({max(1, round(epochs * share)) for share in self.drops}))
+        ends = sorted({max(1, round(epochs * share)) for share in self.drops})
+        if not self.warmup:
+            return MultiStepLR(optimizer, ends)
+        return LambdaLR(optimizer, lambda e: min(1, (e + 1) / (self.warmup + 1)) / 10 ** sum(e >= end for end in ends))
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,9 @@ class _Plain(Hooks):
 
     def outcome(self) -> Outcome:
         return Outcome([np.zeros(group.channels.shape) for group in self._site.graph.groups])
+
+
+PLAIN = Plain()
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
@@ -263,11 +271,11 @@ class Run:
         loop = fxprune.Loop(device=self.device, amp=self.options.amp, checkpoint=checkpoint, **settings)
         return {"loop": loop, "resume": checkpoint if self.options.resume and checkpoint.exists() else None}
 
-    def train(self, stage: str, model: nn.Module, settings: Settings) -> fx.GraphModule:
-        """The network after a training on all training images."""
+    def train(self, stage: str, model: nn.Module, settings: Settings, method: Any = PLAIN) -> fx.GraphModule:
+        """The network after a training on all training images; ``method`` takes part in it and cuts nothing."""
         with self.timed(stage):
             trained: fx.GraphModule = fxprune.prune(
-                model, self.example, method=Plain(), channels=1.0, data=self.batches(settings.batch)[0],
+                model, self.example, method=method, channels=1.0, data=self.batches(settings.batch)[0],
                 epochs=settings.epochs, seed=self.options.seed, verify=False, loss_fn=self.loss,
                 **self.loop(stage, optimizer=settings.optimizer, schedule=settings.schedule),
             )  # fmt: skip

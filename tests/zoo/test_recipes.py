@@ -18,6 +18,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_pil_image
 
 import fxprune
+from fxprune.optim import GSM
 from fxprune.training import Loop, Training
 from fxprune.training import loop as loop_module
 from model_zoo import data
@@ -26,6 +27,7 @@ from model_zoo.papers import mlp_784_500_300_10, vgg19_bn, vgg_a_bn
 from model_zoo.recipes import (
     dhp_cifar,
     dhp_restoration,
+    gsm,
     scratch_cifar,
     scratch_imagenet,
     slimming,
@@ -186,6 +188,41 @@ def test_dhp_restoration(tmp_path: Path, name: str) -> None:
     assert 0 < line["cut_psnr"] < 40
 
 
+@pytest.mark.parametrize(
+    ("recipe", "name", "compression"),
+    [("gsm_mnist", "lenet_300_100", 60), ("gsm_cifar", "resnet_56", 10), ("gsm_cifar", "densenet_40_12", 20 / 3)],
+)
+def test_gsm(tmp_path: Path, recipe: str, name: str, compression: float) -> None:
+    (line,) = run(recipe, tmp_path, "--smoke", "--ticket", "--network", name)
+    check_gsm(line, tmp_path, compression)
+    assert list(line["seconds"]) == ["base", "gsm", "ticket"]
+    assert 0 <= line["ticket_accuracy"] <= 1
+    ticket = weights(tmp_path, "ticket")
+    kept = sum(int(value.count_nonzero()) for value in ticket.values() if value.ndim > 1)
+    assert 0 < kept <= line["weights_kept"], "the ticket has weights that GSM has not"
+
+
+def test_gsm_of_lenet_5_and_imagenet(tmp_path: Path) -> None:
+    (line,) = run("gsm_imagenet", tmp_path / "one", "--smoke")
+    check_gsm(line, tmp_path / "one", 4)
+    (line,) = run("gsm_mnist", tmp_path / "two", "--smoke", "--network", "lenet_5", "--compression", "20")
+    check_gsm(line, tmp_path / "two", 20)
+    assert "ticket_accuracy" not in line
+
+
+def check_gsm(line: Line, out: Path, compression: float) -> None:
+    pruned = weights(out)
+    left = sum(int(value.count_nonzero()) for value in pruned.values() if value.ndim > 1)
+    zeros = sum(int((value == 0).sum()) for value in pruned.values() if value.ndim > 1)
+    assert line["pruned"]["zeros"] == zeros
+    assert 0 < left <= line["weights_kept"], "what was removed may have read something"
+    assert line["weights_kept"] <= line["dense"]["params"] / compression
+    assert line["weights_kept"] > 0.8 * line["dense"]["params"] / compression
+    assert line["pruned"]["macs"] <= line["dense"]["macs"]
+    assert line["compression"] == pytest.approx(compression)
+    assert all(0 <= accuracy <= 1 for accuracy in (line["gsm_accuracy"], line["pruned"]["accuracy"]))
+
+
 # -- the papers' settings ----------------------------------------------------------------------------------------------
 
 
@@ -253,6 +290,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[Fit]:
 
     monkeypatch.setattr("fxprune.api.fit", fit)
     monkeypatch.setattr(slimming, "fit", fit)
+    monkeypatch.setattr(gsm, "fit", fit)
     monkeypatch.setattr(data, "load", load)
     return found
 
@@ -391,6 +429,42 @@ def test_settings_of_slimming_imagenet(tmp_path: Path, fits: list[Fit], monkeypa
     every = sum(norms(vgg_a_bn(width=0.125).state_dict()))
     assert sum(norms(weights(tmp_path, "pass1"))) == every // 2 - 1
     assert line["percent"] == 0.5
+
+
+def warmed(rate: float, *lengths: int) -> Any:
+    """``steps``, but for the first five epochs, in which the rate rises."""
+    rates = [rate / 10**drop for drop, length in enumerate(lengths) for _ in range(length)]
+    return pytest.approx([r * min(1, (epoch + 1) / 6) for epoch, r in enumerate(rates)])
+
+
+def check_sparse(fits: list[Fit], batch: int, compression: float, **settings: Any) -> None:
+    base, sparse, ticket = fits
+    assert [fit.method for fit in fits] == ["common", "gsm", "common"]
+    assert all(fit.data.batch_size == batch for fit in fits)
+    assert isinstance(sparse.optimizer, GSM)
+    assert sparse.has(compression=compression, vector_decay=0.0, **settings)
+    assert ticket.rates == base.rates
+    for fit in (base, ticket):
+        decays = {p.ndim > 1: group["weight_decay"] for group in fit.optimizer.param_groups for p in group["params"]}
+        assert decays == {True: settings["weight_decay"], False: 0.0}
+        assert fit.optimizer.param_groups[0]["momentum"] == 0.9
+
+
+@pytest.mark.parametrize(("name", "compression"), [("resnet_56", 10), ("densenet_40_12", 20 / 3)])
+def test_settings_of_gsm_cifar(tmp_path: Path, fits: list[Fit], name: str, compression: float) -> None:
+    run("gsm_cifar", tmp_path, "--data", ".", "--network", name, "--ticket")
+    check_sparse(fits, 64, compression, momentum=0.98, weight_decay=1e-4, nesterov=False)
+    assert fits[0].rates == warmed(0.1, 100, 100, 100, 100, 100)
+    assert fits[1].rates == warmed(5e-3, 400, 100, 100)
+
+
+@pytest.mark.parametrize(("name", "compression"), [("lenet_300_100", 60), ("lenet_5", 125)])
+def test_settings_of_gsm_mnist(tmp_path: Path, fits: list[Fit], name: str, compression: float) -> None:
+    (line,) = run("gsm_mnist", tmp_path, "--data", ".", "--network", name, "--ticket")
+    check_sparse(fits, 256, compression, momentum=0.99, weight_decay=5e-4, nesterov=True)
+    assert fits[0].rates == warmed(0.03, 40, 40, 40, 40, 40)
+    assert fits[1].rates == warmed(1e-2, 160, 40, 40, 40)
+    assert line["weights_kept"] == {"lenet_300_100": 4436, "lenet_5": 3444}[name]
 
 
 def test_later_passes_go_on_from_the_weights_that_are_there(tmp_path: Path, fits: list[Fit]) -> None:

@@ -1,0 +1,37 @@
+"""Global Sparse Momentum on ImageNet (Ding et al., NeurIPS 2019): ResNet-50 at 4x (or 5x).
+
+The compressions are the paper's. The hyper-parameters are not verified: the authors' code has none for ResNet-50. The
+base is trained as usual, and GSM has momentum and rate of ResNet-56 on CIFAR-10, for as many steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+
+from model_zoo.papers import resnet_50
+from model_zoo.recipes.common import Sgd, parser, start
+from model_zoo.recipes.gsm import gsm
+
+COMPRESSION = 4.0
+BASE = Sgd(epochs=90, batch=256, lr=0.1, drops=(1 / 3, 2 / 3), kernels_only=True, warmup=5)
+SPARSE = Sgd(epochs=94, batch=256, lr=5e-3, momentum=0.98, drops=(2 / 3, 5 / 6), warmup=5)  # 470 000 steps
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = (known := arguments()).parse_args(argv)
+    run = start("gsm_imagenet", known, options)
+    gsm(run, partial(resnet_50, **run.pick({}, {"width": 0.0625})), BASE, SPARSE, options.compression)
+
+
+def arguments() -> argparse.ArgumentParser:
+    result = parser(__doc__)
+    result.set_defaults(dataset="imagenet")
+    result.add_argument("--compression", type=float, default=COMPRESSION, help="one of this many weights stays")
+    result.add_argument("--ticket", action="store_true", help="also train the first weights with the zeros of GSM")
+    return result
+
+
+if __name__ == "__main__":
+    main()
