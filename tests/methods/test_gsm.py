@@ -273,13 +273,27 @@ def test_the_default_and_its_own_optimizer_and_schedule() -> None:
     assert rates == pytest.approx([5e-3] * 400 + [5e-4] * 100 + [5e-5] * 100), "the paper's ResNet-56"
 
 
-def test_training_goes_on_after_it_from_a_checkpoint(tmp_path: Any) -> None:
+class Interrupted:
+    """A loader that stops the program in the third epoch."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def __iter__(self) -> Any:
+        self.epoch += 1
+        if self.epoch == 3:
+            raise KeyboardInterrupt
+        return iter(batches(10))
+
+
+def test_a_training_goes_on_from_its_checkpoint(tmp_path: Any) -> None:
     path = tmp_path / "run.pt"
-    loop = fxprune.Loop(checkpoint=path, optimizer=lambda p: optim.GSM(p, lr=0.05, momentum=0.9, compression=5))
-    settings: Any = {"method": GSM(compression=5), "data": batches(10), "progress": False, "loop": loop}
-    whole = fxprune.prune(make(), image(), epochs=3, **settings)
-    fxprune.prune(make(), image(), epochs=2, **settings)
-    again = fxprune.prune(make(), image(), epochs=3, **settings, resume=path)
+    loop = fxprune.Loop(checkpoint=path)
+    settings: Any = {"method": GSM(compression=5, lr=0.05, momentum=0.9), "epochs": 3, "progress": False, "loop": loop}
+    with pytest.raises(KeyboardInterrupt):
+        fxprune.prune(make(), image(), data=Interrupted(), **settings)
+    again = fxprune.prune(make(), image(), data=batches(10), resume=path, **settings)
+    whole = fxprune.prune(make(), image(), data=batches(10), **settings)
     one, other = whole.state_dict(), again.state_dict()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
@@ -383,7 +397,7 @@ def test_a_budget_that_cannot_be_reached_is_told_in_the_first_step() -> None:
 
 
 def test_it_takes_no_budget_and_channels_do() -> None:
-    with pytest.raises(InputError, match=r"^gsm says itself how much goes: leave out flops=0\.5\.$"):
+    with pytest.raises(InputError, match=r"^GSM\(\) says itself how much goes: leave out flops=0\.5\.$"):
         fxprune.attach(make(), image(), method="gsm", flops=0.5)
     with pytest.raises(InputError, match=r"^No budget: pass one of flops="):
         fxprune.attach(make(), image(), method=GSM(structured=True))
