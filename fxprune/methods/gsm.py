@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from fxprune import optim
-from fxprune.channels import Member
 from fxprune.errors import InputError
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
 from fxprune.methods.registry import register
@@ -102,13 +101,13 @@ def _unread(site: Site) -> Keep:
     So do those that only such channels are made of.
     """
     graph = site.graph
-    reading: dict[Member, Keep] = {}
+    reading: dict[tuple[str, int], Keep] = {}
     known = np.zeros(graph.channel_count, dtype=bool)
     for group in graph.prunable:
-        for member in (site.readers(group) or ()) if group.exact else ():
-            reading.setdefault(member, np.zeros(graph.channel_count, dtype=bool))[group.channels] = True
+        for entry in (site.readers(group) or ()) if group.exact else ():
+            reading.setdefault(entry, np.zeros(graph.channel_count, dtype=bool))[group.channels] = True
             known[group.channels] = True
-    parameters = [graph.by_name[name] for name in dict.fromkeys(member.name for member in reading)]
+    parameters = [graph.by_name[name] for name in dict.fromkeys(name for name, _ in reading)]
     nonzero = {p.name: site.parameters[p.name].detach() != 0 for p in parameters}
     unread = np.zeros(graph.channel_count, dtype=bool)
     while True:
@@ -117,8 +116,8 @@ def _unread(site: Site) -> Keep:
             left = nonzero[parameter.name]
             left &= kept_entries(parameter, ~unread).to(left.device)
             for place in places_of(parameter):
-                if (member := Member(parameter.name, place.dim)) in reading:
-                    reads[place.channels] += place.sums(left) * reading[member][place.channels]
+                if (entry := (parameter.name, place.dim)) in reading:
+                    reads[place.channels] += place.sums(left) * reading[entry][place.channels]
         found = known & (reads == 0)
         if (found == unread).all():
             return unread

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from fxprune.channels import ChannelGraph, ChannelGroup, Member
+from fxprune.channels import ChannelGraph, ChannelGroup
 from fxprune.methods.state import Scores
 
 Parameters = Iterable[nn.Parameter]
@@ -57,8 +57,8 @@ class Site:
     """Where a learner attaches.
 
     ``graph``: the channels. ``model``: what will be trained, a copy of the user's. ``parameters``: those of the
-    original model by name. ``producers``: how many layers make a group's channels; more than one for a residual
-    stream. ``readers``: the places where weights of layers read a group's channels; None where something else takes
+    original model by name. ``producers``: how many layers make a group's channels; more than one for a residual stream.
+    ``readers``: the places (name, dim) where weights of layers read a group's channels; None where something else takes
     them up (a product of activations, a sum over channels), or where one cannot tell. ``insert_gates(groups)`` puts
     gates into ``model``. ``insert_hypernetworks(embedding)`` puts hypernetworks in the place of the weights of
     ``model``. ``target``: the budget, a ratio of the dense model; ``remaining(keep)``: the same ratio of a choice of
@@ -69,7 +69,7 @@ class Site:
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
     producers: Callable[[ChannelGroup], int]
-    readers: Callable[[ChannelGroup], tuple[Member, ...] | None]
+    readers: Callable[[ChannelGroup], tuple[tuple[str, int], ...] | None]
     insert_gates: Callable[[Sequence[ChannelGroup]], Gates]
     insert_hypernetworks: Callable[[int], Latents]
     target: float

@@ -9,7 +9,7 @@ import numpy as np
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
-from fxprune.channels import ChannelGraph, Member
+from fxprune.channels import ChannelGraph
 from fxprune.labels.factors import Labels
 from fxprune.labels.propagate import TensorLabels
 
@@ -137,38 +137,40 @@ def producers(flow: Mapping[fx.Node, Flow]) -> dict[int, int]:
     return count
 
 
-def readers(module: fx.GraphModule, graph: ChannelGraph, flow: Mapping[fx.Node, Flow]) -> dict[int, frozenset[Member]]:
-    """For channels that nothing but weights of layers read: where. If all these are zero, the channel is of no effect.
+def readers(
+    module: fx.GraphModule, graph: ChannelGraph, flow: Mapping[fx.Node, Flow]
+) -> dict[int, frozenset[tuple[str, int]]]:
+    """For channels that nothing but weights of layers read: (name, dim) where they do.
 
-    Left out is a channel that is taken up in any other way (a product of two activations, a sum over channels), that a
-    weight reads which is computed from parameters, or that has a weight of which one cannot tell whether it reads it
-    (a recurrent one). Where a layer both reads and makes a channel, all its places count as reading. Statistics over
-    channels are not told here but by ``ChannelGroup.exact``.
+    If all these are zero, the channel is of no effect. Left out is a channel that is taken up in any other way (a
+    product of two activations, a sum over channels), that a weight reads which is computed from parameters, or that has
+    a weight of which one cannot tell whether it reads it (a recurrent one). Where a layer both reads and makes a
+    channel, all its places count as reading. Statistics over channels are not told here but by ``ChannelGroup.exact``.
     """
     contractions = {term.node for term in graph.terms}
-    found: dict[int, set[Member]] = {}
-    seen: set[tuple[Member, int]] = set()
+    found: dict[int, set[tuple[str, int]]] = {}
+    seen: set[tuple[str, int, int]] = set()
     other: set[int] = set()
     for node, step in flow.items():
         weights = {graph.by_name[name].name for name in reading_parameters(module, graph, node)}
-        places = {Member(name, f.dim): channels_in((f,)) for name in weights for f in graph.by_name[name].labels}
+        places = {(name, f.dim): channels_in((f,)) for name in weights for f in graph.by_name[name].labels}
         computed = [i for i in node.all_input_nodes if i not in step.inputs and i.op != "get_attr"]
         other |= channels_in(tuple(f for i in computed for known in node_labels(graph, i) for f in known.labels))
         for channel in step.out.union(*step.inputs.values()):
-            here = {member for member, channels in places.items() if channel in channels}
-            seen |= {(member, channel) for member in here}
+            here = {place for place, channels in places.items() if channel in channels}
+            seen |= {(*place, channel) for place in here}
             if channel in step.reads and here:
                 found.setdefault(channel, set()).update(here)
             elif (
                 channel in step.reads
                 or _taken_up(graph, step, channel, node.name in contractions)
-                or (channel in step.makes and len({member.name for member in here}) < len(here))
+                or (channel in step.makes and len({name for name, _ in here}) < len(here))
             ):
                 other.add(channel)
     for group in graph.groups:
         for member in group.members:
             if len(graph.by_name[member.name].shape) > 1:
-                other.update(int(c) for c in group.channels.flat if (member, int(c)) not in seen)
+                other.update(int(c) for c in group.channels.flat if (member.name, member.dim, int(c)) not in seen)
     return {channel: frozenset(places) for channel, places in found.items() if channel not in other}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.budget import Budget, remaining
-from fxprune.channels import ChannelGraph, ChannelGroup, Member
+from fxprune.channels import ChannelGraph, ChannelGroup
 from fxprune.cost import Keep
 from fxprune.errors import InputError
 from fxprune.methods.learner import Hooks, Outcome, Site
@@ -114,10 +114,10 @@ def site_of(
     def count(group: ChannelGroup) -> int:
         return max((makes.get(int(c), 0) for c in group.channels.reshape(-1)), default=0)
 
-    def reading(group: ChannelGroup) -> tuple[Member, ...] | None:
+    def reading(group: ChannelGroup) -> tuple[tuple[str, int], ...] | None:
         found = {read.get(int(c)) for c in group.channels.reshape(-1)}
         places = found.pop()
-        return None if found or places is None else tuple(sorted(places, key=lambda m: (m.name, m.dim)))
+        return None if found or places is None else tuple(sorted(places))
 
     named = dict(model.named_parameters(remove_duplicate=False))
     return Site(
