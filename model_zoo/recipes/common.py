@@ -53,13 +53,23 @@ class Settings(Protocol):
 S = TypeVar("S", bound=Settings)
 
 
+def vector(parameter: Tensor) -> bool:
+    """Biases, and the parameters of norms."""
+    return parameter.ndim < 2
+
+
+def vector_or_depthwise(parameter: Tensor) -> bool:
+    """These, and depthwise convolutions of images with several channels; optimizers do not know their layers."""
+    return vector(parameter) or (parameter.ndim == 4 and parameter.shape[1] == 1 and parameter.shape[2] > 1)
+
+
 @dataclass(frozen=True)
 class Sgd:
     """How a paper trains.
 
     ``drops``: after which shares of the epochs the rate is divided by ten; None: it falls to zero along a cosine.
-    ``kernels_only``: no weight decay of biases, norms and depthwise convolutions. ``warmup``: so many epochs in which
-    the rate rises linearly.
+    ``spared``: whether a parameter has no weight decay; None: all have. ``warmup``: so many epochs in which the rate
+    rises linearly.
     """
 
     epochs: int
@@ -69,13 +79,13 @@ class Sgd:
     nesterov: bool = False
     weight_decay: float = 1e-4
     drops: tuple[float, ...] | None = (0.5, 0.75)
-    kernels_only: bool = False
+    spared: Callable[[Tensor], bool] | None = None
     warmup: int = 0
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         decayed, others = [], []
         for parameter in parameters:
-            (others if self.kernels_only and not _is_kernel(parameter) else decayed).append(parameter)
+            (others if self.spared is not None and self.spared(parameter) else decayed).append(parameter)
         groups: list[dict[str, Any]] = [{"params": decayed}]
         if others:
             groups.append({"params": others, "weight_decay": 0.0})
@@ -106,12 +116,6 @@ class AdamW:
 
     def schedule(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler:
         return CosineAnnealingLR(optimizer, epochs)
-
-
-def _is_kernel(parameter: Tensor) -> bool:
-    """A matrix, or a convolution that is not depthwise: optimizers are given parameters without their layers."""
-    depthwise = parameter.ndim == 4 and parameter.shape[1] == 1 and parameter.shape[2] > 1
-    return parameter.ndim > 1 and not depthwise
 
 
 @dataclass(frozen=True)

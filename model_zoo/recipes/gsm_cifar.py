@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from model_zoo.papers import densenet_40_12, resnet
-from model_zoo.recipes.common import Sgd, parser, start
+from model_zoo.recipes.common import Sgd, parser, start, vector
 from model_zoo.recipes.gsm import gsm
 
 
@@ -31,7 +31,7 @@ NETWORKS = {
     "resnet_56": Network(partial(resnet, 56), (10, 20 / 3), {"width": 0.25}),
     "densenet_40_12": Network(partial(densenet_40_12, init_channels=16), (20 / 3, 8, 10), {"depth": 10}),
 }
-BASE = Sgd(epochs=500, batch=64, lr=0.1, drops=(0.2, 0.4, 0.6, 0.8), kernels_only=True, warmup=5)
+BASE = Sgd(epochs=500, batch=64, lr=0.1, drops=(0.2, 0.4, 0.6, 0.8), spared=vector, warmup=5)
 SPARSE = Sgd(epochs=600, batch=64, lr=5e-3, momentum=0.98, drops=(2 / 3, 5 / 6), warmup=5)
 
 

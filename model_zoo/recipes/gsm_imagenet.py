@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from model_zoo.papers import resnet_50
-from model_zoo.recipes.common import Sgd, parser, start
+from model_zoo.recipes.common import Sgd, parser, start, vector
 from model_zoo.recipes.gsm import gsm
 
 COMPRESSION = 4.0
-BASE = Sgd(epochs=90, batch=256, lr=0.1, drops=(1 / 3, 2 / 3), kernels_only=True, warmup=5)
+BASE = Sgd(epochs=90, batch=256, lr=0.1, drops=(1 / 3, 2 / 3), spared=vector, warmup=5)
 SPARSE = Sgd(epochs=94, batch=256, lr=5e-3, momentum=0.98, drops=(2 / 3, 5 / 6), warmup=5)  # 470 000 steps
 
 

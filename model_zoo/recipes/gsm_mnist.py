@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import nn
 
 from model_zoo.papers import lenet_5, lenet_300_100
-from model_zoo.recipes.common import Sgd, parser, start
+from model_zoo.recipes.common import Sgd, parser, start, vector
 from model_zoo.recipes.gsm import gsm
 
 
@@ -27,7 +27,7 @@ class Network(NamedTuple):
 
 
 NETWORKS = {"lenet_300_100": Network(lenet_300_100, 60), "lenet_5": Network(lenet_5, 125)}
-BASE = Sgd(epochs=200, batch=256, lr=0.03, weight_decay=5e-4, drops=(0.2, 0.4, 0.6, 0.8), kernels_only=True, warmup=5)
+BASE = Sgd(epochs=200, batch=256, lr=0.03, weight_decay=5e-4, drops=(0.2, 0.4, 0.6, 0.8), spared=vector, warmup=5)
 SPARSE = Sgd(
     epochs=280, batch=256, lr=0.01, momentum=0.99, nesterov=True, weight_decay=5e-4, drops=(4 / 7, 5 / 7, 6 / 7),
     warmup=5,

@@ -20,7 +20,18 @@ from torchvision.transforms import v2
 from fxprune.methods import Scratch
 from model_zoo.data import IMAGENET_STATISTICS
 from model_zoo.papers import mobilenet_v1, mobilenet_v2, resnet_50
-from model_zoo.recipes.common import Images, Run, Sgd, parser, positive, share, split, start, transformed
+from model_zoo.recipes.common import (
+    Images,
+    Run,
+    Sgd,
+    parser,
+    positive,
+    share,
+    split,
+    start,
+    transformed,
+    vector_or_depthwise,
+)
 from model_zoo.recipes.scratch import Network, Search, scratch
 
 SINGLE = ("features.1.body.1", "features.17.body.2")  # MobileNetV2: block outputs that nothing is added to
@@ -34,7 +45,9 @@ GATE_BATCH, EVALUATE_EVERY = 100, 500  # in one pass over the training images
 VALIDATION = 50  # the last training images of every class
 BATCH = 256
 RATE = 0.05 / 256  # per image of a batch
-STEPS = Sgd(150, BATCH, RATE * BATCH, nesterov=True, weight_decay=4e-5, drops=(0.3, 0.6, 0.9), kernels_only=True)
+STEPS = Sgd(
+    150, BATCH, RATE * BATCH, nesterov=True, weight_decay=4e-5, drops=(0.3, 0.6, 0.9), spared=vector_or_depthwise
+)
 COSINE = replace(STEPS, drops=None)
 TRAIN = {"resnet_50": STEPS, "mobilenet_v1": COSINE, "mobilenet_v2": COSINE}
 LONGER = {"resnet_50": 200, "mobilenet_v1": 300, "mobilenet_v2": 300}  # epochs of the pruned networks

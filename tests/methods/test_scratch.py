@@ -245,7 +245,8 @@ def test_as_many_gates_as_in_the_paper(build: Any, paper: int, others: int) -> N
     with torch.device("meta"):
         net, x = build().eval(), torch.empty(1, 3, 64, 64)
     module = fxprune.record(net, x)
-    site = site_of(module, analyse_graph(module, (x,), {}), Budget("flops", 0.5), 0)
+    graph = analyse_graph(module, (x,), {})
+    site = site_of(module, graph, Budget("flops", 0.5), lambda scores: graph.everything(), 0)
     inner = [g for g in site.graph.prunable if site.producers(g) == 1]
     assert len(site.insert_gates(inner).values) == paper + others
 
