@@ -12,6 +12,8 @@ from fxprune.labels.factors import cut_sizes
 from fxprune.plan import PruningPlan
 from fxprune.text import quantity, table
 
+_MANY_ZEROS = 0.001  # of the parameters that are left
+
 
 @dataclass(frozen=True)
 class Row:
@@ -67,7 +69,7 @@ class Report:
             _change("MACs", self.macs_before, self.macs_after),
             _change("parameters", self.params_before, self.params_after),
         ]
-        if self.zeros:
+        if self.zeros > _MANY_ZEROS * self.params_after:  # a few are chance
             lines.append(f"zeros       {quantity(self.zeros)} of these  ({self.zeros / self.params_after:.1%})")
         lines += [f"{share:.1%} of the MACs cannot be lowered: {reason}" for reason, share in self.held.items()]
         if self.oracle_error is not None:

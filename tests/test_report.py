@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,11 @@ def test_the_text_of_an_analysis() -> None:
     assert line("cumsum") in text
     assert "frozen" in text
     assert "exact" in text
+
+
+def test_zeros_are_told_where_they_are_more_than_chance() -> None:
+    report = report_of(make(), flops=0.5)
+    many = replace(report, zeros=report.params_after // 2)
+    assert "\nzeros       " in str(many)
+    assert " of these  (50.0%)" in str(many)
+    assert "zeros" not in str(replace(report, zeros=report.params_after // 2000))
