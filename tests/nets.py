@@ -12,6 +12,8 @@ from conftest import randomise
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from fxprune.training import Training
+
 
 class Small(nn.Module):
     """A residual network with a dropout: 3 -> 16 -> 24 -> 16 channels, 10 classes."""
@@ -118,3 +120,13 @@ class Unchanged:
             plain = {k: v for k, v in vars(module).items() if isinstance(v, (int, float, str, tuple))}
             found.append((name, id(module), module.training, hooks, sorted(vars(module)), plain))
         return found
+
+
+def step(training: Training, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    """One step of a training loop of one's own, with cross entropy."""
+    loss = training.loss(F.cross_entropy(training.model(x), y))
+    optimizer.zero_grad()
+    loss.backward()
+    training.after_backward()
+    optimizer.step()
+    training.after_step()

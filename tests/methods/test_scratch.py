@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from nets import Unchanged, image, make
+from nets import Unchanged, image, make, step
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -38,15 +37,6 @@ def begun(model: nn.Module | None = None, **options: Any) -> Training:
 def gates_of(training: Training) -> nn.Parameter:
     (gates,) = (p for p in training.model.parameters() if p.requires_grad)
     return gates
-
-
-def step(training: Training, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
-    loss = training.loss(F.cross_entropy(training.model(x), y))
-    optimizer.zero_grad()
-    loss.backward()
-    training.after_backward()
-    optimizer.step()
-    training.after_step()
 
 
 @pytest.mark.parametrize(("strength", "sparsity", "expected"), [(0.5, 0.2, 0.32), (0.05, 0.5, 0.0125)])

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomise
-from nets import Attentive, Unchanged, chain, image, make
+from nets import Attentive, Unchanged, chain, image, make, step
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -150,8 +150,8 @@ def test_scales_at_zero_stay_there_with_a_masked_gradient_and_the_sliced_network
     norms = [name.rpartition(".")[0] for name in scales(dense)]
     zero = {name: p == 0 for name, p in scales(dense).items()}
     assert all(bool(z.any()) for z in zero.values())
-    for step in range(4):
-        x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+    for seed in range(4):
+        x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
         for net, optimizer in networks:
             optimizer.zero_grad()
             F.cross_entropy(net(x), torch.arange(8)).backward()
@@ -268,12 +268,7 @@ def test_sparsity_grows_with_the_strength() -> None:
         optimizer = torch.optim.SGD(training.model.parameters(), lr=0.05)
         for _ in range(5):
             for x, y in DataLoader(data, 16):
-                loss = training.loss(F.cross_entropy(training.model(x), y))
-                optimizer.zero_grad()
-                loss.backward()
-                training.after_backward()
-                optimizer.step()
-                training.after_step()
+                step(training, optimizer, x, y)
         sums.append(sum(float(p.detach().abs().sum()) for p in scales(training.model).values()))
     assert sums[0] > sums[1] > sums[2]
     assert sums[2] < 0.2 * sums[0]  # a huge strength pulls every scale towards zero
@@ -304,12 +299,7 @@ def test_a_cap_and_a_percentile_in_several_passes() -> None:
         training = fxprune.attach(model, x, method=Slimming(strength=1e-3, percent=0.5), max_ratio=0.5, progress=False)
         optimizer = torch.optim.SGD(training.model.parameters(), lr=0.01, momentum=0.9)
         for _ in range(2):
-            loss = training.loss(F.cross_entropy(training.model(x), y))
-            optimizer.zero_grad()
-            loss.backward()
-            training.after_backward()
-            optimizer.step()
-            training.after_step()
+            step(training, optimizer, x, y)
         trained = {name: p.detach().clone() for name, p in scales(training.model).items()}
         small = training.finish()
         report = small.meta["fxprune"]
