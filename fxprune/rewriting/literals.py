@@ -192,6 +192,12 @@ class Repair:
         ):
             return
 
+        node.args = self.frozen(node, node.args)
+        node.kwargs = self.frozen(node, node.kwargs)
+
+    def frozen(self, node: fx.Node, argument: Any) -> Any:
+        """An argument of ``node`` in which numbers that would change are the dense ones."""
+
         def freeze(argument: fx.Node) -> Any:
             was, now = self.dense(argument), self.values[argument]
             if isinstance(was, (int, float)) and not isinstance(was, bool) and was != now:
@@ -201,8 +207,7 @@ class Repair:
                 return was
             return argument
 
-        node.args = fx.map_arg(node.args, freeze)
-        node.kwargs = fx.map_arg(node.kwargs, freeze)
+        return fx.map_arg(argument, freeze)
 
     def _value(self, node: fx.Node) -> Any:
         known = self.dense(node)
@@ -343,6 +348,8 @@ def _split(repair: Repair, node: fx.Node) -> None:
     source: Any = node.args[0]
     sizes = [cut_sizes(o.shape, o.labels, repair.keep)[dim] for o in outputs]
     if sizes == [o.shape[dim] for o in outputs]:
+        node.args = (source, *repair.frozen(node, node.args[1:]))
+        node.kwargs = repair.frozen(node, node.kwargs)
         return
     if base_name(node).endswith("chunk"):
         count = repair.value(_get(node, 1, "chunks"))
@@ -393,6 +400,8 @@ def _cut_item(repair: Repair, node: fx.Node, known: TensorLabels, index: Any) ->
                 item = int(repair.mask(known, dim, node)[:position].sum())
             elif isinstance(item, fx.Node) and isinstance(repair.dense(item), TensorLabels):
                 raise UnrepairableError(node, "channels are picked by an index tensor", channels_of(known))
+        else:
+            item = repair.frozen(node, item)
         dim += _dims_used(repair, item)
         result.append(item)
     return tuple(result) if isinstance(index, tuple) else result[0]
@@ -424,6 +433,8 @@ def _narrow(repair: Repair, node: fx.Node) -> None:
         stop = window.stop if window.stop is not None else repair.value(node.args[0]).shape[dim]
         _set(node, 2, "start", window.start or 0)
         _set(node, 3, "length", stop - (window.start or 0))
+    else:
+        node.args, node.kwargs = repair.frozen(node, node.args), repair.frozen(node, node.kwargs)
 
 
 @repairs("select")
@@ -433,6 +444,8 @@ def _select(repair: Repair, node: fx.Node) -> None:
     if repair.is_cut(known, dim):
         index = repair.dense(_get(node, 2, "index")) % known.shape[dim]
         _set(node, 2, "index", int(repair.mask(known, dim, node)[:index].sum()))
+    else:
+        _set(node, 2, "index", repair.frozen(node, _get(node, 2, "index")))
 
 
 @repairs("index_select")
@@ -464,7 +477,7 @@ def _index_select(repair: Repair, node: fx.Node) -> None:
 def _pad(repair: Repair, node: fx.Node) -> None:
     known, out = repair.dense(node.args[0]), repair.dense(node)
     pads = [repair.dense(pad) for pad in repair.dense(_get(node, 1, "pad"))]
-    given = _get(node, 1, "pad")
+    given = repair.frozen(node, _get(node, 1, "pad"))
     changed = list(given) if isinstance(given, (tuple, list)) else list(pads)
     for k in range(len(pads) // 2):
         dim = len(known.shape) - 1 - k
@@ -487,10 +500,11 @@ def _layer_norm(repair: Repair, node: fx.Node) -> None:
 @repairs("group_norm")
 def _group_norm(repair: Repair, node: fx.Node) -> None:
     known = repair.dense(node.args[0])
-    groups = repair.value(_get(node, 1, "num_groups"))
-    if repair.is_cut(known, 1):
-        every = groups == known.shape[1]
-        _set(node, 1, "num_groups", repair.value(node.args[0]).shape[1] if every else groups)
+    groups = _get(node, 1, "num_groups")
+    if repair.is_cut(known, 1) and repair.dense(groups) == known.shape[1]:
+        _set(node, 1, "num_groups", repair.value(node.args[0]).shape[1])
+    else:
+        _set(node, 1, "num_groups", repair.frozen(node, groups))
 
 
 @repairs("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution")

@@ -1,0 +1,51 @@
+"""Arguments that name sizes: new ones where the tensor is cut, the dense ones where only their origin is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import randomise
+from torch import Tensor, nn
+
+import fxprune
+
+# ``size`` is that of channels that are cut, 8 in the dense model; ``y`` [batch, 16, 5] is not cut.
+USES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "split": lambda y, size: y.split([size, 16 - size], 1)[1],
+    "split into equal parts": lambda y, size: y.split(size, dim=1)[1],
+    "chunk": lambda y, size: y.chunk(size // 4, 1)[1],
+    "slice": lambda y, size: y[:, :size],
+    "slice from": lambda y, size: y[:, size - 3 : 16],
+    "item": lambda y, size: y[:, size - 1],
+    "narrow": lambda y, size: y.narrow(1, size // 2, size),
+    "select": lambda y, size: y.select(1, size - 1),
+    "pad": lambda y, size: F.pad(y, (0, 0, size, 0)),
+    "group norm": F.group_norm,
+    "roll": lambda y, size: y.roll(size, 1),
+}
+
+
+class Borrowing(nn.Module):
+    """Does something to one tensor with a number that is the size of another."""
+
+    def __init__(self, use: Callable[[Tensor, int], Tensor]):
+        super().__init__()
+        self.use = use
+        self.first, self.whole = nn.Conv1d(3, 8, 1), nn.Conv1d(3, 16, 1)
+        self.head = nn.Conv1d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.first(x)
+        return self.head(h.relu()), self.use(self.whole(x), h.shape[1])
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=list(USES))
+def test_a_size_borrowed_from_channels_that_are_cut_stays_what_it_was(use: Callable[[Tensor, int], Tensor]) -> None:
+    model, x = randomise(Borrowing(use)).eval(), torch.randn(2, 3, 5)
+    pruned = fxprune.prune(model, x, channels=0.5, ignore=("whole", "head"), progress=False)
+    assert pruned.first.weight.shape[0] == 4
+    assert not [note for note in pruned.meta["fxprune"].notes if note.startswith("left alone")]
+    torch.testing.assert_close(pruned(x)[1], model(x)[1])
