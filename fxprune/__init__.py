@@ -10,17 +10,18 @@ if TYPE_CHECKING:
     from fxprune.api import analyze, apply, attach, prune, record
     from fxprune.artifact import load, save
     from fxprune.channels import ChannelGraph, ChannelGroup
-    from fxprune.deploy import Validation, export
+    from fxprune.deploy import Validation, bench, export
     from fxprune.errors import FxpruneError
     from fxprune.original import into
     from fxprune.plan import PruningPlan
-    from fxprune.report import Report
+    from fxprune.report import Latency, Report
     from fxprune.training import Loop, carry_over, distill_loss
 
 _HOMES = {
     "ChannelGraph": "channels",
     "ChannelGroup": "channels",
     "FxpruneError": "errors",
+    "Latency": "report",
     "Loop": "training",
     "PruningPlan": "plan",
     "Report": "report",
@@ -28,6 +29,7 @@ _HOMES = {
     "analyze": "api",
     "apply": "api",
     "attach": "api",
+    "bench": "deploy",
     "carry_over": "training",
     "distill_loss": "training",
     "export": "deploy",
@@ -41,6 +43,7 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "FxpruneError",
+    "Latency",
     "Loop",
     "PruningPlan",
     "Report",
@@ -49,6 +52,7 @@ __all__ = [
     "analyze",
     "apply",
     "attach",
+    "bench",
     "carry_over",
     "distill_loss",
     "export",

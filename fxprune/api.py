@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
@@ -17,10 +17,12 @@ from fxprune.analysis import analyse_graph
 from fxprune.budget import Budget, Scope
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
+from fxprune.deploy import alignment, check_provider, provider_at_hand
 from fxprune.errors import ExampleInputsError, InputError, ModelError, PlanError
 from fxprune.inputs import RECORD_KEY, describe_inputs, map_leaves, resolve_inputs
 from fxprune.labels.classes import Reason
 from fxprune.labels.propagate import Attention
+from fxprune.latency import Clock
 from fxprune.methods import Criterion, Learner, Method, ModelState, Outcome, name_of, needs_of, resolve, score_groups
 from fxprune.methods.state import Measured, Scores
 from fxprune.pipeline import (
@@ -101,6 +103,8 @@ class _Request:
     options: Options
     attention: Attention
     ignore: tuple[str, ...]
+    provider: str
+    threads: int
 
 
 def prune(
@@ -112,6 +116,9 @@ def prune(
     flops: float | None = None,
     params: float | None = None,
     channels: float | None = None,
+    latency: float | None = None,
+    provider: str | None = None,
+    threads: int | None = None,
     data: Any = None,
     loss_fn: Loss | None = None,
     epochs: int | None = None,
@@ -122,7 +129,7 @@ def prune(
     attention: Attention = "head_dim",
     scope: Scope = "global",
     steps: int = 1,
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = "auto",
     min_channels: int = 1,
     max_ratio: float | Mapping[str, float] | None = None,
     submodule: str | None = None,
@@ -141,6 +148,12 @@ def prune(
         flops: budget in (0, 1]: MACs as a ratio of the dense model's.
         params: the same for parameters. Exactly one budget is given.
         channels: the same for prunable channels.
+        latency: the same for the time of a run on onnxruntime at the batch size of the example inputs. Kernels are
+            timed at several channel counts (kept on disk, see README) to predict it, and the pruned model is measured
+            beside the dense one until it is right.
+        provider: onnxruntime's execution provider that ``latency`` and ``round_to="auto"`` are about; CUDA if that
+            works here, else the CPU.
+        threads: of the processor, for ``latency``; as many as it has cores where none is given, as onnxruntime does.
         data: batches ``(inputs, target)``, for methods that train or measure.
         loss_fn: ``loss_fn(output, target)``; cross entropy for classifiers if not given.
         epochs: how long a method that trains does.
@@ -152,7 +165,9 @@ def prune(
         scope: rank all channels together (``"global"``), cut every group by the same share (``"uniform"``), or rank
             together only groups of the same structure, each structure cut by the same share (``"isomorphic"``).
         steps: reach the budget in so many steps, scoring what is left before each.
-        round_to: kept channels of a group are a multiple of this.
+        round_to: kept channels of a group are a multiple of this. ``"auto"``: of what the execution provider likes, as
+            measured once per device, or of the largest power of two below that costs no more than 1 % of the budget.
+            Another device may like another, so for the same plan everywhere give a number.
         min_channels: at least so many channels stay along every dimension of every tensor.
         max_ratio: at most this share of a group's channels may go; for the channels that some layers make with a dict
             from name patterns (``"layer4.*"``) to shares.
@@ -176,8 +191,9 @@ def prune(
         VerificationError: the result is not what it should be (a fault of fxprune).
     """
     request = _request(
-        model, method, flops=flops, params=params, channels=channels, ignore=ignore, exact=exact, attention=attention,
-        scope=scope, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, verify=verify, seed=seed,
+        model, method, flops=flops, params=params, channels=channels, latency=latency, provider=provider,
+        threads=threads, ignore=ignore, exact=exact, attention=attention, scope=scope, round_to=round_to,
+        min_channels=min_channels, max_ratio=max_ratio, verify=verify, seed=seed,
     )  # fmt: skip
     _check_count("steps", steps)
     learns = isinstance(request.method, Learner)
@@ -203,17 +219,19 @@ def prune(
         part, inputs = part_of(model, submodule, args, kwargs)
         small = prune(
             part, inputs[0], example_kwargs=inputs[1], method=request.method, flops=flops, params=params,
-            channels=channels, ignore=_ignored_below(submodule, request.ignore), exact=exact, attention=attention,
-            scope=scope, steps=steps, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, verify=verify,
-            seed=seed, progress=progress,
+            channels=channels, latency=latency, provider=provider, threads=threads,
+            ignore=_ignored_below(submodule, request.ignore), exact=exact, attention=attention, scope=scope,
+            steps=steps, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, verify=verify, seed=seed,
+            progress=progress,
         )  # fmt: skip
         return _carried(_with_part(model, submodule, small, args, kwargs), model, optimizer)
     dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, Stages(progress))
     if verify and not dense.on_meta:
         with dense.stages("recording"):
             check_recording(model, dense)
-    scores = _scores(dense, request, data, loss_fn, steps)
-    return _carried(compress(dense, scores, request.options, request.name), model, optimizer)
+    options, finish = _timed(dense, request)
+    scores = _scores(dense, replace(request, options=options), data, loss_fn, steps)
+    return _carried(finish(dense, scores, options, request.name), model, optimizer)
 
 
 def attach(
@@ -225,11 +243,14 @@ def attach(
     flops: float | None = None,
     params: float | None = None,
     channels: float | None = None,
+    latency: float | None = None,
+    provider: str | None = None,
+    threads: int | None = None,
     ignore: Sequence[str | nn.Module] = (),
     exact: bool = False,
     attention: Attention = "head_dim",
     scope: Scope = "global",
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = "auto",
     min_channels: int = 1,
     max_ratio: float | Mapping[str, float] | None = None,
     verify: bool = True,
@@ -248,8 +269,9 @@ def attach(
         ModelError: NaN or inf in the weights, weights on the meta device, or nothing to prune.
     """
     request = _request(
-        model, method, flops=flops, params=params, channels=channels, ignore=ignore, exact=exact, attention=attention,
-        scope=scope, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, verify=verify, seed=seed,
+        model, method, flops=flops, params=params, channels=channels, latency=latency, provider=provider,
+        threads=threads, ignore=ignore, exact=exact, attention=attention, scope=scope, round_to=round_to,
+        min_channels=min_channels, max_ratio=max_ratio, verify=verify, seed=seed,
     )  # fmt: skip
     if not isinstance(request.method, Learner):
         raise InputError(f"{request.name} does not train: call fxprune.prune(..., method={request.name!r}).")
@@ -269,6 +291,8 @@ def _attached(
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     wider = learner.wider() if hasattr(learner, "wider") else None
     if wider is not None:
+        if options.budget.kind == "latency":
+            raise InputError(f"{request.name} starts from a wider network here, for which there is no latency= budget.")
         given = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages).graph
         whole = given.macs() if options.budget.kind == "flops" else given.params()
         options = replace(options, budget=replace(options.budget, whole=whole))
@@ -281,6 +305,7 @@ def _attached(
     if options.verify:
         with stages("recording"):
             check_recording(model, dense)
+    options, compressed = _timed(dense, replace(request, options=options))
     live = copy.deepcopy(dense.module).train()
 
     def select(scores: Sequence[Scores | None]) -> Keep:
@@ -295,7 +320,7 @@ def _attached(
         outcome = from_first(outcome)
         trained = dense.trained(plain_state(live))
         chosen = replace(options, threshold=outcome.threshold)
-        pruned = compress(trained, list(outcome.scores), chosen, request.name, list(outcome.notes))
+        pruned = compressed(trained, list(outcome.scores), chosen, request.name, list(outcome.notes))
         if outcome.reinitialise:
             drawn = reset_parameters(pruned, options.seed)
             note = "weights initialised anew" + (f"; drawn like their values: {', '.join(drawn)}" if drawn else "")
@@ -308,6 +333,14 @@ def _attached(
 
     record = describe_inputs(args, kwargs)
     return Training(live, learner.attach(site), dense.graph, record, reference, finish, type(learner).__name__)
+
+
+def _timed(dense: Dense, request: _Request) -> tuple[Options, Callable[..., fx.GraphModule]]:
+    """The options, and what makes the smaller module; for a budget of latency they share a clock."""
+    if request.options.budget.kind != "latency":
+        return request.options, compress
+    clock = Clock(dense, request.provider, request.threads, request.options.round_to[0])
+    return clock.within(request.options), clock.compress
 
 
 def apply(
@@ -349,27 +382,43 @@ def applied(
 
 
 def _request(
-    model: nn.Module, method: str | Method, *, flops: Any, params: Any, channels: Any, ignore: Any, attention: Any,
-    scope: Any, round_to: Any, min_channels: Any, max_ratio: Any, seed: Any, **options: Any,
+    model: nn.Module, method: str | Method, *, flops: Any, params: Any, channels: Any, latency: Any, provider: Any,
+    threads: Any, ignore: Any, attention: Any, scope: Any, round_to: Any, min_channels: Any, max_ratio: Any, seed: Any,
+    **options: Any,
 ) -> _Request:  # fmt: skip
     resolved = resolve(method)
-    budget = _budget(resolved, flops=flops, params=params, channels=channels)
+    budget = _budget(resolved, flops=flops, params=params, channels=channels, latency=latency)
     _check_choice("attention", attention, ("head_dim", "heads"))
     _check_choice("scope", scope, ("global", "uniform", "isomorphic"))
-    _check_count("round_to", round_to)
+    if round_to != "auto":
+        _check_count("round_to", round_to)
     _check_count("min_channels", min_channels)
     _check_count("seed", seed, least=0)
+    if threads is not None:
+        _check_count("threads", threads)
     _check_model(model)
+    check_provider(provider)
+    ratios, ignored = _ratios(max_ratio), _ignored(model, ignore)
+    decides = getattr(resolved, "decides", False)
+    provider = provider or provider_at_hand()
+    steps = (1,) if decides and round_to == "auto" else _alignments(round_to, provider)
     return _Request(
         resolved,
         name_of(method),
-        Options(
-            budget, scope=scope, round_to=round_to, min_channels=min_channels, max_ratio=_ratios(max_ratio), seed=seed,
-            **options,
-        ),
+        Options(budget, scope=scope, round_to=steps, min_channels=min_channels, max_ratio=ratios, seed=seed, **options),
         attention,
-        _ignored(model, ignore),
-    )  # fmt: skip
+        ignored,
+        provider,
+        threads or 0,
+    )
+
+
+def _alignments(round_to: int | Literal["auto"], provider: str) -> tuple[int, ...]:
+    """Multiples of channels to try, coarse to fine; in several processes those of the first."""
+    if round_to != "auto":
+        return (round_to,)
+    coarsest: int = from_first(alignment(provider))
+    return tuple(2**power for power in reversed(range(coarsest.bit_length())))
 
 
 def _budget(method: Method, **ratios: Any) -> Budget:

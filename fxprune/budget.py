@@ -22,20 +22,22 @@ from fxprune.errors import BudgetError, InputError, ModelError
 from fxprune.labels.classes import Ids
 from fxprune.methods.state import Scores
 
-Kind = Literal["flops", "params", "channels"]
+Kind = Literal["flops", "params", "channels", "latency"]
 Scope = Literal["global", "uniform", "isomorphic"]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """``ratio`` in (0, 1] of the dense model's MACs or parameters, or of the prunable channels.
+    """``ratio`` in (0, 1] of the dense model's MACs, parameters or latency, or of the prunable channels.
 
-    ``whole``: what it is a ratio of, where that is another model's.
+    ``whole``: what it is a ratio of, where that is another model's. ``cost``: of a choice of channels; MACs, parameters
+    and channels are counted without.
     """
 
     kind: Kind
     ratio: float
     whole: int | None = None
+    cost: Callable[[Keep], int] | None = None
 
     @classmethod
     def of(cls, **ratios: float | None) -> Budget:
@@ -64,12 +66,14 @@ class Selection:
     """What stays.
 
     ``keep``: per channel. ``frozen``: why prunable groups were left alone (by name of the group). ``guarded``: groups
-    that would have lost more by their scores, had not ``min_channels`` of a tensor been left.
+    that would have lost more by their scores, had not ``min_channels`` of a tensor been left. ``round_to``: of whose
+    multiples the choice is.
     """
 
     keep: Keep
     frozen: Mapping[str, str]
     guarded: tuple[str, ...] = ()
+    round_to: int = 1
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,8 @@ def _units(
 
 
 def _cost(graph: ChannelGraph, budget: Budget, free: Ids) -> Callable[[Keep], int]:
+    if budget.cost is not None:
+        return budget.cost
     if budget.kind == "channels":
         return lambda keep: int(keep[free].sum())
     return graph.cost.macs if budget.kind == "flops" else graph.cost.params

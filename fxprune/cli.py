@@ -65,6 +65,9 @@ def _prune(options: argparse.Namespace) -> None:
         flops=options.flops,
         params=options.params,
         channels=options.channels,
+        latency=options.latency,
+        provider=options.provider,
+        threads=options.threads,
         ignore=tuple(options.ignore),
         exact=options.exact,
         attention=options.attention,
@@ -200,6 +203,26 @@ def _validate(options: argparse.Namespace) -> None:
         print("its outputs were not checked: give the MODEL too")
 
 
+def _bench(options: argparse.Namespace) -> None:
+    from fxprune import deploy, inputs, specs
+
+    if options.batch < 1:
+        raise InputError(f"--batch {options.batch}: give a whole number of at least 1")
+    deploy.check_provider(options.provider)
+    module, given = _load_artifact(options)
+    example = inputs.describe_inputs(*inputs.normalise_inputs(*given))
+    args, kwargs = inputs.make_inputs(example, batch=options.batch)
+    _say("exporting both to ONNX and running them in turn", options)
+    latency = deploy.bench(
+        specs.load_model(options.spec), module, args, kwargs, provider=options.provider, threads=options.threads,
+        runs=options.runs,
+    )  # fmt: skip
+    if options.json:
+        _print_json({**vars(latency), "ratio": latency.ratio})
+    else:
+        print(f"latency: {latency}")
+
+
 def _compare(options: argparse.Namespace) -> None:
     plans = [_plan_of(path) for path in (options.first, options.second)]
     if plans[0].fingerprint != plans[1].fingerprint:
@@ -319,6 +342,8 @@ def parser() -> argparse.ArgumentParser:
     budget.add_argument("--flops", type=float, metavar="R", help="multiply-accumulates that stay")
     budget.add_argument("--params", type=float, metavar="R", help="parameters that stay")
     budget.add_argument("--channels", type=float, metavar="R", help="prunable channels that stay")
+    budget.add_argument("--latency", type=float, metavar="R", help="time of a run on onnxruntime that stays, measured")
+    _add_runtime(budget)
     choice = prune.add_argument_group("which channels")
     choice.add_argument("--method", default="l2", metavar="NAME", help="see `fxprune methods` (default: l2)")
     choice.add_argument("--scope", default="global", help="global: rank all channels together; uniform: per group")
@@ -327,7 +352,10 @@ def parser() -> argparse.ArgumentParser:
     choice.add_argument(
         "--ignore", nargs="+", action="extend", default=[], metavar="MODULE", help="modules whose output channels stay"
     )
-    choice.add_argument("--round-to", type=int, default=1, metavar="K", help="keep channels in multiples of K")
+    choice.add_argument(
+        "--round-to", type=_count_or_auto, default="auto", metavar="K",
+        help="keep channels in multiples of K (default: auto, what the execution provider likes)",
+    )  # fmt: skip
     choice.add_argument(
         "--min-channels", type=int, default=1, metavar="N", help="keep at least N per layer (default: 1)"
     )
@@ -360,6 +388,17 @@ def parser() -> argparse.ArgumentParser:
     _add_artifact(validate)
     validate.set_defaults(run=_validate)
 
+    bench = commands.add_parser(
+        "bench", help="latency of a saved network beside the dense one, on onnxruntime", allow_abbrev=False
+    )
+    bench.add_argument("artifact", metavar="ARTIFACT", help="a saved network (.safetensors, .pt2)")
+    bench.add_argument("spec", metavar="MODEL", help="the dense model, as for `prune`")
+    bench.add_argument("--batch", type=int, default=1, metavar="N", help="batch size (default: 1)")
+    bench.add_argument("--runs", type=int, default=31, metavar="N", help="of each network, at least (default: 31)")
+    _add_runtime(bench)
+    _add_form(bench)
+    bench.set_defaults(run=_bench)
+
     compare = commands.add_parser("compare", help="which channels two cuts of a model keep", allow_abbrev=False)
     for name, which in (("first", "A"), ("second", "B")):
         compare.add_argument(name, metavar=which, help="a plan (.json) or a saved network (.safetensors, .pt2)")
@@ -384,6 +423,11 @@ def _add_outputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     output.add_argument("--plan", metavar="PATH", help="write the plan: which channels stay (.json)")
     _add_form(output)
     return output
+
+
+def _add_runtime(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--provider", metavar="NAME", help="onnxruntime's execution provider (default: CUDA, or CPU)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the processor (default: as many as it has cores)")
 
 
 def _add_form(parser: argparse._ActionsContainer, quiet: bool = True) -> None:
@@ -423,6 +467,13 @@ def _sizes(text: str) -> tuple[int, ...]:
             f"{text!r} is no shape; write sizes with commas between, for instance 3,224,224"
         )
     return sizes
+
+
+def _count_or_auto(text: str) -> Any:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of channels, nor auto") from None
 
 
 def _say(text: str, options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,37 +15,57 @@ from fxprune.labels.propagate import Term
 Keep = npt.NDArray[np.bool_]
 
 
+class Counts:
+    """Kept sizes of the dimensions that factors cut, for any plan, as one vector. Place 0 is the constant 1."""
+
+    def __init__(self) -> None:
+        self._index: dict[bytes, int] = {}
+        self._channels: list[Ids] = []
+        self._owners: list[Ids] = []
+        self._weights: list[npt.NDArray[np.float64]] = []
+
+    def place(self, factor: Factor) -> int:
+        """Where the count of this factor will be; equal factors share a place."""
+        rows = factor.rows()
+        key = rows.tobytes() + str(rows.shape).encode()
+        if key not in self._index:
+            self._index[key] = len(self._index) + 1
+            ids, counts = np.unique(rows, return_counts=True)
+            self._channels.append(ids)
+            self._owners.append(np.full(len(ids), self._index[key]))
+            self._weights.append(counts / rows.shape[0])
+        return self._index[key]
+
+    def reader(self) -> Callable[[Keep], npt.NDArray[np.float64]]:
+        """The counts as a function of a plan, for all the places so far."""
+        channels, owners, weights = (
+            np.concatenate([np.empty(0, dtype=kind), *parts])
+            for kind, parts in ((np.int64, self._channels), (np.int64, self._owners), (np.float64, self._weights))
+        )
+        size = len(self._index) + 1
+
+        def counts(keep: Keep) -> npt.NDArray[np.float64]:
+            result: npt.NDArray[np.float64] = np.bincount(owners, weights * keep[channels], size).astype(np.float64)
+            result[0] = 1
+            return result
+
+        return counts
+
+
 class _Products:
-    """Sum of ``constant * prod(counts of factors)``; a count is the kept size of a factor's cut dimension."""
+    """Sum of ``constant * prod(counts of factors)``."""
 
     def __init__(self, entries: Sequence[tuple[float, Sequence[Factor]]]):
-        index: dict[bytes, int] = {}
-        channels: list[Ids] = []
-        owners: list[Ids] = []
-        weights: list[npt.NDArray[np.float64]] = []
+        counts = Counts()
         width = max((len(f) for _, f in entries), default=0)
         self._constants = np.array([c for c, _ in entries], dtype=np.float64)
-        self._factors = np.zeros((len(entries), width), dtype=np.int64)  # index 0: the constant 1
+        self._factors = np.zeros((len(entries), width), dtype=np.int64)
         for row, (_, factors) in enumerate(entries):
-            for place, factor in enumerate(factors):
-                rows = factor.rows()
-                key = rows.tobytes() + str(rows.shape).encode()
-                if key not in index:
-                    index[key] = len(index) + 1
-                    ids, counts = np.unique(rows, return_counts=True)
-                    channels.append(ids)
-                    owners.append(np.full(len(ids), index[key]))
-                    weights.append(counts / rows.shape[0])
-                self._factors[row, place] = index[key]
-        self._size = len(index) + 1
-        self._channels = np.concatenate(channels) if channels else np.empty(0, dtype=np.int64)
-        self._owners = np.concatenate(owners) if owners else np.empty(0, dtype=np.int64)
-        self._weights = np.concatenate(weights) if weights else np.empty(0)
+            self._factors[row, : len(factors)] = [counts.place(factor) for factor in factors]
+        self._counts = counts.reader()
 
     def __call__(self, keep: Keep) -> int:
-        counts = np.bincount(self._owners, self._weights * keep[self._channels], self._size)
-        counts[0] = 1
-        return round(float((self._constants * counts[self._factors].prod(1)).sum()))
+        return round(float((self._constants * self._counts(keep)[self._factors].prod(1)).sum()))
 
 
 class CostModel:

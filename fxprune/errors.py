@@ -26,7 +26,7 @@ class ModelError(FxpruneError, ValueError):
 class BudgetError(FxpruneError, ValueError):
     """A budget that no allowed choice of channels reaches. ``floor``: the smallest allowed choice, per channel."""
 
-    def __init__(self, text: str, floor: Any):
+    def __init__(self, text: str, floor: Any = None):
         super().__init__(text)
         self.floor = floor
 

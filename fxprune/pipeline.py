@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from fxprune import recording
 from fxprune.analysis import analyse_graph
-from fxprune.budget import Budget, Scope, Selection, select
+from fxprune.budget import Budget, Scope, Selection, remaining, select
 from fxprune.channels import ChannelGraph, channels_of
 from fxprune.cost import Keep
 from fxprune.errors import BudgetError, VerificationError
@@ -29,6 +29,8 @@ from fxprune.rewriting import UnrepairableError, check_rewrite, rewrite, run_on_
 from fxprune.verify import TOLERANCE, Inputs, mask_oracle, relative_error
 
 _ROUNDS = 20
+_WASTE = 0.01  # of the budget, for a coarser alignment
+_WASTE_OF_LATENCY = 0.04  # which is measured, and then corrected
 
 
 class Stages:
@@ -53,14 +55,15 @@ class Stages:
 class Options:
     """What may be cut, and how it is proven.
 
-    ``max_ratio``: name pattern -> largest share of a group that may go. ``threshold``: cut the scores up to this one,
-    whatever the budget.
+    ``round_to``: kept channels are a multiple of one of these, coarse to fine: of the first that uses the budget up but
+    for ``_WASTE`` of it, else of the last. ``max_ratio``: name pattern -> largest share of a group that may go.
+    ``threshold``: cut the scores up to this one, whatever the budget.
     """
 
     budget: Budget
     scope: Scope = "global"
     exact: bool = False
-    round_to: int = 1
+    round_to: tuple[int, ...] = (1,)
     min_channels: int = 1
     max_ratio: Mapping[str, float] = field(default_factory=dict)
     threshold: float | None = None
@@ -149,13 +152,27 @@ def choose(
     graph: ChannelGraph, scores: Sequence[Scores | None], options: Options
 ) -> tuple[Selection, BudgetError | None]:
     """The selection; for a budget that cannot be reached the smallest one, which the error says can be reached."""
-    try:
-        return select(
-            graph, scores, options.budget, scope=options.scope, exact=options.exact, round_to=options.round_to,
-            min_channels=options.min_channels, max_ratio=options.max_ratio, threshold=options.threshold,
-        ), None  # fmt: skip
-    except BudgetError as error:
-        return Selection(error.floor, {}), error
+    budget = options.budget
+    waste = _WASTE_OF_LATENCY if budget.kind == "latency" else _WASTE
+    finest = options.round_to[-1]
+    unreachable: BudgetError | None = None
+    for step in options.round_to if options.threshold is None else (finest,):
+        unreachable = None
+        try:
+            selection = select(
+                graph, scores, budget, scope=options.scope, exact=options.exact, round_to=step,
+                min_channels=options.min_channels, max_ratio=options.max_ratio, threshold=options.threshold,
+            )  # fmt: skip
+        except BudgetError as error:
+            selection, unreachable = Selection(error.floor, {}), error
+        if step == finest or (unreachable is None and _used(graph, budget, selection.keep) >= 1 - waste):
+            break
+    return replace(selection, round_to=step), unreachable
+
+
+def _used(graph: ChannelGraph, budget: Budget, keep: Keep) -> float:
+    """How much of the budget a choice uses up, as a share of it."""
+    return remaining(graph, budget, keep) / budget.ratio
 
 
 def check_recording(model: nn.Module, dense: Dense) -> None:
@@ -266,6 +283,7 @@ def _finish(
         oracle_error_in_double=None if agreement is None else agreement.in_double,
         seconds=dict(dense.stages.seconds),
         notes=tuple(notes),
+        round_to=selection.round_to,
         zeros=sum(int((p == 0).sum()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
     )
     return pruned

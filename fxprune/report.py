@@ -28,6 +28,35 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """What a network takes on onnxruntime, beside the dense one.
+
+    ``dense_ms``, ``pruned_ms``: median milliseconds of ``runs`` runs in turn at batch size ``batch``. ``provider``: the
+    execution provider; ``device``: what it ran on; ``threads``: of the processor, 0: as many as it has cores.
+    """
+
+    dense_ms: float
+    pruned_ms: float
+    provider: str
+    device: str
+    threads: int
+    batch: int
+    runs: int
+    onnxruntime_version: str
+
+    @property
+    def ratio(self) -> float:
+        return self.pruned_ms / self.dense_ms
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} threads, " if self.threads > 1 else "1 thread, " if self.threads else ""
+        return (
+            f"{self.dense_ms:.2f} ms -> {self.pruned_ms:.2f} ms  ({self.ratio:.1%}), batch size {self.batch}, "
+            f"median of {self.runs} ({self.provider}, {threads}onnxruntime {self.onnxruntime_version})"
+        )
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of one pruning.
 
@@ -37,7 +66,8 @@ class Report:
     relative error of the pruned model against its masked original, None if it was not asked for;
     ``oracle_error_in_double``: the same in double, where float32 rounds too much to tell. ``seconds``: per stage.
     ``notes``: what had to be left alone. ``optimizer``: the given one carried over to the result, if one was given.
-    ``zeros``: entries of the weights of two or more dims that are left, and zero.
+    ``zeros``: entries of the weights of two or more dims that are left, and zero. ``round_to``: kept channels are a
+    multiple of this. ``latency``: measured, where it was the budget.
     """
 
     model: str
@@ -55,13 +85,16 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     zeros: int = 0
+    round_to: int = 1
+    latency: Latency | None = None
     optimizer: Any = field(default=None, repr=False, compare=False)
 
     def data(self) -> dict[str, Any]:
         """The figures, rows and notes as plain data, for JSON; the plan has a file of its own."""
         left_out = ("plan", "optimizer")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
-        return {**values, "rows": [asdict(row) for row in self.rows]}
+        latency = None if self.latency is None else {**asdict(self.latency), "ratio": self.latency.ratio}
+        return {**values, "rows": [asdict(row) for row in self.rows], "latency": latency}
 
     def __str__(self) -> str:
         lines = [
@@ -69,6 +102,8 @@ class Report:
             _change("MACs", self.macs_before, self.macs_after),
             _change("parameters", self.params_before, self.params_after),
         ]
+        if self.latency is not None:
+            lines.insert(2, f"latency     {self.latency}")
         if self.zeros > _MANY_ZEROS * self.params_after:  # a few are chance
             lines.append(f"zeros       {quantity(self.zeros)} of these  ({self.zeros / self.params_after:.1%})")
         lines += [f"{share:.1%} of the MACs cannot be lowered: {reason}" for reason, share in self.held.items()]

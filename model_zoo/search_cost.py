@@ -79,8 +79,9 @@ class Case:
 
     def search(self, method: Learner, epochs: int, **settings: Any) -> nn.Module:
         training = fxprune.attach(
-            self.initial(), self.run.example, method=method, flops=RATIO, seed=self.options.seed, progress=False
-        )
+            self.initial(), self.run.example, method=method, flops=RATIO, round_to=1, seed=self.options.seed,
+            progress=False,
+        )  # fmt: skip
         with seeded(self.options.seed):
             batches = self.run.batches(self.settings.batch)[0]
             fit(training, batches, None, epochs, fxprune.Loop(**settings), progress=False)

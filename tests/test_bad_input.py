@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.errors import BudgetError, ExampleInputsError, FxpruneError, InputError, ModelError, PlanError
 
-BUDGETS = "flops=, params=, channels="
+BUDGETS = "flops=, params=, channels=, latency="
 KNOWN = ", ".join(fxprune.methods.available())
 
 
@@ -95,7 +95,7 @@ def test_no_budget_and_two_budgets() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["flops", "params", "channels"])
+@pytest.mark.parametrize("kind", ["flops", "params", "channels", "latency"])
 @pytest.mark.parametrize("ratio", [0, 0.0, -0.5, 1.0001, 50, math.nan, math.inf, True, "0.5", 1 + 0j])
 def test_a_ratio_outside_0_and_1(kind: str, ratio: Any) -> None:
     assert message(InputError, make(), budget={kind: ratio}) == (

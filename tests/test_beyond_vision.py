@@ -17,7 +17,7 @@ import fxprune
 from fxprune.inputs import describe_inputs, make_inputs, tensors_of
 from model_zoo import checks
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.aligned]
 
 CHECKS = [name for name in checks.CHECKS if name not in ("modes", "onnx", "whole")]  # these load a network by its name
 ALL = [

@@ -33,6 +33,7 @@ STAGES = [
     "original",
     "specs",
     "deploy",
+    "latency",
     "api",
     "artifact",
     "__init__",

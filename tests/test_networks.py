@@ -27,6 +27,7 @@ SMALL = {
 }
 
 
+@pytest.mark.aligned
 @pytest.mark.parametrize("spec", SMALL)
 def test_half_the_macs(spec: str) -> None:
     size = SMALL[spec]
@@ -43,6 +44,7 @@ def test_networks_whose_dependency_graph_takes_others_for_ever(name: str) -> Non
     assert record.figures["prunable_share"] == 1
 
 
+@pytest.mark.aligned
 def test_half_the_macs_with_onnx() -> None:
     record = checks.measure("timm:test_vit")
     assert record.failures == {}

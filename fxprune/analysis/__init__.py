@@ -1,10 +1,11 @@
 """Group: label a recorded graph until nothing new is found, and freeze what was found as a ``ChannelGraph``.
 
 ``analyse`` composes; ``shadow`` stands labelled meta tensors in for the weights, ``order`` finds movements that
-interleave channels, ``freeze`` numbers the channels and groups them.
+interleave channels, ``freeze`` numbers the channels and groups them. ``workload`` lists the ops of a forward pass.
 """
 
 from fxprune.analysis.analyse import analyse_graph
 from fxprune.analysis.shadow import placeholder_values, replay
+from fxprune.analysis.workload import Work, workload
 
-__all__ = ["analyse_graph", "placeholder_values", "replay"]
+__all__ = ["Work", "analyse_graph", "placeholder_values", "replay", "workload"]

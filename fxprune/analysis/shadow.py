@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from fxprune.channels import ChannelGraph, Parameter
 from fxprune.cost import Keep
 from fxprune.labels.factors import pruned
-from fxprune.labels.propagate import Propagation, label_parameter, propagate, set_labels
+from fxprune.labels.propagate import Propagation, Watch, label_parameter, propagate, set_labels
 from fxprune.recording import clone_structure, replace_tensors
 
 
@@ -65,14 +65,21 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 
 
 def replay(
-    module: fx.GraphModule, graph: ChannelGraph, keep: Keep, args: Sequence[Any], kwargs: Mapping[str, Any]
+    module: fx.GraphModule,
+    graph: ChannelGraph,
+    keep: Keep,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    watch: Watch | None = None,
 ) -> tuple[Propagation, str]:
     """Propagate the channel numbers of ``graph`` through ``module`` on other inputs or after a rewriting.
+
+    ``watch``: called after every aten op, see ``Propagation``.
 
     Returns:
         The run, whose atoms below ``graph.channel_count`` are channel numbers, and the error that ended it, or "".
     """
-    run = Propagation(graph.attention, seeded=True)
+    run = Propagation(graph.attention, seeded=True, watch=watch)
     run.fresh(graph.channel_count)
     run.lock(np.flatnonzero(graph.locked), "locked before")
     shadow = clone_structure(module)

@@ -133,6 +133,18 @@ def export(
     )
 
 
+def write_unchecked(module: nn.Module, record: Mapping[str, Any], path: Path) -> None:
+    """The file that ``export`` would write, compared with nothing: to be timed.
+
+    Raises:
+        ExampleInputsError, ExportError: see ``export``.
+    """
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    tensors = tensors_of(make_inputs(record, device, _EXPORT_BATCH, seed=_EXPORT_BATCH))
+    with _eval_mode(module), torch.no_grad():
+        _write(_Flat(module, record), tensors, path)
+
+
 class _Flat(nn.Module):
     """``module`` as a function from tensors to a tuple of tensors; what is no tensor is built in.
 

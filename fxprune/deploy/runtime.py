@@ -1,9 +1,10 @@
 """onnxruntime: choosing an execution provider, running a file on it, timing it."""
 
+import functools
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ _PROVIDER_OPTIONS: dict[str, dict[str, Any]] = {CUDA: {"use_tf32": 0}}
 class Session:
     """An ONNX file loaded on one execution provider, in full float32 precision."""
 
-    def __init__(self, path: str | os.PathLike[str], provider: str) -> None:
-        """Load ``path``.
+    def __init__(self, path: str | os.PathLike[str] | bytes, provider: str, threads: int = 0) -> None:
+        """Load ``path``, or what a file would hold; ``threads`` of the processor, 0: as many as it has cores.
 
         Raises:
             ExportError: the file does not load, or the provider does not work on this machine.
@@ -33,6 +34,7 @@ class Session:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
         options.log_severity_level = _NOTHING if provider == CUDA else _ERRORS_ONLY
         wanted: list[Any] = [(provider, _PROVIDER_OPTIONS.get(provider, {}))]
         if provider != CPU:
@@ -64,6 +66,16 @@ class Session:
 
         ``least`` to ``most`` runs, as many as ``seconds`` allow, after two that are not counted.
         """
+        run = self.timer(tensors)
+        run()
+        run()
+        times: list[float] = []
+        while len(times) < least or (sum(times) < seconds * 1000 and len(times) < most):
+            times.append(run())
+        return statistics.median(times)
+
+    def timer(self, tensors: Sequence[Tensor]) -> Callable[[], float]:
+        """What runs once and returns the milliseconds it took, inputs and outputs on the provider's device."""
         import onnxruntime
 
         device = "cuda" if self.provider == CUDA else "cpu"
@@ -80,19 +92,14 @@ class Session:
             binding.synchronize_outputs()
             return (time.perf_counter() - start) * 1000
 
-        run()
-        run()
-        times: list[float] = []
-        while len(times) < least or (sum(times) < seconds * 1000 and len(times) < most):
-            times.append(run())
-        return statistics.median(times)
+        return run
 
     def _inputs(self) -> list[Any]:
         inputs: list[Any] = self._session.get_inputs()
         return inputs
 
 
-def open_session(path: str | os.PathLike[str], provider: str | None) -> Session:
+def open_session(path: str | os.PathLike[str] | bytes, provider: str | None) -> Session:
     """A session on ``provider``; without one, on CUDA if that works here, else on the CPU.
 
     Raises:
@@ -108,6 +115,19 @@ def open_session(path: str | os.PathLike[str], provider: str | None) -> Session:
             # Its CUDA libraries need not be those of torch. Validation says which provider it was.
             pass
     return Session(path, CPU)
+
+
+@functools.lru_cache
+def provider_at_hand() -> str:
+    """The execution provider that ``open_session`` takes when it is left the choice: CUDA if it works, else the CPU."""
+    if not torch.cuda.is_available():
+        return CPU
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "nothing", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return open_session(model.SerializeToString(), None).provider
 
 
 def check_provider(provider: str | None) -> None:

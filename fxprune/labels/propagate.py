@@ -9,7 +9,7 @@ is new.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from fxprune.labels.factors import Factor, Labels, compact, settle_dim, vector
 
 Attention = Literal["head_dim", "heads"]
 _LABELS = "_fxprune_labels"
+Watch = Callable[["Propagation", Any, Any, Any, Any], None]
 _SHARED_FROM = 4096  # atoms
 _NAME = "_fxprune_name"
 _DEMANDS = "_fxprune_demands"
@@ -110,12 +111,15 @@ class Propagation(TorchDispatchMode):
         facts: Facts | None = None,
         seeded: bool = False,
         ignore: Sequence[str] = (),
+        watch: Watch | None = None,
     ):
         """``seeded``: parameters carry the channels of an earlier run; groups that shrank to one channel stay groups.
 
-        ``ignore``: names of modules and parameters whose outputs stay.
+        ``ignore``: names of modules and parameters whose outputs stay. ``watch``: called after every aten op, when its
+        outputs have their labels, with this run and the op, its arguments and what it returned.
         """
         super().__init__()
+        self.watch = watch
         self.attention = attention
         self.ignore = tuple(ignore)
         self.facts = facts or Facts()
@@ -367,6 +371,8 @@ class Propagation(TorchDispatchMode):
             given = (before, *args[1:])
         out = _execute(func, args, kwargs)
         apply_rule(self, func, given, kwargs, out)
+        if self.watch is not None:
+            self.watch(self, func, given, kwargs, out)
         return out
 
 

@@ -29,7 +29,7 @@ def dhp(
     dense = run.baseline(run.network(make), converging)
     with run.timed("search"):
         pruned: Any = fxprune.prune(
-            run.network(make), run.example, method=method, flops=ratio, data=run.batches(search.batch)[0],
+            run.network(make), run.example, method=method, flops=ratio, round_to=1, data=run.batches(search.batch)[0],
             loss_fn=run.loss, epochs=search.epochs, seed=run.options.seed,
             **run.loop("search", optimizer=search.optimizer, schedule=search.schedule),
         )  # fmt: skip

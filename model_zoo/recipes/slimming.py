@@ -20,7 +20,7 @@ def slim(
     run: Run, stage: str, model: nn.Module, method: Slimming, settings: Sgd, **cut: Any
 ) -> tuple[fx.GraphModule, float]:
     """The network cut after a training with the penalty, and its accuracy before the cut."""
-    training = fxprune.attach(model, run.example, method=method, seed=run.options.seed, **cut)
+    training = fxprune.attach(model, run.example, method=method, round_to=1, seed=run.options.seed, **cut)
     loop = run.loop(stage, optimizer=settings.optimizer, schedule=settings.schedule)
     with run.timed(stage), seeded(run.options.seed):
         fit(training, run.batches(settings.batch)[0], None, settings.epochs, **loop)

@@ -1,0 +1,123 @@
+"""The latency of a pruned network beside the dense one, both on onnxruntime, in turn."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.deploy import runtime
+from fxprune.deploy.onnx import write_unchecked
+from fxprune.deploy.store import device
+from fxprune.errors import InputError
+from fxprune.inputs import describe_inputs, make_inputs, resolve_inputs, tensors_of
+from fxprune.report import Latency
+
+_WARM_UP = 3  # runs that do not count
+_QUICK, _MOST = 11, 200  # runs: at least, for a first look, and at most
+_SECONDS = 1.5  # of running, where that is more than the least number of runs
+
+
+class Stopwatch:
+    """A dense network on one execution provider, to measure others beside it.
+
+    Args:
+        dense: the network.
+        record: its example inputs, see ``fxprune.inputs.describe_inputs``; their batch size is that of every run.
+        provider: onnxruntime's execution provider.
+        threads: of the processor; 0: as many as it has cores.
+
+    Raises:
+        ExportError: the network cannot be exported, or the provider does not work here.
+    """
+
+    def __init__(self, dense: nn.Module, record: Mapping[str, Any], provider: str, threads: int = 0):
+        self._record, self._provider, self._threads = record, provider, threads
+        self._dense = self._timer(dense)
+
+    def dense_ms(self) -> float:
+        """Milliseconds of the dense network when little else runs on the machine: the first quartile."""
+        return _quartile(column[0] for column in _in_turn(_QUICK, self._dense))
+
+    def ratio(self, pruned: nn.Module) -> float:
+        """The ratio of the first quartiles, pruned to dense: what else runs on the machine disturbs it the least."""
+        dense, smaller = zip(*_in_turn(_QUICK, self._dense, self._timer(pruned)), strict=True)
+        return _quartile(smaller) / _quartile(dense)
+
+    def beside(self, pruned: nn.Module, runs: int) -> Latency:
+        """Medians of at least ``runs`` runs of the dense and the pruned network in turn."""
+        pairs = _in_turn(runs, self._dense, self._timer(pruned))
+        dense, smaller = (statistics.median(column) for column in zip(*pairs, strict=True))
+        first = next(tensor for tensor in tensors_of(make_inputs(self._record)))
+        return Latency(
+            dense_ms=dense,
+            pruned_ms=smaller,
+            provider=self._provider,
+            device=str(device(self._provider)["device"]),
+            threads=self._threads,
+            batch=int(first.shape[0]) if first.ndim else 1,
+            runs=len(pairs),
+            onnxruntime_version=runtime.version(),
+        )
+
+    def _timer(self, module: nn.Module) -> Callable[[], float]:
+        on = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+        tensors = tensors_of(make_inputs(self._record, on))
+        with tempfile.TemporaryDirectory(prefix="fxprune-") as folder:
+            path = Path(folder) / "timed.onnx"
+            write_unchecked(module, self._record, path)
+            return runtime.Session(path, self._provider, self._threads).timer(tensors)
+
+
+def _in_turn(least: int, *timers: Callable[[], float]) -> list[tuple[float, ...]]:
+    """Milliseconds of at least so many runs of each, and of runs for ``_SECONDS``, after a few that do not count."""
+    times: list[tuple[float, ...]] = []
+    for _ in range(_WARM_UP):
+        _ = [timer() for timer in timers]
+    while len(times) < least or (len(times) < _MOST and sum(map(sum, times)) < _SECONDS * 1000):
+        times.append(tuple(timer() for timer in timers))
+    return times
+
+
+def _quartile(times: Iterable[float]) -> float:
+    return statistics.quantiles(times)[0]
+
+
+def bench(
+    dense: nn.Module,
+    pruned: nn.Module,
+    example_inputs: Any = None,
+    example_kwargs: Any = None,
+    *,
+    provider: str | None = None,
+    threads: int | None = None,
+    runs: int = 31,
+) -> Latency:
+    """Latency of ``pruned`` beside ``dense`` on onnxruntime: both exported, then run in turn.
+
+    Args:
+        dense: a network.
+        pruned: another that takes the same inputs.
+        example_inputs: a tensor, or a tuple of the positional arguments; inferred where possible. Their batch size is
+            that of every run.
+        example_kwargs: keyword arguments.
+        provider: onnxruntime's execution provider; CUDA if that works here, else the CPU.
+        threads: of the processor; as many as it has cores where none is given, as onnxruntime itself does.
+        runs: of each network, at least; more where they are short.
+
+    Raises:
+        InputError: there is no such provider, or ``threads`` or ``runs`` is not a positive number.
+        ExampleInputsError: inputs that are missing or do not fit.
+        ExportError: a network cannot be exported.
+    """
+    for name, value in (("threads", 1 if threads is None else threads), ("runs", runs)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}={value!r} must be a whole number of at least 1")
+    runtime.check_provider(provider)
+    record = describe_inputs(*resolve_inputs(dense, example_inputs, example_kwargs))
+    return Stopwatch(dense, record, provider or runtime.provider_at_hand(), threads or 0).beside(pruned, runs)

@@ -1,0 +1,200 @@
+"""Kernels as graphs of their own, and what is kept of their timings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import randomise
+from torch import nn
+
+import fxprune
+from fxprune.deploy import kernels, runtime, store
+from fxprune.deploy.kernels import COPIES, Kernel, alignment, kernel_ms
+from fxprune.deploy.runtime import CPU
+from fxprune.errors import InputError
+
+OPTIONS = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "transposed": False, "output_padding": (0, 0),
+           "groups": 1}  # fmt: skip
+
+
+def convolution(x: tuple[int, ...], weight: tuple[int, ...], **options: Any) -> Kernel:
+    return Kernel("convolution", (x, weight), True, tuple({**OPTIONS, **options}.items()))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FXPRUNE_CACHE", str(tmp_path / "cache"))
+    store.store.cache_clear()
+    yield tmp_path / "cache"
+    store.store.cache_clear()
+
+
+def run(kernel: Kernel) -> torch.Tensor:
+    graph, inputs = kernels._graph(kernel)
+    (result,) = runtime.Session(graph, CPU).run([torch.from_numpy(value) for value in inputs])
+    return result
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        convolution((2, 3, 9, 8), (5, 3, 3, 3)),
+        convolution((1, 6, 9, 8), (6, 1, 3, 5), stride=(2, 1), padding=(1, 2), groups=6),
+        convolution((1, 6, 9, 9), (4, 3, 3, 3), padding=(2, 2), dilation=(2, 2), groups=2),
+        convolution((1, 4, 5, 5), (4, 3, 3, 3), transposed=True, stride=(2, 2), padding=(1, 1), output_padding=(1, 1)),
+        Kernel("convolution", ((1, 3, 9), (4, 3, 3)), True,
+               tuple({**OPTIONS, "stride": (2,), "padding": (1,), "dilation": (1,), "output_padding": (0,)}.items())),
+    ],
+)  # fmt: skip
+def test_a_timed_convolution_is_that_of_torch(kernel: Kernel) -> None:
+    x, weight = (torch.ones(shape) for shape in kernel.shapes)
+    expected = torch.ops.aten.convolution(x, weight, None, **dict(kernel.options))
+    torch.testing.assert_close(run(kernel), expected * sum(range(1, COPIES + 1)))
+
+
+def test_a_timed_product_is_that_of_torch() -> None:
+    given, constant = (Kernel("product", ((2, 5, 3), (2, 3, 4)), flag) for flag in (False, True))
+    torch.testing.assert_close(run(given), torch.full((2, 5, 4), 3.0 * COPIES))
+    torch.testing.assert_close(run(constant), torch.full((2, 5, 4), 3.0 * sum(range(1, COPIES + 1))))
+
+
+def test_half_precision_is_timed_in_half_precision() -> None:
+    assert run(Kernel("product", ((2, 3), (3, 4)), True, dtype="float16")).dtype == torch.float16
+
+
+def test_a_kernel_is_timed_once_per_device(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, other = (Kernel("product", ((8, 8), (8, size))) for size in (8, 9))
+    (first,) = kernel_ms([kernel], CPU, 1)
+    assert first >= 0
+    store.store.cache_clear()  # as a new process would begin
+    timed: list[Any] = []
+    monkeypatch.setattr(kernels, "_time", lambda *args: timed.append(args) or 5.0)
+    monkeypatch.setattr(kernels, "_idle_ms", lambda *_: 1.0)
+    assert kernel_ms([kernel, other, other], CPU, 1) == [first, 4.0 / COPIES, 4.0 / COPIES]
+    assert len(timed) == 1
+    assert kernel_ms([kernel], CPU, 2) == [4.0 / COPIES], "with more threads it is another time"
+
+
+def test_what_was_timed_before_an_interruption_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([3.0])
+
+    def time(*_: Any) -> float:
+        for value in times:
+            return value
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kernels, "_time", time)
+    monkeypatch.setattr(kernels, "_idle_ms", lambda *_: 0.0)
+    some = [Kernel("product", ((8, 8), (8, size))) for size in (8, 9)]
+    with pytest.raises(KeyboardInterrupt):
+        kernel_ms(some, CPU, 1)
+    assert kernel_ms(some[:1], CPU, 1) == [3.0 / COPIES]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"values": 3}', '{"values": {"a": "b"}}'])
+def test_a_damaged_file_is_measured_anew(cache: Path, damage: str) -> None:
+    kept = store.Store(CPU, 1)
+    kept.add({"one": 1.0})
+    kept.path.write_text(damage)
+    assert "one" not in store.Store(CPU, 1)
+    store.Store(CPU, 1).add({"two": 2.0})
+    assert json.loads(kept.path.read_text())["values"] == {"two": 2.0}
+
+
+def test_two_processes_keep_what_both_measured(cache: Path) -> None:
+    one, two = store.Store(CPU, 1), store.Store(CPU, 1)
+    one.add({"a": 1.0})
+    two.add({"b": 2.0})
+    assert set(json.loads(one.path.read_text())["values"]) == {"a", "b"}
+
+
+def test_other_versions_and_devices_have_files_of_their_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = {store.Store(CPU, threads).path for threads in (0, 1)}
+    monkeypatch.setattr(runtime, "version", lambda: "0.0")
+    paths.add(store.Store(CPU, 1).path)
+    monkeypatch.setattr(store, "_processor", lambda: "another")
+    paths.add(store.Store(CPU, 1).path)
+    assert len(paths) == 4
+
+
+def test_a_folder_that_takes_no_files_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FXPRUNE_CACHE", str(tmp_path / "file" / "below"))
+    kept = store.Store(CPU, 1)
+    with pytest.warns(UserWarning, match="Measurements cannot be kept in .*; they are made anew"):
+        kept.add({"one": 1.0})
+    assert kept["one"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("readings", "expected", "taken"), [([16, 16], 16, 2), ([4, 16, 16], 16, 3), ([1, 2, 4, 1, 2], 4, 5)]
+)
+def test_an_alignment_counts_when_two_readings_agree(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, readings: list[int], expected: int, taken: int
+) -> None:
+    left = list(readings)
+    monkeypatch.setattr(kernels, "_measure_alignment", lambda provider: left.pop(0))
+    assert alignment(CPU) == expected
+    assert len(readings) - len(left) == taken
+    assert alignment(CPU) == expected, "kept"
+
+
+def test_the_finest_alignment_that_is_as_fast_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that works on blocks of 8 channels."""
+
+    def timer(graph: bytes, inputs: Any, provider: str) -> Any:
+        channels = inputs[0].shape[1]
+        cost = -(-channels // 8) * 8  # as if padded to whole blocks
+        return lambda: float(cost * channels)
+
+    monkeypatch.setattr(kernels, "_timer", timer)
+    for name in ("_inverted", "_plain", "_products"):
+        monkeypatch.setattr(kernels, name, lambda channels, images: (b"", [torch.ones(1, channels)], channels**2))
+    monkeypatch.setattr(kernels, "_WORTH", 1.01)
+    assert kernels._measure_alignment(CPU) == 8
+
+
+def test_the_chains_that_decide_the_alignment_run(cache: Path) -> None:
+    assert alignment(CPU) in kernels.ALIGNMENTS
+
+
+# -- two networks beside each other ------------------------------------------------------------------------------------
+
+
+def test_a_bench_runs_both_networks_at_the_batch_size_of_the_example() -> None:
+    dense = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))).eval()
+    x = torch.randn(5, 3, 8, 8)
+    pruned = fxprune.prune(dense, x, flops=0.6, progress=False)
+    found = fxprune.bench(dense, pruned, x, threads=1, runs=4)
+    assert found.batch == 5
+    assert found.provider == CPU
+    assert found.threads == 1
+    assert found.runs >= 4
+    assert found.dense_ms > 0
+    assert found.pruned_ms > 0
+    assert found.ratio == found.pruned_ms / found.dense_ms
+    assert "1 thread" in str(found)
+    assert "batch size 5" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runs": 0}, "runs=0 must be a whole number of at least 1"),
+        ({"threads": True}, "threads=True must be a whole number of at least 1"),
+        ({"provider": "Nobody"}, "has no execution provider 'Nobody'; it has"),
+    ],
+)
+def test_a_bench_refuses_what_it_cannot_do(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fxprune.bench(nn.Linear(2, 2), nn.Linear(2, 2), torch.ones(1, 2), **options)
+
+
+def test_the_provider_at_hand_is_the_processor_where_there_is_no_card() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert runtime.provider_at_hand() == CPU
