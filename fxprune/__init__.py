@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fxprune.api import analyze, apply, attach, prune, record
     from fxprune.artifact import load, save
     from fxprune.channels import ChannelGraph, ChannelGroup
-    from fxprune.deploy import Validation, bench, export
+    from fxprune.deploy import Validation, bench, export, validate
     from fxprune.errors import FxpruneError
     from fxprune.original import into
     from fxprune.plan import PruningPlan
@@ -38,6 +38,7 @@ _HOMES = {
     "prune": "api",
     "record": "api",
     "save": "artifact",
+    "validate": "deploy",
 }
 __all__ = [
     "ChannelGraph",
@@ -64,6 +65,7 @@ __all__ = [
     "record",
     "save",
     "study",
+    "validate",
 ]
 
 

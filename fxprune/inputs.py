@@ -219,6 +219,27 @@ def is_batched(spec: TensorSpec, record: Mapping[str, Any]) -> bool:
     return bool(spec.shape) and spec.shape[0] == batch_size(record)
 
 
+def image_size(record: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width, the last two dims, of the first tensor with four dims or more; None without one."""
+    return next((spec.shape[-2:] for spec in specs_of(record) if len(spec.shape) >= 4), None)  # type: ignore[return-value]
+
+
+def is_image(spec: TensorSpec, record: Mapping[str, Any]) -> bool:
+    """Whether the last two dims of this tensor of the record are the height and width of ``image_size``."""
+    return len(spec.shape) >= 4 and spec.shape[-2:] == image_size(record)
+
+
+def resized(record: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The record with its images at another height and width."""
+
+    def resize(leaf: Any) -> Any:
+        if isinstance(leaf, TensorSpec) and is_image(leaf, record):
+            return dataclasses.replace(leaf, shape=(*leaf.shape[:-2], *size))
+        return leaf
+
+    return {"args": map_leaves(resize, record["args"]), "kwargs": map_leaves(resize, record["kwargs"])}
+
+
 def specs_of(record: Mapping[str, Any]) -> list[TensorSpec]:
     """The tensors of a record, in the order of :func:`tensors_of` on what :func:`make_inputs` makes of it."""
     return [leaf for leaf in leaves_of((record["args"], record["kwargs"])) if isinstance(leaf, TensorSpec)]

@@ -145,7 +145,9 @@ def rewrite_as(dense: Dense, keep: Keep, options: Options, method: str) -> fx.Gr
         pruned, blame = _rewrite(dense, dense.graph, keep)
     if pruned is None:
         return blame[1]
-    return _finish(dense, pruned, Selection(keep, {}), options, method, list(dense.graph.notes))
+    result = _finish(dense, pruned, Selection(keep, {}), options, method, list(dense.graph.notes))
+    result.meta["fxprune"] = replace(result.meta["fxprune"], budget=None)  # the plan is given
+    return result
 
 
 def choose(
@@ -284,6 +286,7 @@ def _finish(
         seconds=dict(dense.stages.seconds),
         notes=tuple(notes),
         round_to=selection.round_to,
+        budget=options.budget if options.threshold is None else None,
         zeros=sum(int((p == 0).sum()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
     )
     return pruned

@@ -61,6 +61,11 @@ class PruningPlan:
         }
         return {**data, "digest": _digest(data)}
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 over what the plan file holds."""
+        return str(self.data()["digest"])
+
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
         """Read what ``save`` wrote.

@@ -1,10 +1,4 @@
-"""ONNX export that is checked: torch.export with a dynamic batch, torch.onnx, then onnxruntime against torch.
-
-The network is exported behind :class:`_Flat`, which takes the tensors of the inputs one by one and returns the tensors
-of the outputs. So the ONNX graph's inputs and outputs are exactly the tensor leaves of the model's, in pytree order,
-whatever the nesting and however the user ordered the keyword arguments, and what is no tensor (a number, a None) is not
-in the file.
-"""
+"""ONNX export that is checked: torch.export with a dynamic batch, torch.onnx, then onnxruntime against torch."""
 
 import contextlib
 import inspect
@@ -12,73 +6,38 @@ import io
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune.deploy import runtime
-from fxprune.errors import ExampleInputsError, ExportError
+from fxprune.deploy.flat import Flat
+from fxprune.deploy.validation import PLAN_DIGEST, Validation, check, report_of, run
+from fxprune.errors import ExportError, InputError
 from fxprune.files import check_writable, replacing
 from fxprune.inputs import (
-    TensorSpec,
     describe_inputs,
+    image_size,
     is_batched,
+    is_image,
     make_inputs,
-    map_leaves,
     resolve_inputs,
     specs_of,
     tensors_of,
 )
-
-TOLERANCE = 1e-3
-"""Largest accepted difference of an output, relative to its largest magnitude."""
-HALF_TOLERANCE = 1e-2
-"""The same for float16, whose own rounding is 5e-4."""
+from fxprune.pipeline import evaluated
+from fxprune.version import __version__
 
 # torch.export takes a size of 1 for a constant, so the network is exported with 2; checked with what it has not seen.
 _EXPORT_BATCH = 2
-_CHECK_BATCH = 3
-_LATENCY_BATCH = 1
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What onnxruntime computed from an exported file, next to what torch computes.
-
-    Attributes:
-        path: the file.
-        opset: version of the ONNX operator set it uses.
-        max_abs_error: largest absolute difference over all elements of all outputs.
-        max_rel_error: largest over the outputs of: largest difference / largest magnitude of the output in torch.
-        provider: the execution provider that ran it.
-        batch: the batch size of the comparison, which is not the exported one. Batch size 1 was compared too.
-        latency_ms: median wall time of one run at batch size 1, inputs and outputs on the provider's device.
-    """
-
-    path: Path
-    opset: int
-    max_abs_error: float
-    max_rel_error: float
-    provider: str
-    batch: int
-    latency_ms: float
-    torch_version: str
-    onnxruntime_version: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.path}: opset {self.opset}, max error {self.max_abs_error:.1e} absolute, {self.max_rel_error:.1e} "
-            f"relative at batch size {self.batch}; {self.latency_ms:.2f} ms at batch size {_LATENCY_BATCH} "
-            f"({self.provider}, onnxruntime {self.onnxruntime_version}, torch {self.torch_version})"
-        )
+_KEPT = "fxprune.kept"
 
 
 def export(
@@ -87,50 +46,53 @@ def export(
     example_inputs: Any = None,
     example_kwargs: Any = None,
     provider: str | None = None,
+    *,
+    opset: int | None = None,
+    dynamic_size: bool = False,
+    fold_norms: bool = True,
+    half: bool = False,
 ) -> Validation:
     """Write ``module`` as an ONNX file with a dynamic batch, and check it with onnxruntime against torch.
 
     Batch is dim 0 of the first input tensor and of all that agree with it there. The comparison is in eval mode, on
-    fresh random inputs of another batch size than the exported one; the module is left as it was. A file appears at
-    ``path`` only after it was found right; where the weights come near 2 GB they go to ``<path>.data`` beside it.
+    fresh random inputs of other batch sizes than the exported one; the module is left as it was. A file appears at
+    ``path`` only after it was found right; where the weights come near 2 GB they go to ``<path>.data`` beside it. In
+    its ``metadata_props`` the file keeps the versions of fxprune and torch, and of a pruned network the method, the
+    budget, the MACs and the digest of the plan.
 
     Args:
         module: the network, as a rule what ``fxprune.prune`` returned.
         path: where to write.
         example_inputs: a tensor, or a tuple of the positional arguments; inferred where possible.
         example_kwargs: keyword arguments.
-        provider: onnxruntime's execution provider; CUDA if that works here, else the CPU.
+        provider: onnxruntime's execution provider; every one that works here if not given, see ``validate``.
+        opset: version of the ONNX operator set; what torch.onnx writes by itself if not given.
+        dynamic_size: leave the height and width of images open, the last two dims of the first input with four dims or
+            more and of all that agree with it there. Checked at other sizes too.
+        fold_norms: batch norms after a convolution or a linear layer become part of its weights, which is exact in
+            eval mode; onnxruntime does the same when it loads a file. False keeps them as nodes.
+        half: weights, inputs and outputs in float16, compared with what the network computes in its own dtype.
 
     Raises:
-        InputError: ``path`` cannot be written, or there is no such provider.
+        InputError: ``path`` cannot be written, there is no such provider or opset, or no image.
         ExampleInputsError: inputs that are missing, or that do not run with another batch size.
-        ExportError: the network cannot be exported, or the exported file computes something else. No file is left.
+        ExportError: the network cannot be exported like this, or the exported file computes something else. No file is
+            left.
     """
     path = check_writable(path)
     runtime.check_provider(provider)
-    record = describe_inputs(*resolve_inputs(module, example_inputs, example_kwargs))
-    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    flat = _Flat(module, record)
-
-    def tensors(batch: int) -> list[Tensor]:
-        return tensors_of(make_inputs(record, device, batch, seed=batch))
-
-    with _eval_mode(module), torch.no_grad(), replacing(path) as draft:
-        opset = _write(flat, tensors(_EXPORT_BATCH), draft)
-        session = runtime.open_session(draft, provider)
-        errors = [_compare(flat, session, tensors(batch)) for batch in (_CHECK_BATCH, _LATENCY_BATCH)]
-        latency = session.latency_ms(tensors(_LATENCY_BATCH))
-    return Validation(
-        path=path,
-        opset=opset,
-        max_abs_error=max(absolute for absolute, _ in errors),
-        max_rel_error=max(relative for _, relative in errors),
-        provider=session.provider,
-        batch=_CHECK_BATCH,
-        latency_ms=latency,
-        torch_version=str(torch.__version__),
-        onnxruntime_version=runtime.version(),
-    )
+    _check_opset(opset)
+    flat = Flat(module, describe_inputs(*resolve_inputs(module, example_inputs, example_kwargs)))
+    if dynamic_size and image_size(flat.record) is None:
+        raise InputError(f"dynamic_size: {flat.name} takes no image, that is no tensor with four dims or more")
+    with evaluated(module), torch.no_grad(), replacing(path) as draft:
+        program = _converted(flat, opset, dynamic_size, fold_norms)
+        program.model.metadata_props.update(_metadata(module))
+        with quiet():
+            if half:
+                program.model = _in_half(program.model)
+            program.save(draft)
+        return replace(check(draft, flat, provider), path=path)
 
 
 def write_unchecked(module: nn.Module, record: Mapping[str, Any], path: Path) -> None:
@@ -139,149 +101,115 @@ def write_unchecked(module: nn.Module, record: Mapping[str, Any], path: Path) ->
     Raises:
         ExampleInputsError, ExportError: see ``export``.
     """
-    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    tensors = tensors_of(make_inputs(record, device, _EXPORT_BATCH, seed=_EXPORT_BATCH))
-    with _eval_mode(module), torch.no_grad():
-        _write(_Flat(module, record), tensors, path)
+    with evaluated(module), torch.no_grad():
+        program = _converted(Flat(module, record), None, False, True)
+        with quiet():
+            program.save(path)
 
 
-class _Flat(nn.Module):
-    """``module`` as a function from tensors to a tuple of tensors; what is no tensor is built in.
+def _check_opset(opset: int | None) -> None:
+    import onnx
 
-    Attributes:
-        record: the example inputs of ``module``, see ``fxprune.inputs.describe_inputs``.
-    """
-
-    def __init__(self, module: nn.Module, record: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.module = module
-        self.record = record
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        with _FoldedAttention():
-            return tuple(tensors_of(self.call(tensors)))
-
-    def call(self, tensors: Sequence[Tensor]) -> Any:
-        """What ``module`` returns for these tensors."""
-        remaining = iter(tensors)
-        filled = map_leaves(lambda leaf: next(remaining) if isinstance(leaf, TensorSpec) else leaf, dict(self.record))
-        return self.module(*filled["args"], **filled["kwargs"])
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and (isinstance(opset, bool) or not isinstance(opset, int) or not 1 <= opset <= newest):
+        raise InputError(
+            f"opset={opset!r}: pass a number up to {newest}, the newest that onnx {onnx.__version__} knows"
+        )
 
 
-class _FoldedAttention(TorchFunctionMode):
-    """Attention with one batch dimension, whatever it was called with: torch.onnx knows no other."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        return _folded_attention(*args, **(kwargs or {}))
-
-
-def _folded_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any,
-                      **options: Any) -> Tensor:  # fmt: skip
-    if query.ndim in (2, 4):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask, *rest, **options)
-    batch = torch.broadcast_shapes(*(tensor.shape[:-3] for tensor in (query, key, value)))
-
-    def folded(tensor: Tensor) -> Tensor:
-        return tensor.expand(*batch, *tensor.shape[-3:]).reshape(-1, *tensor.shape[-3:])
-
-    mask = folded(attn_mask) if attn_mask is not None and attn_mask.ndim > 3 else attn_mask
-    result = F.scaled_dot_product_attention(folded(query), folded(key), folded(value), mask, *rest, **options)
-    return result.reshape(*batch, *result.shape[-3:])
-
-
-def _write(flat: _Flat, tensors: Sequence[Tensor], path: Path) -> int:
-    """Export to ``path``; returns the opset version."""
-    outputs = _run(flat, tensors)
+def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bool) -> Any:
+    """The ``torch.onnx.ONNXProgram``."""
+    tensors = tensors_of(make_inputs(flat.record, flat.device, _EXPORT_BATCH, seed=_EXPORT_BATCH))
+    outputs = run(flat, tensors, "an export needs inputs whose dim 0 is a batch of any size")
+    open_dims = _open_dims(flat, dynamic_size)
     shapes = torch.export.ShapesCollection()
     batch = torch.export.Dim("batch", min=1)
-    for tensor, spec in zip(tensors, specs_of(flat.record), strict=True):
-        if is_batched(spec, flat.record):
-            shapes[tensor] = {0: batch}
-    name = type(flat.module).__name__
-    with _quiet():
+    for tensor, names in zip(tensors, open_dims, strict=True):
+        if names:
+            # Not a Dim for height and width: what a stride demands of them cannot be known beforehand.
+            shapes[tensor] = {
+                dim: batch if name == "batch" else torch.export.Dim.DYNAMIC for dim, name in names.items()
+            }
+    what = "batch, height and width" if dynamic_size else "batch"
+    with quiet():
         try:
             exported = torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes, strict=False)
         except Exception as error:
+            reason = capture_reason(error, {dim: name for names in open_dims for dim, name in names.items()})
             raise ExportError(
-                f"torch.export cannot capture {name} with a dynamic batch: {_capture_reason(error)}; "
+                f"torch.export cannot capture {flat.name} with a dynamic {what}: {reason}; "
                 "its forward must take sizes from x.shape and not branch on the values of tensors"
             ) from error
         try:
-            program = torch.onnx.export(exported, dynamo=True, verbose=False)
+            program = torch.onnx.export(exported, dynamo=True, verbose=False, opset_version=opset, optimize=fold_norms)
             assert program is not None
+            if not fold_norms:
+                _optimise_around_norms(program)
         except Exception as error:
-            raise ExportError(f"torch.onnx cannot write {name}: {runtime.first_line(_root(error))}") from error
-        _register_constants(program.model)
-        _rename(program.model, _input_names(flat), _output_names(outputs))
-        program.save(path)
-    return int(program.model.opset_imports[""])
-
-
-def _run(flat: _Flat, tensors: Sequence[Tensor]) -> Any:
-    """What the module returns in torch; refuses what no ONNX file could be compared with."""
-    try:
-        outputs = flat.call(tensors)
-    except Exception as error:
-        shapes = [list(tensor.shape) for tensor in tensors]
-        raise ExampleInputsError(
-            f"{type(flat.module).__name__} fails on random inputs of the shapes {shapes}: {runtime.first_line(error)}; "
-            "an export needs inputs whose dim 0 is a batch of any size"
-        ) from error
-    found = tensors_of(outputs)
-    if any(tensor.dtype == torch.bfloat16 for tensor in (*tensors, *found)):
-        raise ExportError("onnxruntime has no bfloat16 kernels to check most networks with; export model.float()")
-    if any(tensor.isnan().any() for tensor in found):
-        raise ExportError("the outputs are NaN in torch already, so that no file can be checked; look at the weights")
-    return outputs
-
-
-def _compare(flat: _Flat, session: runtime.Session, tensors: Sequence[Tensor]) -> tuple[float, float]:
-    """Largest absolute and largest relative error of the session's outputs; refuses an error above tolerance."""
-    with _full_precision():
-        expected = [tensor.cpu() for tensor in tensors_of(_run(flat, tensors))]
-    actual = session.run(tensors)
-    shapes, shapes_expected = ([list(tensor.shape) for tensor in side] for side in (actual, expected))
-    if shapes != shapes_expected:
-        raise ExportError(
-            f"the exported file returns the shapes {shapes} at batch size {len(tensors[0])}, torch {shapes_expected}"
-        )
-    errors = [_error(*pair) for pair in zip(actual, expected, strict=True)]
-    for number, (output, (_, relative)) in enumerate(zip(expected, errors, strict=True)):
-        tolerance = HALF_TOLERANCE if output.dtype == torch.float16 else TOLERANCE
-        if not relative <= tolerance:
-            _check_deterministic(flat, tensors)
+            raise ExportError(f"torch.onnx cannot write {flat.name}: {runtime.first_line(_root(error))}") from error
+        written = int(program.model.opset_imports[""])
+        if opset not in (None, written):
             raise ExportError(
-                f"the exported file does not compute what torch does: output {number} is off by {relative:.1e} of its "
-                f"largest magnitude on {session.provider} at batch size {len(tensors[0])}, tolerance {tolerance:.0e}"
+                f"torch.onnx cannot write {flat.name} with opset {opset}: it leaves it at {written}; "
+                f"pass opset={written} or none"
             )
-    return max((absolute for absolute, _ in errors), default=0.0), max(
-        (relative for _, relative in errors), default=0.0
-    )
+        _register_constants(program.model)
+        _rename(program.model, open_dims, _input_names(flat), _output_names(outputs))
+    return program
 
 
-def _check_deterministic(flat: _Flat, tensors: Sequence[Tensor]) -> None:
-    """Refuse a network that is random by itself: the file is not to blame."""
-    first, second = (tensors_of(flat.call(tensors)) for _ in range(2))
-    if not all(torch.allclose(one, other, rtol=1e-4, atol=1e-4) for one, other in zip(first, second, strict=True)):
-        raise ExportError(
-            f"{type(flat.module).__name__} returns something else at every run, in eval mode too, so that no file "
-            "can be checked; look for random operations, for instance a dropout that does not ask self.training"
-        )
+def _open_dims(flat: Flat, dynamic_size: bool) -> list[dict[int, str]]:
+    """Of every input tensor the dims that are left open, and what their size is called."""
+    result = []
+    for spec in specs_of(flat.record):
+        names = {0: "batch"} if is_batched(spec, flat.record) else {}
+        if dynamic_size and is_image(spec, flat.record):
+            names |= {len(spec.shape) - 2: "height", len(spec.shape) - 1: "width"}
+        result.append(names)
+    return result
 
 
-def _error(actual: Tensor, expected: Tensor) -> tuple[float, float]:
-    """Largest absolute difference, and the same over the largest magnitude of ``expected``."""
-    actual, expected = actual.double(), expected.double()
-    if not expected.numel():
-        return 0.0, 0.0
-    # Masked attention may put out infinities; equal ones agree, though inf - inf is not 0.
-    difference = torch.where(actual == expected, 0.0, (actual - expected).abs()).max().item()
-    magnitude = expected[expected.isfinite()].abs().max().item() if expected.isfinite().any() else 0.0
-    if not difference:
-        return 0.0, 0.0
-    return difference, difference / magnitude if magnitude else float("inf")
+def _optimise_around_norms(program: Any) -> None:
+    """torch.onnx's own clean-up of the graph, without its folding of batch norms.
+
+    It has no switch of its own; no rule knows an operator of a foreign domain.
+    """
+    norms = [node for node in program.model.graph.all_nodes() if node.op_type == "BatchNormalization"]
+    for node in norms:
+        node.domain = _KEPT
+    program.optimize()
+    for node in norms:
+        node.domain = ""
+
+
+def _in_half(model: Any) -> Any:
+    """The model with float16 in place of float32, but for operators that have no float16."""
+    import onnx_ir
+
+    path = list(sys.path)
+    try:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+    finally:
+        sys.path[:] = path  # the package adds its folder, and with it modules of common names
+    proto = onnx_ir.serde.serialize_model(model)
+    return onnx_ir.serde.deserialize_model(convert_float_to_float16(proto, disable_shape_infer=True))
+
+
+def _metadata(module: nn.Module) -> dict[str, str]:
+    """What a file says of itself: names and plain text."""
+    result = {"fxprune_version": __version__, "torch_version": str(torch.__version__)}
+    report = report_of(module)
+    if report is not None:
+        result |= {
+            "model": report.model,
+            "method": report.method,
+            "macs_before": str(report.macs_before),
+            "macs_after": str(report.macs_after),
+            PLAN_DIGEST: report.plan.digest,
+        }
+        if report.budget is not None:
+            result |= {"budget": report.budget.kind, "budget_ratio": str(report.budget.ratio)}
+    return result
 
 
 def _register_constants(model: Any) -> None:
@@ -300,19 +228,25 @@ def _register_constants(model: Any) -> None:
                 graph.initializers[value.name] = value
 
 
-def _rename(model: Any, inputs: list[str], outputs: list[str]) -> None:
-    """Give an ONNX model the user's names: of the arguments, the outputs, the parameters, and "batch" for its size."""
+def _rename(model: Any, open_dims: Sequence[Mapping[int, str]], inputs: list[str], outputs: list[str]) -> None:
+    """Give an ONNX model the user's names: of the arguments, the outputs, the parameters, and of what is left open."""
     import onnx_ir
 
     graph = model.graph
     values = [*graph.inputs, *(output for node in graph.all_nodes() for output in node.outputs)]
-    symbol = next((size.value for value in graph.inputs for size in value.shape[:1] if not isinstance(size, int)), None)
-    if symbol is not None:
-        batch = re.compile(rf"\b{re.escape(symbol)}\b")
+    symbols: dict[str, str] = {}
+    for value, given, dims in zip(graph.inputs, inputs, open_dims, strict=True):
+        for dim, name in dims.items():
+            symbol = str(value.shape[dim])
+            symbols.setdefault(symbol, f"{given}_{name}" if name in symbols.values() else name)
+    if symbols:
+        pattern = re.compile(rf"\b({'|'.join(map(re.escape, symbols))})\b")
         for value in values:
             if value.shape is not None:
                 value.shape = onnx_ir.Shape(
-                    size if isinstance(size, int) or size.value is None else batch.sub("batch", size.value)
+                    size
+                    if isinstance(size, int) or size.value is None
+                    else pattern.sub(lambda found: symbols[found[1]], size.value)
                     for size in value.shape
                 )
 
@@ -328,7 +262,7 @@ def _rename(model: Any, inputs: list[str], outputs: list[str]) -> None:
         taken.add(value.name)
 
 
-def _input_names(flat: _Flat) -> list[str]:
+def _input_names(flat: Flat) -> list[str]:
     """A name per tensor, after the parameters of ``forward``: "x", or "batch_ids" for ``ids`` in the dict ``batch``."""
     positional = [
         name
@@ -357,8 +291,14 @@ def _leaf_names(prefix: str, tree: Any) -> list[str]:
     return names
 
 
-def _capture_reason(error: Exception) -> str:
-    """What torch.export found, in one line: mostly that the batch is not free."""
+def capture_reason(error: Exception, names: Mapping[int, str] | None = None) -> str:
+    """What torch.export found, in one line: mostly that the batch is not free. ``names``: dim -> what its size is."""
+    fixed = re.findall(
+        r"size\(\)\[(\d+)\] as dynamic but your code specialized it to be a constant \((\d+)\)", str(error)
+    )
+    if fixed and names:
+        sizes = dict.fromkeys(f"{names.get(int(dim), f'dim {dim}')} = {size}" for dim, size in fixed)
+        return f"the network works for {', '.join(sizes)} only"
     fixes = re.search(r"Suggested fixes:\s+(.+)", str(error))
     if fixes:
         return f"the network works for {fixes.group(1).strip()} only"
@@ -374,39 +314,7 @@ def _root(error: BaseException) -> BaseException:
 
 
 @contextlib.contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
-    modes = [(each, each.training) for each in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, training in modes:
-            each.training = training
-
-
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """Float32 means float32: TF32 on the GPU would hide an error, or be one."""
-    matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
-    switches: list[tuple[Any, str, Any]]
-    if hasattr(matmul, "fp32_precision"):
-        # torch raises when the older switches are read after the newer ones were set.
-        switches = [(kind, "fp32_precision", "ieee") for kind in (matmul, cudnn.conv, cudnn.rnn)]
-    else:
-        switches = [(kind, "allow_tf32", False) for kind in (matmul, cudnn)]
-    before = [getattr(kind, name) for kind, name, _ in switches]
-    try:
-        for kind, name, value in switches:
-            setattr(kind, name, value)
-        yield
-    finally:
-        for (kind, name, _), value in zip(switches, before, strict=True):
-            setattr(kind, name, value)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter's remarks are for its developers: what goes wrong comes as an exception, with its reason."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

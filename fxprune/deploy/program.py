@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from fxprune.deploy import runtime
-from fxprune.deploy.onnx import _capture_reason, _eval_mode, _quiet
+from fxprune.deploy.onnx import capture_reason, quiet
 from fxprune.errors import ArtifactError, ExportError, InputError
 from fxprune.inputs import is_batched, make_inputs, specs_of, tensors_of
+from fxprune.pipeline import evaluated
 
 NOTES = "fxprune.json"
 # torch.export takes a size of 1 for a constant.
@@ -60,12 +61,12 @@ def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], note
     for tensor, spec in zip(tensors_of((args, kwargs)), specs_of(record), strict=True):
         if is_batched(spec, record):
             shapes[tensor] = {0: batch}
-    with _eval_mode(module), torch.no_grad(), _quiet():
+    with evaluated(module), torch.no_grad(), quiet():
         try:
             exported = torch.export.export(module, tuple(args), kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             raise ExportError(
-                f"torch.export cannot capture {type(module).__name__} with a dynamic batch: {_capture_reason(error)}"
+                f"torch.export cannot capture {type(module).__name__} with a dynamic batch: {capture_reason(error)}"
             ) from error
         buffer = io.BytesIO()  # a full disk is then an OSError, as everywhere
         torch.export.save(exported, buffer, extra_files={NOTES: notes})
@@ -98,7 +99,7 @@ def read_program(path: Path) -> Program:
     Raises:
         ArtifactError: this version of torch cannot read it.
     """
-    with _quiet():
+    with quiet():
         try:
             return Program(torch.export.load(path).module())
         except Exception as error:

@@ -20,6 +20,12 @@ _ERRORS_ONLY = 3
 _NOTHING = 4
 # TF32 rounds products to 10 bits, which alone would fill the tolerance between torch and onnxruntime.
 _PROVIDER_OPTIONS: dict[str, dict[str, Any]] = {CUDA: {"use_tf32": 0}}
+# What no file is checked on unless the user names it.
+_ON_REQUEST = {
+    "AzureExecutionProvider": "it calls a remote service",
+    "TensorrtExecutionProvider": "it builds an engine for every shape, for minutes",
+    "NvTensorRTRTXExecutionProvider": "it builds an engine for every shape, for minutes",
+}
 
 
 class Session:
@@ -128,6 +134,22 @@ def provider_at_hand() -> str:
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "nothing", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     return open_session(model.SerializeToString(), None).provider
+
+
+def providers_to_try(provider: str | None) -> tuple[list[str], dict[str, str]]:
+    """On which providers to run a file: ``provider`` alone, else all that may work here, CUDA first, the CPU last.
+
+    Returns:
+        The providers, and of those that are left out, why.
+    """
+    if provider is not None:
+        return [provider], {}
+    left_out = {name: reason for name, reason in _ON_REQUEST.items() if name in available_providers()}
+    if CUDA in available_providers() and not torch.cuda.is_available():
+        # The GPU build of onnxruntime lists CUDA on every machine, and prints complaints when it is then not there.
+        left_out[CUDA] = "torch finds no CUDA device"
+    tried = [name for name in available_providers() if name not in left_out]
+    return sorted(tried, key=lambda name: (name != CUDA, name == CPU)), left_out
 
 
 def check_provider(provider: str | None) -> None:

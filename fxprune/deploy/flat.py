@@ -1,0 +1,71 @@
+"""A network as a function from tensors to a tuple of tensors.
+
+The ONNX graph's inputs and outputs are then exactly the tensor leaves of the model's, in pytree order, whatever the
+nesting and however the user ordered the keyword arguments, and what is no tensor (a number, a None) is not in the file.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fxprune.inputs import TensorSpec, map_leaves, tensors_of
+
+
+class Flat(nn.Module):
+    """``module`` as a function from tensors to a tuple of tensors; what is no tensor is built in.
+
+    Attributes:
+        record: the example inputs of ``module``, see ``fxprune.inputs.describe_inputs``.
+    """
+
+    def __init__(self, module: nn.Module, record: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.record = record
+
+    @property
+    def name(self) -> str:
+        """The class of the module, for messages."""
+        return type(self.module).__name__
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        return next((tensor.device for tensor in self.module.parameters()), torch.device("cpu"))
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with _FoldedAttention():
+            return tuple(tensors_of(self.call(tensors)))
+
+    def call(self, tensors: Sequence[Tensor]) -> Any:
+        """What ``module`` returns for these tensors."""
+        remaining = iter(tensors)
+        filled = map_leaves(lambda leaf: next(remaining) if isinstance(leaf, TensorSpec) else leaf, dict(self.record))
+        return self.module(*filled["args"], **filled["kwargs"])
+
+
+class _FoldedAttention(TorchFunctionMode):
+    """Attention with one batch dimension, whatever it was called with: torch.onnx knows no other."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return _folded_attention(*args, **(kwargs or {}))
+
+
+def _folded_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any,
+                      **options: Any) -> Tensor:  # fmt: skip
+    if query.ndim in (2, 4):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, *rest, **options)
+    batch = torch.broadcast_shapes(*(tensor.shape[:-3] for tensor in (query, key, value)))
+
+    def folded(tensor: Tensor) -> Tensor:
+        return tensor.expand(*batch, *tensor.shape[-3:]).reshape(-1, *tensor.shape[-3:])
+
+    mask = folded(attn_mask) if attn_mask is not None and attn_mask.ndim > 3 else attn_mask
+    result = F.scaled_dot_product_attention(folded(query), folded(key), folded(value), mask, *rest, **options)
+    return result.reshape(*batch, *result.shape[-3:])

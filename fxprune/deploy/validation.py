@@ -1,0 +1,389 @@
+"""An ONNX file in onnxruntime next to the network in torch: on fresh inputs, on every execution provider."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.deploy import runtime
+from fxprune.deploy.flat import Flat
+from fxprune.errors import ExampleInputsError, ExportError, InputError
+from fxprune.inputs import (
+    TensorSpec,
+    describe_inputs,
+    image_size,
+    is_batched,
+    is_image,
+    make_inputs,
+    resized,
+    resolve_inputs,
+    specs_of,
+    tensors_of,
+)
+from fxprune.pipeline import evaluated
+from fxprune.report import Report
+
+TOLERANCE = 1e-3
+"""Largest accepted difference of an output, relative to its largest magnitude."""
+HALF_TOLERANCE = 1e-2
+"""The same for float16, whose own rounding is 5e-4."""
+
+PLAN_DIGEST = "plan_digest"
+"""Where a file keeps the digest of the plan it was cut by, in its ``metadata_props``."""
+
+# None of them is the size that a network is exported with. The first is also the batch size of the latency.
+_BATCHES = (1, 3, 5)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution provider.
+
+    Attributes:
+        provider: its name in onnxruntime.
+        max_abs_error: largest absolute difference over all elements of all outputs.
+        max_rel_error: largest over the outputs of: largest difference / largest magnitude of the output in torch.
+        latency_ms: median wall time of one run at the first batch size, inputs and outputs on the provider's device.
+    """
+
+    provider: str
+    max_abs_error: float
+    max_rel_error: float
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What onnxruntime computed from an ONNX file, next to what torch computes.
+
+    Attributes:
+        path: the file.
+        opset: version of the ONNX operator set it uses.
+        dtype: of its first floating-point input, such as "float32".
+        max_abs_error, max_rel_error: the largest of all runs.
+        provider, latency_ms: those of the first run, which is on CUDA if that works here.
+        runs: one per execution provider.
+        batches: the batch sizes of the comparison; the latency is that of the first.
+        sizes: heights and widths of the comparison; one where they are fixed, none where the network takes no image.
+        skipped: execution providers of this onnxruntime that did not run it, and why.
+        metadata: what the file says of itself (``metadata_props``).
+    """
+
+    path: Path
+    opset: int
+    dtype: str
+    max_abs_error: float
+    max_rel_error: float
+    provider: str
+    latency_ms: float
+    runs: tuple[Run, ...]
+    batches: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+    skipped: Mapping[str, str]
+    metadata: Mapping[str, str]
+    torch_version: str
+    onnxruntime_version: str
+
+    def __str__(self) -> str:
+        sizes = f" and sizes {', '.join(map(_pixels, self.sizes))}" if len(self.sizes) > 1 else ""
+        half = " in float16" if self.dtype == "float16" else ""
+        latencies = ", ".join(f"{run.latency_ms:.2f} ms on {run.provider}" for run in self.runs)
+        return (
+            f"{self.path}: opset {self.opset}{half}, max error {self.max_abs_error:.1e} absolute, "
+            f"{self.max_rel_error:.1e} relative at batch sizes {', '.join(map(str, self.batches))}{sizes}; "
+            f"{latencies} at batch size {self.batches[0]} "
+            f"(onnxruntime {self.onnxruntime_version}, torch {self.torch_version})"
+        )
+
+
+def validate(
+    path: str | os.PathLike[str],
+    module: nn.Module,
+    example_inputs: Any = None,
+    example_kwargs: Any = None,
+    provider: str | None = None,
+) -> Validation:
+    """Check an ONNX file with onnxruntime against the network it was exported from, in eval mode, on fresh inputs.
+
+    Whatever the file leaves open is tried: several batch sizes, and other heights and widths. A file in float16 is
+    compared with what the network computes in its own dtype.
+
+    Args:
+        path: the file.
+        module: the network; left as it was.
+        example_inputs: a tensor, or a tuple of the positional arguments; inferred where possible.
+        example_kwargs: keyword arguments.
+        provider: onnxruntime's execution provider; every one that works here if not given, CUDA first. Those that build
+            engines for minutes or call a service (TensorRT, Azure) are used only when named.
+
+    Raises:
+        InputError: there is no such file or provider.
+        ExampleInputsError: inputs that are missing, or that do not run.
+        ExportError: the file is damaged, is that of another network or cut, or computes something else.
+    """
+    path = Path(path)
+    runtime.check_provider(provider)
+    if not path.is_file():
+        raise InputError(f"there is no file {str(path)!r}")
+    flat = Flat(module, describe_inputs(*resolve_inputs(module, example_inputs, example_kwargs)))
+    with evaluated(module), torch.no_grad():
+        return check(path, flat, provider)
+
+
+def check(path: Path, flat: Flat, provider: str | None) -> Validation:
+    """``validate`` of a network in eval mode.
+
+    Raises:
+        ExampleInputsError, ExportError: see ``validate``.
+    """
+    file = _File.read(path)
+    _check_fit(file, flat)
+    trials = _trials(file, flat.record)
+    expected = []
+    with full_precision():
+        for trial in trials:
+            tensors = [tensor.to(spec.dtype) for tensor, spec in zip(trial.feeds(file, flat), trial.specs, strict=True)]
+            expected.append([tensor.cpu() for tensor in tensors_of(run(flat, tensors, trial.remedy))])
+    names, skipped = runtime.providers_to_try(provider)
+    runs = []
+    for name in names:
+        try:
+            session = runtime.Session(path, name)
+        except ExportError as error:
+            if name in (provider, runtime.CPU):
+                raise
+            skipped[name] = str(error)  # its libraries need not be those of torch
+            continue
+        errors = [_compare(*pair, flat, file, session) for pair in zip(trials, expected, strict=True)]
+        latency = session.latency_ms(trials[0].feeds(file, flat))
+        runs.append(Run(name, max(e[0] for e in errors), max(e[1] for e in errors), latency))
+    return Validation(
+        path=path,
+        opset=file.opset,
+        dtype=next((str(dtype) for dtype in file.dtypes if dtype.is_floating_point), "float32").removeprefix("torch."),
+        max_abs_error=max(each.max_abs_error for each in runs),
+        max_rel_error=max(each.max_rel_error for each in runs),
+        provider=runs[0].provider,
+        latency_ms=runs[0].latency_ms,
+        runs=tuple(runs),
+        batches=tuple(dict.fromkeys(trial.batch for trial in trials)),
+        sizes=tuple(dict.fromkeys(trial.size for trial in trials if trial.size is not None)),
+        skipped=skipped,
+        metadata=file.metadata,
+        torch_version=str(torch.__version__),
+        onnxruntime_version=runtime.version(),
+    )
+
+
+@dataclass(frozen=True)
+class _File:
+    """What an ONNX file says of itself. ``shapes``: of every input, names for sizes that are open."""
+
+    path: Path
+    opset: int
+    names: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    shapes: tuple[tuple[int | str, ...], ...]
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> "_File":
+        import onnx
+
+        try:
+            model = onnx.load(path, load_external_data=False)
+            onnx.checker.check_model(path)
+            inputs = [(given.name, given.type.tensor_type) for given in model.graph.input]
+            return cls(
+                path,
+                next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0),
+                tuple(name for name, _ in inputs),
+                tuple(_dtype(kind.elem_type) for _, kind in inputs),
+                tuple(tuple(map(_size, kind.shape.dim)) for _, kind in inputs),
+                {each.key: each.value for each in model.metadata_props},
+            )
+        except Exception as error:
+            raise ExportError(
+                f"{str(path)!r} is damaged or no ONNX file ({runtime.first_line(error)}); export it again"
+            ) from error
+
+    def described(self) -> str:
+        return ", ".join(
+            f"{name} [{', '.join(map(str, shape))}]" for name, shape in zip(self.names, self.shapes, strict=True)
+        )
+
+
+def _dtype(elem_type: int) -> torch.dtype:
+    import onnx
+
+    return torch.as_tensor(np.empty(0, onnx.helper.tensor_dtype_to_np_dtype(elem_type))).dtype
+
+
+def _size(dim: Any) -> int | str:
+    """A number, or the name of a size that is open."""
+    return int(dim.dim_value) if dim.WhichOneof("value") == "dim_value" else str(dim.dim_param or "?")
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Inputs to compare on. ``record``: as in ``fxprune.inputs``, at this size; ``size``: None without an image."""
+
+    record: Mapping[str, Any]
+    batch: int
+    size: tuple[int, int] | None
+    remedy: str
+
+    @property
+    def specs(self) -> list[TensorSpec]:
+        return specs_of(self.record)
+
+    def feeds(self, file: _File, flat: Flat) -> list[Tensor]:
+        """The input tensors in the dtypes of the file, always the same."""
+        made = tensors_of(make_inputs(self.record, flat.device, self.batch, seed=self.batch))
+        return [tensor.to(dtype) for tensor, dtype in zip(made, file.dtypes, strict=True)]
+
+
+def _check_fit(file: _File, flat: Flat) -> None:
+    specs = specs_of(flat.record)
+    fits = [len(shape) for shape in file.shapes] == [len(spec.shape) for spec in specs] and all(
+        isinstance(size, str) or size == own or (dim == 0 and is_batched(spec, flat.record))
+        for shape, spec in zip(file.shapes, specs, strict=True)
+        for dim, (size, own) in enumerate(zip(shape, spec.shape, strict=True))
+    )
+    if not fits:
+        taken = ", ".join(str(list(spec.shape)) for spec in specs)
+        raise ExportError(
+            f"{str(file.path)!r} is the file of another network: it takes {file.described()}, and {flat.name} {taken}"
+        )
+    report = report_of(flat.module)
+    digest = file.metadata.get(PLAN_DIGEST)
+    if digest is not None and report is not None and digest != report.plan.digest:
+        raise ExportError(
+            f"{str(file.path)!r} is the file of another cut: its plan has the digest {digest[:12]}…, that of this "
+            f"{flat.name} {report.plan.digest[:12]}…"
+        )
+
+
+def _trials(file: _File, record: Mapping[str, Any]) -> list[_Trial]:
+    """Several batch sizes, and twice the height or the width (multiples stay multiples), where they are open."""
+    shapes = list(zip(file.shapes, specs_of(record), strict=True))
+    first = next((shape[0] for shape, spec in shapes if is_batched(spec, record)), "?")
+    batches = _BATCHES if isinstance(first, str) else (first,)
+    size = image_size(record)
+    remedy = "an export needs inputs whose dim 0 is a batch of any size"
+    trials = [_Trial(record, batch, size, remedy) for batch in batches]
+    image = next((shape for shape, spec in shapes if is_image(spec, record)), ())
+    if size is not None and all(isinstance(each, str) for each in image[-2:]):
+        height, width = size
+        remedy = "its height and width are not free: leave out dynamic_size"
+        for batch, other in zip((batches[-1], batches[0]), ((height, 2 * width), (2 * height, width)), strict=True):
+            trials.append(_Trial(resized(record, other), batch, other, remedy))
+    return trials
+
+
+def run(flat: Flat, tensors: Sequence[Tensor], remedy: str) -> Any:
+    """What the module returns in torch; refuses what no ONNX file could be compared with."""
+    try:
+        outputs = flat.call(tensors)
+    except Exception as error:
+        shapes = [list(tensor.shape) for tensor in tensors]
+        raise ExampleInputsError(
+            f"{flat.name} fails on random inputs of the shapes {shapes}: {runtime.first_line(error)}; {remedy}"
+        ) from error
+    found = tensors_of(outputs)
+    if any(tensor.dtype == torch.bfloat16 for tensor in (*tensors, *found)):
+        raise ExportError("onnxruntime has no bfloat16 kernels to check most networks with; export model.float()")
+    if any(tensor.isnan().any() for tensor in found):
+        raise ExportError("the outputs are NaN in torch already, so that no file can be checked; look at the weights")
+    return outputs
+
+
+def _compare(
+    trial: _Trial, expected: Sequence[Tensor], flat: Flat, file: _File, session: runtime.Session
+) -> tuple[float, float]:
+    """Largest absolute and largest relative error of the session's outputs; refuses an error above tolerance."""
+    feeds = trial.feeds(file, flat)
+    where = f"batch size {trial.batch}"
+    if trial.size not in (None, image_size(flat.record)):
+        where += f" and {_pixels(trial.size)}"
+    actual = session.run(feeds)
+    shapes, shapes_expected = ([list(tensor.shape) for tensor in side] for side in (actual, expected))
+    if shapes != shapes_expected:
+        raise ExportError(f"the exported file returns the shapes {shapes} at {where}, torch {shapes_expected}")
+    errors = [_error(*pair) for pair in zip(actual, expected, strict=True)]
+    for number, (found, output, (_, relative)) in enumerate(zip(actual, expected, errors, strict=True)):
+        half = found.dtype == torch.float16
+        tolerance = HALF_TOLERANCE if half else TOLERANCE
+        if not relative <= tolerance:
+            _check_deterministic(flat, [t.to(spec.dtype) for t, spec in zip(feeds, trial.specs, strict=True)])
+            remedy = (
+                "; float16 rounds and overflows: export without half" if half and output.dtype != found.dtype else ""
+            )
+            raise ExportError(
+                f"the exported file does not compute what torch does: output {number} is off by {relative:.1e} of its "
+                f"largest magnitude on {session.provider} at {where}, tolerance {tolerance:.0e}{remedy}"
+            )
+    return max((absolute for absolute, _ in errors), default=0.0), max(
+        (relative for _, relative in errors), default=0.0
+    )
+
+
+def _check_deterministic(flat: Flat, tensors: Sequence[Tensor]) -> None:
+    """Refuse a network that is random by itself: the file is not to blame."""
+    first, second = (tensors_of(flat.call(tensors)) for _ in range(2))
+    if not all(torch.allclose(one, other, rtol=1e-4, atol=1e-4) for one, other in zip(first, second, strict=True)):
+        raise ExportError(
+            f"{flat.name} returns something else at every run, in eval mode too, so that no file "
+            "can be checked; look for random operations, for instance a dropout that does not ask self.training"
+        )
+
+
+def _error(actual: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Largest absolute difference, and the same over the largest magnitude of ``expected``."""
+    actual, expected = actual.double(), expected.double()
+    if not expected.numel():
+        return 0.0, 0.0
+    # Masked attention may put out infinities; equal ones agree, though inf - inf is not 0.
+    difference = torch.where(actual == expected, 0.0, (actual - expected).abs()).max().item()
+    magnitude = expected[expected.isfinite()].abs().max().item() if expected.isfinite().any() else 0.0
+    if not difference:
+        return 0.0, 0.0
+    return difference, difference / magnitude if magnitude else float("inf")
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 means float32: TF32 on the GPU would hide an error, or be one."""
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    switches: list[tuple[Any, str, Any]]
+    if hasattr(matmul, "fp32_precision"):
+        # torch raises when the older switches are read after the newer ones were set.
+        switches = [(kind, "fp32_precision", "ieee") for kind in (matmul, cudnn.conv, cudnn.rnn)]
+    else:
+        switches = [(kind, "allow_tf32", False) for kind in (matmul, cudnn)]
+    before = [getattr(kind, name) for kind, name, _ in switches]
+    try:
+        for kind, name, value in switches:
+            setattr(kind, name, value)
+        yield
+    finally:
+        for (kind, name, _), value in zip(switches, before, strict=True):
+            setattr(kind, name, value)
+
+
+def report_of(module: nn.Module) -> Report | None:
+    """The report of the pruning that a network comes from, or that one part of it comes from; None without one."""
+    metas: list[Any] = [each.meta.get("fxprune") for each in module.modules() if isinstance(each, fx.GraphModule)]
+    reports = [report for report in metas if isinstance(report, Report)]
+    return reports[0] if len(reports) == 1 else None
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
