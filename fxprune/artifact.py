@@ -14,7 +14,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.api import applied
+from fxprune.budget import Budget
 from fxprune.deploy.program import read_program, read_program_notes, write_program
 from fxprune.errors import ArtifactError, ExampleInputsError, FxpruneError, InputError
 from fxprune.files import check_writable, replacing
@@ -54,7 +55,7 @@ class Artifact:
     pruned. ``inputs``: a record (see ``fxprune.inputs``), or None. ``outputs``: per tensor its largest magnitude and a
     sample of its values on inputs made from the record, or None. ``tied``: name -> the name that its tensor is stored
     under. ``orders``: name -> dimensions from the outermost in memory. ``buffers``: name -> dtype of those that a
-    state_dict leaves out.
+    state_dict leaves out. ``budget``: what was asked for, if anything was.
     """
 
     model: str
@@ -70,9 +71,11 @@ class Artifact:
     orders: Mapping[str, list[int]]
     buffers: Mapping[str, str]
     versions: Mapping[str, str]
+    budget: Budget | None = None
 
     def data(self) -> dict[str, Any]:
-        return {**vars(self), "format": _FORMAT, "plan": self.plan.data()}
+        budget = None if self.budget is None else asdict(self.budget)
+        return {**vars(self), "format": _FORMAT, "plan": self.plan.data(), "budget": budget}
 
 
 def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -160,7 +163,7 @@ def load(
     args, kwargs = _inputs(part, artifact, example_inputs, example_kwargs)
     pruned = applied(part, artifact.plan, args, kwargs, artifact.method, verify=False)
     report: Report = pruned.meta[KEY]
-    pruned.meta[KEY] = replace(report, oracle_error=artifact.oracle_error)
+    pruned.meta[KEY] = replace(report, oracle_error=artifact.oracle_error, budget=artifact.budget)
     result: nn.Module = pruned
     if artifact.part:
         result = copy.deepcopy(model)
@@ -267,6 +270,7 @@ def _described(pruned: nn.Module) -> Artifact:
             for key, buffer in pruned.named_buffers(remove_duplicate=False)
             if key not in state
         },
+        budget=report.budget,
         versions={"fxprune": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )
 
@@ -362,6 +366,8 @@ def _parsed(text: str, path: Path) -> Artifact:
         data["plan"] = PruningPlan.of_data(data["plan"], path)
         if data["inputs"] is not None:
             from_json(data["inputs"])
+        if data.get("budget") is not None:
+            data["budget"] = Budget(**data["budget"])
         return Artifact(**data)
     except FxpruneError:
         raise

@@ -171,7 +171,16 @@ def _export(options: argparse.Namespace) -> None:
     import fxprune
 
     _say("exporting to ONNX and comparing with onnxruntime", options)
-    validation = fxprune.export(module, options.onnx, *inputs)
+    validation = fxprune.export(
+        module,
+        options.onnx,
+        *inputs,
+        options.provider,
+        opset=options.opset,
+        dynamic_size=options.dynamic_size,
+        fold_norms=options.fold_norms,
+        half=options.half,
+    )
     if options.json:
         _print_json({"onnx": validation})
     else:
@@ -183,8 +192,18 @@ def _validate(options: argparse.Namespace) -> None:
 
     found = artifact.read_artifact(options.artifact)
     runs = options.spec is not None or options.artifact.endswith(".pt2")
+    if options.onnx is None and options.provider is not None:
+        raise InputError("--provider says where the file of --onnx is run; give that too")
+    if options.onnx is not None and not runs:
+        raise InputError(f"{options.onnx!r} is compared with what the network computes: give the MODEL too")
+    onnx = None
     if runs:
-        _load_artifact(options)
+        module, inputs = _load_artifact(options)
+        if options.onnx is not None:
+            import fxprune
+
+            _say(f"running {options.onnx} in onnxruntime", options)
+            onnx = fxprune.validate(options.onnx, module, *inputs, options.provider)
     facts = {
         "model": found.model,
         "method": found.method,
@@ -192,13 +211,15 @@ def _validate(options: argparse.Namespace) -> None:
         "params": found.params,
         "oracle_error": found.oracle_error,
         "versions": found.versions,
-        "checked": ["file", *(["outputs"] if runs else [])],
+        "checked": ["file", *(["outputs"] if runs else []), *(["onnx"] if onnx else [])],
     }
     if options.json:
-        _print_json(facts)
+        _print_json({**facts, "onnx": onnx})
         return
     for key, value in facts.items():
         print(f"{key:<13}{_plain(value)}")
+    if onnx is not None:
+        print(f"{'onnx':<13}{onnx}")
     if not runs:
         print("its outputs were not checked: give the MODEL too")
 
@@ -382,10 +403,24 @@ def parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="a saved network to ONNX", allow_abbrev=False)
     _add_artifact(export)
     export.add_argument("--onnx", metavar="PATH", required=True, help="what to write, compared with onnxruntime")
+    export.add_argument("--opset", type=int, metavar="N", help="version of the ONNX operator set")
+    export.add_argument("--dynamic-size", action="store_true", help="leave the height and width of images open")
+    export.add_argument("--half", action="store_true", help="float16 in place of float32")
+    export.add_argument(
+        "--fold-norms",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="batch norms become part of the layer before (default: yes)",
+    )
+    _add_provider(export)
     export.set_defaults(run=_export)
 
-    validate = commands.add_parser("validate", help="check a saved network", allow_abbrev=False)
+    validate = commands.add_parser(
+        "validate", help="check a saved network, and the ONNX file made of it", allow_abbrev=False
+    )
     _add_artifact(validate)
+    validate.add_argument("--onnx", metavar="PATH", help="an ONNX file to compare with it in onnxruntime")
+    _add_provider(validate)
     validate.set_defaults(run=_validate)
 
     bench = commands.add_parser(
@@ -442,6 +477,12 @@ def _add_artifact(parser: argparse.ArgumentParser) -> None:
         "spec", metavar="MODEL", nargs="?", help="of a .safetensors file: the model that was pruned, as for `prune`"
     )
     _add_form(parser)
+
+
+def _add_provider(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--provider", metavar="NAME", help="onnxruntime's execution provider (default: every one that works here)"
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

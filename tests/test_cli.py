@@ -149,9 +149,13 @@ def test_a_network_goes_through_files(net: str, tmp_path: Path) -> None:
     told = json.loads(out)
     assert told["written"] == {"weights": program}
     assert told["macs_after"] < told["macs_before"]
-    code, out, err = run("export", half, net, "--onnx", str(tmp_path / "half.onnx"), "--quiet")
+    onnx = str(tmp_path / "half.onnx")
+    chosen = ("--opset", "21", "--dynamic-size", "--half", "--no-fold-norms", "--provider", "CPUExecutionProvider")
+    code, out, err = run("export", half, net, "--onnx", onnx, *chosen, "--quiet")
     assert (code, err) == (0, "")
-    assert out.startswith(f"onnx: {tmp_path}/half.onnx: opset")
+    assert out.startswith(f"onnx: {onnx}: opset 21 in float16, max error ")
+    assert " and sizes 32 x 32, 32 x 64, 64 x 32; " in out
+    assert b"BatchNormalization" in Path(onnx).read_bytes()
     code, out, _ = run("export", program, "--onnx", str(tmp_path / "program.onnx"), "--json", "--quiet")
     assert code == 0
     assert json.loads(out)["onnx"]["max_rel_error"] < 1e-4
@@ -159,6 +163,20 @@ def test_a_network_goes_through_files(net: str, tmp_path: Path) -> None:
     assert code == 0
     facts = json.loads(out)
     assert (facts["model"], facts["method"], facts["checked"]) == ("Sequential", "l2", ["file", "outputs"])
+    assert facts["onnx"] is None
+    code, out, _ = run("validate", half, net, "--onnx", onnx, "--json", "--quiet")
+    assert code == 0
+    told = json.loads(out)
+    assert told["checked"] == ["file", "outputs", "onnx"]
+    assert told["onnx"]["metadata"]["plan_digest"] == json.loads(Path(plan).read_text())["digest"]
+    assert told["onnx"]["runs"][-1]["provider"] == "CPUExecutionProvider"
+    assert "\nonnx         " + onnx in run("validate", half, net, "--onnx", onnx, "--quiet")[1]
+    assert refused("validate", half, "--onnx", onnx) == (
+        f"'{onnx}' is compared with what the network computes: give the MODEL too"
+    )
+    assert refused("validate", half, net, "--provider", "CPUExecutionProvider") == (
+        "--provider says where the file of --onnx is run; give that too"
+    )
     assert run("validate", half)[1].endswith("its outputs were not checked: give the MODEL too\n")
     assert run("validate", program, "--quiet")[0] == 0
     assert run("compare", plan, program)[1].startswith("the same channels stay\ntensor  ")

@@ -112,9 +112,7 @@ def _check_opset(opset: int | None) -> None:
 
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and (isinstance(opset, bool) or not isinstance(opset, int) or not 1 <= opset <= newest):
-        raise InputError(
-            f"opset={opset!r}: pass a number up to {newest}, the newest that onnx {onnx.__version__} knows"
-        )
+        raise InputError(f"opset={opset!r}: pass a number from 1 to {newest}, the newest of onnx {onnx.__version__}")
 
 
 def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bool) -> Any:

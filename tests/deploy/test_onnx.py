@@ -1,5 +1,7 @@
 import logging
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from conftest import randomise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.deploy import export
+import fxprune
+from fxprune.deploy import export, runtime, validate
 from fxprune.deploy import onnx as deploy_onnx
+from fxprune.deploy.validation import _error
 from fxprune.errors import ExampleInputsError, ExportError, InputError
 from fxprune.inputs import RECORD_KEY, describe_inputs
 
@@ -59,7 +63,10 @@ def test_a_graph_module_is_exported_and_checked(tmp_path: Path) -> None:
     assert 0 < validation.max_abs_error < 1e-4
     assert 0 < validation.max_rel_error < 1e-5
     assert validation.provider in ("CPUExecutionProvider", "CUDAExecutionProvider")
-    assert validation.batch == 3
+    assert validation.batches == (1, 3, 5)
+    assert validation.sizes == ((8, 8),)
+    assert validation.dtype == "float32"
+    assert (validation.runs[0].provider, validation.runs[-1].provider) == (validation.provider, runtime.CPU)
     assert validation.opset >= 18
     assert 0 < validation.latency_ms < 1000
     assert validation.torch_version == torch.__version__
@@ -139,8 +146,227 @@ def test_half_precision_has_a_tolerance_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_cuda(tmp_path: Path) -> None:
     validation = export(randomise(Net()).cuda(), tmp_path / "net.onnx", torch.randn(1, 3, 8, 8).cuda())
-    assert validation.provider == "CUDAExecutionProvider"
+    assert [run.provider for run in validation.runs] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
     assert validation.max_rel_error < 1e-4
+    validation = export(randomise(Net()).cuda(), tmp_path / "half.onnx", torch.randn(1, 3, 8, 8).cuda(), half=True)
+    assert (validation.provider, validation.dtype) == ("CUDAExecutionProvider", "float16")
+
+
+# -- what is chosen
+
+
+def operators(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def test_an_opset_of_choice(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    assert export(randomise(Net()), path, torch.randn(1, 3, 8, 8), opset=21).opset == 21
+    assert [each.version for each in onnx.load(path).opset_import] == [21]
+
+
+class Pixels(nn.Module):
+    """Any image whose height and width are multiples of 2, and a second one that is not of its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.norm, self.up = nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 2, 2, 2)
+
+    def forward(self, x: Tensor, small: Tensor) -> Tensor:
+        return torch.cat([self.up(self.norm(self.down(x)).relu()), x], 1) + small.mean((1, 2, 3), keepdim=True)
+
+
+def test_height_and_width_may_stay_open(tmp_path: Path) -> None:
+    net, path = randomise(Pixels()), tmp_path / "net.onnx"
+    found = export(net, path, (torch.randn(1, 3, 6, 8), torch.randn(1, 1, 2, 2)), dynamic_size=True)
+    assert found.sizes == ((6, 8), (6, 16), (12, 8))
+    assert " at batch sizes 1, 3, 5 and sizes 6 x 8, 6 x 16, 12 x 8; " in str(found)
+    assert shapes(path, "input") == {"x": ["batch", 3, "height", "width"], "small": ["batch", 1, 2, 2]}
+    session = onnxruntime.InferenceSession(path, providers=[runtime.CPU])
+    x, small = torch.randn(2, 3, 10, 4), torch.randn(2, 1, 2, 2)
+    with torch.no_grad():
+        expected = net.eval()(x, small)
+    torch.testing.assert_close(
+        torch.as_tensor(session.run(None, {"x": x.numpy(), "small": small.numpy()})[0]), expected
+    )
+
+
+class OneHeight(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2] == 8, "8 or nothing"
+        return x * 2
+
+
+class OneSize(nn.Module):
+    """torch.export finds nothing wrong with another size: x could still have 192 values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], 3 * 8 * 8)
+
+
+def test_height_and_width_that_are_fixed(tmp_path: Path) -> None:
+    path, x = tmp_path / "net.onnx", torch.randn(1, 3, 8, 8)
+    assert refused(ExportError, OneHeight(), path, x, dynamic_size=True) == (
+        "torch.export cannot capture OneHeight with a dynamic batch, height and width: the network works for "
+        "height = 8 only; its forward must take sizes from x.shape and not branch on the values of tensors"
+    )
+    assert refused(ExampleInputsError, OneSize(), path, x, dynamic_size=True) == (
+        "OneSize fails on random inputs of the shapes [[5, 3, 8, 16]]: shape '[5, 192]' is invalid for input of size "
+        "1920; its height and width are not free: leave out dynamic_size"
+    )
+    assert refused(InputError, nn.Linear(4, 4), path, torch.randn(1, 4), dynamic_size=True) == (
+        "dynamic_size: Linear takes no image, that is no tensor with four dims or more"
+    )
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, groups=1, bias=False), nn.BatchNorm2d(4)
+        self.up, self.second = nn.ConvTranspose2d(4, 4, 2, groups=2), nn.BatchNorm2d(4)
+        self.linear, self.third = nn.Linear(4, 6), nn.BatchNorm1d(6)
+        self.alone = nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.up(self.norm(self.conv(x)).relu())).relu()
+        return self.alone(self.third(self.linear(x.mean((2, 3)))).relu())
+
+
+def test_batch_norms_are_folded_or_kept(tmp_path: Path) -> None:
+    net, path, x = randomise(Normed()), tmp_path / "net.onnx", torch.randn(1, 3, 8, 8)
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    assert export(net, path, x).max_rel_error < 1e-5
+    assert operators(path)["BatchNormalization"] == 1, "what follows no layer with weights stays"
+    assert export(net, path, x, fold_norms=False).max_rel_error < 1e-5
+    kept = operators(path)
+    assert kept["BatchNormalization"] == 4
+    assert "CastLike" not in kept, "the graph is cleaned up all the same"
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+def test_half_is_compared_with_the_network_in_float(tmp_path: Path) -> None:
+    net, path, x = randomise(Net()), tmp_path / "net.onnx", torch.randn(1, 3, 8, 8)
+    found = export(net, path, x, half=True)
+    assert 1e-5 < found.max_rel_error < 5e-3
+    assert found.dtype == "float16"
+    assert ": opset 20 in float16, max error " in str(found).replace(f"opset {found.opset}", "opset 20")
+    graph = onnx.load(path).graph
+    kinds = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+    assert onnx.TensorProto.FLOAT not in {tensor.data_type for tensor in graph.initializer}
+    assert net.conv.weight.dtype == torch.float32  # type: ignore[attr-defined]
+    assert not [entry for entry in sys.path if entry.endswith("transformers")]
+
+
+def test_what_float16_cannot_hold(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[0].weight.data *= 1e5
+    net[1].weight.data *= 1e5
+    assert refused(ExportError, net, tmp_path / "net.onnx", torch.randn(1, 4), half=True).endswith(
+        "tolerance 1e-02; float16 rounds and overflows: export without half"
+    )
+
+
+def test_the_file_says_what_it_is(tmp_path: Path) -> None:
+    small = fxprune.prune(randomise(Net()), torch.randn(1, 3, 8, 8), params=0.5, method="l1", progress=False)
+    report = small.meta["fxprune"]
+    found = export(small, tmp_path / "net.onnx")
+    written = {each.key: each.value for each in onnx.load(tmp_path / "net.onnx").metadata_props}
+    assert found.metadata == written
+    assert written == {
+        "fxprune_version": fxprune.__version__,
+        "torch_version": torch.__version__,
+        "model": "Net",
+        "method": "l1",
+        "macs_before": str(report.macs_before),
+        "macs_after": str(report.macs_after),
+        "budget": "params",
+        "budget_ratio": "0.5",
+        "plan_digest": report.plan.digest,
+    }
+    again = fxprune.apply(randomise(Net()), report.plan, torch.randn(1, 3, 8, 8))
+    assert again.meta["fxprune"].budget is None, "a plan knows nothing of a budget"
+    assert deploy_onnx._metadata(nn.Linear(1, 1)).keys() == {"fxprune_version", "torch_version"}
+
+
+# -- a file by itself
+
+
+def test_a_file_is_validated_by_itself(tmp_path: Path) -> None:
+    net, path, x = randomise(Pixels()), tmp_path / "net.onnx", (torch.randn(1, 3, 8, 8), torch.randn(1, 1, 2, 2))
+    exported = export(net, path, x, dynamic_size=True, opset=21, half=True)
+    found = validate(path, net.train(), x, provider=runtime.CPU)
+    assert (found.opset, found.dtype, found.sizes, found.metadata) == (
+        exported.opset,
+        exported.dtype,
+        exported.sizes,
+        exported.metadata,
+    )
+    assert found.runs[0].max_rel_error == exported.runs[-1].max_rel_error
+    assert net.training
+    net.up.bias.data += 1
+    with pytest.raises(ExportError, match=r"^the exported file does not compute what torch does: output 0 is off by "):
+        validate(path, net, x)
+
+
+def test_a_file_of_something_else(tmp_path: Path) -> None:
+    net, path, x = randomise(Net()), tmp_path / "net.onnx", torch.randn(1, 3, 8, 8)
+    small = fxprune.prune(net, x, flops=0.5, progress=False)
+    export(small, path)
+    with pytest.raises(ExportError) as caught:
+        validate(path, nn.Linear(4, 4), torch.randn(2, 4))
+    assert str(caught.value) == (
+        f"'{path}' is the file of another network: it takes x [batch, 3, 8, 8], and Linear [2, 4]"
+    )
+    other = fxprune.prune(net, x, flops=0.5, method="random", progress=False)
+    with pytest.raises(ExportError, match=r"is the file of another cut: its plan has the digest [0-9a-f]{12}…, that "):
+        validate(path, other)
+
+
+def test_damaged_and_missing_files(tmp_path: Path) -> None:
+    path, x = tmp_path / "net.onnx", torch.randn(1, 4)
+    export(nn.Linear(4, 4), path, x)
+    content = path.read_bytes()
+    for wrong in (content[:-30], b"", b"no such thing"):
+        path.write_bytes(wrong)
+        with pytest.raises(ExportError) as caught:
+            validate(path, nn.Linear(4, 4), x)
+        assert re.fullmatch(rf"'{path}' is damaged or no ONNX file \(.+\); export it again", str(caught.value))
+    with pytest.raises(InputError) as missing:
+        validate(tmp_path / "none.onnx", nn.Linear(4, 4), x)
+    assert str(missing.value) == f"there is no file '{tmp_path / 'none.onnx'}'"
+
+
+def test_providers_are_tried_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA first, the CPU last; one that does not work here is left out and named, with the reason."""
+    opened = []
+
+    class Session(runtime.Session):
+        def __init__(self, path: Path, provider: str) -> None:
+            opened.append(provider)
+            if provider == "BrokenExecutionProvider":
+                raise ExportError("no such library")
+            super().__init__(path, runtime.CPU)
+
+    known = ["TensorrtExecutionProvider", "BrokenExecutionProvider", runtime.CPU, runtime.CUDA]
+    net, path, x = nn.Linear(4, 4), tmp_path / "net.onnx", torch.randn(1, 4)
+    export(net, path, x)
+    monkeypatch.setattr(runtime, "available_providers", lambda: known)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runtime, "Session", Session)
+    found = validate(path, net, x)
+    assert opened == [runtime.CUDA, "BrokenExecutionProvider", runtime.CPU]
+    assert [run.provider for run in found.runs] == [runtime.CUDA, runtime.CPU]
+    assert found.provider == runtime.CUDA
+    assert found.skipped == {
+        "TensorrtExecutionProvider": "it builds an engine for every shape, for minutes",
+        "BrokenExecutionProvider": "no such library",
+    }
+    assert f" ms on {runtime.CUDA}, " in str(found)
+    opened.clear()
+    with pytest.raises(ExportError, match=r"^no such library$"):
+        validate(path, net, x, provider="BrokenExecutionProvider")
+    assert opened == ["BrokenExecutionProvider"]
 
 
 def test_the_exporter_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: Any) -> None:
@@ -206,10 +432,10 @@ def test_a_file_that_computes_something_else(tmp_path: Path) -> None:
     provider = "CUDAExecutionProvider" if torch.cuda.is_available() else "CPUExecutionProvider"
     assert message == (
         "the exported file does not compute what torch does: output 0 is off by 1.0e-02 of its largest magnitude "
-        f"on {provider} at batch size 3, tolerance 1e-03"
+        f"on {provider} at batch size 1, tolerance 1e-03"
     )
     message = refused(ExportError, WrongShape(), tmp_path / "net.onnx", torch.randn(1, 4))
-    assert message == "the exported file returns the shapes [[3, 2]] at batch size 3, torch [[3, 4]]"
+    assert message == "the exported file returns the shapes [[1, 2]] at batch size 1, torch [[1, 4]]"
 
 
 def test_a_network_that_is_random_in_eval_mode(tmp_path: Path) -> None:
@@ -217,6 +443,31 @@ def test_a_network_that_is_random_in_eval_mode(tmp_path: Path) -> None:
         "AlwaysDropping returns something else at every run, in eval mode too, so that no file can be checked; "
         "look for random operations, for instance a dropout that does not ask self.training"
     )
+
+
+@pytest.mark.parametrize("stage", ["_converted", "check"])
+def test_an_interrupted_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deploy_onnx, stage, interrupt)
+    net = nn.Linear(4, 4).train()
+    (tmp_path / "net.onnx").write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        export(net, tmp_path / "net.onnx", torch.randn(1, 4))
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("net.onnx", "old")]
+    assert net.training
+
+
+def test_opsets_that_cannot_be_written(tmp_path: Path) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    for wrong in (0, newest + 1, True, "20"):
+        assert refused(InputError, Net(), tmp_path / "net.onnx", torch.randn(1, 3, 8, 8), opset=wrong) == (
+            f"opset={wrong!r}: pass a number from 1 to {newest}, the newest of onnx {onnx.__version__}"
+        )
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GELU(), nn.AdaptiveAvgPool2d(1))
+    message = refused(ExportError, net, tmp_path / "net.onnx", torch.randn(1, 3, 8, 8), opset=11)
+    assert message == "torch.onnx cannot write Sequential with opset 11: it leaves it at 18; pass opset=18 or none"
 
 
 def test_an_old_file_survives_a_failed_export(tmp_path: Path) -> None:
@@ -267,7 +518,7 @@ def test_outputs_that_nothing_can_be_compared_with(tmp_path: Path) -> None:
 
 
 def test_what_is_found_before_the_work_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deploy_onnx, "_write", lambda *_: pytest.fail("the work has started"))
+    monkeypatch.setattr(deploy_onnx, "_converted", lambda *_: pytest.fail("the work has started"))
     x = torch.randn(1, 3, 8, 8)
     assert refused(InputError, Net(), tmp_path / "no" / "net.onnx", x) == (
         f"cannot write '{tmp_path}/no/net.onnx': the folder '{tmp_path}/no' does not exist; create it first"
@@ -298,10 +549,10 @@ def test_errors_of_outputs() -> None:
         ([inf, 2.0], [4.0, 2.0], (inf, inf)),
         ([], [], (0.0, 0.0)),
     ]:
-        assert deploy_onnx._error(
+        assert _error(
             torch.tensor(actual, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
         ) == pytest.approx(errors)
-    absolute, relative = deploy_onnx._error(torch.tensor([nan]), torch.tensor([1.0]))
+    absolute, relative = _error(torch.tensor([nan]), torch.tensor([1.0]))
     assert not relative <= 1e-3
     assert not absolute <= 1e-3
 
