@@ -14,7 +14,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.api import applied
-from fxprune.budget import Budget
 from fxprune.deploy.program import read_program, read_program_notes, write_program
 from fxprune.errors import ArtifactError, ExampleInputsError, FxpruneError, InputError
 from fxprune.files import check_writable, replacing
@@ -55,7 +54,7 @@ class Artifact:
     pruned. ``inputs``: a record (see ``fxprune.inputs``), or None. ``outputs``: per tensor its largest magnitude and a
     sample of its values on inputs made from the record, or None. ``tied``: name -> the name that its tensor is stored
     under. ``orders``: name -> dimensions from the outermost in memory. ``buffers``: name -> dtype of those that a
-    state_dict leaves out. ``budget``: what was asked for, if anything was.
+    state_dict leaves out. ``budget``: (kind, ratio) that was asked for.
     """
 
     model: str
@@ -71,11 +70,10 @@ class Artifact:
     orders: Mapping[str, list[int]]
     buffers: Mapping[str, str]
     versions: Mapping[str, str]
-    budget: Budget | None = None
+    budget: tuple[str, float] | None = None
 
     def data(self) -> dict[str, Any]:
-        budget = None if self.budget is None else asdict(self.budget)
-        return {**vars(self), "format": _FORMAT, "plan": self.plan.data(), "budget": budget}
+        return {**vars(self), "format": _FORMAT, "plan": self.plan.data()}
 
 
 def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -367,7 +365,8 @@ def _parsed(text: str, path: Path) -> Artifact:
         if data["inputs"] is not None:
             from_json(data["inputs"])
         if data.get("budget") is not None:
-            data["budget"] = Budget(**data["budget"])
+            kind, ratio = data["budget"]
+            data["budget"] = (str(kind), float(ratio))
         return Artifact(**data)
     except FxpruneError:
         raise

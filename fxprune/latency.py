@@ -117,7 +117,9 @@ class Clock:
                 "else runs on this machine; measure again when it does not",
             )
         seconds = dict(dense.stages.seconds)
-        pruned.meta["fxprune"] = replace(report, latency=latency, seconds=seconds, notes=told)
+        pruned.meta["fxprune"] = replace(
+            report, latency=latency, budget=("latency", target), seconds=seconds, notes=told
+        )
         return pruned
 
 

@@ -286,7 +286,7 @@ def _finish(
         seconds=dict(dense.stages.seconds),
         notes=tuple(notes),
         round_to=selection.round_to,
-        budget=options.budget if options.threshold is None else None,
+        budget=(options.budget.kind, options.budget.ratio) if options.threshold is None else None,
         zeros=sum(int((p == 0).sum()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
     )
     return pruned

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from fxprune.budget import Budget
 from fxprune.channels import ChannelGraph, Parameter
 from fxprune.cost import Keep
 from fxprune.labels.factors import cut_sizes
@@ -68,8 +67,8 @@ class Report:
     ``oracle_error_in_double``: the same in double, where float32 rounds too much to tell. ``seconds``: per stage.
     ``notes``: what had to be left alone. ``optimizer``: the given one carried over to the result, if one was given.
     ``zeros``: entries of the weights of two or more dims that are left, and zero. ``round_to``: kept channels are a
-    multiple of this. ``latency``: measured, where it was the budget. ``budget``: what was asked for, None where the
-    method or a given plan decided.
+    multiple of this. ``latency``: measured, where it was the budget. ``budget``: (kind, ratio) that was asked for, None
+    where the method or a given plan decided.
     """
 
     model: str
@@ -89,7 +88,7 @@ class Report:
     zeros: int = 0
     round_to: int = 1
     latency: Latency | None = None
-    budget: Budget | None = None
+    budget: tuple[str, float] | None = None
     optimizer: Any = field(default=None, repr=False, compare=False)
 
     def data(self) -> dict[str, Any]:
@@ -97,8 +96,7 @@ class Report:
         left_out = ("plan", "optimizer")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         latency = None if self.latency is None else {**asdict(self.latency), "ratio": self.latency.ratio}
-        budget = None if self.budget is None else asdict(self.budget)
-        return {**values, "rows": [asdict(row) for row in self.rows], "latency": latency, "budget": budget}
+        return {**values, "rows": [asdict(row) for row in self.rows], "latency": latency}
 
     def __str__(self) -> str:
         lines = [

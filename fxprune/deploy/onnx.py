@@ -206,7 +206,8 @@ def _metadata(module: nn.Module) -> dict[str, str]:
             PLAN_DIGEST: report.plan.digest,
         }
         if report.budget is not None:
-            result |= {"budget": report.budget.kind, "budget_ratio": str(report.budget.ratio)}
+            kind, ratio = report.budget
+            result |= {"budget": kind, "budget_ratio": str(ratio)}
     return result
 
 

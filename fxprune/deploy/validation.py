@@ -1,6 +1,7 @@
 """An ONNX file in onnxruntime next to the network in torch: on fresh inputs, on every execution provider."""
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -290,7 +291,8 @@ def _trials(file: _File, record: Mapping[str, Any]) -> list[_Trial]:
 def run(flat: Flat, tensors: Sequence[Tensor], remedy: str) -> Any:
     """What the module returns in torch; refuses what no ONNX file could be compared with."""
     try:
-        outputs = flat.call(tensors)
+        with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints what fails before it raises
+            outputs = flat.call(tensors)
     except Exception as error:
         shapes = [list(tensor.shape) for tensor in tensors]
         raise ExampleInputsError(
