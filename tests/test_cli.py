@@ -100,6 +100,7 @@ def test_every_option_reaches_prune(net: str, monkeypatch: pytest.MonkeyPatch) -
         *("prune", net, "--input-size", "3,8,8", "--params", "0.25", "--method", "random", "--scope", "uniform"),
         *("--attention", "heads", "--exact", "--ignore", "0", "3", "--ignore", "4", "--round-to", "8"),
         *("--min-channels", "2", "--seed", "7", "--no-verify", "--quiet"),
+        *("--provider", "CPUExecutionProvider", "--threads", "3"),
     )
     assert (code, out) == (0, "the report\n")
     assert seen == {
@@ -109,6 +110,9 @@ def test_every_option_reaches_prune(net: str, monkeypatch: pytest.MonkeyPatch) -
         "flops": None,
         "params": 0.25,
         "channels": None,
+        "latency": None,
+        "provider": "CPUExecutionProvider",
+        "threads": 3,
         "ignore": ("0", "3", "4"),
         "exact": True,
         "attention": "heads",
@@ -168,6 +172,22 @@ def test_a_network_goes_through_files(net: str, tmp_path: Path) -> None:
     assert refused("validate", half) == (
         f"'{half}' was changed after it was saved (its digest differs). Save or copy it again."
     )
+
+
+def test_bench_runs_a_saved_network_beside_the_dense_one(net: str, tmp_path: Path) -> None:
+    small = str(tmp_path / "small.safetensors")
+    assert run("prune", net, "--input-size", "3,32,32", "--flops", "0.5", "--save", small, "--quiet")[0] == 0
+    code, out, _ = run("bench", small, net, "--batch", "3", "--runs", "4", "--threads", "1", "--json", "--quiet")
+    found = json.loads(out)
+    assert code == 0
+    assert found["batch"] == 3
+    assert found["threads"] == 1
+    assert found["ratio"] == found["pruned_ms"] / found["dense_ms"]
+    code, out, _ = run("bench", small, net, "--runs", "4", "--threads", "1", "--quiet")
+    assert code == 0
+    assert re.match(r"latency: [\d.]+ ms -> [\d.]+ ms ", out)
+    assert refused("bench", small, net, "--batch", "0") == "--batch 0: give a whole number of at least 1"
+    assert refused("bench", small, net, "--provider", "Nobody").startswith("this onnxruntime has no execution provider")
 
 
 def test_compare_counts_what_two_cuts_share(net: str, tmp_path: Path) -> None:
