@@ -39,6 +39,9 @@ class Budget:
     whole: int | None = None
     cost: Callable[[Keep], int] | None = None
 
+    def __str__(self) -> str:
+        return f"{self.kind}={self.ratio:g}"
+
     @classmethod
     def of(cls, **ratios: float | None) -> Budget:
         """The one budget that was given.
