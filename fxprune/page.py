@@ -68,6 +68,8 @@ def write_page(
 ) -> None:
     """Write the page.
 
+    Groups are listed in the order of the first layer that they run through.
+
     Args:
         path: of the file; it appears only when it is complete.
         title: the model.
@@ -86,6 +88,9 @@ def write_page(
     """
     pruned = any(row.before != row.after for row in rows)
     runs = _runs(rows, groups)
+    first = [min(run, default=len(rows)) for run in runs]
+    order = sorted(range(len(groups)), key=first.__getitem__)
+    groups, runs = [groups[index] for index in order], [runs[index] for index in order]
     template = Template(files("fxprune").joinpath("page.html").read_text(encoding="utf-8"))
     text = template.substitute(
         title=escape(title),
@@ -231,7 +236,7 @@ def _lanes(rows: Sequence[Row], groups: Sequence[GroupRow], runs: Sequence[Mappi
 
     A lane ends where its group does, and its column is used again: as many columns as groups are alive at a time.
     """
-    drawn = sorted((index for index, run in enumerate(runs) if run), key=lambda index: (min(runs[index]), index))
+    drawn = [index for index, run in enumerate(runs) if run]
     columns = _columns([(min(runs[index]), max(runs[index])) for index in drawn])
     labels = [(_shorter(row.name), _change(*row.width)) for row in rows]
     names = 12 + _CHARACTER * max((len(name) for name, _ in labels), default=0)

@@ -132,6 +132,20 @@ def test_inspect_lists_groups_and_what_is_frozen(net: str) -> None:
     assert re.search(r"\b24\b", out)
 
 
+def test_pages(net: str, tmp_path: Path) -> None:
+    page, onnx = str(tmp_path / "page.html"), str(tmp_path / "half.onnx")
+    size = ("--input-size", "3,32,32", "--quiet")
+    code, _, err = run("inspect", net, *size, "--html", page)
+    assert (code, err) == (0, "")
+    assert "what can be cut" in Path(page).read_text()
+    code, out, err = run("prune", net, *size, "--flops", "0.5", "--onnx", onnx, "--html", page)
+    assert (code, err) == (0, "")
+    assert out.endswith(f"page: {page}\n")
+    text = Path(page).read_text()
+    assert "method l2, flops=0.5" in text
+    assert f"<td>{onnx}</td>" in text, "what onnxruntime found is on the page"
+
+
 def test_methods_lists_each_with_a_line() -> None:
     code, out, err = run("methods")
     assert (code, err) == (0, "")
@@ -234,7 +248,7 @@ def test_errors_are_one_sentence(net: str, tmp_path: Path) -> None:
     assert refused("prune", net, "--flops", "0.5").startswith("cannot tell what Sequential.forward(input) takes: ")
 
 
-@pytest.mark.parametrize("option", ["--onnx", "--plan", "--save"])
+@pytest.mark.parametrize("option", ["--onnx", "--plan", "--save", "--html"])
 def test_an_unwritable_path_is_found_before_the_model_is_loaded(tmp_path: Path, option: str) -> None:
     path = tmp_path / "no" / "out.pt"
     assert refused("prune", "timm:no_such_model", "--flops", "0.5", option, str(path)) == (
