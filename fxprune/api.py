@@ -13,7 +13,6 @@ import torch
 from torch import fx, nn
 
 from fxprune import recording
-from fxprune.analysis import analyse_graph
 from fxprune.budget import Budget, Scope
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
@@ -91,7 +90,7 @@ def analyze(
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     names = _ignored(model, ignore)
     _check_choice("attention", attention, ("head_dim", "heads"))
-    return analyse_graph(recording.record(model, args, kwargs), args, kwargs, attention=attention, ignore=names)
+    return record_and_analyse(model, args, kwargs, attention, names, Stages(progress=False)).graph
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from torch.utils._pytree import tree_flatten
 
 from fxprune.cost import CostModel, Keep
 from fxprune.labels.classes import Ids, Reason
-from fxprune.labels.factors import Labels
+from fxprune.labels.factors import Labels, cut_sizes
 from fxprune.labels.propagate import Attention, Statistic, TensorLabels, Term
+from fxprune.page import Figure, write_page
+from fxprune.rows import GroupRow, Row, row_of
 from fxprune.text import quantity, table
 
 
@@ -104,7 +107,11 @@ class Gather:
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """Everything later stages need to know of a model's channels. Plain data; ids in labels are channel numbers."""
+    """Everything later stages need to know of a model's channels. Plain data; ids in labels are channel numbers.
+
+    ``sources``: node -> the user's source line. ``lines``: module or parameter -> the line that uses it first, in the
+    order of use. ``kinds``: module -> class name; that of '' is the model's.
+    """
 
     parameters: tuple[Parameter, ...]
     groups: tuple[ChannelGroup, ...]
@@ -120,6 +127,8 @@ class ChannelGraph:
     notes: tuple[str, ...] = ()
     owned: Keep = field(default_factory=lambda: np.empty(0, dtype=bool))
     group_of: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    lines: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def by_name(self) -> dict[str, Parameter]:
@@ -202,6 +211,80 @@ class ChannelGraph:
                 graph.add_node(layer, kind="layer")
                 graph.add_edge(group.name, layer, parameter=member.name, dim=member.dim)
         return graph
+
+    def rows(self, keep: Keep, left_alone: Mapping[str, str]) -> tuple[Row, ...]:
+        """One row per layer with a weight of at least two dimensions, in graph order; unused ones come last.
+
+        Args:
+            keep: per channel.
+            left_alone: group name -> why a group that could be cut was left alone.
+        """
+        read = {(m.name, m.dim) for group in self.groups for m in group.members if m.read}
+        place = {name: index for index, name in enumerate(self.lines)}
+        found = []
+        for parameter in self.parameters:
+            if not parameter.trainable or len(parameter.shape) < 2:
+                continue
+            path = parameter.name.rpartition(".")[0]
+            used = next((name for name in (path, parameter.name) if name in place), None)
+            # An embedding makes channels along its last dim, a transposed convolution along its second.
+            made = [f for f in parameter.labels if (parameter.name, f.dim) not in read]
+            out = made[-1].dim if made else 0
+            after = tuple(cut_sizes(parameter.shape, parameter.labels, keep))
+            local = parameter.groups if out == 1 else 1
+            found.append((
+                len(place) if used is None else place[used],
+                Row(
+                    row_of(parameter.name), self.kinds.get(path, "parameter"), parameter.shape, after,
+                    self._why(made[-1].ids.numpy() if made else None, parameter.shape[out], left_alone),
+                    self.lines[used] if used is not None else "",
+                    (parameter.shape[out] * local, after[out] * local),
+                ),
+            ))  # fmt: skip
+        return tuple(row for _, row in sorted(found, key=lambda each: each[0]))
+
+    def _why(self, channels: Ids | None, size: int, left_alone: Mapping[str, str]) -> str:
+        """Why all of these stay, or ''."""
+        if channels is None:
+            return "makes no channels" if size > 1 else ""
+        groups = [self.groups[g] for g in np.unique(self.group_of[channels])]
+        reasons = {str(group.locked or left_alone.get(group.name, "")) for group in groups}
+        return "" if "" in reasons else "; ".join(sorted(reasons))
+
+    def group_rows(self, keep: Keep, left_alone: Mapping[str, str]) -> tuple[GroupRow, ...]:
+        """One row per group; arguments as of ``rows``."""
+        return tuple(
+            GroupRow(
+                group.name, group.channels.size, int(keep[group.channels].sum()), group.blocks, group.exact,
+                str(group.locked or left_alone.get(group.name, "")),
+                tuple((member.name, member.dim, member.read) for member in group.members),
+            )
+            for group in self.groups
+        )  # fmt: skip
+
+    def to_html(self, path: str | Path) -> None:
+        """Write a page: every layer in graph order, the groups that run through it, what is frozen and why.
+
+        Raises:
+            InputError: ``path`` cannot be written.
+        """
+        free = sum(group.channels.size for group in self.prunable)
+        every = self.everything()
+        write_page(
+            path,
+            title=self.kinds.get("", "model"),
+            subtitle="what can be cut",
+            figures=[
+                Figure("MACs", quantity(self.macs())),
+                Figure("parameters", quantity(self.params())),
+                Figure("prunable channels", f"{free} of {self.channel_count}"),
+                Figure("prunable MACs", f"{self.prunable_share:.1%}"),
+            ],
+            held=self.held,
+            rows=self.rows(every, {}),
+            groups=self.group_rows(every, {}),
+            notes=self.notes,
+        )
 
     def check(self) -> None:
         """The specification of a channel graph, executed.

@@ -97,7 +97,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
     """Before the work: nobody wants to learn after an hour that a folder is missing."""
     from fxprune import files
 
-    for path in (options.onnx, options.plan):
+    for path in (options.onnx, options.plan, options.html):
         if path is not None:
             files.check_writable(path)
     if options.save is not None:
@@ -132,6 +132,9 @@ def _write_outputs(pruned: "nn.Module", example_inputs: "Tensor | None", options
     if options.onnx is not None:
         _say("exporting to ONNX and comparing with onnxruntime", options)
         written["onnx"] = fxprune.export(pruned, options.onnx, example_inputs)
+    if options.html is not None:
+        report.to_html(options.html, written.get("onnx"))
+        written["page"] = options.html
     if options.json:
         _print_json({**report.data(), "written": written})
     for what, where in () if options.json else written.items():
@@ -139,11 +142,17 @@ def _write_outputs(pruned: "nn.Module", example_inputs: "Tensor | None", options
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    if options.html is not None:
+        from fxprune import files
+
+        files.check_writable(options.html)
     model, example_inputs = _load(options)
 
     import fxprune
 
     graph = fxprune.analyze(model, example_inputs)
+    if options.html is not None:
+        graph.to_html(options.html)
     if not options.json:
         print(graph)
         return
@@ -391,6 +400,7 @@ def parser() -> argparse.ArgumentParser:
         "inspect", help="list the channel groups, and what is frozen and why", allow_abbrev=False
     )
     _add_model(inspect)
+    _add_page(inspect)
     _add_form(inspect)
     inspect.set_defaults(run=_inspect)
 
@@ -456,6 +466,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "state_dict alone (.pt, .pth)",
     )
     output.add_argument("--plan", metavar="PATH", help="write the plan: which channels stay (.json)")
+    _add_page(output)
     _add_form(output)
     return output
 
@@ -463,6 +474,10 @@ def _add_outputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 def _add_runtime(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--provider", metavar="NAME", help="onnxruntime's execution provider (default: CUDA, or CPU)")
     parser.add_argument("--threads", type=int, metavar="N", help="of the processor (default: as many as it has cores)")
+
+
+def _add_page(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--html", metavar="PATH", help="write a page: widths, groups, what is frozen and why (.html)")
 
 
 def _add_form(parser: argparse._ActionsContainer, quiet: bool = True) -> None:

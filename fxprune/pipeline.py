@@ -24,7 +24,7 @@ from fxprune.labels.classes import Reason
 from fxprune.labels.propagate import Attention
 from fxprune.methods.state import Scores
 from fxprune.plan import PruningPlan
-from fxprune.report import Report, layer_rows
+from fxprune.report import Report
 from fxprune.rewriting import UnrepairableError, check_rewrite, rewrite, run_on_meta
 from fxprune.verify import TOLERANCE, Inputs, mask_oracle, relative_error
 
@@ -73,14 +73,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Dense:
-    """A recorded model and its channels. ``kinds``: class names of the model's modules; ``name``: its own."""
+    """A recorded model and its channels. ``name``: of the model's class."""
 
     module: fx.GraphModule
     graph: ChannelGraph
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     name: str
-    kinds: Mapping[str, str]
     stages: Stages
 
     @property
@@ -106,8 +105,8 @@ def record_and_analyse(
         module = recording.record(model, args, kwargs)
     with stages("analysing"):
         graph = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore)
-    kinds = {name: type(m).__name__ for name, m in model.named_modules()}
-    return Dense(module, graph, args, kwargs, type(model).__name__, kinds, stages)
+    kinds = {name: type(m).__name__ for name, m in model.named_modules(remove_duplicate=False)}
+    return Dense(module, replace(graph, kinds=kinds), args, kwargs, type(model).__name__, stages)
 
 
 def compress(
@@ -280,7 +279,8 @@ def _finish(
         prunable_share=graph.prunable_share,
         held=graph.held,
         plan=plan,
-        rows=layer_rows(graph, keep, dense.kinds, _source_lines(dense.module), selection.frozen),
+        rows=graph.rows(keep, selection.frozen),
+        groups=graph.group_rows(keep, selection.frozen),
         oracle_error=None if agreement is None else agreement.error,
         oracle_error_in_double=None if agreement is None else agreement.in_double,
         seconds=dict(dense.stages.seconds),
@@ -290,18 +290,6 @@ def _finish(
         zeros=sum(int((p == 0).sum()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
     )
     return pruned
-
-
-def _source_lines(module: fx.GraphModule) -> dict[str, str]:
-    """Module or parameter name -> the user's source line that uses it first."""
-    lines = {
-        str(n.target): str(n.meta.get("source", "")) for n in reversed(module.graph.nodes) if n.op == "call_module"
-    }
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            user = next(iter(node.users), node)
-            lines.setdefault(str(node.target), str(user.meta.get("source", "")))
-    return lines
 
 
 def _oracle_inputs(dense: Dense, seed: int, notes: list[str]) -> Inputs:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
-from fxprune.channels import ChannelGraph, Parameter
-from fxprune.cost import Keep
-from fxprune.labels.factors import cut_sizes
+from fxprune.errors import InputError
+from fxprune.page import Figure, Section, write_page
 from fxprune.plan import PruningPlan
+from fxprune.plots import new_figure, save_figure
+from fxprune.rows import GroupRow, Row
 from fxprune.text import quantity, table
 
 _MANY_ZEROS = 0.001  # of the parameters that are left
-
-
-@dataclass(frozen=True)
-class Row:
-    """One layer. ``before``, ``after``: shape of its weight. ``frozen``: why its outputs stay, or ''."""
-
-    name: str
-    kind: str
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    frozen: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -66,9 +56,9 @@ class Report:
     relative error of the pruned model against its masked original, None if it was not asked for;
     ``oracle_error_in_double``: the same in double, where float32 rounds too much to tell. ``seconds``: per stage.
     ``notes``: what had to be left alone. ``optimizer``: the given one carried over to the result, if one was given.
-    ``zeros``: entries of the weights of two or more dims that are left, and zero. ``round_to``: kept channels are a
-    multiple of this. ``latency``: measured, where it was the budget. ``budget``: (kind, ratio) that was asked for, None
-    where the method or a given plan decided.
+    ``zeros``: entries of the weights of two or more dims that are left, and zero. ``rows``: layers, in graph order.
+    ``groups``: of channels. ``round_to``: kept channels are a multiple of this. ``latency``: measured, where it was the
+    budget. ``budget``: (kind, ratio) that was asked for, None where the method or a given plan decided.
     """
 
     model: str
@@ -90,13 +80,93 @@ class Report:
     latency: Latency | None = None
     budget: tuple[str, float] | None = None
     optimizer: Any = field(default=None, repr=False, compare=False)
+    groups: tuple[GroupRow, ...] = field(default=(), repr=False)
 
     def data(self) -> dict[str, Any]:
         """The figures, rows and notes as plain data, for JSON; the plan has a file of its own."""
         left_out = ("plan", "optimizer")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        lists = {name: [asdict(row) for row in values[name]] for name in ("rows", "groups")}
         latency = None if self.latency is None else {**asdict(self.latency), "ratio": self.latency.ratio}
-        return {**values, "rows": [asdict(row) for row in self.rows], "latency": latency}
+        return {**values, **lists, "latency": latency}
+
+    def to_html(self, path: str | os.PathLike[str], validation: Any = None) -> None:
+        """Write all of it as one page: widths, groups, what is frozen and why, what was proven.
+
+        Args:
+            path: of the file. It needs nothing else: no other file, no network.
+            validation: what ``fxprune.export`` returned, to be shown too.
+
+        Raises:
+            InputError: ``path`` cannot be written, or ``validation`` is something else.
+        """
+        if validation is not None and (not is_dataclass(validation) or isinstance(validation, type)):
+            raise InputError(f"validation is a {type(validation).__name__}; pass what fxprune.export returned.")
+        write_page(
+            path,
+            title=self.model,
+            subtitle=f"method {self.method}" + ("" if self.budget is None else ", {}={:g}".format(*self.budget)),
+            figures=self._figures(),
+            held=self.held,
+            rows=self.rows,
+            groups=self.groups,
+            sections=[*_validated(validation), *_timed(self.seconds)],
+            notes=self.notes,
+            versions=f"torch {self.plan.torch_version}",
+        )
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Bars of every layer's output channels, dense and pruned, in graph order.
+
+        Args:
+            path: where to write it; the ending chooses the format.
+
+        Returns:
+            The ``matplotlib.figure.Figure``.
+
+        Raises:
+            InputError: matplotlib is missing, or the path cannot be written.
+        """
+        least, most = _PLOT_WIDTH
+        figure = new_figure((min(max(least, 0.16 * len(self.rows)), most), 4.5))
+        axes = figure.add_subplot()
+        places = range(len(self.rows))
+        axes.bar(places, [row.width[0] for row in self.rows], color="#d3dbe5", label="dense")
+        axes.bar(places, [row.width[1] for row in self.rows], color="#0b62b5", label="pruned")
+        axes.set_xticks(places, [row.name for row in self.rows], rotation=90, fontsize=6)
+        axes.set_xlim(-0.8, len(self.rows) - 0.2)
+        axes.set_ylabel("output channels")
+        axes.set_title(f"{self.model}: {quantity(self.macs_before)} → {quantity(self.macs_after)} MACs")
+        axes.legend()
+        if path is not None:
+            save_figure(figure, path)
+        return figure
+
+    def _figures(self) -> list[Figure]:
+        free = [group for group in self.groups if not group.why]
+        counts = [("prunable channels", sum(g.before for g in free), sum(g.after for g in free))] if free else []
+        figures = [
+            Figure(what, f"{quantity(before)} → {quantity(after)}", f"{after / before:.1%} stay", after / before)
+            for what, before, after in (
+                ("MACs", self.macs_before, self.macs_after),
+                ("parameters", self.params_before, self.params_after),
+                *counts,
+            )
+            if before
+        ]
+        if self.latency is not None:
+            ms = f"{self.latency.dense_ms:.2f} → {self.latency.pruned_ms:.2f} ms"
+            batch = f"batch size {self.latency.batch}, {self.latency.provider}"
+            figures.insert(1, Figure("latency", ms, f"{self.latency.ratio:.1%} stay; {batch}", self.latency.ratio))
+        figures.append(Figure("prunable MACs", f"{self.prunable_share:.1%}", "of the dense model's"))
+        if self.zeros > _MANY_ZEROS * self.params_after:
+            figures.append(Figure("zeros", quantity(self.zeros), f"{self.zeros / self.params_after:.1%} of what stays"))
+        if self.oracle_error is None:
+            return [*figures, Figure("masked ≡ pruned", "not checked")]
+        double = self.oracle_error_in_double
+        detail = "relative error of the pruned model against the masked original"
+        detail += "" if double is None else f"; {double:.1e} in double"
+        return [*figures, Figure("masked ≡ pruned", f"{self.oracle_error:.1e}", detail)]
 
     def __str__(self) -> str:
         lines = [
@@ -122,39 +192,20 @@ class Report:
         return "\n".join(lines)
 
 
-def layer_rows(
-    graph: ChannelGraph, keep: Keep, kinds: Mapping[str, str], lines: Mapping[str, str], frozen: Mapping[str, str]
-) -> tuple[Row, ...]:
-    """One row per layer with a weight of at least two dimensions.
-
-    Args:
-        graph: of the dense model.
-        keep: per channel.
-        kinds: module name -> class name.
-        lines: module or parameter name -> the user's source line.
-        frozen: group name -> why a group that could be cut was left alone.
-    """
-    rows = []
-    for parameter in graph.parameters:
-        if not parameter.trainable or len(parameter.shape) < 2:
-            continue
-        path, _, last = parameter.name.rpartition(".")
-        name = path if last == "weight" else parameter.name
-        after = tuple(cut_sizes(parameter.shape, parameter.labels, keep))
-        source = lines.get(path) or lines.get(parameter.name, "")
-        rows.append(
-            Row(name, kinds.get(path, "parameter"), parameter.shape, after, _why(graph, parameter, frozen), source)
-        )
-    return tuple(rows)
+_PLOT_WIDTH = (6.0, 24.0)  # inches, the least and the most
 
 
-def _why(graph: ChannelGraph, parameter: Parameter, frozen: Mapping[str, str]) -> str:
-    factor = next((f for f in parameter.labels if f.dim == 0), None)
-    if factor is None:
-        return "no channels along dim 0" if parameter.shape[0] > 1 else ""
-    groups = {int(g) for g in graph.group_of[factor.ids.numpy().reshape(-1)]}
-    reasons = {str(graph.groups[g].locked or frozen.get(graph.groups[g].name, "")) for g in groups}
-    return "" if "" in reasons else "; ".join(sorted(reasons))
+def _validated(validation: Any) -> list[Section]:
+    if validation is None:
+        return []
+    values = ((f.name.replace("_", " "), getattr(validation, f.name)) for f in fields(validation))
+    return [Section("ONNX", [(name, f"{v:.3g}" if isinstance(v, float) else str(v)) for name, v in values])]
+
+
+def _timed(seconds: Mapping[str, float]) -> list[Section]:
+    total = sum(seconds.values())
+    lines = [(stage, f"{value:.2f} s") for stage, value in seconds.items()]
+    return [Section("Seconds", lines, [value / total for value in seconds.values()])] if total else []
 
 
 def _change(what: str, before: int, after: int) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.errors import InputError, PlanError
-from fxprune.files import replacing
 from fxprune.plan import PruningPlan
+from fxprune.plots import new_figure, save_figure
 from fxprune.text import table
 
 Floats = npt.NDArray[np.float64]
@@ -73,12 +73,8 @@ class Similarity:
         Raises:
             InputError: matplotlib is missing, or the path cannot be written.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise InputError("Plots need matplotlib: pip install 'fxprune[plots]'.") from error
         side = 2.5 + 0.45 * len(self.names)
-        figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+        figure = new_figure((side + 0.8, side))
         axes = figure.add_subplot()
         image = axes.imshow(self.correlation, cmap="viridis", vmax=1.0)
         places = range(len(self.names))
@@ -92,8 +88,7 @@ class Similarity:
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=7)
         figure.colorbar(image, label="correlation of kept ratios")
         if path is not None:
-            with replacing(path) as draft:
-                figure.savefig(draft)
+            save_figure(figure, path)
         return figure
 
 

@@ -100,6 +100,7 @@ def test_every_option_reaches_prune(net: str, monkeypatch: pytest.MonkeyPatch) -
         *("prune", net, "--input-size", "3,8,8", "--params", "0.25", "--method", "random", "--scope", "uniform"),
         *("--attention", "heads", "--exact", "--ignore", "0", "3", "--ignore", "4", "--round-to", "8"),
         *("--min-channels", "2", "--seed", "7", "--no-verify", "--quiet"),
+        *("--provider", "CPUExecutionProvider", "--threads", "3"),
     )
     assert (code, out) == (0, "the report\n")
     assert seen == {
@@ -109,6 +110,9 @@ def test_every_option_reaches_prune(net: str, monkeypatch: pytest.MonkeyPatch) -
         "flops": None,
         "params": 0.25,
         "channels": None,
+        "latency": None,
+        "provider": "CPUExecutionProvider",
+        "threads": 3,
         "ignore": ("0", "3", "4"),
         "exact": True,
         "attention": "heads",
@@ -126,6 +130,20 @@ def test_inspect_lists_groups_and_what_is_frozen(net: str) -> None:
     assert code == 0
     assert re.search(r"\b16\b", out)
     assert re.search(r"\b24\b", out)
+
+
+def test_pages(net: str, tmp_path: Path) -> None:
+    page, onnx = str(tmp_path / "page.html"), str(tmp_path / "half.onnx")
+    size = ("--input-size", "3,32,32", "--quiet")
+    code, _, err = run("inspect", net, *size, "--html", page)
+    assert (code, err) == (0, "")
+    assert "what can be cut" in Path(page).read_text()
+    code, out, err = run("prune", net, *size, "--flops", "0.5", "--onnx", onnx, "--html", page)
+    assert (code, err) == (0, "")
+    assert out.endswith(f"page: {page}\n")
+    text = Path(page).read_text()
+    assert "method l2, flops=0.5" in text
+    assert f"<td>{onnx}</td>" in text, "what onnxruntime found is on the page"
 
 
 def test_methods_lists_each_with_a_line() -> None:
@@ -188,6 +206,22 @@ def test_a_network_goes_through_files(net: str, tmp_path: Path) -> None:
     )
 
 
+def test_bench_runs_a_saved_network_beside_the_dense_one(net: str, tmp_path: Path) -> None:
+    small = str(tmp_path / "small.safetensors")
+    assert run("prune", net, "--input-size", "3,32,32", "--flops", "0.5", "--save", small, "--quiet")[0] == 0
+    code, out, _ = run("bench", small, net, "--batch", "3", "--runs", "4", "--threads", "1", "--json", "--quiet")
+    found = json.loads(out)
+    assert code == 0
+    assert found["batch"] == 3
+    assert found["threads"] == 1
+    assert found["ratio"] == found["pruned_ms"] / found["dense_ms"]
+    code, out, _ = run("bench", small, net, "--runs", "4", "--threads", "1", "--quiet")
+    assert code == 0
+    assert re.match(r"latency: [\d.]+ ms -> [\d.]+ ms ", out)
+    assert refused("bench", small, net, "--batch", "0") == "--batch 0: give a whole number of at least 1"
+    assert refused("bench", small, net, "--provider", "Nobody").startswith("this onnxruntime has no execution provider")
+
+
 def test_compare_counts_what_two_cuts_share(net: str, tmp_path: Path) -> None:
     first, second = str(tmp_path / "a.json"), str(tmp_path / "b.json")
     for path, seed in ((first, "1"), (second, "2")):
@@ -232,7 +266,7 @@ def test_errors_are_one_sentence(net: str, tmp_path: Path) -> None:
     assert refused("prune", net, "--flops", "0.5").startswith("cannot tell what Sequential.forward(input) takes: ")
 
 
-@pytest.mark.parametrize("option", ["--onnx", "--plan", "--save"])
+@pytest.mark.parametrize("option", ["--onnx", "--plan", "--save", "--html"])
 def test_an_unwritable_path_is_found_before_the_model_is_loaded(tmp_path: Path, option: str) -> None:
     path = tmp_path / "no" / "out.pt"
     assert refused("prune", "timm:no_such_model", "--flops", "0.5", option, str(path)) == (

@@ -148,7 +148,7 @@ def test_python_blocks_run(number: int, tmp_path: Path, monkeypatch: pytest.Monk
     assert isinstance(small, torch.fx.GraphModule)
     report = small.meta["fxprune"]
     assert report.macs_after <= 0.5 * report.macs_before
-    written = [["resnet50-half.onnx"], ["plan.json", "small.onnx"]]
+    written = [["resnet50-half.onnx"], ["groups.html", "plan.json", "report.html", "small.onnx", "widths.png"]]
     assert sorted(path.name for path in tmp_path.iterdir()) == written[number]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,3 +143,79 @@ def test_zeros_are_told_where_they_are_more_than_chance() -> None:
     assert "\nzeros       " in str(many)
     assert " of these  (50.0%)" in str(many)
     assert "zeros" not in str(replace(report, zeros=report.params_after // 2000))
+
+
+def test_rows_are_in_the_order_in_which_the_graph_runs_them() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.unused = nn.Linear(8, 4), nn.Linear(3, 3)
+            self.two, self.one = nn.Conv2d(6, 8, 1), nn.Conv2d(3, 6, 1)
+            self.scale = nn.Parameter(torch.ones(6, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.two(self.one(x) * self.scale).mean((2, 3)))
+
+    names = [row.name for row in report_of(make(Backwards), flops=0.7).rows]
+    assert names == ["one", "scale", "two", "head", "unused"]
+
+
+def test_widths_are_output_channels_whatever_dimension_they_are_in() -> None:
+    class Kinds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.stem = nn.Embedding(20, 8), nn.Conv2d(3, 8, 1)
+            self.up, self.grouped = nn.ConvTranspose2d(8, 6, 2, 2), nn.ConvTranspose2d(6, 12, 2, 2, groups=2)
+            self.head = nn.Conv2d(12, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            ids = torch.arange(4).expand(x.shape[0], 4)
+            x = self.stem(x) + self.embed(ids).mean(1)[:, :, None, None]
+            return self.head(self.grouped(self.up(x)))
+
+    report = report_of(make(Kinds), channels=0.5)
+    rows = {row.name: row for row in report.rows}
+    assert {name: row.width[0] for name, row in rows.items()} == {
+        "stem": 8, "embed": 8, "up": 6, "grouped": 12, "head": 5,
+    }  # fmt: skip
+    assert rows["embed"].width[1] == rows["embed"].after[1] == rows["stem"].after[0]
+    assert rows["up"].width[1] == rows["up"].after[1] == rows["grouped"].after[0]
+    assert rows["grouped"].width[1] == 2 * rows["grouped"].after[1] == rows["head"].after[1]
+    assert [name for name, row in rows.items() if row.frozen] == ["head"], "a vocabulary is not what an embedding makes"
+
+
+def test_the_groups_of_a_report_are_those_of_the_analysis() -> None:
+    model = make(Frozen)
+    report = report_of(model, channels=0.5, ignore=["ignored"])
+    graph = fxprune.analyze(model, image(), ignore=["ignored"])
+    assert [(g.name, g.before) for g in report.groups] == [(g.name, g.channels.size) for g in graph.groups]
+    (cut,) = (group for group in report.groups if group.after < group.before)
+    assert (cut.name, cut.before, cut.after, cut.why) == ("free", 8, 4, "")
+    assert ("free.weight", 0, False) in cut.members
+    assert ("held.weight", 1, True) in cut.members
+    assert sorted(g.why for g in report.groups) == sorted(str(g.locked or "") for g in graph.groups)
+    plain = report.data()
+    assert plain["groups"][0]["name"] == report.groups[0].name
+    json.dumps(plain)
+
+
+def test_the_plot_has_the_widths_in_graph_order(tmp_path: Path) -> None:
+    report = report_of(make(), flops=0.5)
+    figure = report.plot(tmp_path / "widths.svg")
+    (axes,) = figure.axes
+    dense, pruned = axes.containers
+    assert [bar.get_height() for bar in dense] == [row.width[0] for row in report.rows]
+    assert [bar.get_height() for bar in pruned] == [row.width[1] for row in report.rows]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [row.name for row in report.rows]
+    assert (tmp_path / "widths.svg").read_text().startswith("<?xml")
+    with pytest.raises(fxprune.FxpruneError, match=r"cannot draw 'widths.txt': matplotlib writes .*png, "):
+        report.plot("widths.txt")
+    rows = tuple(replace(report.rows[0], name=f"layer{n}.with.a.long.name") for n in range(150))
+    replace(report, rows=rows).plot(tmp_path / "many.png")
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = report_of(make(), flops=0.5)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(fxprune.FxpruneError, match=r"Plots need matplotlib: pip install 'fxprune\[plots\]'\."):
+        report.plot()

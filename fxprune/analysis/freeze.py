@@ -85,7 +85,18 @@ def freeze(
         notes=tuple(dict.fromkeys([*graph_module.meta.get("notes", ()), *run.notes])),
         owned=np.isin(np.arange(channels), number[roots[:owned]]),
         group_of=group_of,
+        lines=_first_lines(graph_module),
     )
+
+
+def _first_lines(graph_module: fx.GraphModule) -> dict[str, str]:
+    """Module or parameter name -> the user's source line that uses it first, in the order of use."""
+    lines: dict[str, str] = {}
+    for node in graph_module.graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            user = node if node.op == "call_module" else next(iter(node.users), node)
+            lines.setdefault(str(node.target), str(user.meta.get("source", "")))
+    return lines
 
 
 def _companions(run: Propagation, roots: Ids, channel_roots: Ids) -> Ids:

@@ -164,3 +164,12 @@ def test_a_net_of_which_nothing_can_be_cut_is_refused() -> None:
         if case.frozen:
             with pytest.raises(ModelError, match="no prunable channels"):
                 fxprune.prune(case.build(), case.inputs(2), channels=0.5, progress=False)
+
+
+def test_grouped_convolutions_read_their_inputs() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 3, groups=2), nn.ConvTranspose2d(12, 8, 3, groups=4), nn.Conv2d(8, 2, 1)
+    )
+    members = {m for g in fxprune.analyze(model, torch.randn(1, 3, 8, 8)).groups for m in g.members}
+    read = {(m.name, m.dim) for m in members if m.read}
+    assert read == {("0.weight", 1), ("1.weight", 1), ("2.weight", 0), ("3.weight", 1)}

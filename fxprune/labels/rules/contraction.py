@@ -309,6 +309,9 @@ def _grouped(run: Propagation, x: Operand, weight: Operand, groups: int, transpo
         outs = _whole_groups(run, ins, rows, inner, per_out, transposed)
         constant, factors = float(x.shape[0]) * second, [Factor(dim0.reshape(-1, 1), 0)]
     else:
+        if weight.parameter is not None:
+            name, order = weight.parameter
+            run.consumed.add((name, order[0 if transposed else 1]))
         local = _local(run, inner, groups, first, second)
         run.join(ins, rows if transposed else local)
         outs = local if transposed else rows
