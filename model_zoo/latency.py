@@ -89,6 +89,16 @@ def page(results: Path) -> str:
     parts += [(__doc__ or "").partition("\n\n    python")[0]]
     parts += [f"{'; '.join(devices)}; threads of onnxruntime: {', '.join(threads)}."]
     parts += [(__doc__ or "").rpartition("\n\n")[2].strip()]
+    parts.append(table(records))
+    failing = [f"- {name}: {r.checks['latency']}" for name, r in records.items() if r.failures]
+    wanted = [r for r in records.values() if r.checks]
+    parts.append(f"{sum(r.passed for r in wanted)} of {len(wanted)} are where they should be (bold are not).")
+    parts += ["\n".join(failing)] if failing else []
+    return "\n\n".join(parts) + "\n"
+
+
+def table(records: Mapping[str, Record]) -> str:
+    """A line per network and batch size: MACs and latency that stay, as ratios."""
     columns = ["network", "batch", "dense ms", *(f"{cut}: MACs → latency" for cut in CUTS), "aligned to"]
     rows = [columns, ["---", *["---:"] * (len(columns) - 1)]]
     for network in MOST:
@@ -101,12 +111,7 @@ def page(results: Path) -> str:
                 )
                 rows.append([network, str(batch), f"{known[0].figures['dense_ms']:.1f}",
                              *(cell(record) for record in found.values()), ", ".join(map(str, steps))])  # fmt: skip
-    parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
-    failing = [f"- {name}: {r.checks['latency']}" for name, r in records.items() if r.failures]
-    wanted = [r for r in records.values() if r.checks]
-    parts.append(f"{sum(r.passed for r in wanted)} of {len(wanted)} are where they should be (bold are not).")
-    parts += ["\n".join(failing)] if failing else []
-    return "\n\n".join(parts) + "\n"
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def cell(record: Record | None) -> str:

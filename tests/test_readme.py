@@ -26,6 +26,7 @@ from fxprune import cli, methods
 from fxprune.labels.rules import RULES
 from fxprune.labels.rules.pointwise import POINTWISE
 from fxprune.methods import registry
+from model_zoo import latency
 from model_zoo.coverage import LISTS
 from model_zoo.records import RESULTS, read, summary, table
 
@@ -87,6 +88,14 @@ def results() -> str:
     return f"{table(records.values())}\n\n{note}"
 
 
+def latencies() -> str:
+    """The table of latencies, and what it was measured with."""
+    head, records = read(RESULTS / "latency.jsonl")
+    first = next(iter(records.values())).figures
+    threads = f"{first['threads']} thread of onnxruntime {first['onnxruntime_version']}"
+    return f"{latency.table(records)}\n\n({head['date'][:10]}; {head['cpu']}, {first['provider']}, {threads}.)"
+
+
 LIBRARIES = {
     "families": "The smallest architecture of each of timm's model modules, with weights, every check, and onnxruntime",
     "families-heads": "The same networks with whole heads pruned, on the meta device",
@@ -110,7 +119,7 @@ def libraries() -> str:
     return "\n".join(parts)
 
 
-GENERATED = {"ops": ops, "methods": methods_table, "coverage": results, "libraries": libraries}
+GENERATED = {"ops": ops, "methods": methods_table, "coverage": results, "libraries": libraries, "latency": latencies}
 
 
 def generated(text: str, name: str) -> re.Match[str]:
