@@ -176,6 +176,8 @@ class Report:
         ]
         if self.latency is not None:
             lines.insert(2, f"latency     {self.latency}")
+        if self.round_to > 1:
+            lines.append(f"channels    kept in multiples of {self.round_to}")
         if self.zeros > _MANY_ZEROS * self.params_after:  # a few are chance
             lines.append(f"zeros       {quantity(self.zeros)} of these  ({self.zeros / self.params_after:.1%})")
         lines += [f"{share:.1%} of the MACs cannot be lowered: {reason}" for reason, share in self.held.items()]
