@@ -231,11 +231,13 @@ def _word(setting: tuple[str, Any]) -> str:
 class Run:
     """One run of a recipe: its options, its data, and the stages it is made of.
 
-    Of classifiers: ``loss`` and ``metric`` say what they are trained for and measured by.
+    Of classifiers: ``loss`` and ``metric`` say what they are trained for and measured by; in figures it is ``axis``,
+    multiplied by ``scale``.
     """
 
     loss: Callable[[Any, Any], Tensor] | None = None
     metric = "accuracy"
+    axis, scale = "accuracy, %", 100.0
 
     def __init__(self, recipe: str, options: argparse.Namespace, train: Images, test: Images):
         self.options, self.images, self.test = options, train, test

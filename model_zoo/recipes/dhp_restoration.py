@@ -55,9 +55,9 @@ def noisy(clean: Tensor, generator: torch.Generator | None) -> Tensor:
     return clean + SIGMA / 255 * torch.randn(clean.shape, generator=generator)
 
 
-def small(clean: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Reduced bicubically: [C, H, W] -> [C, H / 4, W / 4]."""
-    size = [side // SCALE for side in clean.shape[1:]]
+def small(clean: Tensor, generator: torch.Generator | None, scale: int = SCALE) -> Tensor:
+    """Reduced bicubically: [C, H, W] -> [C, H / scale, W / scale]."""
+    size = [side // scale for side in clean.shape[1:]]
     return F.interpolate(clean[None], size, mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
 
 
@@ -156,6 +156,7 @@ class Restoration(Run):
     """A run that is measured by the peak signal-to-noise ratio of restored images, in dB."""
 
     loss, metric = staticmethod(F.l1_loss), "psnr"
+    axis, scale = "PSNR, dB", 1.0
 
     def network(self, make: Callable[..., nn.Module], **options: Any) -> nn.Module:
         self.reseed()

@@ -13,8 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 import fxprune
 from fxprune.methods import Criterion, available, resolve
-from model_zoo import accuracy
 from model_zoo.accuracy import METHODS, NETWORKS, main
+from model_zoo.comparison import criterion, name_of, noisy
 from model_zoo.papers import resnet
 from model_zoo.peers import torch_pruning
 from model_zoo.recipes.common import Run
@@ -105,7 +105,7 @@ def test_criteria_cut_the_same_dense_network(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_budget_out_of_reach_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "l2", accuracy.criterion("l2", max_ratio=0.1)._replace(ratios=(0.1,)))
+    monkeypatch.setitem(METHODS, "l2", criterion("l2", max_ratio=0.1)._replace(ratios=(0.1,)))
     (record,) = run(tmp_path, "l2").values()
     assert "cannot be reached: the smallest reachable ratio is" in record.checks["budget"]
     assert "accuracy" not in record.figures
@@ -122,10 +122,10 @@ def test_without_the_peer_the_rest_is_measured(
 
 
 def test_noise_is_that_of_the_seed() -> None:
-    one, same, other = (accuracy.noisy(1.0, seed, 4)[0].tensors[0] for seed in (0, 0, 1))
+    one, same, other = (noisy(1.0, seed, 4)[0].tensors[0] for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
-    clean = accuracy.noisy(0.0, 0, 4)[0].tensors[0]
+    clean = noisy(0.0, 0, 4)[0].tensors[0]
     assert float((one - clean).std()) == pytest.approx(1.0, rel=0.1)
 
 
@@ -136,7 +136,7 @@ def write(file: Path, *runs: tuple[str, int, float, float | None]) -> str:
     """The page of runs: method, seed, ratio, accuracy."""
     begin(file, "python -m model_zoo.accuracy")
     for method, seed, ratio, found in runs:
-        name = accuracy.name_of("resnet_20", method, seed, ratio)
+        name = name_of("resnet_20", method, seed, ratio)
         figures = {"network": "resnet_20", "method": method, "seed": seed, "ratio": ratio}
         if found is not None:
             figures |= {"accuracy": found, "before": 0.5, "macs_ratio": 0.99 * ratio}
@@ -154,7 +154,7 @@ def test_the_page_has_means_and_standard_errors(tmp_path: Path) -> None:
         ("Torch-Pruning Taylor", 0, 0.5, 0.9), ("Torch-Pruning group norm", 1, 0.5, 0.92),
         ("Torch-Pruning group norm", 0, 0.5, 0.92),
     )  # fmt: skip
-    assert "| l2 | 91.00 ± 1.00 (cut: 50.0) | 80.00 (cut: 50.0) | not reached | 99.0% to 99.0% |" in page
+    assert "| l2 | 91.00 ± 1.00 (cut: 50.0) | 80.00 (cut: 50.0), 1 of 3 seeds | not reached | 99.0% to 99.0% |" in page
     dense = "96.00 ± 1.00 (cut: 50.0)"
     assert f"| dense | {dense} | {dense} | {dense} | 99.0% to 99.0% |" in page
     assert re.findall("^- .* points.*$", page, re.MULTILINE) == [

@@ -1,0 +1,429 @@
+"""Methods under the same rules: what the comparisons ``accuracy`` and ``dhp_quality`` share.
+
+A comparison is data: networks, methods and ratios of MACs. Every network is trained as it is; every method cuts it to
+every ratio in its own way, and what is left is trained on. Each run is a line in the result file. The page has a table
+and a panel of the figure per network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import fxprune
+from fxprune.methods import Learner, needs_of, resolve
+from fxprune.training import fit, reset_parameters, seeded
+from model_zoo import data
+from model_zoo.recipes.common import Images, Run, Settings, positive
+from model_zoo.records import RESULTS, Record, append, begin, read
+
+SIDE, TEST_SHARE = 16, 0.7  # of digits: pixels; of the images
+Then = Literal["tune", "anew", "converge"]
+
+
+class Network(NamedTuple):
+    """How a network is made, trained and measured.
+
+    ``make``: with first weights. ``initial``: draws them anew. ``images(seed, count)``: to train on and to test on, at
+    most so many of each (None: all). ``train``: of the dense network. ``tune``: of what was cut. ``gates``: epochs of
+    gates on random weights. ``search``: epochs, at most, of a search that ends when the budget is met. ``kind``: what
+    it is trained for and measured by. ``about``: for the page.
+    """
+
+    make: Callable[[], nn.Module]
+    initial: Callable[[nn.Module], Any]
+    images: Callable[[int, int | None], tuple[Images, Images]]
+    train: Settings
+    tune: Settings
+    gates: int
+    search: int = 0
+    kind: type[Run] = Run
+    about: str = ""
+
+
+def noisy(noise: float, seed: int, count: int | None = None) -> tuple[TensorDataset, TensorDataset]:
+    """Digits with noise that is drawn once, train and test; at most so many of each.
+
+    ``noise``: its deviation, where that of the images is 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    result = []
+    for part in data.digits(SIDE, seed, TEST_SHARE):
+        clean, labels = part.tensors
+        drawn = torch.randn(clean.shape, generator=generator)
+        result.append(TensorDataset((clean + noise * drawn)[:count], labels[:count]))
+    train, test = result
+    return train, test
+
+
+# -- one network and seed ----------------------------------------------------------------------------------------------
+
+
+class Case:
+    """One network and seed: its data, its trainings, and the networks that several runs share.
+
+    ``after``: the training that follows a cut. *tune*: of weights that were trained before. *anew*: of new weights, for
+    as many epochs as those had with it. *converge*: the rest of these epochs after a search.
+    """
+
+    def __init__(self, command: str, name: str, network: Network, seed: int, options: argparse.Namespace):
+        self.network, self.seed = network, seed
+        self.training = _lasting(network.train, options.train or network.train.epochs)
+        self.searching = _lasting(network.train, options.search or network.search)
+        self.gate_epochs = options.gates or network.gates
+        tuning = _lasting(network.tune, options.tune or network.tune.epochs)
+        everything = self.training.epochs + tuning.epochs
+        self.after: dict[Then, Settings] = {
+            "tune": tuning,
+            "anew": _lasting(network.train, everything),
+            "converge": _lasting(network.train, everything - self.searching.epochs),
+        }
+        chosen = {"network": name, "seed": seed, "train": self.training.epochs, "tune": tuning.epochs}
+        rest = {"out": options.out, "smoke": False, "device": "cpu", "amp": False, "workers": 0, "resume": True}
+        namespace = argparse.Namespace(**chosen, **rest)
+        self.run = network.kind(command, namespace, *network.images(seed, options.images))
+        if not options.resume:
+            shutil.rmtree(self.run.file("."))
+            self.run.file(".").mkdir()
+
+    def initial(self) -> nn.Module:
+        self.run.reseed()
+        return self.network.make()
+
+    @cached_property
+    def dense(self) -> nn.Module:
+        return self.run.train("dense", self.initial(), self.training)
+
+    @cached_property
+    def modules(self) -> nn.Module:
+        """The dense network as its modules, for whom reads their attributes."""
+        result = self.initial()
+        result.load_state_dict(self.dense.state_dict())
+        return result
+
+    @cached_property
+    def macs(self) -> int:
+        return fxprune.analyze(self.initial(), self.run.example).macs()
+
+    def batches(self) -> Any:
+        return self.run.batches(self.training.batch)[0]
+
+    def drawn_anew(self, model: nn.Module) -> nn.Module:
+        reset_parameters(model, self.seed)
+        self.run.reseed()
+        self.network.initial(model)
+        return model
+
+
+def _lasting(settings: Any, epochs: int) -> Settings:
+    result: Settings = replace(settings, epochs=epochs)
+    return result
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+class Method(NamedTuple):
+    """``cut``: the network to train on. ``then``: how, see ``Case``. ``peer``: of another project."""
+
+    cut: Callable[[Case, float], nn.Module]
+    then: Then = "tune"
+    peer: bool = False
+    ratios: tuple[float, ...] | None = None  # None: those of the comparison
+
+
+def unchanged() -> Method:
+    """The dense network."""
+    return Method(lambda case, _: case.dense, ratios=(1.0,))
+
+
+def criterion(method: str, **options: Any) -> Method:
+    """Cuts the dense network."""
+
+    def cut(case: Case, ratio: float) -> nn.Module:
+        if needs_of(resolve(method)):  # type: ignore[arg-type]
+            seen = {"data": case.batches(), "loss_fn": case.run.loss}
+        else:
+            seen = {}
+        pruned: nn.Module = fxprune.prune(
+            case.dense, case.run.example, method=method, flops=ratio, seed=case.seed, progress=False, **seen, **options
+        )
+        return pruned
+
+    return Method(cut)
+
+
+def learner(name: str, method: Callable[[Case], Learner]) -> Method:
+    """Trains in place of plain training, for as many epochs; its training does not depend on the budget."""
+
+    def cut(case: Case, ratio: float) -> nn.Module:
+        return _learned(case, name, method(case), ratio, case.training.epochs, _usual(case.training))
+
+    return Method(cut)
+
+
+def searcher(name: str, method: Callable[[Case], Learner]) -> Method:
+    """Trains with the optimizer of plain training until the budget is met, and goes on with the weights it found."""
+
+    def cut(case: Case, ratio: float) -> nn.Module:
+        stage = f"{name}-{ratio:g}"
+        pruned = _learned(case, stage, method(case), ratio, case.searching.epochs, _usual(case.searching))
+        case.run.file(f"{stage}.checkpoint.pt").unlink()
+        return pruned
+
+    return Method(cut, then="converge")
+
+
+def gated(name: str, method: Callable[[Case], Learner]) -> Method:
+    """Finds widths on random weights with an optimizer of its own; the weights are then drawn anew."""
+
+    def cut(case: Case, ratio: float) -> nn.Module:
+        return case.drawn_anew(_learned(case, name, method(case), ratio, case.gate_epochs, {}))
+
+    return Method(cut, then="anew")
+
+
+def _usual(settings: Settings) -> dict[str, Any]:
+    return {"optimizer": settings.optimizer, "schedule": settings.schedule}
+
+
+def _learned(
+    case: Case, stage: str, method: Learner, ratio: float, epochs: int, settings: Mapping[str, Any]
+) -> nn.Module:
+    training = fxprune.attach(
+        case.initial(), case.run.example, method=method, flops=ratio, seed=case.seed, progress=False
+    )
+    with seeded(case.seed):
+        fit(training, case.batches(), case.run.loss, epochs, **case.run.loop(stage, **settings), progress=False)
+    pruned: nn.Module = training.finish()
+    return pruned
+
+
+def uniform() -> Method:
+    """The same share of every layer's channels, with new weights."""
+
+    def cut(case: Case, ratio: float) -> nn.Module:
+        options: Any = {"method": "random", "scope": "uniform", "flops": ratio, "seed": case.seed, "progress": False}
+        return case.drawn_anew(fxprune.prune(case.initial(), case.run.example, **options))
+
+    return Method(cut, then="anew")
+
+
+# -- a comparison ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a command compares, and how its page reads.
+
+    Args:
+        name: of the command and its result file.
+        doc: of the command.
+        rules: for the page.
+        networks: by name.
+        methods: by name.
+        ratios: of the MACs.
+        seeds: how many, unless the command is given another number.
+        baselines: names of methods that are dotted in the figure.
+        verdict: what is said below the table of a network, from its name and records.
+    """
+
+    name: str
+    doc: str
+    rules: str
+    networks: Mapping[str, Network]
+    methods: Mapping[str, Method]
+    ratios: tuple[float, ...]
+    seeds: int
+    baselines: tuple[str, ...]
+    verdict: Callable[[str, Sequence[Record]], list[str]]
+
+    def ratios_of(self, method: str) -> tuple[float, ...]:
+        return self.methods[method].ratios or self.ratios
+
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        options = self._arguments().parse_args(argv)
+        if not options.page:
+            torch.set_num_threads(1)
+            self._measure(options)
+        self._write_page(options.results)
+
+    def _arguments(self) -> argparse.ArgumentParser:
+        result = argparse.ArgumentParser(description=self.doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        add = result.add_argument
+        file = RESULTS / f"{self.name}.jsonl"
+        add("--results", type=Path, default=file, metavar="FILE", help="one line per run; only grows")
+        add("--out", type=Path, default=Path("runs"), metavar="DIR", help="for checkpoints (default: runs)")
+        add("--resume", action="store_true", help="go on with what is there, lines and checkpoints")
+        add("--page", action="store_true", help="only make the page of the result file")
+        add("--networks", nargs="+", choices=self.networks, default=list(self.networks))
+        add("--methods", nargs="+", choices=self.methods, default=list(self.methods))
+        add("--seeds", type=positive, default=self.seeds, help="how many")
+        add("--train", type=positive, help="epochs of the dense network")
+        add("--tune", type=positive, help="epochs of fine-tuning")
+        add("--gates", type=positive, help="epochs of gates on random weights")
+        add("--search", type=positive, help="epochs, at most, of a search that ends at the budget")
+        add("--images", type=positive, help="use only so many, to train on and to test on")
+        return result
+
+    def _measure(self, options: argparse.Namespace) -> None:
+        """Seed by seed, so that what is complete is complete for all methods."""
+        if not (options.resume and options.results.exists()):
+            begin(options.results, f"python -m model_zoo.{self.name}")
+        known = read(options.results)[1]
+        peers = [name for name in options.methods if self.methods[name].peer]
+        if peers and importlib.util.find_spec("torch_pruning") is None:
+            print(f"torch-pruning is not installed (pip install '.[bench]'): no {'; no '.join(peers)}")
+            options.methods = [name for name in options.methods if name not in peers]
+        for seed in range(options.seeds):
+            for network in options.networks:
+                wanted = [(m, r) for m in options.methods for r in self.ratios_of(m)]
+                wanted = [(m, r) for m, r in wanted if name_of(network, m, seed, r) not in known]
+                case = Case(self.name, network, self.networks[network], seed, options) if wanted else None
+                for method, ratio in wanted:
+                    assert case is not None
+                    record = self._measured(case, network, method, ratio)
+                    append(options.results, record)
+                    print(told(self.networks[network].kind, record), flush=True)
+
+    def _measured(self, case: Case, network: str, method: str, ratio: float) -> Record:
+        """One method at one ratio; a budget that it cannot reach is what its record says then."""
+        how, run = self.methods[method], case.run
+        record = Record(
+            name_of(network, method, case.seed, ratio),
+            {"network": network, "method": method, "seed": case.seed, "ratio": ratio},
+        )
+        case.dense  # noqa: B018  the time it takes is nobody's in particular
+        begun = time.perf_counter()
+        try:
+            pruned: Any = how.cut(case, ratio)
+        except (fxprune.FxpruneError, ValueError) as error:
+            record.checks["budget"] = str(error)
+            return record
+        record.seconds["cut"] = round(time.perf_counter() - begun, 1)
+        graph = fxprune.analyze(pruned, run.example)
+        record.figures |= {"macs": graph.macs(), "macs_ratio": graph.macs() / case.macs, "params": graph.params()}
+        record.figures["before"] = None if how.then == "anew" else run.quality(pruned)
+        if how.then == "converge":
+            record.figures["search"] = next(n for n in pruned.meta["fxprune"].notes if n.startswith("search"))
+        begun = time.perf_counter()
+        trained = run.train("run", pruned, case.after[how.then])
+        record.seconds["train"] = round(time.perf_counter() - begun, 1)
+        run.file("run.checkpoint.pt").unlink()
+        record.figures[run.metric] = run.quality(trained)
+        record.checks["budget"] = "" if record.figures["macs_ratio"] <= ratio else "more MACs than the budget"
+        return record
+
+    # -- the page ------------------------------------------------------------------------------------------------------
+
+    def _write_page(self, results: Path) -> None:
+        """The result file as a page beside it: rules, tables, verdicts."""
+        head, known = read(results)
+        records = list(known.values())
+        made = ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")
+        parts = [f"# {head['command']}", made, self.rules]
+        shown = [name for name in self.networks if any(r.figures["network"] == name for r in records)]
+        if importlib.util.find_spec("matplotlib") is not None:
+            self._draw(shown, records, results.with_suffix(".png"))
+            what = " or ".join(dict.fromkeys(self.networks[name].kind.axis.partition(",")[0] for name in shown))
+            parts.append(f"![{what} over the MACs that stay]({results.with_suffix('.png').name})")
+        for name in shown:
+            of = [r for r in records if r.figures["network"] == name]
+            about = self.networks[name].about
+            parts += [f"## {name}", *([about] if about else []), self._table(self.networks[name].kind, of)]
+            if lines := self.verdict(name, of):
+                parts.append("\n".join(lines))
+        results.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
+
+    def _draw(self, networks: Sequence[str], records: Sequence[Record], file: Path) -> None:
+        """The mean over the MACs that stay, a panel per network: baselines dotted, the peer dashed."""
+        from matplotlib.figure import Figure
+
+        across = min(len(networks), 3)
+        down = -(-len(networks) // across)
+        figure = Figure(figsize=(4.5 * across + 2, 5 * down), layout="constrained")
+        panels = figure.subplots(down, across, squeeze=False).ravel()
+        for panel, network in zip(panels, networks, strict=False):
+            kind = self.networks[network].kind
+            for number, (method, how) in enumerate(self.methods.items()):
+                of = [r for r in records if r.figures["network"] == network and r.figures["method"] == method]
+                found = {r: qualities(kind, at(of, r)) for r in self.ratios_of(method)}
+                means = {ratio: statistics.mean(values) for ratio, values in found.items() if values}
+                style = ":" if method in self.baselines else "--" if how.peer else "-"
+                panel.plot([*means], [*means.values()], style, marker="o", ms=3, color=f"C{number}", label=method)
+            panel.set(title=network, xlabel="MACs that stay, ratio", ylabel=kind.axis, xscale="log")
+            panel.set_xticks([*self.ratios, 1.0], [f"{ratio:g}" for ratio in (*self.ratios, 1.0)], minor=False)
+            panel.set_xticks([], minor=True)
+        for panel in panels[len(networks) :]:
+            panel.set_axis_off()
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", fontsize=7)
+        figure.savefig(file, dpi=80)
+
+    def _table(self, kind: type[Run], records: Sequence[Record]) -> str:
+        """Mean and standard error over seeds, and in brackets what it was before it was trained on."""
+        seeds = len({r.figures["seed"] for r in records})
+        columns = [f"{ratio:.0%} of the MACs" for ratio in self.ratios]
+        rows = [["method", *columns, "MACs used of the budget"], ["---", *["---:"] * (len(columns) + 1)]]
+        for method in self.methods:
+            of = [r for r in records if r.figures["method"] == method]
+            if of:
+                used = [r.figures["macs_ratio"] / r.figures["ratio"] for r in of if "macs_ratio" in r.figures]
+                share = f"{min(used):.1%} to {max(used):.1%}" if used else "–"
+                cells = (cell(kind, at(of, ratio) or at(of, 1.0), seeds) for ratio in self.ratios)
+                rows.append([method, *cells, share])
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def name_of(network: str, method: str, seed: int, ratio: float) -> str:
+    return f"{network}, {method}, seed {seed}, {ratio:g}"
+
+
+def told(kind: type[Run], record: Record) -> str:
+    f = record.figures
+    if kind.metric not in f:
+        return f"{record.name}: {record.checks['budget']}"
+    before = "" if f["before"] is None else f"{kind.scale * f['before']:.2f} -> "
+    after = f"{kind.scale * f[kind.metric]:.2f} ({kind.axis})"
+    return f"{record.name}: {before}{after} at {f['macs_ratio']:.4f}, {sum(record.seconds.values()):.0f} s"
+
+
+def at(records: Iterable[Record], ratio: float) -> list[Record]:
+    return [r for r in records if r.figures["ratio"] == ratio]
+
+
+def qualities(kind: type[Run], records: Iterable[Record], key: str | None = None) -> list[float]:
+    """The metric, in the units of the page; or another figure that is one."""
+    key = key or kind.metric
+    return [kind.scale * r.figures[key] for r in records if r.figures.get(key) is not None]
+
+
+def cell(kind: type[Run], records: Sequence[Record], seeds: int) -> str:
+    found = qualities(kind, records)
+    if not found:
+        return "not reached" if records else "–"
+    before = qualities(kind, records, "before")
+    cut = f" (cut: {statistics.mean(before):.1f})" if before else ""
+    return mean_and_error(found) + cut + ("" if len(found) == seeds else f", {len(found)} of {seeds} seeds")
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    """With the standard error of the mean where there are several."""
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else mean
+
+
+def by_seed(kind: type[Run], records: Iterable[Record]) -> dict[int, float]:
+    """The metric of every seed, in the units of the page."""
+    return {r.figures["seed"]: kind.scale * r.figures[kind.metric] for r in records if kind.metric in r.figures}

@@ -1,0 +1,189 @@
+"""DHP beside slimming, scratch and l2 at equal MACs and epochs: accuracy of classifiers, PSNR of restoration networks.
+
+    python -m model_zoo.dhp_quality               all networks, seeds, methods and ratios; about two hours on one core
+    python -m model_zoo.dhp_quality --resume      what has no line in the result file yet
+    python -m model_zoo.dhp_quality --page        the page from the result file
+
+The rules, the same for all:
+
+- Every network trains for as many epochs in all: those of its *training* and of its *tuning*. Below its heading is how
+  many. Split, noise, first weights and the order of batches are those of the seed.
+- ``l2`` cuts the dense network after the training; the tuning follows. The dense network is tuned, too.
+- ``slimming`` trains with its penalty in place of the training; the tuning is the same.
+- ``dhp`` starts from random latents and hypernetworks. Its search has the optimizer and the schedule of the training,
+  and ends when the budget is met or its epochs are over; what is left trains on, from the weights that the search
+  found, with the rates of the training for all epochs that were not meant for the search. The strength is computed: in
+  a whole search every latent shrinks by ``SHRINK`` (strength times rate, summed over all steps). The published strengths
+  are for many times as many steps.
+- ``scratch`` finds widths with gates on random weights, in epochs of its own. It, and the same share of every layer's
+  channels, train with new weights for all epochs.
+- Rates are those that suit the dense network, and the same for all methods. Those of ResNet-20, and noise and epochs on
+  digits, are those of ``model_zoo.accuracy``, chosen there by test images of seed 0; no other setting was chosen by a
+  figure of this page. What counts is the network after its last epoch.
+- The budget is the largest number of MACs at or under the ratio, counted by ``fxprune.analyze`` for all.
+- Networks and data are small, so that all of it is affordable on one core. The paper's figures are for larger networks
+  and for ten times as many epochs; nothing here confirms or contradicts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.methods import DHP, Scratch, Slimming
+from model_zoo import data
+from model_zoo.comparison import (
+    SIDE,
+    Case,
+    Comparison,
+    Network,
+    at,
+    by_seed,
+    criterion,
+    gated,
+    learner,
+    mean_and_error,
+    noisy,
+    searcher,
+    unchanged,
+    uniform,
+)
+from model_zoo.papers import dncnn, mobilenet_v2, resnet, srresnet
+from model_zoo.papers.initial import he
+from model_zoo.recipes.common import AdamW, Images, Run, Sgd
+from model_zoo.recipes.dhp_restoration import Crops, Restoration, Whole, small
+from model_zoo.recipes.dhp_restoration import noisy as spoiled
+from model_zoo.records import Record
+
+RATIOS = (0.5, 0.25, 0.1)
+SEEDS = 3
+SHRINK = 1.2  # of every latent, in a search; they start with deviation 1, and 0.77 of them are smaller
+PATCH, PATCHES = 64, 200  # pixels; pieces of photographs
+CROPS = 960  # of an epoch
+SCALE = 2
+
+
+def glyphs(seed: int, count: int | None) -> tuple[Images, Images]:
+    """Drawn images [3, 16, 16], 1000 to train on and 1000 to test on."""
+    count = min(count or 1000, 1000)
+    return data.glyphs(count, SIDE, seed=2 * seed), data.glyphs(count, SIDE, seed=2 * seed + 1)
+
+
+def photographs(spoil: Any, channels: int, crop: int, seed: int, count: int | None) -> tuple[Images, Images]:
+    """Pairs of spoiled and clean images: random crops, spoiled anew every time, and whole pieces, spoiled once."""
+    train, test = ([image for (image,) in part] for part in data.patches(PATCH, min(count or PATCHES, PATCHES), seed))
+    if channels == 1:
+        train, test = ([image.mean(0, keepdim=True) for image in part] for part in (train, test))
+    return Crops(train, spoil, crop, min(count or CROPS, CROPS)), Whole(test, spoil)
+
+
+GATES = 4  # epochs of scratch's gates
+SGD = Sgd(40, batch=64, lr=0.1, nesterov=True, weight_decay=5e-4, drops=None)
+ADAM = AdamW(20, batch=16, lr=1e-3, weight_decay=0)
+PENALTIES = {Run: 1e-3, Restoration: 1e-4}  # slimming's; L1 losses are smaller
+
+
+def described(what: str, network: Network) -> Network:
+    """With its epochs for the page."""
+    train, tune = network.train.epochs, network.tune.epochs
+    return network._replace(
+        about=f"{what} Epochs: {train} of training, {tune} of tuning; {network.search} at most for the search of dhp, "
+        f"{network.gates} for the gates of scratch."
+    )
+
+
+def classifier(what: str, make: Callable[[], nn.Module], images: Any) -> Network:
+    return described(what, Network(make, he, images, SGD, replace(SGD, epochs=8, lr=0.05), gates=8, search=20))
+
+
+def restoration(what: str, make: Callable[[], nn.Module], images: Any) -> Network:
+    """First weights are PyTorch's own."""
+    tune = replace(ADAM, epochs=4)
+    return described(what, Network(make, lambda m: m, images, ADAM, tune, gates=4, search=10, kind=Restoration))
+
+
+DIGITS = partial(noisy, 1.0)
+NETWORKS = {
+    "resnet_20": classifier(
+        "ResNet-20 on digits of 16 x 16 pixels with noise.", partial(resnet, 20, in_channels=1), DIGITS
+    ),
+    "mobilenet_v2": classifier(
+        "MobileNetV2 of half the width on the same digits; strides 1, 1, 2, 2, 2.",
+        partial(mobilenet_v2, 10, 1, width=0.5, strides=(1, 1, 2, 2, 2), act=nn.ReLU, dropout=0.0),
+        DIGITS,
+    ),
+    "dncnn": restoration(
+        "DnCNN of half the width with 8 blocks in place of 15: gray pieces of two photographs with noise of deviation 70 "
+        "of 255; trained on crops of 24 x 24 pixels with an L1 loss, tested on 40 pieces of 64 x 64 from other parts.",
+        partial(dncnn, 1, width=0.5, blocks=8),
+        partial(photographs, spoiled, 1, 24),
+    ),
+    "srresnet": restoration(
+        "SRResNet of half the width with 4 blocks in place of 16: pieces of two photographs enlarged by 2; trained on "
+        "crops of 32 x 32 pixels with an L1 loss, tested on 40 pieces of 64 x 64 from other parts.",
+        partial(srresnet, 3, width=0.5, blocks=4, scale=SCALE),
+        partial(photographs, partial(small, scale=SCALE), 3, 32),
+    ),
+    "resnet_20_glyphs": classifier(
+        "ResNet-20 on 1000 drawn images of 16 x 16 pixels, tested on 1000 others.",
+        partial(resnet, 20, in_channels=3),
+        glyphs,
+    ),
+}
+
+
+def dhp(case: Case) -> DHP:
+    """With the strength that shrinks every latent by ``SHRINK`` in a whole search; the end is looked for often."""
+    search = case.searching
+    optimizer = search.optimizer([nn.Parameter(torch.zeros(1))])
+    schedule, rates = search.schedule(optimizer, search.epochs), []
+    for _ in range(search.epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return DHP(strength=SHRINK / (sum(rates) * len(case.batches())), every=5)
+
+
+METHODS = {
+    "dense": unchanged(),
+    "uniform, new weights": uniform(),
+    "l2": criterion("l2"),
+    "slimming": learner("slimming", lambda case: Slimming(strength=PENALTIES[case.network.kind])),
+    "scratch": gated("scratch", lambda _: Scratch()),
+    "dhp": searcher("dhp", dhp),
+}
+BASELINES = ("dense", "uniform, new weights")
+
+
+def against(network: str, records: Sequence[Record]) -> list[str]:
+    """Of every ratio by how much DHP is ahead of each other method, seed by seed; how its searches ended."""
+    kind, lines = NETWORKS[network].kind, []
+    for ratio in RATIOS:
+        ours, *others = (
+            (name, by_seed(kind, [r for r in at(records, ratio) if r.figures["method"] == name]))
+            for name in ("dhp", *(name for name in METHODS if name not in ("dense", "dhp")))
+        )
+        pairs = {name: [ours[1][seed] - of[seed] for seed in of if seed in ours[1]] for name, of in others}
+        ahead = [f"of {name} by {mean_and_error(values)}" for name, values in pairs.items() if values]
+        if ahead:
+            lines.append(f"- {ratio:.0%} of the MACs, seed by seed: dhp is ahead {', '.join(ahead)}.")
+    ends = [r.figures["search"] for r in records if "search" in r.figures]
+    if ends:
+        reached = sum(end.startswith("search stopped") for end in ends)
+        lines.append(
+            f"- {reached} of {len(ends)} searches of dhp ended by their rule, the others after the last epoch."
+        )
+    return lines
+
+
+RULES = (__doc__ or "").partition("The rules, the same for all:\n\n")[2].strip().replace("``SHRINK``", str(SHRINK))
+COMPARISON = Comparison("dhp_quality", __doc__ or "", RULES, NETWORKS, METHODS, RATIOS, SEEDS, BASELINES, against)
+main = COMPARISON.main
+
+if __name__ == "__main__":
+    main()
