@@ -38,8 +38,8 @@ class Network(NamedTuple):
 
     ``make``: with first weights. ``initial``: draws them anew. ``images(seed, count)``: to train on and to test on, at
     most so many of each (None: all). ``train``: of the dense network. ``tune``: of what was cut. ``gates``: epochs of
-    gates on random weights. ``search``: epochs, at most, of a search that ends when the budget is met. ``kind``: what
-    it is trained for and measured by. ``about``: for the page.
+    gates on random weights. ``search``: of a search that ends when the budget is met, at the latest after its epochs.
+    ``kind``: what it is trained for and measured by. ``about``: for the page.
     """
 
     make: Callable[[], nn.Module]
@@ -48,7 +48,7 @@ class Network(NamedTuple):
     train: Settings
     tune: Settings
     gates: int
-    search: int = 0
+    search: Settings | None = None
     kind: type[Run] = Run
     about: str = ""
 
@@ -72,31 +72,38 @@ def noisy(noise: float, seed: int, count: int | None = None) -> tuple[TensorData
 
 
 class Case:
-    """One network and seed: its data, its trainings, and the networks that several runs share.
-
-    ``after``: the training that follows a cut. *tune*: of weights that were trained before. *anew*: of new weights, for
-    as many epochs as those had with it. *converge*: the rest of these epochs after a search.
-    """
+    """One network and seed: its data, its trainings, and the networks that several runs share."""
 
     def __init__(self, command: str, name: str, network: Network, seed: int, options: argparse.Namespace):
-        self.network, self.seed = network, seed
-        self.training = _lasting(network.train, options.train or network.train.epochs)
-        self.searching = _lasting(network.train, options.search or network.search)
+        self.network, self.seed, self._options = network, seed, options
+        self.training = _lasting(network.train, options.train)
         self.gate_epochs = options.gates or network.gates
-        tuning = _lasting(network.tune, options.tune or network.tune.epochs)
-        everything = self.training.epochs + tuning.epochs
-        self.after: dict[Then, Settings] = {
-            "tune": tuning,
-            "anew": _lasting(network.train, everything),
-            "converge": _lasting(network.train, everything - self.searching.epochs),
-        }
-        chosen = {"network": name, "seed": seed, "train": self.training.epochs, "tune": tuning.epochs}
+        chosen = {"network": name, "seed": seed, "train": self.training.epochs, "tune": self.after("tune").epochs}
         rest = {"out": options.out, "smoke": False, "device": "cpu", "amp": False, "workers": 0, "resume": True}
         namespace = argparse.Namespace(**chosen, **rest)
         self.run = network.kind(command, namespace, *network.images(seed, options.images))
         if not options.resume:
             shutil.rmtree(self.run.file("."))
             self.run.file(".").mkdir()
+
+    @property
+    def searching(self) -> Settings:
+        return _lasting(self.network.search, self._options.search)
+
+    def after(self, then: Then) -> Settings:
+        """The training that follows a cut.
+
+        *tune*: of weights that were trained before. *anew*: of new weights, for as many epochs as those had with it.
+        *converge*: the rest of these epochs after a search.
+        """
+        tuning = _lasting(self.network.tune, self._options.tune)
+        match then:
+            case "tune":
+                return tuning
+            case "anew":
+                return _lasting(self.network.train, self.training.epochs + tuning.epochs)
+            case "converge":
+                return _lasting(self.network.train, self.training.epochs + tuning.epochs - self.searching.epochs)
 
     def initial(self) -> nn.Module:
         self.run.reseed()
@@ -127,8 +134,9 @@ class Case:
         return model
 
 
-def _lasting(settings: Any, epochs: int) -> Settings:
-    result: Settings = replace(settings, epochs=epochs)
+def _lasting(settings: Any, epochs: int | None) -> Settings:
+    """The settings, with another number of epochs if there is one."""
+    result: Settings = replace(settings, epochs=epochs or settings.epochs)
     return result
 
 
@@ -174,12 +182,12 @@ def learner(name: str, method: Callable[[Case], Learner]) -> Method:
     return Method(cut)
 
 
-def searcher(name: str, method: Callable[[Case], Learner]) -> Method:
-    """Trains with the optimizer of plain training until the budget is met, and goes on with the weights it found."""
+def searcher(name: str, method: Callable[[Case, float], Learner]) -> Method:
+    """Searches until the budget is met; what is left trains on. ``method``: for a ratio."""
 
     def cut(case: Case, ratio: float) -> nn.Module:
         stage = f"{name}-{ratio:g}"
-        pruned = _learned(case, stage, method(case), ratio, case.searching.epochs, _usual(case.searching))
+        pruned = _learned(case, stage, method(case, ratio), ratio, case.searching.epochs, _usual(case.searching))
         case.run.file(f"{stage}.checkpoint.pt").unlink()
         return pruned
 
@@ -319,7 +327,7 @@ class Comparison:
         if how.then == "converge":
             record.figures["search"] = next(n for n in pruned.meta["fxprune"].notes if n.startswith("search"))
         begun = time.perf_counter()
-        trained = run.train("run", pruned, case.after[how.then])
+        trained = run.train("run", pruned, case.after(how.then))
         record.seconds["train"] = round(time.perf_counter() - begun, 1)
         run.file("run.checkpoint.pt").unlink()
         record.figures[run.metric] = run.quality(trained)
