@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import fxprune
 from fxprune import optim
 from fxprune.methods import GSM, Hooks, Site
 from fxprune.training import fit, seeded
-from model_zoo.recipes.common import Plain, Run, Sgd
+from model_zoo.recipes.common import Plain, Run, Sgd, parser
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,20 @@ class Held(Plain):
     def attach(self, site: Site) -> Hooks:
         optim.hold_zero([site.parameters[name] for name in self.masks], self.masks.values())
         return super().attach(site)
+
+
+def arguments(doc: str | None, dataset: str, networks: Iterable[str] = ()) -> argparse.ArgumentParser:
+    """The options of all recipes, and those of GSM; with several networks ``--network``, the first one the default.
+
+    ``compression`` is None unless it is given: the recipe then takes the paper's.
+    """
+    result = parser(doc)
+    result.set_defaults(dataset=dataset)
+    if names := [*networks]:
+        result.add_argument("--network", choices=names, default=names[0])
+    result.add_argument("--compression", type=float, help="one of this many weights stays (default: the paper's)")
+    result.add_argument("--ticket", action="store_true", help="also train the first weights with the zeros of GSM")
+    return result
 
 
 def gsm(run: Run, make: Callable[..., nn.Module], base: Sgd, sparse: Sgd, compression: float) -> None:

@@ -7,7 +7,6 @@ base of the authors' code doubles it.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,8 +14,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from model_zoo.papers import densenet_40_12, resnet
-from model_zoo.recipes.common import Sgd, parser, start, vector
-from model_zoo.recipes.gsm import gsm
+from model_zoo.recipes.common import Sgd, start, vector
+from model_zoo.recipes.gsm import arguments, gsm
 
 
 class Network(NamedTuple):
@@ -36,20 +35,11 @@ SPARSE = Sgd(epochs=600, batch=64, lr=5e-3, momentum=0.98, drops=(2 / 3, 5 / 6),
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = (known := arguments()).parse_args(argv)
+    options = (known := arguments(__doc__, "cifar10", NETWORKS)).parse_args(argv)
     network = NETWORKS[options.network]
     options.compression = options.compression or network.compressions[0]
     run = start("gsm_cifar", known, options)
     gsm(run, partial(network.make, **run.pick({}, network.narrow)), BASE, SPARSE, options.compression)
-
-
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
-    result.set_defaults(dataset="cifar10")
-    result.add_argument("--network", choices=NETWORKS, default="resnet_56")
-    result.add_argument("--compression", type=float, help="one of this many weights stays (default: the paper's)")
-    result.add_argument("--ticket", action="store_true", help="also train the first weights with the zeros of GSM")
-    return result
 
 
 if __name__ == "__main__":

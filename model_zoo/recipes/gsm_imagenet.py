@@ -6,13 +6,12 @@ base is trained as usual, and GSM has momentum and rate of ResNet-56 on CIFAR-10
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from functools import partial
 
 from model_zoo.papers import resnet_50
-from model_zoo.recipes.common import Sgd, parser, start, vector
-from model_zoo.recipes.gsm import gsm
+from model_zoo.recipes.common import Sgd, start, vector
+from model_zoo.recipes.gsm import arguments, gsm
 
 COMPRESSION = 4.0
 BASE = Sgd(epochs=90, batch=256, lr=0.1, drops=(1 / 3, 2 / 3), spared=vector, warmup=5)
@@ -20,17 +19,10 @@ SPARSE = Sgd(epochs=94, batch=256, lr=5e-3, momentum=0.98, drops=(2 / 3, 5 / 6),
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = (known := arguments()).parse_args(argv)
+    options = (known := arguments(__doc__, "imagenet")).parse_args(argv)
+    options.compression = options.compression or COMPRESSION
     run = start("gsm_imagenet", known, options)
     gsm(run, partial(resnet_50, **run.pick({}, {"width": 0.0625})), BASE, SPARSE, options.compression)
-
-
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
-    result.set_defaults(dataset="imagenet")
-    result.add_argument("--compression", type=float, default=COMPRESSION, help="one of this many weights stays")
-    result.add_argument("--ticket", action="store_true", help="also train the first weights with the zeros of GSM")
-    return result
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ paper's lottery tickets.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -15,8 +14,8 @@ from typing import NamedTuple
 from torch import nn
 
 from model_zoo.papers import lenet_5, lenet_300_100
-from model_zoo.recipes.common import Sgd, parser, start, vector
-from model_zoo.recipes.gsm import gsm
+from model_zoo.recipes.common import Sgd, start, vector
+from model_zoo.recipes.gsm import arguments, gsm
 
 
 class Network(NamedTuple):
@@ -35,20 +34,11 @@ SPARSE = Sgd(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = (known := arguments()).parse_args(argv)
+    options = (known := arguments(__doc__, "mnist", NETWORKS)).parse_args(argv)
     network = NETWORKS[options.network]
     options.compression = options.compression or network.compression
     run = start("gsm_mnist", known, options)
     gsm(run, partial(network.make, **run.pick({}, {"width": 0.4})), BASE, SPARSE, options.compression)
-
-
-def arguments() -> argparse.ArgumentParser:
-    result = parser(__doc__)
-    result.set_defaults(dataset="mnist")
-    result.add_argument("--network", choices=NETWORKS, default="lenet_300_100")
-    result.add_argument("--compression", type=float, help="one of this many weights stays (default: the paper's)")
-    result.add_argument("--ticket", action="store_true", help="also train the first weights with the zeros of GSM")
-    return result
 
 
 if __name__ == "__main__":
