@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import fxprune
-from fxprune import methods
+from fxprune import methods, optim
 from fxprune.errors import FxpruneError
 
 BATCH, STEPS = 8, 4
@@ -92,14 +92,61 @@ def plans(rank: int = 0, processes: int = 1) -> dict[str, Any]:
     found["scratch without labels"] = kept(
         fxprune.prune(network(), EXAMPLE, method=methods.Scratch(steps=6, lr=0.1), **quiet)
     )
-    found["a loop of one's own"] = kept(own_loop(data, processes, quiet))
-    return found
+    small = own_loop(network(), EXAMPLE, data, processes, sgd, method=LEARNERS["slimming"], **quiet)
+    found["a loop of one's own"] = kept(small)
+    return found | sparse(data, processes)
 
 
-def own_loop(data: list[tuple[Tensor, Tensor]], processes: int, quiet: dict[str, Any]) -> nn.Module:
-    learner = fxprune.attach(network(), EXAMPLE, method=LEARNERS["slimming"], **quiet)
+def sparse(data: list[tuple[Tensor, Tensor]], processes: int) -> dict[str, Any]:
+    """Sparse momentum: which weights are active in every step, which are left, which channels are.
+
+    In double precision, so that the order in which gradients are summed decides nothing.
+    """
+    model, example, data = network().double(), EXAMPLE.double(), [(x.double(), y) for x, y in data]
+    noted, own = Noted(), Noted()
+    options: Any = {"method": methods.GSM(compression=8), "progress": False, "verify": False}
+    built_in: Any = {"data": data, "epochs": 3, "loop": fxprune.Loop(optimizer=noted.optimizer, clip=1.0)}
+    whole = fxprune.prune(model, example, **options, **built_in)
+    theirs = own_loop(model, example, data, processes, own.optimizer, **options)
+    channels = methods.GSM(structured=True, lr=0.05, momentum=0.9, weight_decay=1e-2)
+    built_in["loop"] = fxprune.Loop(clip=1.0)
+    structured = fxprune.prune(model, example, **options | {"method": channels, "flops": 0.5}, **built_in)
+    return {
+        "gsm": [noted.active, left(whole), kept(whole)],
+        "gsm, a loop of one's own": [own.active, left(theirs), kept(theirs)],
+        "gsm of channels": kept(structured),
+    }
+
+
+class Noted:
+    """An optimizer's ranking, written down: for every step the numbers of the active weights, tensor by tensor."""
+
+    def __init__(self) -> None:
+        self.active: list[list[list[int]]] = []
+
+    def optimizer(self, parameters: Any) -> optim.GSM:
+        active = self.active
+
+        class GSM(optim.GSM):
+            def gradients(self) -> dict[Tensor, Tensor]:
+                found = super().gradients()
+                active.append([g.flatten().nonzero().flatten().tolist() for g in found.values() if g.ndim > 1])
+                return found
+
+        return GSM(parameters, lr=0.05, momentum=0.9, weight_decay=1e-2, compression=8)
+
+
+def left(small: nn.Module) -> list[list[int]]:
+    """The places of weights that are not zero."""
+    return [p.flatten().nonzero().flatten().tolist() for p in small.parameters() if p.ndim > 1]
+
+
+def own_loop(
+    original: nn.Module, example: Tensor, data: list[tuple[Tensor, Tensor]], processes: int, make: Any, **options: Any
+) -> nn.Module:
+    learner = fxprune.attach(original, example, **options)
     model = DistributedDataParallel(learner.model) if processes > 1 else learner.model
-    optimizer = sgd(learner.model.parameters())
+    optimizer = make(learner.model.parameters())
     for _ in range(2):
         for x, y in data:
             loss = learner.loss(F.cross_entropy(model(x), y))

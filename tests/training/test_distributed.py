@@ -40,6 +40,9 @@ PLANS = [
     "taylor in steps",
     "scratch without labels",
     "a loop of one's own",
+    "gsm",
+    "gsm, a loop of one's own",
+    "gsm of channels",
 ]
 
 
@@ -47,6 +50,16 @@ PLANS = [
 def test_the_plan_is_that_of_one_process(name: str, ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
     assert ranks[0]["plans"][name] == ranks[1]["plans"][name] == alone[name]
     assert len({str(alone[other]) for other in PLANS}) > 5  # they are not all the same
+
+
+def test_the_ranking_of_sparse_momentum_is_one_over_all_processes(alone: dict[str, Any]) -> None:
+    """What is equal in the test above: in every step exactly so many active weights, and not always the same ones."""
+    for name in ("gsm", "gsm, a loop of one's own"):
+        active, left, _ = alone[name]
+        count = sum(p.numel() for p in worker.network().parameters() if p.ndim > 1) // 8
+        assert [sum(map(len, step)) for step in active] == [count] * len(active)
+        assert len({str(step) for step in active}) == len(active) > worker.STEPS
+        assert sum(map(len, left)) == count
 
 
 def test_the_weights_stay_the_same_in_all_processes(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
