@@ -287,7 +287,7 @@ class Comparison:
         return result
 
     def _measure(self, options: argparse.Namespace) -> None:
-        """Seed by seed, so that what is complete is complete for all methods."""
+        """Seed by seed, and ratio by ratio, so that what is complete is complete for all methods."""
         if not (options.resume and options.results.exists()):
             begin(options.results, f"python -m model_zoo.{self.name}")
         known = read(options.results)[1]
@@ -297,7 +297,9 @@ class Comparison:
             options.methods = [name for name in options.methods if name not in peers]
         for seed in range(options.seeds):
             for network in options.networks:
-                wanted = [(m, r) for m in options.methods for r in self.ratios_of(m)]
+                wanted = sorted(
+                    ((m, r) for m in options.methods for r in self.ratios_of(m)), key=lambda run: run[1], reverse=True
+                )
                 wanted = [(m, r) for m, r in wanted if name_of(network, m, seed, r) not in known]
                 case = Case(self.name, network, self.networks[network], seed, options) if wanted else None
                 for method, ratio in wanted:
