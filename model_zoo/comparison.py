@@ -329,9 +329,9 @@ class Comparison:
         if how.then == "converge":
             record.figures["search"] = next(n for n in pruned.meta["fxprune"].notes if n.startswith("search"))
         begun = time.perf_counter()
-        trained = run.train("run", pruned, case.after(how.then))
+        trained = run.train(stage := f"run {method} {ratio:g}", pruned, case.after(how.then))
         record.seconds["train"] = round(time.perf_counter() - begun, 1)
-        run.file("run.checkpoint.pt").unlink()
+        run.file(f"{stage}.checkpoint.pt").unlink()
         record.figures[run.metric] = run.quality(trained)
         record.checks["budget"] = "" if record.figures["macs_ratio"] <= ratio else "more MACs than the budget"
         return record
