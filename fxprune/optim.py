@@ -262,7 +262,7 @@ def _mark_largest(scores: Tensor, count: int) -> Tensor:
     Of equal ones the first are taken. Compared with the largest that is left out, so that in the usual case, without
     equal ones there, nothing has to be counted.
     """
-    threshold, missing = _left_out(scores, count)
+    threshold, missing = largest_left_out(scores, count)
     ties = (scores == threshold).nonzero().squeeze(1)[:missing] if missing else None
     scores.gt_(threshold)
     if ties is not None:
@@ -270,7 +270,7 @@ def _mark_largest(scores: Tensor, count: int) -> Tensor:
     return scores
 
 
-def _left_out(scores: Tensor, count: int) -> tuple[Tensor, int]:
+def largest_left_out(scores: Tensor, count: int) -> tuple[Tensor, int]:
     """The largest of ``scores`` that is not among the ``count`` largest, and how many of these equal it.
 
     ``torch.topk`` of millions takes many times as long as a step. A sample says between which bounds the value lies; it

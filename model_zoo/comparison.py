@@ -351,8 +351,9 @@ class Comparison:
             parts.append(f"![{what} over the MACs that stay]({results.with_suffix('.png').name})")
         for name in shown:
             of = [r for r in records if r.figures["network"] == name]
-            about = self.networks[name].about
-            parts += [f"## {name}", *([about] if about else []), self._table(self.networks[name].kind, of)]
+            seeds = f"Seeds: {len({r.figures['seed'] for r in of})}."
+            about = f"{self.networks[name].about} {seeds}".strip()
+            parts += [f"## {name}", about, self._table(self.networks[name].kind, of)]
             if lines := self.verdict(name, of):
                 parts.append("\n".join(lines))
         results.with_suffix(".md").write_text("\n\n".join(parts) + "\n")

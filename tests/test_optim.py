@@ -13,6 +13,7 @@ from nets import Small, image, make
 from torch import Tensor, nn
 
 import fxprune
+from fxprune import optim
 from fxprune.errors import InputError
 from fxprune.optim import GSM, active_count, hold_zero, is_kernel, magnitude_cut
 from model_zoo import papers
@@ -111,6 +112,64 @@ def test_halves_are_ranked_by_products_that_do_not_underflow() -> None:
     (found,) = GSM([weight], compression=2).gradients().values()
     assert found.dtype == torch.float16
     assert (found != 0).tolist() == [[False, False, True, True]]
+
+
+def scores(kind: str, n: int = 3001) -> Tensor:
+    values = torch.randn(n, generator=torch.Generator().manual_seed(0)).abs()
+    match kind:
+        case "sorted":
+            return values.sort().values
+        case "rounded":
+            return values.mul(5).round()
+        case "zeros":
+            return values * (values > 2)
+        case "equal":
+            return torch.ones(n)
+        case "periodic":  # a sample of every 43rd sees nothing else
+            return values + 10 * (torch.arange(n) % 43 == 0)
+    return values
+
+
+@pytest.mark.parametrize("count", [1, 5, 300, 1500, 2999, 3000])
+@pytest.mark.parametrize("kind", ["normal", "sorted", "rounded", "zeros", "equal", "periodic"])
+def test_the_largest_that_is_left_out_is_found_from_a_sample(
+    kind: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = scores(kind)
+    order = values.sort(descending=True).values
+    monkeypatch.setattr(optim, "SAMPLE", 64)
+    found, equal = optim.largest_left_out(values, count)
+    assert found == order[count]
+    assert equal == int((order[:count] == order[count]).sum())
+
+
+def test_a_sample_leaves_few_scores_to_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    sorted_ones: list[int] = []
+    topk = torch.topk
+
+    def noted(values: Tensor, *args: Any, **options: Any) -> Any:
+        sorted_ones.append(len(values))
+        return topk(values, *args, **options)
+
+    monkeypatch.setattr(torch, "topk", noted)
+    monkeypatch.setattr(optim, "SAMPLE", 1000)
+    for kind in ("normal", "periodic"):
+        optim.largest_left_out(scores(kind, 43_000), 10_000)
+    assert sorted_ones[0] < 43_000 // 5
+    assert sorted_ones[1] == 43_000, "the sample is unlike the others: all are looked at"
+
+
+@pytest.mark.parametrize("cached", [1, 500, 10**9])
+def test_how_many_tensors_are_updated_at_a_time_changes_nothing(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [make(), make()]
+    for model, limit in zip(models, (optim.CACHED, cached), strict=True):
+        monkeypatch.setattr(optim, "CACHED", limit)
+        optimizer = GSM(model.parameters(), 0.1, 0.9, 0.01, compression=10)
+        for step in range(3):
+            optimizer.zero_grad()
+            backward(model, image() + step)
+            optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(*(model.parameters() for model in models), strict=True))
 
 
 def test_groups_of_equal_compression_are_ranked_together() -> None:
