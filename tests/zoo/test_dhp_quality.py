@@ -1,4 +1,4 @@
-"""DHP beside other methods, on networks and data that are tiny: equal epochs, the search, and the page of both metrics."""
+"""DHP beside other methods, on networks and data that are tiny: equal epochs, the search, the page."""
 
 from __future__ import annotations
 
@@ -55,11 +55,21 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("network", "metric"), [("resnet_20", "accuracy"), ("dncnn", "psnr"), ("srresnet", "psnr")])
-def test_all_train_for_as_many_epochs(network: str, metric: str, tmp_path: Path, epochs: list[int]) -> None:
-    records = run(tmp_path, network, *METHODS)
-    assert [r.figures["method"] for r in records] == [*METHODS]
-    assert epochs == [4, 1, 5, 1, 1, 5, 2], "the dense network; then its own tuning and what follows every cut"
+@pytest.mark.parametrize(
+    ("network", "metric", "methods", "trained"),
+    [
+        ("dncnn", "psnr", [*METHODS], [4, 1, 5, 1, 1, 5, 2]),
+        ("srresnet", "psnr", ["l2", "dhp"], [4, 1, 2]),
+        ("resnet_20", "accuracy", ["dhp"], [4, 2]),
+    ],
+)
+def test_all_train_for_as_many_epochs(
+    network: str, metric: str, methods: list[str], trained: list[int], tmp_path: Path, epochs: list[int]
+) -> None:
+    """``trained``: the dense network; then what follows every cut."""
+    records = run(tmp_path, network, *methods)
+    assert [r.figures["method"] for r in records] == methods
+    assert epochs == trained
     for record in records:
         assert record.passed
         assert 0.9 * record.figures["ratio"] < record.figures["macs_ratio"] <= record.figures["ratio"]
