@@ -31,7 +31,7 @@ from torch.utils.hooks import RemovableHandle
 from fxprune.errors import InputError
 
 SAMPLE = 2**16  # scores that are looked at to bound where the others are cut
-CACHED = 2**20  # numbers per tensor list that an op works on at a time
+CACHED = 2**20  # entries of all tensors that a series of ops works on at a time
 
 
 def is_kernel(parameter: Tensor) -> bool:
@@ -143,7 +143,7 @@ class GSM(Optimizer):
     def gradients(self) -> dict[Tensor, Tensor]:
         """What every parameter with a gradient moves by, ``B * gradient``: zero at passive weights.
 
-        Those of kernels are valid until it is called again.
+        Those of kernels are valid until the next step.
 
         Raises:
             InputError: a gradient is sparse.
@@ -271,10 +271,11 @@ def _mark_largest(scores: Tensor, count: int) -> Tensor:
 
 
 def largest_left_out(scores: Tensor, count: int) -> tuple[Tensor, int]:
-    """The largest of ``scores`` that is not among the ``count`` largest, and how many of these equal it.
+    """The largest of ``scores [n]`` that is not among the ``count < n`` largest, and how many of these equal it.
 
-    ``torch.topk`` of millions takes many times as long as a step. A sample says between which bounds the value lies; it
-    is then found, exactly, among the few scores between them; or among all, if the sample was unlike them.
+    ``torch.topk`` of millions takes many times as long as a step. A sample says between which bounds the value lies
+    (Floyd and Rivest 1975); it is then found, exactly, among the few scores between them; or among all, if the sample
+    was unlike them.
     """
     above, candidates = 0, scores
     if len(scores) > 2 * SAMPLE:
