@@ -30,7 +30,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fxprune.errors import InputError
 
-SAMPLE = 2**16  # scores that are looked at to bound where the others are cut
+MANY = 2**16  # scores; fewer are sorted as they are
 CACHED = 2**20  # entries of all tensors that a series of ops works on at a time
 
 
@@ -278,7 +278,7 @@ def largest_left_out(scores: Tensor, count: int) -> tuple[Tensor, int]:
     was unlike them.
     """
     above, candidates = 0, scores
-    if len(scores) > 2 * SAMPLE:
+    if len(scores) > MANY:
         low, high = _bounds(scores, count)
         larger = scores > high
         over = int(larger.count_nonzero())
@@ -292,14 +292,19 @@ def largest_left_out(scores: Tensor, count: int) -> tuple[Tensor, int]:
 
 def _bounds(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Between which the ``count``-th largest is: five standard deviations to both sides of where a sample has it."""
-    stride = len(scores) // SAMPLE
-    while math.gcd(stride, 2 * 3 * 5 * 7) > 1:  # not always the same place of a kernel
-        stride -= 1
-    sample = scores[::stride].sort().values
+    sample = scores[:: stride(len(scores))].sort().values
     share = 1 - count / len(scores)
     place, error = share * len(sample), 5 * (share * (1 - share) * len(sample)) ** 0.5 + 1
     last = len(sample) - 1
     return sample[max(0, int(place - error))], sample[min(last, int(place + error))]
+
+
+def stride(size: int) -> int:
+    """Of a sample of about ``size ** (2 / 3)``, as large as what is left to sort; no multiple of usual kernel sizes."""
+    result = int(size ** (1 / 3))
+    while math.gcd(result, 2 * 3 * 5 * 7) > 1:
+        result -= 1
+    return result
 
 
 def _together(tensors: Sequence[Tensor]) -> Iterator[slice]:

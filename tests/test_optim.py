@@ -125,8 +125,8 @@ def scores(kind: str, n: int = 3001) -> Tensor:
             return values * (values > 2)
         case "equal":
             return torch.ones(n)
-        case "periodic":  # a sample of every 43rd sees nothing else
-            return values + 10 * (torch.arange(n) % 43 == 0)
+        case "periodic":  # the sample sees nothing else
+            return values + 10 * (torch.arange(n) % optim.stride(n) == 0)
     return values
 
 
@@ -137,7 +137,7 @@ def test_the_largest_that_is_left_out_is_found_from_a_sample(
 ) -> None:
     values = scores(kind)
     order = values.sort(descending=True).values
-    monkeypatch.setattr(optim, "SAMPLE", 64)
+    monkeypatch.setattr(optim, "MANY", 64)
     found, equal = optim.largest_left_out(values, count)
     assert found == order[count]
     assert equal == int((order[:count] == order[count]).sum())
@@ -152,11 +152,11 @@ def test_a_sample_leaves_few_scores_to_sort(monkeypatch: pytest.MonkeyPatch) -> 
         return topk(values, *args, **options)
 
     monkeypatch.setattr(torch, "topk", noted)
-    monkeypatch.setattr(optim, "SAMPLE", 1000)
+    size = optim.MANY + 1
     for kind in ("normal", "periodic"):
-        optim.largest_left_out(scores(kind, 43_000), 10_000)
-    assert sorted_ones[0] < 43_000 // 5
-    assert sorted_ones[1] == 43_000, "the sample is unlike the others: all are looked at"
+        optim.largest_left_out(scores(kind, size), size // 4)
+    assert sorted_ones[0] < size // 4
+    assert sorted_ones[1] == size, "the sample is unlike the others: all are looked at"
 
 
 @pytest.mark.parametrize("cached", [1, 500, 10**9])
