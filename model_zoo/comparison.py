@@ -38,7 +38,7 @@ class Network(NamedTuple):
 
     ``make``: with first weights. ``initial``: draws them anew. ``images(seed, count)``: to train on and to test on, at
     most so many of each (None: all). ``train``: of the dense network. ``tune``: of what was cut. ``gates``: epochs of
-    gates on random weights. ``search``: of a search that ends when the budget is met, at the latest after its epochs.
+    gates on random weights. ``search``: for methods that search until the budget is met, for so many epochs at most.
     ``kind``: what it is trained for and measured by. ``about``: for the page.
     """
 

@@ -15,13 +15,13 @@ The rules, the same for all:
   that the search found and with the rates of the training, for all epochs that were not meant for the search. The
   strength is computed: a whole search shrinks every latent (by strength times rate, summed over all steps) by
   ``MARGIN`` times what a share of ``1 - sqrt(ratio)`` of them is below at first. The published strengths are for many
-  times as many steps. Rate and margin were chosen by the loss on training images of a seed that is not on this page:
-  with the whole rate hypernetworks diverge there, with a third of it the loss hardly falls.
+  times as many steps. Rate and margin were chosen in trials of another seed: there hypernetworks diverge with the whole
+  rate, and with a third of it the loss on training images hardly falls. The accuracy of these trials was seen, too.
 - ``scratch`` finds widths with gates on random weights, in epochs of its own. It, and the same share of every layer's
   channels, train with new weights for all epochs.
 - Rates are those that suit the dense network, and the same for all methods. Those of ResNet-20, and noise and epochs on
-  digits, are those of ``model_zoo.accuracy``, chosen there by test images of seed 0; no other setting was chosen by
-  test images. What counts is the network after its last epoch.
+  digits, are those of ``model_zoo.accuracy``, chosen there by test images of seed 0; the others were not tried out.
+  What counts is the network after its last epoch.
 - The budget is the largest number of MACs at or under the ratio, counted by ``fxprune.analyze`` for all.
 - Networks and data are small, so that all of it is affordable on one core. The paper's figures are for larger networks
   and for ten times as many epochs; nothing here confirms or contradicts them.
