@@ -124,6 +124,10 @@ class Case:
     def macs(self) -> int:
         return fxprune.analyze(self.initial(), self.run.example).macs()
 
+    def budget(self, ratio: float) -> dict[str, Any]:
+        """What is common to all cuts; channels are not aligned, since accuracy is compared, and networks are small."""
+        return {"flops": ratio, "round_to": 1, "seed": self.seed, "progress": False}
+
     def batches(self) -> Any:
         return self.run.batches(self.training.batch)[0]
 
@@ -165,9 +169,8 @@ def criterion(method: str, **options: Any) -> Method:
             seen = {"data": case.batches(), "loss_fn": case.run.loss}
         else:
             seen = {}
-        pruned: nn.Module = fxprune.prune(
-            case.dense, case.run.example, method=method, flops=ratio, seed=case.seed, progress=False, **seen, **options
-        )
+        budget = case.budget(ratio)
+        pruned: nn.Module = fxprune.prune(case.dense, case.run.example, method=method, **budget, **seen, **options)
         return pruned
 
     return Method(cut)
@@ -210,9 +213,7 @@ def _usual(settings: Settings) -> dict[str, Any]:
 def _learned(
     case: Case, stage: str, method: Learner, ratio: float, epochs: int, settings: Mapping[str, Any]
 ) -> nn.Module:
-    training = fxprune.attach(
-        case.initial(), case.run.example, method=method, flops=ratio, seed=case.seed, progress=False
-    )
+    training = fxprune.attach(case.initial(), case.run.example, method=method, **case.budget(ratio))
     with seeded(case.seed):
         fit(training, case.batches(), case.run.loss, epochs, **case.run.loop(stage, **settings), progress=False)
     pruned: nn.Module = training.finish()
@@ -223,8 +224,8 @@ def uniform() -> Method:
     """The same share of every layer's channels, with new weights."""
 
     def cut(case: Case, ratio: float) -> nn.Module:
-        options: Any = {"method": "random", "scope": "uniform", "flops": ratio, "seed": case.seed, "progress": False}
-        return case.drawn_anew(fxprune.prune(case.initial(), case.run.example, **options))
+        options: Any = {"method": "random", "scope": "uniform"}
+        return case.drawn_anew(fxprune.prune(case.initial(), case.run.example, **case.budget(ratio), **options))
 
     return Method(cut, then="anew")
 
