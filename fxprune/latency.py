@@ -12,13 +12,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import fx
 
-from fxprune.analysis import Work, workload
+from fxprune.analysis import Work, groups_of, workload
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Counts, Keep
 from fxprune.deploy import Kernel, Stopwatch, kernel_ms
@@ -186,31 +187,51 @@ def _size(tensor: TensorLabels, counts: Counts, free: Keep) -> tuple[float, list
 
 
 @dataclass(frozen=True)
-class _Sized:
-    """A kernel whose sizes follow channels.
+class _Along:
+    """A size that follows an axis: ``share`` times its count."""
 
-    ``shapes``: of its operands, with -1, -2, ... for its axes; ``dense``: the axes' sizes in the dense model;
-    ``places``: where their counts are.
+    axis: int
+    share: Fraction
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """A kernel whose sizes follow channels. An axis is a set of channels that fill dimensions, some of them repeated.
+
+    ``shapes``: of its operands; ``dense``: the axes' sizes in the dense model; ``places``: where their counts are;
+    ``steps``: their counts are multiples of these.
     """
 
     work: Work
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[int | _Along, ...], ...]
     dense: tuple[int, ...]
     places: tuple[int, ...]
+    steps: tuple[int, ...]
 
     @classmethod
     def of(cls, work: Work, counts: Counts, free: Keep) -> _Sized:
-        axes: dict[int, int] = {}  # place -> size
+        axes: dict[bytes, int] = {}  # which channels -> number
+        dense: list[int] = []
+        places: list[int] = []
         shapes = []
         for tensor in work.operands:
-            shape = list(tensor.shape)
+            shape: list[int | _Along] = list(tensor.shape)
             for factor in tensor.labels:
-                if free[factor.ids.numpy()].any():
-                    place = counts.place(factor)
-                    axes.setdefault(place, tensor.shape[factor.dim])
-                    shape[factor.dim] = -1 - list(axes).index(place)
+                ids, size = factor.ids.numpy(), tensor.shape[factor.dim]
+                if free[ids].any():
+                    axis = axes.setdefault(np.unique(ids).tobytes(), len(axes))
+                    if axis == len(dense):
+                        dense.append(size)
+                        places.append(counts.place(factor))
+                    shape[factor.dim] = _Along(axis, Fraction(size, dense[axis]))
             shapes.append(tuple(shape))
-        return cls(work, tuple(shapes), tuple(axes.values()), tuple(axes))
+        steps = [1] * len(dense)
+        for along in itertools.chain(*shapes):
+            if isinstance(along, _Along):
+                steps[along.axis] = math.lcm(steps[along.axis], along.share.denominator)
+        if work.kind == "convolution" and len(dense) > 1:  # groups that stay keep equal counts of inputs and of outputs
+            steps = [math.lcm(step, work.groups) for step in steps]
+        return cls(work, tuple(shapes), tuple(dense), tuple(places), tuple(steps))
 
     @property
     def key(self) -> Any:
@@ -221,14 +242,23 @@ class _Sized:
     def _dtype(self) -> str:
         return str(self.work.operands[0].dtype).removeprefix("torch.")
 
+    def grid(self, align: int) -> list[list[int]]:
+        """The counts of the first axes at which it is timed: shares in multiples of ``align``, and the dense one."""
+        result = []
+        for size, step in zip(self.dense[:_AXES], self.steps, strict=False):
+            step = math.lcm(step, align)
+            found = {max(step, round(share * size / step) * step) for share in _SHARES[:-1]}
+            result.append(sorted({count for count in found if count < size} | {size}))
+        return result
+
     def at(self, sizes: Sequence[int]) -> Kernel:
-        """The kernel for these sizes of its axes."""
-        shapes = tuple(tuple(sizes[-1 - s] if s < 0 else s for s in shape) for shape in self.shapes)
+        """The kernel for these counts of its axes."""
+        shapes = tuple(
+            tuple(int(s.share * sizes[s.axis]) if isinstance(s, _Along) else s for s in shape) for shape in self.shapes
+        )
         options = self.work.options
         if self.work.kind == "convolution":
-            per_group = shapes[1][1]
-            whole = shapes[2][1] if dict(options)["transposed"] else shapes[0][1]
-            options = (*options, ("groups", max(1, whole // max(per_group, 1))))
+            options = (*options, ("groups", groups_of(shapes, dict(options)["transposed"])))
         assert self.work.kind != "other"
         return Kernel(self.work.kind, shapes[:2], self.work.constant, options, self._dtype)
 
@@ -239,7 +269,7 @@ class _Table:
     def __init__(self, kernels: Sequence[_Sized], align: int, time: Callable[[Sequence[Kernel]], list[float]]):
         patterns = {kernel.key: kernel for kernel in kernels}
         rows = {key: number for number, key in enumerate(patterns)}
-        grids = [[_points(size, align) for size in k.dense[:_AXES]] for k in patterns.values()]
+        grids = [kernel.grid(align) for kernel in patterns.values()]
         wanted: list[Kernel] = []
         for kernel, grid in zip(patterns.values(), grids, strict=True):
             rest = kernel.dense[_AXES:]
@@ -281,9 +311,3 @@ class _Table:
         for kernel, place, size in self._rest:
             result[kernel] *= counts[place] / size
         return result
-
-
-def _points(size: int, align: int) -> list[int]:
-    """Channel counts to time: shares of ``size`` in multiples of ``align``, and ``size`` itself."""
-    found = {max(align, round(share * size / align) * align) for share in _SHARES[:-1]}
-    return sorted({point for point in found if point < size} | {size})

@@ -78,6 +78,31 @@ def model_of(dense: Dense, seen: list[Kernel] | None = None, align: int = 1, den
     return LatencyModel(works, dense.graph, dense_ms or dense.graph.macs(), align, time)
 
 
+def test_convolutions_are_timed_with_counts_that_their_groups_allow() -> None:
+    """Groups that stay, groups that go with their channels, and a depthwise convolution with a multiplier."""
+
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(
+                nn.Conv2d(3, 96, 1), nn.ReLU(), nn.Conv2d(96, 96, 3, groups=12), nn.ReLU(),
+                nn.Conv2d(96, 192, 3, groups=96), nn.ReLU(), nn.ConvTranspose2d(192, 96, 3, groups=6), nn.ReLU(),
+                nn.Conv2d(96, 5, 1),
+            )  # fmt: skip
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+    seen: list[Kernel] = []
+    model_of(recorded(Grouped().eval(), torch.randn(1, 3, 8, 8)), seen, align=16)
+    for kernel in seen:
+        x, weight = (torch.empty(shape, device="meta") for shape in kernel.shapes)
+        torch.ops.aten.convolution(x, weight, None, **dict(kernel.options))  # raises where sizes do not fit
+    groups = {dict(kernel.options)["groups"] for kernel in seen if kernel.shapes[1][2:] == (3, 3)}
+    assert {12, 96, 48, 6} <= groups, "as in the dense model, and half of those that go with their channels"
+    assert not {1, 2, 3, 4} & groups, "groups that stay are all there"
+
+
 NETS = [(Small, image()), (Shuffled, image()), (Attentive, image()), (Everything, torch.randn(1, 3, 16, 16))]
 
 

@@ -38,6 +38,17 @@ class Work:
     constant: bool = True
     options: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def groups(self) -> int:
+        """Of a convolution."""
+        return groups_of([tensor.shape for tensor in self.operands], dict(self.options)["transposed"])
+
+
+def groups_of(shapes: Sequence[Sequence[int]], transposed: bool) -> int:
+    """Groups of a convolution with these shapes of input, weight and output."""
+    x, weight, out = shapes
+    return max(1, (out if transposed else x)[1] // max(weight[1], 1))
+
 
 def workload(
     module: fx.GraphModule, graph: ChannelGraph, args: Sequence[Any], kwargs: Mapping[str, Any]

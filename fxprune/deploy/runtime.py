@@ -94,8 +94,11 @@ class Session:
 
         def run() -> float:
             start = time.perf_counter()
-            self._session.run_with_iobinding(binding)
-            binding.synchronize_outputs()
+            try:
+                self._session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
+            except Exception as error:
+                raise ExportError(f"onnxruntime cannot run the exported file: {first_line(error)}") from error
             return (time.perf_counter() - start) * 1000
 
         return run
