@@ -363,7 +363,7 @@ class Comparison:
         """The mean over the MACs that stay, a panel per network: baselines dotted, the peer dashed."""
         from matplotlib.figure import Figure
 
-        across = min(len(networks), 3)
+        across = min(len(networks), 2)
         down = -(-len(networks) // across)
         figure = Figure(figsize=(4.5 * across + 2, 5 * down), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False).ravel()

@@ -32,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from statistics import NormalDist
+from statistics import NormalDist, mean
 from typing import Any
 
 import torch
@@ -169,23 +169,26 @@ BASELINES = ("dense", "uniform, new weights")
 
 
 def against(network: str, records: Sequence[Record]) -> list[str]:
-    """Of every ratio by how much DHP is ahead of each other method, seed by seed; how its searches ended."""
+    """Of every ratio which methods DHP beats, and which beat it, seed by seed; how its searches ended."""
     kind, lines = NETWORKS[network].kind, []
     for ratio in RATIOS:
-        ours, *others = (
-            (name, by_seed(kind, [r for r in at(records, ratio) if r.figures["method"] == name]))
-            for name in ("dhp", *(name for name in METHODS if name not in ("dense", "dhp")))
-        )
-        pairs = {name: [ours[1][seed] - of[seed] for seed in of if seed in ours[1]] for name, of in others}
-        ahead = [f"of {name} by {mean_and_error(values)}" for name, values in pairs.items() if values]
-        if ahead:
-            lines.append(f"- {ratio:.0%} of the MACs, seed by seed: dhp is ahead {', '.join(ahead)}.")
+        of = at(records, ratio)
+        ours = by_seed(kind, [r for r in of if r.figures["method"] == "dhp"])
+        ahead, behind = [], []
+        for name in METHODS:
+            theirs = by_seed(kind, [r for r in of if r.figures["method"] == name])
+            pairs = [ours[seed] - found for seed, found in theirs.items() if seed in ours]
+            if name != "dhp" and pairs:
+                better = mean(pairs) > 0
+                by = mean_and_error([value if better else -value for value in pairs])
+                (ahead if better else behind).append(f"{name} by {by}")
+        sides = [f"{side} {', '.join(names)}" for side, names in (("beats", ahead), ("loses to", behind)) if names]
+        if sides:
+            lines.append(f"- {ratio:.0%} of the MACs, seed by seed: dhp {'; it '.join(sides)}.")
     ends = [r.figures["search"] for r in records if "search" in r.figures]
     if ends:
         reached = sum(end.startswith("search stopped") for end in ends)
-        lines.append(
-            f"- {reached} of {len(ends)} searches of dhp ended by their rule, the others after the last epoch."
-        )
+        lines.append(f"- {reached} of {len(ends)} searches of dhp ended because the budget was met.")
     return lines
 
 

@@ -114,6 +114,7 @@ def test_the_page_compares_seed_by_seed(tmp_path: Path) -> None:
         ("resnet_20", "accuracy", "l2", 0, 0.90), ("resnet_20", "accuracy", "l2", 1, 0.92),
         ("resnet_20", "accuracy", "dhp", 0, 0.89), ("resnet_20", "accuracy", "dhp", 1, 0.89),
         ("dncnn", "psnr", "l2", 0, 27.5), ("dncnn", "psnr", "dhp", 0, 27.25),
+        ("dncnn", "psnr", "uniform, new weights", 0, 26.5),
     ):  # fmt: skip
         figures = {"network": network, "method": method, "seed": seed, "ratio": 0.5, "macs_ratio": 0.499}
         figures |= {metric: found, "before": found / 2}
@@ -123,10 +124,10 @@ def test_the_page_compares_seed_by_seed(tmp_path: Path) -> None:
     main(["--page", "--results", str(file)])
     page = file.with_suffix(".md").read_text()
     assert "| dhp | 89.00 ± 0.00 (cut: 44.5) | – | 99.8% to 99.8% |" in page
-    assert "- 50% of the MACs, seed by seed: dhp is ahead of l2 by -2.00 ± 1.00.\n" in page
-    assert "- 1 of 2 searches of dhp ended by their rule" in page
+    assert "- 50% of the MACs, seed by seed: dhp loses to l2 by 2.00 ± 1.00.\n" in page
+    assert "- 1 of 2 searches of dhp ended because the budget was met." in page
     assert "| l2 | 27.50 (cut: 13.8) | – | 99.8% to 99.8% |" in page
-    assert "- 50% of the MACs, seed by seed: dhp is ahead of l2 by -0.25.\n" in page
+    assert "- 50% of the MACs, seed by seed: dhp beats uniform, new weights by 0.75; it loses to l2 by 0.25.\n" in page
     assert (
         "12 of training, 3 of tuning; 6 at most for the search of dhp, 3 for the gates of scratch. Seeds: 1.\n" in page
     )
