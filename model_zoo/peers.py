@@ -68,28 +68,37 @@ def torch_pruning(
 def _pruned(
     model: nn.Module, example: Tensor, ratio: float, importance: Importance, gradients: dict[str, Tensor], iso: bool
 ) -> nn.Module:
-    import torch_pruning as tp
-
     result = copy.deepcopy(model)
     for name, parameter in result.named_parameters():
         parameter.requires_grad_(True)
         parameter.grad = gradients[name].clone() if gradients else None
-    attentions = [m for m in result.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")]
-    *_, classifier = (m for m in result.modules() if isinstance(m, nn.Linear))
+    prune_once(result, example, ratio, importance, iso)
+    result.zero_grad(set_to_none=True)
+    return result
+
+
+def prune_once(
+    model: nn.Module, example: Tensor, ratio: float, importance: Importance = "group_norm", isomorphic: bool = False
+) -> nn.Module:
+    """``model`` itself without this share of its channels: its graph is built, and it is pruned once."""
+    import torch_pruning as tp
+
+    attentions = [m for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")]
+    classifiers = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
     kinds = {"group_norm": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # parameters that it finds by itself
         pruner = tp.pruner.BasePruner(
-            result, example, importance=kinds[importance](), global_pruning=True, isomorphic=iso, pruning_ratio=ratio,
-            ignored_layers=[classifier], num_heads={m.qkv: m.num_heads for m in attentions}, prune_head_dims=True,
+            model, example, importance=kinds[importance](), global_pruning=True, isomorphic=isomorphic,
+            pruning_ratio=ratio, ignored_layers=classifiers, num_heads={m.qkv: m.num_heads for m in attentions},
+            prune_head_dims=True,
             in_channel_groups={}, out_channel_groups={},  # its defaults are shared between pruners
         )  # fmt: skip
         pruner.step()
     for attention in attentions:
         attention.attn_dim = attention.qkv.out_features // 3
         attention.head_dim = attention.attn_dim // attention.num_heads
-    result.zero_grad(set_to_none=True)
-    return result
+    return model
 
 
 def _gradients(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:

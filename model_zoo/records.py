@@ -18,7 +18,17 @@ import fxprune
 
 RESULTS = Path(__file__).parent / "results"
 
-_VERSIONS = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
+_VERSIONS = (
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "torch-pruning",
+    "numpy",
+)
 NEARLY_ALL = 0.9995
 _STAGES = {"recording": "record", "analysing": "label", "selecting": "select", "rewriting": "rewrite"}
 
