@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils._pytree import tree_flatten
 
 from fxprune.cost import CostModel, Keep
 from fxprune.labels.classes import Ids, Reason
 from fxprune.labels.factors import Labels, cut_sizes
-from fxprune.labels.propagate import Attention, Statistic, TensorLabels, Term
+from fxprune.labels.propagate import Attention, Statistic, TensorLabels, Term, labels_in
 from fxprune.page import Figure, write_page
 from fxprune.rows import GroupRow, Row, row_of
 from fxprune.text import quantity, table
@@ -305,10 +304,9 @@ class ChannelGraph:
             for factor in parameter.labels:
                 assert factor.ids.shape[factor.dim] == parameter.shape[factor.dim], parameter.name
         for value in self.nodes.values():
-            for tensor in tree_flatten(value)[0]:
-                if isinstance(tensor, TensorLabels):
-                    for factor in tensor.labels:
-                        assert all(n in (1, s) for n, s in zip(factor.ids.shape, tensor.shape, strict=True))
+            for tensor in labels_in(value):
+                for factor in tensor.labels:
+                    assert all(n in (1, s) for n, s in zip(factor.ids.shape, tensor.shape, strict=True))
 
     def __str__(self) -> str:
         rows = [("group", "channels", "state", "why", "runs through")]
@@ -327,5 +325,5 @@ class ChannelGraph:
 
 def channels_of(known: Any) -> list[int]:
     """Every channel in the labels of a node's value."""
-    labels = [t.labels for t in tree_flatten(known)[0] if isinstance(t, TensorLabels)]
+    labels = [t.labels for t in labels_in(known)]
     return sorted({int(c) for factors in labels for f in factors for c in np.unique(f.ids.numpy())})

@@ -15,6 +15,7 @@ from fxprune.analysis.shadow import labelled_shadow, placeholder_values
 from fxprune.channels import ChannelGraph
 from fxprune.labels.blocks import BlockSets
 from fxprune.labels.classes import distinct_rows
+from fxprune.labels.kernels import MetaKernels
 from fxprune.labels.propagate import Attention, Facts, Family, Propagation, propagate
 
 
@@ -36,14 +37,14 @@ def analyse_graph(
         ignore: names of modules and parameters whose output channels stay.
     """
     values = placeholder_values(graph_module, args, kwargs)
-    facts, before = Facts(), None
+    facts, before, kernels = Facts(), None, MetaKernels()
     while True:
-        run = Propagation(attention, facts, ignore=ignore)
+        run = Propagation(attention, facts, ignore=ignore, kernels=kernels)
         shadow, holders = labelled_shadow(graph_module, run)
         for a, b in facts.joins:
             run.join(a, b)
         owned = len(run.classes)
-        propagate(shadow, values, run, "network input")
+        propagate(shadow, graph_module.graph, values, run, "network input")
         if run.new_layouts:
             facts = Facts({**facts.layouts, **run.new_layouts}, [])
             before = None

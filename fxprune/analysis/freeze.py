@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from fxprune.channels import ChannelGraph, ChannelGroup, Gather, Member, Parameter
 from fxprune.labels.blocks import BlockSets
 from fxprune.labels.classes import Ids, Reason, distinct_rows
 from fxprune.labels.factors import Factor, Labels, compact, settle_dim
-from fxprune.labels.propagate import Propagation, TensorLabels, Term
+from fxprune.labels.propagate import Propagation, TensorLabels, Term, labels_in
 
 
 def freeze(
@@ -52,9 +52,13 @@ def freeze(
 
     parameters = tuple(replace(p, labels=translate(run.labels(stand))) for stand, p in holders)
     terms = tuple(replace(t, factors=translate(t.factors)) for t in _missing_sizes(run.terms, number, roots))
+
+    def renumbered(known: TensorLabels) -> TensorLabels:
+        return TensorLabels(known.shape, known.dtype, translate(known.labels))
+
     nodes = {
-        name: tree_map_only(TensorLabels, lambda t: replace(t, labels=translate(t.labels)), value)
-        for name, value in run.node_labels.items()
+        name: renumbered(v) if isinstance(v, TensorLabels) else tree_map_only(TensorLabels, renumbered, v)
+        for name, v in run.node_labels.items()
     }
     statistics = tuple(replace(s, labels=translate(s.labels)) for s in run.statistics)
     locked = _first_reasons(classes.locks, roots, number, channels)
@@ -105,8 +109,8 @@ def _companions(run: Propagation, roots: Ids, channel_roots: Ids) -> Ids:
     is_channel = np.zeros(len(roots), dtype=bool)
     is_channel[channel_roots] = True
     for value in run.node_labels.values():
-        for tensor in tree_flatten(value)[0]:
-            for factor in tensor.labels if isinstance(tensor, TensorLabels) else ():
+        for tensor in labels_in(value):
+            for factor in tensor.labels:
                 ids = roots[factor.ids.numpy()]
                 own = is_channel[ids]
                 if own.any() and not own.all():
@@ -271,9 +275,12 @@ def _extents(parameters: Sequence[Parameter], nodes: Mapping[str, Any]) -> tuple
     """Every distinct row of channels that fills a dimension of some tensor: none may become empty."""
     found: dict[bytes, Ids] = {}
     seen: set[Any] = set()
-    tensors = [t for value in nodes.values() for t in tree_flatten(value)[0] if isinstance(t, TensorLabels)]
+    tensors = [t for value in nodes.values() for t in labels_in(value)]
     for labels in [*(p.labels for p in parameters), *(t.labels for t in tensors)]:
         for factor in labels:
+            if id(factor) in seen:  # tensors share their factors, which ``labels`` keep alive
+                continue
+            seen.add(id(factor))
             key = (factor.ids.numpy().tobytes(), factor.ids.shape, factor.dim)
             if key not in seen:
                 seen.add(key)

@@ -15,7 +15,7 @@ from fxprune.channels import ChannelGraph, Parameter
 from fxprune.cost import Keep
 from fxprune.labels.factors import pruned
 from fxprune.labels.propagate import Propagation, Watch, label_parameter, propagate, set_labels
-from fxprune.recording import clone_structure, replace_tensors
+from fxprune.recording import clone_modules, replace_tensors
 
 
 def placeholder_values(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -26,11 +26,9 @@ def placeholder_values(graph_module: fx.GraphModule, args: Sequence[Any], kwargs
     return [bound.arguments[str(n.target).lstrip("*")] for n in nodes]
 
 
-def labelled_shadow(
-    graph_module: fx.GraphModule, run: Propagation
-) -> tuple[fx.GraphModule, list[tuple[Tensor, Parameter]]]:
-    """The same graph over labelled meta tensors; integers stay real. Also returns each tensor with its description."""
-    shadow = clone_structure(graph_module)
+def labelled_shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[nn.Module, list[tuple[Tensor, Parameter]]]:
+    """Its modules over labelled meta tensors; integers stay real. Also returns each tensor with its description."""
+    shadow = clone_modules(graph_module)
     shadow.eval()
     names: dict[int, list[str]] = defaultdict(list)
     for name, tensor in (*graph_module.named_parameters(remove_duplicate=False),
@@ -82,7 +80,7 @@ def replay(
     run = Propagation(graph.attention, seeded=True, watch=watch)
     run.fresh(graph.channel_count)
     run.lock(np.flatnonzero(graph.locked), "locked before")
-    shadow = clone_structure(module)
+    shadow = clone_modules(module)
     shadow.eval()
     names: dict[int, str] = {}
     for name, tensor in (
@@ -108,7 +106,7 @@ def replay(
 
     replace_tensors(shadow, stand_in)
     try:
-        propagate(shadow, placeholder_values(module, args, kwargs), run, "network input")
+        propagate(shadow, module.graph, placeholder_values(module, args, kwargs), run, "network input")
     except Exception as error:
         return run, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return run, ""

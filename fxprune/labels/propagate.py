@@ -16,13 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows
 from fxprune.labels.factors import Factor, Labels, compact, settle_dim, vector
+from fxprune.labels.kernels import MetaKernels
 
 Attention = Literal["head_dim", "heads"]
 _LABELS = "_fxprune_labels"
@@ -112,14 +113,17 @@ class Propagation(TorchDispatchMode):
         seeded: bool = False,
         ignore: Sequence[str] = (),
         watch: Watch | None = None,
+        kernels: MetaKernels | None = None,
     ):
         """``seeded``: parameters carry the channels of an earlier run; groups that shrank to one channel stay groups.
 
         ``ignore``: names of modules and parameters whose outputs stay. ``watch``: called after every aten op, when its
-        outputs have their labels, with this run and the op, its arguments and what it returned.
+        outputs have their labels, with this run and the op, its arguments and what it returned. ``kernels``: of an
+        earlier run of this graph.
         """
         super().__init__()
         self.watch = watch
+        self.kernels = kernels or MetaKernels()
         self.attention = attention
         self.ignore = tuple(ignore)
         self.facts = facts or Facts()
@@ -137,6 +141,7 @@ class Propagation(TorchDispatchMode):
         self.fixed: list[Ids] = []
         self.rows_joined = False
         self._factors: dict[Any, Factor] = {}
+        self._canonical: dict[tuple[int, int], Factor] = {}  # by identity, which being here keeps from being used twice
         self.made = 0  # atoms from here on belong to no parameter and no input
         self.notes: list[str] = []
         self.node: fx.Node | None = None
@@ -192,9 +197,18 @@ class Propagation(TorchDispatchMode):
         return int(factor.ids.min()) >= self.made and self.all_locked(factor)
 
     def canonical(self, factor: Factor) -> Factor:
-        """Roots instead of atoms, compact, cut dimension along which they vary."""
-        ids = compact(torch.from_numpy(self.classes.find(factor.ids.numpy())))
-        return Factor(ids, settle_dim(ids, factor.dim))
+        """Roots instead of atoms, compact, cut dimension along which they vary.
+
+        A factor that is so already is given back itself: what tensors share is known by its identity later on.
+        """
+        atoms = factor.ids.numpy()
+        roots = self.classes.find(atoms)
+        if self._canonical.get((id(factor.ids), factor.dim)) and np.array_equal(roots, atoms):
+            return factor
+        ids = compact(torch.from_numpy(roots))
+        result = Factor(ids, settle_dim(ids, factor.dim))
+        self._canonical[id(ids), result.dim] = result
+        return result
 
     def _settle(self, factors: list[Factor], shape: tuple[int, ...]) -> Labels:
         kept: dict[int, Factor] = {}
@@ -369,7 +383,7 @@ class Propagation(TorchDispatchMode):
             before = torch.empty_like(args[0], device="meta")
             setattr(before, _LABELS, self.labels(args[0]))
             given = (before, *args[1:])
-        out = _execute(func, args, kwargs)
+        out = _execute(self.kernels, func, args, kwargs)
         apply_rule(self, func, given, kwargs, out)
         if self.watch is not None:
             self.watch(self, func, given, kwargs, out)
@@ -430,7 +444,7 @@ def _runs(ids: Tensor) -> int:
     return count
 
 
-def _execute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def _execute(kernels: MetaKernels, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run on meta where any operand is meta; integer constants made by factories are real, float ones meta."""
     tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
     on_meta = any(t.is_meta for t in tensors)
@@ -441,9 +455,9 @@ def _execute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             kwargs["device"] = torch.device("meta" if meta or dtype.is_complex else "cpu")
             kwargs.pop("pin_memory", None)
         return func(*args, **kwargs)
-    if on_meta:
+    if on_meta and not all(t.is_meta for t in tensors):
         args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
-    return func(*args, **kwargs)
+    return kernels(func, args, kwargs) if on_meta else func(*args, **kwargs)
 
 
 _FACTORIES = {
@@ -470,8 +484,8 @@ def _to_meta(tensor: Tensor) -> Tensor:
 
 
 class _Runner(fx.Interpreter):
-    def __init__(self, graph_module: fx.GraphModule, run: Propagation):
-        super().__init__(graph_module, garbage_collect_values=True)
+    def __init__(self, modules: nn.Module, graph: fx.Graph, run: Propagation):
+        super().__init__(modules, garbage_collect_values=True, graph=graph)
         self.propagation = run
 
     def run_node(self, n: fx.Node) -> Any:
@@ -481,8 +495,10 @@ class _Runner(fx.Interpreter):
                 result = super().run_node(n)
             except Exception as error:  # an op without a meta kernel: never a guess, so everything it sees is locked
                 result = self._locked_result(n, error)
-        self._lock_by_name(n, [t for t in tree_flatten(result)[0] if isinstance(t, Tensor)])
-        run.node_labels[n.name] = tree_map(lambda t: describe(run, t), result)
+        if run.ignore:
+            self._lock_by_name(n, [t for t in tree_flatten(result)[0] if isinstance(t, Tensor)])
+        one = isinstance(result, Tensor)
+        run.node_labels[n.name] = describe(run, result) if one else tree_map(lambda t: describe(run, t), result)
         return result
 
     def _lock_by_name(self, n: fx.Node, results: list[Tensor]) -> None:
@@ -513,23 +529,31 @@ class _Runner(fx.Interpreter):
         return torch.empty(shape, dtype=n.meta.get("dtype", torch.float32), device="meta")
 
 
+def labels_in(value: Any) -> list[TensorLabels]:
+    """What is known of the tensors in a node's value."""
+    if isinstance(value, TensorLabels):
+        return [value]
+    return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, TensorLabels)]
+
+
 def describe(run: Propagation, value: Any) -> Any:
     if isinstance(value, Tensor):
         return TensorLabels(tuple(value.shape), value.dtype, run.labels(value))
     return value
 
 
-def propagate(shadow: fx.GraphModule, inputs: Sequence[Any], run: Propagation, input_lock: str) -> None:
-    """Run ``shadow`` (parameters already on meta and labelled) on ``inputs``, one value per placeholder.
+def propagate(shadow: nn.Module, graph: fx.Graph, inputs: Sequence[Any], run: Propagation, input_lock: str) -> None:
+    """Run ``graph`` (parameters already on meta and labelled) on ``inputs``, one value per placeholder.
 
     Args:
-        shadow: a graph module whose float parameters and buffers are labelled meta tensors.
+        shadow: the graph's modules; float parameters and buffers are labelled meta tensors.
+        graph: that was recorded.
         inputs: one value per placeholder, in order.
         run: the propagation that collects what is found.
         input_lock: the reason given for the dimensions of network inputs.
     """
-    placeholders = [n for n in shadow.graph.nodes if n.op == "placeholder"]
-    outputs = next(n for n in shadow.graph.nodes if n.op == "output")
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    outputs = next(n for n in graph.nodes if n.op == "output")
     values = [
         map_leaves(lambda v: torch.empty_like(v, device="meta") if isinstance(v, Tensor) else v, v) for v in inputs
     ]
@@ -542,7 +566,7 @@ def propagate(shadow: fx.GraphModule, inputs: Sequence[Any], run: Propagation, i
                     setattr(tensor, _LABELS, (Factor(vector(ids, 1, tensor.ndim), 1),))
     run.made = len(run.classes)
     with torch.no_grad(), run:
-        result = _Runner(shadow, run).run(*values)
+        result = _Runner(shadow, graph, run).run(*values)
     with run.at(outputs):
         for tensor in tensors_of(result):
             run.used(tensor)

@@ -82,8 +82,8 @@ class ModelState:
             return self.aggregated((p for p in self.graph.parameters if p.trainable), magnitude, aggregate)
 
         def magnitude(parameter: Parameter) -> Tensor:
-            values = self.values(parameter.name).abs()
-            return values.double() if power == 1 else values.double().pow(power)
+            values = self.values(parameter.name).to(torch.float64, copy=True)  # changed in place: memory is what costs
+            return values.mul_(values) if power == 2 else values.abs_().pow_(power)
 
         result: Scores = self.cached(("power", power, aggregate), compute)[group.channels]
         return result

@@ -7,9 +7,17 @@ torch, left as they were), ``liveness`` (dead code), ``module`` (the result), ``
 every node), ``trees`` (nested arguments).
 """
 
-from fxprune.recording.module import RecordedModule, clone_structure, replace_tensors
+from fxprune.recording.module import RecordedModule, clone_modules, clone_structure, replace_tensors
 from fxprune.recording.record import record
 from fxprune.recording.sources import raised_at
 from fxprune.recording.state import cached_tensor_dicts
 
-__all__ = ["RecordedModule", "cached_tensor_dicts", "clone_structure", "raised_at", "record", "replace_tensors"]
+__all__ = [
+    "RecordedModule",
+    "cached_tensor_dicts",
+    "clone_modules",
+    "clone_structure",
+    "raised_at",
+    "record",
+    "replace_tensors",
+]

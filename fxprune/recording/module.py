@@ -61,11 +61,14 @@ def clone_structure(gm: fx.GraphModule) -> RecordedModule:
 
     Parameters and buffers are the very objects of ``gm``; modules are shallow clones. ``gm.meta`` is copied shallowly.
     """
-    leaves = {node.target for node in gm.graph.nodes if node.op == "call_module"}
-    root = clone_tree(gm, {str(name) for name in leaves})
-    result = RecordedModule(root, copy.deepcopy(gm.graph), type(gm).__name__)
+    result = RecordedModule(clone_modules(gm), copy.deepcopy(gm.graph), type(gm).__name__)
     result.meta = copy.copy(gm.meta)
     return result
+
+
+def clone_modules(gm: fx.GraphModule) -> nn.Module:
+    """A second module tree over the same tensors, for ``fx.Interpreter(tree, graph=gm.graph)``: no code, no graph."""
+    return clone_tree(gm, {str(node.target) for node in gm.graph.nodes if node.op == "call_module"})
 
 
 def clone_tree(root: nn.Module, leaf_names: set[str]) -> nn.Module:

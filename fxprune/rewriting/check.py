@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import fx
-from torch.utils._pytree import tree_flatten
 
 from fxprune.analysis import replay
 from fxprune.channels import ChannelGraph, channels_of
 from fxprune.cost import Keep
-from fxprune.labels.factors import compact, cut_sizes, pruned
-from fxprune.labels.propagate import TensorLabels
+from fxprune.labels.classes import Ids
+from fxprune.labels.factors import Factor, Labels, compact, cut_sizes, pruned
+from fxprune.labels.propagate import TensorLabels, labels_in
 
 _MEET = "different channels meet"
 
@@ -53,13 +52,14 @@ def check_rewrite(
     run, failed = replay(module, graph, keep, args, kwargs)
     roots = run.classes.find(np.arange(len(run.classes)))
     merged = _merged(roots[: graph.channel_count], graph.locked)
+    comparison = _Comparison(graph, keep, roots, merged)
     for node in module.graph.nodes:
         if node.name not in run.node_labels:
             if node.op == "output":
                 continue
             inputs = [graph.nodes.get(n.name) for n in (node, *node.all_input_nodes)]
             return Mismatch(node.name, str(node.meta.get("source", "")), failed, tuple(channels_of(inputs)))
-        text = _compare(graph, graph.nodes.get(node.name), run.node_labels[node.name], roots, merged, keep)
+        text = comparison.difference(graph.nodes.get(node.name), run.node_labels[node.name])
         if text:
             inputs = [graph.nodes.get(n.name) for n in (node, *node.all_input_nodes)]
             channels = sorted(merged) if text == _MEET else channels_of(inputs)
@@ -77,41 +77,66 @@ def _merged(roots: Any, locked: Any) -> set[int]:
     return {int(c) for c in np.flatnonzero((counts > 1)[inverse] & free[inverse])}
 
 
-def _compare(graph: ChannelGraph, expected: Any, found: Any, roots: Any, merged: set[int], keep: Keep) -> str:
-    """What differs between the promise and what the new graph carries, or ''.
+class _Comparison:
+    """The promise against what the new graph carries. Tensors share their factors: each pair is compared once."""
 
-    Dimensions whose channels all stay need no comparison beyond their size.
-    """
-    wanted = [t for t in tree_flatten(expected)[0] if isinstance(t, TensorLabels)]
-    got = [t for t in tree_flatten(found)[0] if isinstance(t, TensorLabels)]
-    if not wanted:
+    def __init__(self, graph: ChannelGraph, keep: Keep, roots: Ids, merged: set[int]):
+        self._graph, self._keep, self._roots = graph, keep, roots
+        self._merged = np.array(sorted(merged), dtype=np.int64)
+        self._promises: dict[tuple[int, ...], tuple[dict[int, int], Labels, str]] = {}
+        self._texts: dict[tuple[int, int], str] = {}
+
+    def difference(self, expected: Any, found: Any) -> str:
+        """What differs, or ''. Dimensions whose channels all stay need no comparison beyond their size."""
+        wanted, got = labels_in(expected), labels_in(found)
+        if not wanted:
+            return ""
+        if len(wanted) != len(got):
+            return f"{len(got)} tensors instead of {len(wanted)}"
+        for want, have in zip(wanted, got, strict=True):
+            sizes, promised, text = self._promised(want)
+            shape = tuple(sizes.get(d, size) for d, size in enumerate(want.shape))
+            if shape != have.shape:
+                return f"shape {list(have.shape)} instead of {list(shape)}"
+            if text:
+                return text
+            carried = {f.dim: f for f in have.labels}
+            for factor in promised:
+                if factor.dim not in carried:
+                    return f"no channels along dim {factor.dim}"
+                pair = (id(factor), id(carried[factor.dim]))
+                if pair not in self._texts:
+                    self._texts[pair] = self._order(factor, carried[factor.dim])
+                if self._texts[pair]:
+                    return self._texts[pair]
         return ""
-    if len(wanted) != len(got):
-        return f"{len(got)} tensors instead of {len(wanted)}"
-    for want, have in zip(wanted, got, strict=True):
-        shape = tuple(cut_sizes(want.shape, want.labels, keep))
-        if shape != have.shape:
-            return f"shape {list(have.shape)} instead of {list(shape)}"
-        try:
-            promised = pruned(want.labels, keep)
-        except ValueError as error:
-            return str(error)
-        carried = {f.dim: f for f in have.labels}
-        for factor in promised:
-            if bool(np.isin(factor.ids.numpy(), list(merged)).any()):
-                return _MEET
-            if compact(factor.ids).numel() == 1 or graph.locked[factor.ids.numpy()].all():
-                continue  # one channel, however many positions it fills, has no order
-            if factor.dim not in carried:
-                return f"no channels along dim {factor.dim}"
-            ids = torch.from_numpy(roots[carried[factor.dim].ids.numpy()])
+
+    def _promised(self, want: TensorLabels) -> tuple[dict[int, int], Labels, str]:
+        """Of a dense tensor: the new sizes of dims, the factors whose order counts, and what is wrong with them."""
+        key = tuple(map(id, want.labels))  # the graph keeps them alive
+        if key not in self._promises:
+            sizes = cut_sizes(want.shape, want.labels, self._keep)
             try:
-                a, b = torch.broadcast_tensors(ids, factor.ids)
-            except RuntimeError:
-                return f"other channels along dim {factor.dim}"
-            owned = torch.from_numpy(graph.owned)[b]
-            if not torch.equal(a[owned], torch.from_numpy(roots)[b[owned]]) or bool(
-                (a[~owned] < graph.channel_count).any()
-            ):
-                return f"channels in another order along dim {factor.dim}"
-    return ""
+                left, text = pruned(want.labels, self._keep), ""
+            except ValueError as error:
+                left, text = (), str(error)
+            if any(np.isin(f.ids.numpy(), self._merged).any() for f in left if len(self._merged)):
+                text = _MEET
+            counted = tuple(f for f in left if not self._has_no_order(f))
+            self._promises[key] = ({f.dim: sizes[f.dim] for f in want.labels}, counted, text)
+        return self._promises[key]
+
+    def _has_no_order(self, factor: Factor) -> bool:
+        """All its channels stay, or it is one channel, however many positions that fills."""
+        return compact(factor.ids).numel() == 1 or bool(self._graph.locked[factor.ids.numpy()].all())
+
+    def _order(self, promised: Factor, carried: Factor) -> str:
+        ids = self._roots[carried.ids.numpy()]
+        try:
+            a, b = np.broadcast_arrays(ids, promised.ids.numpy())
+        except ValueError:
+            return f"other channels along dim {promised.dim}"
+        owned = self._graph.owned[b]
+        if not np.array_equal(a[owned], self._roots[b[owned]]) or bool((a[~owned] < self._graph.channel_count).any()):
+            return f"channels in another order along dim {promised.dim}"
+        return ""

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis import placeholder_values
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.inputs import map_leaves, tensors_of
-from fxprune.recording import RecordedModule, clone_structure, replace_tensors
+from fxprune.labels.kernels import MetaKernels
+from fxprune.recording import RecordedModule, clone_modules, clone_structure, replace_tensors
 from fxprune.rewriting.literals import REPAIRED, Repair, new_constant
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, slice_tensors
 
@@ -84,18 +86,28 @@ class MetaRun:
     failed: fx.Node | None
 
 
+class _OnMeta(TorchDispatchMode):
+    """Ops on meta tensors take the fast way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kernels = MetaKernels()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._kernels(func, args, kwargs or {})
+
+
 def run_on_meta(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> MetaRun:
     """Run a graph on inputs of these shapes, parameters and all on the meta device."""
-    shadow = clone_structure(graph_module)
+    shadow = clone_modules(graph_module)
     shadow.eval()
     replace_tensors(shadow, lambda t: torch.empty_like(t, device="meta"))
     numbers: dict[str, Any] = {}
-    nodes = {n.name: n for n in graph_module.graph.nodes}
     current: list[fx.Node] = []
 
     class Record(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
-            current[:] = [nodes[n.name]]
+            current[:] = [n]
             value = super().run_node(n)
             if not tensors_of(value):
                 numbers[n.name] = value
@@ -104,8 +116,8 @@ def run_on_meta(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mappi
     values = placeholder_values(graph_module, args, kwargs)
     values = [map_leaves(lambda v: v.to("meta") if isinstance(v, Tensor) else v, v) for v in values]
     try:
-        with torch.no_grad():
-            result = Record(shadow).run(*values)
+        with torch.no_grad(), _OnMeta():
+            result = Record(shadow, graph=graph_module.graph).run(*values)
     except Exception:  # bound to its example's batch size, or an op without a meta kernel: the caller compares
         return MetaRun(numbers, (), current[0] if current else None)
     shapes = tuple(tuple(t.shape) for t in tensors_of(result))

@@ -61,11 +61,11 @@ def join_positions(run: Propagation, operands: Sequence[Operand], shape: tuple[i
     result = []
     for dim, factors in sorted(cuts.items()):
         first, *others = factors
-        ids = first.ids
         for other in others:
-            run.join(ids, other.ids)
-            ids = torch.broadcast_tensors(ids, other.ids)[0]
-        result.append(Factor(ids, dim))
+            run.join(first.ids, other.ids)
+            if first.ids.shape != other.ids.shape:
+                first = Factor(first.ids.expand(torch.broadcast_shapes(first.ids.shape, other.ids.shape)), dim)
+        result.append(first)
     rigid: set[int] = set()
     for sizes, factors in lifted:  # only now: rows that were joined above are one, and hold no dimension
         settled = [run.canonical(f) if f.carriers else f for f in factors]

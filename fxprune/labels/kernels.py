@@ -1,0 +1,216 @@
+"""Aten ops on meta tensors, without doing over what was done before.
+
+PyTorch computes the shapes of many ops by running a decomposition in Python: half a millisecond for a ``batch_norm``,
+more for ``hardswish``. Here the kernel of such an op runs once for given shapes, strides, dtypes and other arguments;
+after that what it said is made again. A pointwise op says the same of operands of any one shape. Norms are written out,
+because a pruned network has hardly two of the same width. Whatever does not fit exactly is left to PyTorch's kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_UNKNOWN = object()
+_aten = torch.ops.aten
+
+
+class MetaKernels:
+    """Runs aten ops on meta tensors. One for a whole analysis; it remembers shapes and holds no tensor."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[bool, bool, tuple[Any, ...]] | None] = {}
+        self._pure: dict[Any, bool] = {}
+        self._pointwise: dict[Any, bool] = {}
+
+    def __call__(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """What ``func(*args, **kwargs)`` returns."""
+        direct = _DIRECT.get(func)
+        if direct is not None:
+            result = direct(*args, **kwargs)
+            if result is not None:
+                return result
+        pure = self._pure.get(func)
+        if pure is None:
+            pure = self._pure[func] = _makes_new_tensors(func)
+            self._pointwise[func] = _is_pointwise(func)
+        if not pure:
+            return args[0] if self._pointwise[func] and _in_place(func, args, kwargs) else func(*args, **kwargs)
+        tensors: list[Tensor] = []
+        try:
+            key = (func, _key(args, tensors), _key(kwargs, tensors) if kwargs else ())
+            hash(key)
+        except (TypeError, _NotMetaError):
+            return func(*args, **kwargs)
+        like = _common(tensors) if self._pointwise[func] else None
+        sizes: Any = None if like is not None else tuple((tuple(t.shape), t.stride()) for t in tensors)
+        known = self._known.get((key, sizes), _UNKNOWN)
+        if known is _UNKNOWN:
+            result = func(*args, **kwargs)
+            self._known[key, sizes] = _described(result, like)
+            return result
+        if known is None:
+            return func(*args, **kwargs)
+        several, is_list, outputs = known
+        made = [_made(description, like) for description in outputs]
+        if not several:
+            return made[0]
+        return made if is_list else tuple(made)
+
+
+class _NotMetaError(Exception):
+    """A real tensor: its values may matter."""
+
+
+def _makes_new_tensors(func: Any) -> bool:
+    """An op whose results depend on shapes alone, and are neither views of its operands nor these themselves."""
+    schema = func._schema
+    if any(a.alias_info is not None for a in (*schema.arguments, *schema.returns)):
+        return False
+    tags = func.tags
+    return torch.Tag.data_dependent_output not in tags and torch.Tag.dynamic_output_shape not in tags
+
+
+def _is_pointwise(func: Any) -> bool:
+    from fxprune.labels.rules.pointwise import POINTWISE  # the rules import the propagation, which imports this
+
+    name = func.overloadpacket.__name__
+    return torch.Tag.pointwise in func.tags or (name.rstrip("_") if func._schema.is_mutable else name) in POINTWISE
+
+
+def _in_place(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether the op writes its first operand over, which the others fit: on meta there is nothing to do."""
+    first, *others = func._schema.arguments
+    if not func._schema.name.endswith("_") or first.alias_info is None or any(a.alias_info for a in others):
+        return False
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+    x = tensors[0]
+    return all(t.is_meta and t.dtype == x.dtype and t.shape == x.shape for t in tensors) and x.is_floating_point()
+
+
+def _key(value: Any, tensors: list[Tensor]) -> Any:
+    """An argument without its tensors' sizes; the tensors are collected."""
+    if isinstance(value, Tensor):
+        if not value.is_meta:
+            raise _NotMetaError
+        tensors.append(value)
+        return value.dtype, value.ndim
+    if isinstance(value, (tuple, list)):
+        return tuple([_key(item, tensors) for item in value])
+    if isinstance(value, dict):
+        return tuple([(name, _key(item, tensors)) for name, item in value.items()])
+    return type(value), value  # 1, 1.0 and True are equal
+
+
+def _common(tensors: Sequence[Tensor]) -> Tensor | None:
+    """The first operand, if all that are no scalars have its shape and strides and leave no gaps in memory."""
+    whole = [t for t in tensors if t.ndim]
+    if not whole:
+        return None
+    first, *others = whole
+    shape, stride = first.shape, first.stride()
+    if any(t.shape != shape or t.stride() != stride for t in others) or not _is_dense(first):
+        return None
+    return first
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _described(result: Any, like: Tensor | None) -> tuple[bool, bool, tuple[Any, ...]] | None:
+    """(several tensors?, in a list?, each one's dtype, or shape, strides and dtype), or None: the kernel must run."""
+    several = isinstance(result, (tuple, list))
+    outputs = []
+    for tensor in result if several else [result]:
+        if not isinstance(tensor, Tensor) or not tensor.is_meta or tensor.storage_offset():
+            return None
+        shape, stride = tuple(tensor.shape), tensor.stride()
+        if like is None:
+            outputs.append((shape, stride, tensor.dtype))
+        elif shape == tuple(like.shape) and stride == like.stride():
+            outputs.append((None, None, tensor.dtype))
+        else:
+            return None
+    return several, isinstance(result, list), tuple(outputs)
+
+
+def _made(description: Any, like: Tensor | None) -> Tensor:
+    shape, stride, dtype = description
+    if like is not None:
+        shape, stride = like.shape, like.stride()
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+
+
+# -- norms ------------------------------------------------------------------------------------------------------------
+
+_FLOATS = (torch.float32, torch.float64)  # of others the statistics have another dtype
+
+
+def _fits(tensor: Tensor | None, shape: tuple[int, ...], x: Tensor) -> bool:
+    return tensor is None or (tuple(tensor.shape) == shape and tensor.is_meta and tensor.dtype == x.dtype)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+def _empty(shape: tuple[int, ...], x: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=x.dtype, device="meta")
+
+
+def _plain(x: Tensor) -> bool:
+    return x.is_meta and x.dtype in _FLOATS and x.numel() > 0
+
+
+def _batch_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
+) -> tuple[Tensor, ...] | None:
+    """``x [N, C, *]`` -> the same, and two times ``[C]``."""
+    if not _plain(x) or x.ndim < 2 or not _is_dense(x):
+        return None
+    shape = (x.shape[1],)
+    if not all(_fits(t, shape, x) for t in (weight, bias, mean, var)):
+        return None
+    return _like(x), _empty(shape, x), _empty(shape, x)
+
+
+def _layer_norm(x: Tensor, normalized: Sequence[int], weight: Any, bias: Any, eps: float) -> tuple[Tensor, ...] | None:
+    """``x [*, normalized]`` -> the same, contiguous, and two times ``[*, 1 ...]``."""
+    count, shape = len(normalized), tuple(normalized)
+    if not _plain(x) or not count or tuple(x.shape[x.ndim - count :]) != shape:
+        return None
+    if not all(_fits(t, shape, x) for t in (weight, bias)):
+        return None
+    outer = (*x.shape[: x.ndim - count], *[1] * count)
+    return _empty(tuple(x.shape), x), _empty(outer, x), _empty(outer, x)
+
+
+def _group_norm(
+    x: Tensor, weight: Any, bias: Any, batch: int, channels: int, positions: int, groups: int, eps: float
+) -> tuple[Tensor, ...] | None:
+    """``x [N, C, *]`` -> the same, contiguous, and two times ``[N, groups]``."""
+    if not _plain(x) or x.ndim < 2 or tuple(x.shape[:2]) != (batch, channels) or channels % groups:
+        return None
+    if x.numel() != batch * channels * positions or not all(_fits(t, (channels,), x) for t in (weight, bias)):
+        return None
+    return _empty(tuple(x.shape), x), _empty((batch, groups), x), _empty((batch, groups), x)
+
+
+_DIRECT: dict[Any, Callable[..., tuple[Tensor, ...] | None]] = {
+    _aten.native_batch_norm.default: _batch_norm,
+    _aten.native_layer_norm.default: _layer_norm,
+    _aten.native_group_norm.default: _group_norm,
+}
