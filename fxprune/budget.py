@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph, ChannelGroup
 from fxprune.cost import Keep
@@ -77,17 +77,39 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class _Unit:
-    """Channels that are removed together. ``depth``: the share of the group's slots that go before, in [0, 1).
+class _Units:
+    """Channels that are removed together, as parallel arrays ``[units]``.
 
-    The unit at which ``min_channels`` ends a group has no channels: it takes part in the ranking only.
+    ``depth``: the share of the group's slots that go before, in [0, 1). ``channels[start : start + size]`` are a unit's. The one at which ``min_channels`` ends a group has none: it takes
+    part in the ranking only.
     """
 
-    group: int
-    place: int
-    score: float
-    depth: float
+    group: Ids
+    place: Ids
+    score: npt.NDArray[np.float64]
+    depth: npt.NDArray[np.float64]
+    start: Ids
+    size: Ids
     channels: Ids
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def ranked(self) -> _Units:
+        """In ascending order of score; equal ones from the start of their group, then by group and place."""
+        return self.take(np.lexsort((self.place, self.group, self.depth, self.score)))
+
+    def take(self, index: Ids) -> _Units:
+        parts = (self.group, self.place, self.score, self.depth, self.start, self.size)
+        return _Units(*(part[index] for part in parts), self.channels)
+
+    def channels_of(self, unit: int) -> Ids:
+        return self.channels[self.start[unit] : self.start[unit] + self.size[unit]]
+
+    def in_order(self) -> Ids:
+        """The channels of the units, one unit after the other."""
+        ends = np.cumsum(self.size)
+        return self.channels[np.repeat(self.start - (ends - self.size), self.size) + np.arange(self.size.sum())]
 
 
 def select(
@@ -136,10 +158,9 @@ def select(
     everything = graph.everything()
     whole = budget.whole or (prunable if budget.kind == "channels" else cost(everything))
     limit = math.floor(budget.ratio * whole + 1e-9)
-    units.sort(key=lambda u: (u.score, u.depth, u.group, u.place))
-
-    going = np.concatenate([np.empty(0, dtype=np.int64), *(unit.channels for unit in units)])
-    ends = np.cumsum([0, *(len(unit.channels) for unit in units)])
+    units = units.ranked()
+    going = units.in_order()
+    ends = np.concatenate([[0], np.cumsum(units.size)])
 
     def keep_after(count: int) -> Keep:
         keep: Keep = everything.copy()
@@ -147,10 +168,10 @@ def select(
         return keep
 
     def guarded(count: int) -> tuple[str, ...]:
-        return tuple(graph.groups[unit.group].name for unit in units[:count] if not len(unit.channels))
+        return tuple(graph.groups[group].name for group in units.group[:count][units.size[:count] == 0])
 
     if threshold is not None:
-        below = sum(unit.score <= threshold for unit in units)
+        below = int(np.count_nonzero(units.score <= threshold))
         return Selection(keep_after(below), frozen, guarded(below))
     if cost(keep_after(len(units))) > limit:
         floor = keep_after(len(units))
@@ -162,7 +183,7 @@ def select(
             high = middle
         else:
             low = middle + 1
-    return Selection(_put_back(units[:low], keep_after(low), cost, limit), frozen, guarded(low))
+    return Selection(_put_back(units.take(np.arange(low)), keep_after(low), cost, limit), frozen, guarded(low))
 
 
 def remaining(graph: ChannelGraph, budget: Budget, keep: Keep) -> float:
@@ -239,18 +260,17 @@ def _structure(graph: ChannelGraph, group: ChannelGroup) -> Any:
     return group.blocks, tuple(sorted((m.name.rpartition(".")[2], m.dim, len(s), s[2:]) for m, s in shapes))
 
 
-def _within_structures(graph: ChannelGraph, units: Sequence[_Unit]) -> list[_Unit]:
+def _within_structures(graph: ChannelGraph, units: _Units) -> _Units:
     """The units scored by the share of channels of the same structure that go before them."""
-    structures: dict[Any, list[_Unit]] = {}
-    for unit in units:
-        structures.setdefault(_structure(graph, graph.groups[unit.group]), []).append(unit)
-    result = []
-    for same in structures.values():
-        same.sort(key=lambda u: (u.score, u.depth, u.group, u.place))
-        sizes = np.array([len(u.channels) for u in same], dtype=np.float64)
-        before = (np.cumsum(sizes) - sizes / 2) / max(sizes.sum(), 1)
-        result += [replace(unit, score=float(share)) for unit, share in zip(same, before, strict=True)]
-    return result
+    known: dict[Any, int] = {}
+    structure = np.array([known.setdefault(_structure(graph, group), len(known)) for group in graph.groups])
+    ranked = units.ranked()
+    score = np.empty(len(ranked))
+    for index in range(len(known)):
+        same = np.flatnonzero(structure[ranked.group] == index)
+        sizes = ranked.size[same].astype(np.float64)
+        score[same] = (np.cumsum(sizes) - sizes / 2) / max(sizes.sum(), 1)
+    return replace(ranked, score=score)
 
 
 def _units(
@@ -260,30 +280,37 @@ def _units(
     round_to: int,
     scope: Scope,
     limits: Mapping[int, float],
-) -> list[_Unit]:
+) -> _Units:
     """What may be removed: units of equal size along the ranking of every group, up to the first protected channel.
 
     Where that channel ends a group, a unit without channels stands for what cannot go.
     """
-    units = []
+    parts: list[tuple[Any, ...]] = []
+    base = 0
     for index, ranking in ranked.items():
         blocks, slots = ranking.channels.shape
         step = round_to // math.gcd(round_to, blocks)
-        start = slots % step
-        edges = [0, *range(start, slots + 1, step)] if start else list(range(0, slots + 1, step))
+        edges = np.arange(slots % step, slots + 1, step)
+        edges = edges if edges[0] == 0 else np.concatenate([[0], edges])
+        count = int(np.count_nonzero(edges[1:] <= limits.get(index, 1.0) * slots + 1e-9))
         stays = np.flatnonzero(protected[ranking.channels].any(0))
-        scores = ranking.scores.mean(0)
-        for place, (a, b) in enumerate(pairwise(edges)):
-            if b > limits.get(index, 1.0) * slots + 1e-9:
-                break
-            ends = len(stays) > 0 and b > stays[0]
-            score = (
-                (a + b) / (2 * slots) if scope == "uniform" else float(scores[a] if b - a == 1 else scores[a:b].mean())
-            )
-            units.append(_Unit(index, place, score, a / slots, ranking.channels[:, a : a if ends else b].reshape(-1)))
-            if ends:
-                break
-    return units
+        ends = len(stays) > 0 and count > 0 and edges[count] > stays[0]
+        if ends:
+            count = int(np.searchsorted(edges, stays[0], side="right"))
+        a, b = edges[:count], edges[1 : count + 1]
+        if scope == "uniform":
+            score = (a + b) / (2 * slots)
+        else:
+            sums = np.add.reduceat(ranking.scores.mean(0)[: b[-1]], a) if count else np.empty(0)
+            score = sums / (b - a)
+        size = (b - a) * blocks
+        if ends:
+            size[-1] = 0
+        parts.append((np.full(count, index), np.arange(count), score, a / slots, base + a * blocks, size))
+        base += blocks * slots
+    group, place, scores, depth, start, sizes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    slot_by_slot = [ranking.channels.T.reshape(-1) for ranking in ranked.values()]
+    return _Units(group, place, scores, depth, start, sizes, np.concatenate(slot_by_slot))
 
 
 def _cost(graph: ChannelGraph, budget: Budget, free: Ids) -> Callable[[Keep], int]:
@@ -294,25 +321,25 @@ def _cost(graph: ChannelGraph, budget: Budget, free: Ids) -> Callable[[Keep], in
     return graph.cost.macs if budget.kind == "flops" else graph.cost.params
 
 
-def _put_back(removed: Sequence[_Unit], keep: Keep, cost: Callable[[Keep], int], limit: int) -> Keep:
+def _put_back(removed: _Units, keep: Keep, cost: Callable[[Keep], int], limit: int) -> Keep:
     """Put back the last removed units of groups while the budget holds, best first."""
-    latest: dict[int, list[_Unit]] = {}
-    taken = [unit for unit in removed if len(unit.channels)]
-    for unit in taken:
-        latest.setdefault(unit.group, []).append(unit)
+    taken = removed.take(np.flatnonzero(removed.size))
+    latest = np.full(int(taken.group.max(initial=0)) + 1, -1)
+    np.maximum.at(latest, taken.group, taken.place)
     full: set[int] = set()
-    for unit in sorted(taken, key=lambda u: (-u.score, u.group, -u.place)):
+    for unit in np.lexsort((-taken.place, taken.group, -taken.score)):
         if limit - cost(keep) <= limit // 2000:
             break
-        if unit.group in full or latest[unit.group][-1] is not unit:
+        group = int(taken.group[unit])
+        if group in full or latest[group] != taken.place[unit]:
             continue
         trial = keep.copy()
-        trial[unit.channels] = True
+        trial[taken.channels_of(unit)] = True
         if cost(trial) <= limit:
             keep = trial
-            latest[unit.group].pop()
+            latest[group] -= 1
         else:
-            full.add(unit.group)
+            full.add(group)
     return keep
 
 
