@@ -80,8 +80,8 @@ class Selection:
 class _Units:
     """Channels that are removed together, as parallel arrays ``[units]``.
 
-    ``depth``: the share of the group's slots that go before, in [0, 1). ``channels[start : start + size]`` are a unit's. The one at which ``min_channels`` ends a group has none: it takes
-    part in the ranking only.
+    ``depth``: the share of the group's slots that go before, in [0, 1). ``channels[start : start + size]`` are a
+    unit's. The one at which ``min_channels`` ends a group has none: it takes part in the ranking only.
     """
 
     group: Ids

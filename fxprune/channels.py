@@ -18,7 +18,7 @@ import numpy as np
 from fxprune.cost import CostModel, Keep
 from fxprune.labels.classes import Ids, Reason
 from fxprune.labels.factors import Labels, cut_sizes
-from fxprune.labels.propagate import Attention, Statistic, TensorLabels, Term, labels_in
+from fxprune.labels.propagate import Attention, Statistic, Term, labels_in
 from fxprune.page import Figure, write_page
 from fxprune.rows import GroupRow, Row, row_of
 from fxprune.text import quantity, table
