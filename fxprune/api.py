@@ -134,13 +134,14 @@ def prune(
     submodule: str | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     verify: bool = True,
+    consume: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> Any:
     """A smaller ``GraphModule`` that computes what ``model`` computes with the same channels masked.
 
     Args:
-        model: any module; never changed.
+        model: any module; never changed, unless ``consume``.
         example_inputs: a tensor or a tuple; inferred for timm models, torchvision classifiers and segmenters.
         example_kwargs: keyword inputs.
         method: a registered name (``fxprune.methods.available()``) or a method object.
@@ -175,6 +176,10 @@ def prune(
         optimizer: over the model's parameters; the report's ``optimizer`` is then ``fxprune.carry_over`` of it: a new
             one over the result's parameters, its momentum or moments cut along.
         verify: run the mask oracle on the result (never on ``device="meta"``, where nothing can be computed).
+        consume: empty the parameters and buffers of ``model`` one by one as they are cut, so that the dense and the
+            pruned weights are never in memory together. ``model`` cannot be used afterwards. The oracle needs the dense
+            weights, so it is not run, and the report says so; that the recorded graph computes what the model computes
+            is still checked.
         seed: of random choices. Same seed, same versions: the same plan.
         progress: tell the stages on stderr.
 
@@ -192,10 +197,12 @@ def prune(
     request = _request(
         model, method, flops=flops, params=params, channels=channels, latency=latency, provider=provider,
         threads=threads, ignore=ignore, exact=exact, attention=attention, scope=scope, round_to=round_to,
-        min_channels=min_channels, max_ratio=max_ratio, verify=verify, seed=seed,
+        min_channels=min_channels, max_ratio=max_ratio, verify=verify, consume=consume, seed=seed,
     )  # fmt: skip
     _check_count("steps", steps)
     learns = isinstance(request.method, Learner)
+    if consume:
+        _check_consumable(request, submodule, optimizer)
     if optimizer is not None:
         if learns:
             raise InputError(f"{request.name} trains other weights than the optimizer's state is for: leave it out.")
@@ -332,6 +339,19 @@ def _attached(
 
     record = describe_inputs(args, kwargs)
     return Training(live, learner.attach(site), dense.graph, record, reference, finish, type(learner).__name__)
+
+
+def _check_consumable(request: _Request, submodule: Any, optimizer: Any) -> None:
+    """Whether the dense weights are read no more once they are cut."""
+    reader = (
+        f"{request.name} trains a copy" if isinstance(request.method, Learner)
+        else "latency= measures the dense model" if request.options.budget.kind == "latency"
+        else "submodule= returns a copy of the whole model" if submodule is not None
+        else "optimizer= compares its state with the dense parameters" if optimizer is not None
+        else ""
+    )  # fmt: skip
+    if reader:
+        raise InputError(f"consume=True empties the model, and {reader}: leave one of them out.")
 
 
 def _timed(dense: Dense, request: _Request) -> tuple[Options, Callable[..., fx.GraphModule]]:

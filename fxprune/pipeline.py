@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from fxprune import recording
 from fxprune.analysis import analyse_graph
@@ -21,11 +22,11 @@ from fxprune.cost import Keep
 from fxprune.errors import BudgetError, VerificationError
 from fxprune.inputs import RECORD_KEY, describe_inputs, make_inputs, map_leaves, tensors_of
 from fxprune.labels.classes import Reason
-from fxprune.labels.propagate import Attention
+from fxprune.labels.propagate import Attention, TensorLabels
 from fxprune.methods.state import Scores
 from fxprune.plan import PruningPlan
 from fxprune.report import Report
-from fxprune.rewriting import UnrepairableError, check_rewrite, rewrite, run_on_meta
+from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check_rewrite, draft, run_on_meta
 from fxprune.verify import TOLERANCE, Inputs, mask_oracle, relative_error
 
 _ROUNDS = 20
@@ -57,7 +58,8 @@ class Options:
 
     ``round_to``: kept channels are a multiple of one of these, coarse to fine: of the first that uses the budget up but
     for ``_WASTE`` of it, else of the last. ``max_ratio``: name pattern -> largest share of a group that may go.
-    ``threshold``: cut the scores up to this one, whatever the budget.
+    ``threshold``: cut the scores up to this one, whatever the budget. ``consume``: the dense weights are emptied as
+    they are cut, so nothing can be proven by running.
     """
 
     budget: Budget
@@ -68,6 +70,7 @@ class Options:
     max_ratio: Mapping[str, float] = field(default_factory=dict)
     threshold: float | None = None
     verify: bool = True
+    consume: bool = False
     seed: int = 0
 
 
@@ -122,10 +125,14 @@ def compress(
         with dense.stages("selecting"):
             selection, unreachable = choose(graph, scores, options)
         with dense.stages("rewriting"):
-            pruned, blame = _rewrite(dense, graph, selection.keep)
-        if pruned is not None:
+            found, blame = _rewrite(dense, graph, selection.keep)
+        if found is not None:
             if unreachable is not None:
                 raise unreachable
+            with dense.stages("rewriting"):
+                pruned = found.finished(options.consume)
+            if options.consume:
+                told.append("not compared with the masked model: consume=True released its weights as they were cut")
             if selection.guarded:
                 names = ", ".join(selection.guarded)
                 told.append(f"min_channels={options.min_channels} kept channels that others outrank: of {names}")
@@ -141,9 +148,10 @@ def compress(
 def rewrite_as(dense: Dense, keep: Keep, options: Options, method: str) -> fx.GraphModule | Reason:
     """The verified module with these channels, or why it cannot be made."""
     with dense.stages("rewriting"):
-        pruned, blame = _rewrite(dense, dense.graph, keep)
-    if pruned is None:
-        return blame[1]
+        found, blame = _rewrite(dense, dense.graph, keep)
+        if found is None:
+            return blame[1]
+        pruned = found.finished()
     result = _finish(dense, pruned, Selection(keep, {}), options, method, list(dense.graph.notes))
     result.meta["fxprune"] = replace(result.meta["fxprune"], budget=None)  # the plan is given
     return result
@@ -208,31 +216,42 @@ def evaluated(*roots: nn.Module) -> Iterator[None]:
             m.training = training
 
 
-def _rewrite(
-    dense: Dense, graph: ChannelGraph, keep: Keep
-) -> tuple[fx.GraphModule | None, tuple[Sequence[int], Reason]]:
-    """The rewritten and checked module, or None and the channels that must stay, with the reason."""
+def _rewrite(dense: Dense, graph: ChannelGraph, keep: Keep) -> tuple[Draft | None, tuple[Sequence[int], Reason]]:
+    """The rewritten and checked module without its weights, or None and the channels that must stay, with the reason.
+
+    Another batch size is tried where the graph computes with numbers or an argument was repaired. A graph of which
+    neither is true says word for word what the dense one says.
+    """
     module, args, kwargs = dense.module, dense.args, dense.kwargs
     other = _other_batch(args, kwargs)
-    dense_run = run_on_meta(module, *other)
+    dense_run = run_on_meta(module, *other) if _computes_with_numbers(graph) else None
     try:
-        pruned = rewrite(module, graph, keep, dense_run)
+        found = draft(module, graph, keep, dense_run or MetaRun({}, (), None))
     except UnrepairableError as error:
         return None, (
             _culprits(module, graph, error.node.name, error.channels),
             Reason(error.text, str(error.node.meta.get("source", ""))),
         )
+    pruned = found.module
     mismatch = check_rewrite(pruned, graph, keep, args, kwargs)
     if mismatch is not None:
         text = f"the rewritten graph does not follow ({mismatch.text})"
         return None, (_culprits(module, graph, mismatch.node, mismatch.channels), Reason(text, mismatch.source))
-    if dense_run.failed is None:
+    if dense_run is None and any(REPAIRED in n.meta for n in pruned.graph.nodes):
+        dense_run = run_on_meta(module, *other)
+    if dense_run is not None and dense_run.failed is None:
         pruned_run = run_on_meta(pruned, *other)
         if pruned_run.failed is not None or pruned_run.shapes != dense_run.shapes:
             node = pruned_run.failed or next(n for n in pruned.graph.nodes if n.op == "output")
             reason = Reason("the rewritten graph fails with another batch size", str(node.meta.get("source", "")))
             return None, (_culprits(module, graph, node.name, ()), reason)
-    return pruned, ((), Reason(""))
+    return found, ((), Reason(""))
+
+
+def _computes_with_numbers(graph: ChannelGraph) -> bool:
+    """Whether a node's value is more than tensors and flags: a size, say."""
+    leaves = (leaf for value in graph.nodes.values() for leaf in tree_leaves(value))
+    return not all(isinstance(leaf, (TensorLabels, bool, type(None))) for leaf in leaves)
 
 
 def _culprits(module: fx.GraphModule, graph: ChannelGraph, name: str, channels: Sequence[int]) -> list[int]:
@@ -263,7 +282,7 @@ def _finish(
     graph, keep = dense.graph, selection.keep
     plan = PruningPlan.of(graph, keep)
     agreement = None
-    if options.verify and not dense.on_meta:
+    if options.verify and not options.consume and not dense.on_meta:
         with dense.stages("verifying"):
             inputs = _oracle_inputs(dense, options.seed, notes)
             agreement = mask_oracle(dense.module, pruned, graph, plan, keep, inputs)

@@ -9,9 +9,9 @@
 Every network has a process of its own, in which both run in turn on fresh copies of it, on one thread. Given are the
 medians, of the time on the clock and of the processor time of the process, which what else runs on the machine disturbs
 less. Torch-Pruning prunes 30 % of the channels by their Euclidean norm over the whole network (building its graph and
-pruning once, in place); fxprune is then given the MACs that it reached as its budget, with ``method="l2"`` and
-``verify=False``: what the verification adds is a column of its own. Where Torch-Pruning's network does not run, or
-``--timeout`` ends it, fxprune's budget is half of the MACs.
+pruning once, in place); fxprune is then given the MACs that it reached as its budget, with ``method="l2"``,
+``round_to=1`` and ``verify=False``: what the verification adds is a column of its own. Where Torch-Pruning's network
+does not run, or ``--timeout`` ends it, fxprune's budget is half of the MACs.
 
 *Floor* is what cannot be avoided: one recorded run without data (on the meta device) and a copy of the weights that
 stay. *Forward* is one run of the dense network on the processor. *Memory* is the most that the process held above what
@@ -115,8 +115,9 @@ class Bench:
 
         with Meter() as meter:
             pruned = fxprune.prune(
-                self.model, self.args, example_kwargs=self.kwargs, flops=self.budget, verify=verify, progress=False
-            )
+                self.model, self.args, example_kwargs=self.kwargs, flops=self.budget, round_to=1, verify=verify,
+                progress=False,
+            )  # fmt: skip
         report = pruned.meta["fxprune"]
         self.kept = pruned
         return {

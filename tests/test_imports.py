@@ -1,6 +1,8 @@
 """The order of the pipeline, enforced: a module imports from the stages before its own, never from those after it."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,3 +145,15 @@ def f():
         ("fxprune", 7, True),
         ("onnxruntime", 9, False),
     ]
+
+
+def test_a_bare_import_is_light() -> None:
+    """What a pruning may need later is imported when it is needed."""
+    heavy = ("timm", "torchvision", "onnx", "onnxscript", "onnxruntime", "networkx", "matplotlib", "rich")
+    code = (
+        "import sys, torch; before = set(sys.modules); import fxprune, fxprune.api; print(*set(sys.modules) - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    new = {name.partition(".")[0] for name in run.stdout.split()}
+    assert "fxprune" in new
+    assert not new & set(heavy)

@@ -17,16 +17,32 @@ from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.kernels import MetaKernels
 from fxprune.recording import RecordedModule, clone_modules, clone_structure, replace_tensors
 from fxprune.rewriting.literals import REPAIRED, Repair, new_constant
-from fxprune.rewriting.slicing import CUTS_KEY, Cuts, slice_tensors
+from fxprune.rewriting.slicing import CUTS_KEY, Cuts, Uncut, stand_ins
 
 
-def rewrite(
-    graph_module: fx.GraphModule,
-    graph: ChannelGraph,
-    keep: Keep,
-    other_batch: MetaRun,
-) -> RecordedModule:
+@dataclass(frozen=True)
+class Draft:
+    """A rewritten module that holds no weights yet: it can be checked before anything is copied."""
+
+    module: RecordedModule
+    uncut: Uncut
+
+    def finished(self, consume: bool = False) -> RecordedModule:
+        """With its weights. ``consume``: those of the dense module are emptied one by one as they are cut."""
+        self.uncut.fill(consume)
+        return self.module
+
+
+def rewrite(graph_module: fx.GraphModule, graph: ChannelGraph, keep: Keep, other_batch: MetaRun) -> RecordedModule:
     """A new module without the channels that go; the given one is not changed and shares nothing with it.
+
+    Arguments and errors: see ``draft``.
+    """
+    return draft(graph_module, graph, keep, other_batch).finished()
+
+
+def draft(graph_module: fx.GraphModule, graph: ChannelGraph, keep: Keep, other_batch: MetaRun) -> Draft:
+    """The same before its weights are cut: float parameters and buffers are on meta.
 
     Nodes that say something else than the model's code are marked in their ``meta`` as ``REPAIRED``. The module's own
     ``meta`` holds the ``Cuts``, for tensors that must follow the parameters.
@@ -42,19 +58,21 @@ def rewrite(
     """
     result = clone_structure(graph_module)
     cuts = Cuts.of(graph, keep)
-    slice_tensors(result, cuts)
+    uncut = stand_ins(result, cuts)
     result.meta[CUTS_KEY] = cuts
-    _gather(result, graph, keep)
+    device = next((p.device for p in graph_module.parameters() if not p.is_meta), torch.device("cpu"))
+    _gather(result, graph, keep, device)
     Repair(result, graph, keep, other_batch.numbers).run()
     result.graph.lint()
     result.recompile()
-    return result
+    return Draft(result, uncut)
 
 
-def _gather(module: RecordedModule, graph: ChannelGraph, keep: Keep) -> None:
+def _gather(module: RecordedModule, graph: ChannelGraph, keep: Keep, device: torch.device) -> None:
     """Replace movements that interleave blocks by one ``index_select`` each, where channels of them go.
 
-    The index is the dense permutation; like every constant index it is cut by its repair.
+    The index is the dense permutation; like every constant index it is cut by its repair. It lies on ``device``, since
+    it needs values.
     """
     nodes = {n.name: n for n in module.graph.nodes}
     for gather in graph.gathers:
@@ -63,7 +81,6 @@ def _gather(module: RecordedModule, graph: ChannelGraph, keep: Keep) -> None:
             continue
         node = nodes[gather.output]
         chain = node.all_input_nodes
-        device = next((p.device for p in module.parameters() if not p.is_meta), torch.device("cpu"))  # it needs values
         index = new_constant(module, "gather", torch.tensor(gather.permutation, device=device), node)
         node.op, node.target = "call_function", torch.index_select
         node.args, node.kwargs = (nodes[gather.input], gather.dim, index), {}

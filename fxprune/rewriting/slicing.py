@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
-from fxprune.labels.factors import Labels, left_rows
+from fxprune.labels.factors import Labels, cut_sizes, left_rows
 from fxprune.recording import replace_tensors
 
 
-def cut(tensor: Tensor, labels: Labels, keep: Keep) -> Tensor:
-    """A copy of ``tensor`` without the channels that go. Same dtype, device and memory format."""
+def cut(tensor: Tensor, labels: Labels, keep: Keep, copy: bool = True) -> Tensor:
+    """``tensor`` without the channels that go, in the same dtype, device and memory format.
+
+    ``copy``: where none goes as well; else that is the tensor's own memory.
+    """
     result = tensor.detach()
     for factor in sorted(labels, key=lambda f: len(f.varying)):
         mask = torch.from_numpy(keep[left_rows(factor, labels, keep).movedim(factor.dim, -1).numpy()])
@@ -28,7 +31,7 @@ def cut(tensor: Tensor, labels: Labels, keep: Keep) -> Tensor:
         else:
             result = result.take_along_dim(index, factor.dim)
     if result.data_ptr() == tensor.data_ptr():
-        return result.clone(memory_format=torch.preserve_format)
+        return result.clone(memory_format=torch.preserve_format) if copy else result
     for layout, ndim in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
         if tensor.ndim == ndim and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
             return result.contiguous(memory_format=layout)
@@ -72,21 +75,64 @@ class Cuts:
         return cut(tensor, followed, self.keep)
 
 
-def slice_tensors(module: nn.Module, cuts: Cuts) -> None:
-    """Replace every parameter and buffer of ``module`` by a cut copy; tied ones stay tied, names stay."""
+@dataclass(frozen=True)
+class Uncut:
+    """Meta tensors that stand in a rewritten module for what its parameters will be.
+
+    ``dense``: identity of a stand-in -> the stand-in, the tensor to cut, and the labels of that.
+    """
+
+    module: nn.Module
+    dense: Mapping[int, tuple[Tensor, Tensor, Labels]]
+    keep: Keep
+
+    def fill(self, consume: bool = False) -> None:
+        """Put cut copies in the places of the stand-ins; tied ones stay tied, names stay.
+
+        ``consume``: a dense tensor is emptied as soon as it is cut, wherever it is held: its memory goes.
+        """
+        made: dict[int, Tensor] = {}
+
+        def filled(tensor: Tensor) -> Tensor:
+            if id(tensor) in self.dense and id(tensor) not in made:
+                _, dense, labels = self.dense[id(tensor)]
+                made[id(tensor)] = _as_parameter(cut(dense, labels, self.keep, copy=not consume), dense)
+                if consume:
+                    dense.data = dense.data.new_empty(0)
+            return made.get(id(tensor), tensor)
+
+        replace_tensors(self.module, filled)
+
+
+def stand_ins(module: nn.Module, cuts: Cuts) -> Uncut:
+    """Replace every parameter and buffer of ``module`` by a meta tensor of its new size; integers are cut at once."""
     labels = {id(_find(module, name)): labels for name, labels in cuts.labels.items()}
     made: dict[int, Tensor] = {}
+    dense: dict[int, tuple[Tensor, Tensor, Labels]] = {}
 
-    def cut_once(tensor: Tensor) -> Tensor:
+    def stand_in(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
-            new = cut(tensor, labels.get(id(tensor), ()), cuts.keep)
-            if isinstance(tensor, nn.Parameter):
-                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-                new.__dict__.update(tensor.__dict__)
+            own = labels.get(id(tensor), ())
+            if tensor.is_floating_point() or tensor.is_complex():
+                shape = cut_sizes(tensor.shape, own, cuts.keep)
+                new = _as_parameter(torch.empty(shape, dtype=tensor.dtype, device="meta"), tensor)
+                dense[id(new)] = new, tensor, own
+            else:
+                new = _as_parameter(cut(tensor, own, cuts.keep), tensor)
             made[id(tensor)] = new
         return made[id(tensor)]
 
-    replace_tensors(module, cut_once)
+    replace_tensors(module, stand_in)
+    return Uncut(module, dense, cuts.keep)
+
+
+def _as_parameter(new: Tensor, dense: Tensor) -> Tensor:
+    """``new`` is a parameter if ``dense`` is, with what that carries."""
+    if not isinstance(dense, nn.Parameter):
+        return new
+    parameter = nn.Parameter(new, requires_grad=dense.requires_grad)
+    parameter.__dict__.update(dense.__dict__)
+    return parameter
 
 
 def _find(module: nn.Module, name: str) -> Tensor:

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -283,6 +281,9 @@ class _Bar:
     """Progress on stderr: a bar on a terminal, and a line for every epoch with loss, accuracy and remaining MACs."""
 
     def __init__(self, epochs: int, shown: bool):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self._epochs, self._shown = epochs, shown
         self._epoch = self._macs = ""
         self._console = Console(stderr=True, highlight=False)
