@@ -1,0 +1,381 @@
+"""Time and memory of the stages as a network grows: deeper, wider, with more parameters.
+
+    python -m model_zoo.scaling                         everything, to model_zoo/results/scaling.jsonl
+    python -m model_zoo.scaling depth width             some: depth, width, parameters, large, search
+    python -m model_zoo.scaling --resume                what has no line in the file yet
+    python -m model_zoo.scaling --page                  the file as a page with its plot
+
+*depth*: residual networks of basic blocks, from ResNet-18 to 1000 layers, on images of 32 pixels, with weights.
+*width*: a ResNet-18 with 1 to 16 times the channels, on the meta device and with weights. *parameters*: decoders from
+10 M to 7 B parameters on meta (embedding, causal attention, gated perceptron, RMS norm; 64 tokens). *large*: three
+large networks of timm on meta. *search*: plans for ResNet-152 at several budgets once scores are known. *consume*: a
+perceptron of half the machine's memory, or of ``--gib``, with weights, ``consume=True``.
+
+Every point is a process of its own; times are its processor time, single-threaded, and so do not depend on what else
+runs. Memory is the most that the process held in all. Exponents are fitted by least squares to the logarithms of the
+upper half of the points, where what does not grow counts for little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import resource
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model_zoo.records import RESULTS, Record, append, begin, read
+
+STAGES = ("record", "label", "select", "rewrite")
+DEPTHS = (18, 34, 66, 130, 258, 514, 1002)
+WIDTHS = (1, 2, 4, 8, 16)
+DECODERS = {  # width, layers, vocabulary
+    "10M": (256, 8, 8000),
+    "100M": (768, 10, 32000),
+    "1B": (2048, 20, 32000),
+    "3B": (2560, 36, 32000),
+    "7B": (4096, 32, 32000),
+}
+LARGE = ("swin_large_patch4_window12_384", "vit_giant_patch14_224", "convnext_xxlarge")
+SEARCHED = (0.9, 0.7, 0.5, 0.3, 0.1)
+
+
+# -- the networks -----------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self, before: int, width: int, stride: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        same = before == width and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(before, width, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
+
+
+def residual(depth: int, width: int = 64) -> nn.Module:
+    """``depth`` layers: a stem, four stages of basic blocks, a classifier."""
+    blocks, layers, before = (depth - 2) // 2, [], width
+    for stage in range(4):
+        for index in range(blocks // 4 + (stage < blocks % 4)):
+            after = width * 2**stage
+            layers.append(Block(before, after, 2 if stage and not index else 1))
+            before = after
+    stem = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*stem, *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
+
+
+class Layer(nn.Module):
+    """Of a decoder: causal attention and a gated perceptron, each after an RMS norm."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        hidden = (8 * width // 3 + 255) // 256 * 256
+        self.gate, self.up = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        y = self.norm1(x)
+        q, k, v = (f(y).view(batch, tokens, self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(attended.transpose(1, 2).reshape(batch, tokens, -1))
+        y = self.norm2(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Decoder(nn.Module):
+    def __init__(self, width: int, layers: int, vocabulary: int):
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.layers = nn.ModuleList([Layer(width, max(width // 128, 2)) for _ in range(layers)])
+        self.norm, self.head = nn.RMSNorm(width), nn.Linear(width, vocabulary, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x))
+
+
+def perceptron(gib: float, width: int = 4096) -> nn.Module:
+    """So many GiB of weights."""
+    layers = max(2, round(gib * 2**30 / (4 * width * width)))
+    parts: list[nn.Module] = []
+    for _ in range(layers):
+        parts += [nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*parts, nn.Linear(width, 10))
+
+
+# -- what is measured -------------------------------------------------------------------------------------------------
+
+
+def stages(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Seconds of processor time of every stage, at half of the MACs."""
+    from fxprune import recording
+    from fxprune.analysis import analyse_graph
+    from fxprune.budget import Budget
+    from fxprune.methods import ModelState, resolve, score_groups
+    from fxprune.pipeline import Dense, Options, Stages, choose, compress
+
+    figures: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+
+    def timed(stage: str, run: Callable[[], Any]) -> Any:
+        begun = time.process_time()
+        result = run()
+        figures[stage] = time.process_time() - begun
+        return result
+
+    on_meta = any(p.is_meta for p in model.parameters())
+    module = timed("record", lambda: recording.record(model, args))
+    graph = timed("label", lambda: analyse_graph(module, args, {}))
+    tensors = dict([*module.named_parameters(), *module.named_buffers()])
+    state = ModelState(graph, tensors, 0)
+    scores = timed("score", lambda: score_groups(resolve("random" if on_meta else "l2"), state))
+    options = Options(Budget("flops", 0.5), verify=False)
+    timed("select", lambda: choose(graph, scores, options))
+    dense = Dense(module, graph, args, {}, type(model).__name__, Stages(progress=False))
+    both = timed("both", lambda: compress(dense, scores, options, "l2"))
+    figures["rewrite"] = figures.pop("both") - figures["select"]
+    figures["nodes"] = len(module.graph.nodes)
+    figures["ratio"] = both.meta["fxprune"].macs_after / both.meta["fxprune"].macs_before
+    return figures
+
+
+def _depth(depth: str) -> dict[str, Any]:
+    return stages(residual(int(depth), 16).eval(), (torch.randn(1, 3, 32, 32),))
+
+
+def _width(name: str) -> dict[str, Any]:
+    times, _, where = name.partition(" ")
+    with torch.device(where or "cpu"):
+        return stages(residual(18, 16 * int(times)).eval(), (torch.empty(1, 3, 32, 32).fill_(0.5),))
+
+
+def _decoder(name: str) -> dict[str, Any]:
+    with torch.device("meta"):
+        return stages(Decoder(*DECODERS[name]).eval(), (torch.zeros(1, 64, dtype=torch.int64),))
+
+
+def _large(name: str) -> dict[str, Any]:
+    import timm
+
+    from fxprune.inputs import resolve_inputs
+
+    with torch.device("meta"):
+        model = timm.create_model(name).eval()
+    return stages(model, resolve_inputs(model, None, None)[0])
+
+
+def _search(ratio: str) -> dict[str, Any]:
+    """Seconds of a search on ResNet-152; the first builds the cost model, the least of five others is given."""
+    import timm
+
+    import fxprune
+    from fxprune.budget import Budget, select
+    from fxprune.methods import ModelState, resolve, score_groups
+
+    model = timm.create_model("resnet152").eval()
+    graph = fxprune.analyze(model)
+    scores = score_groups(
+        resolve("l2"), ModelState(graph, dict([*model.named_parameters(), *model.named_buffers()]), 0)
+    )
+    taken = []
+    for _ in range(6):
+        begun = time.process_time()
+        select(graph, scores, Budget("flops", float(ratio)))
+        taken.append(time.process_time() - begun)
+    return {"first": taken[0], "select": min(taken[1:])}
+
+
+def _consume(gib: str) -> dict[str, Any]:
+    """The machine's memory, what the dense weights take, and the most that the process held while they were pruned."""
+    import fxprune
+
+    model = perceptron(float(gib)).eval()
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    weights = sum(p.nbytes for p in model.parameters())
+    begun = time.process_time()
+    pruned = fxprune.prune(
+        model, torch.zeros(1, 4096), params=0.5, round_to=1, verify=False, consume=True, progress=False
+    )  # fmt: skip
+    left = sum(p.nbytes for p in pruned.parameters())
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "s": time.process_time() - begun, "weights_gib": weights / 2**30, "pruned_gib": left / 2**30,
+        "before_gib": held / 2**20, "machine_gib": machine / 2**30,
+    }  # fmt: skip
+
+
+KINDS: dict[str, tuple[Callable[[str], dict[str, Any]], Sequence[str]]] = {
+    "depth": (_depth, [str(depth) for depth in DEPTHS]),
+    "width": (_width, [f"{times}{where}" for where in ("", " meta") for times in WIDTHS]),
+    "parameters": (_decoder, [*DECODERS]),
+    "large": (_large, LARGE),
+    "search": (_search, [str(ratio) for ratio in SEARCHED]),
+    "consume": (_consume, []),
+}
+
+
+def _work(kind: str, name: str, sender: Connection) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    try:
+        figures = KINDS[kind][0](name)
+    except Exception:
+        figures = {"fails": traceback.format_exc(limit=-1)[-300:]}
+    sender.send({**figures, "memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
+
+
+def measured(kind: str, name: str, timeout: float) -> Record:
+    """One point, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(kind, name, sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        figures = receiver.recv() if receiver.poll(timeout) else {"fails": f"no end within {timeout:g} s"}
+    except EOFError:
+        process.join()
+        figures = {"fails": "the process ended without a word, as one does that runs out of memory"}
+    process.join(10)
+    process.kill()
+    return Record(f"{kind} {name}", {"kind": kind, "point": name, **figures})
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Of the power of the size that the values follow, in the upper half of the sizes."""
+    half = len(sizes) // 2
+    logs = np.log([sizes[half:], values[half:]])
+    return float(np.polyfit(logs[0], logs[1], 1)[0])
+
+
+def _series(records: Sequence[Record], kind: str, where: str = "") -> tuple[list[float], list[Record]]:
+    """Sizes and records of the points of a curve, in ascending order."""
+    found = []
+    for record in records:
+        f = record.figures
+        if f["kind"] == kind and "record" in f and f["point"].endswith(where) and (where or " " not in f["point"]):
+            size = f["parameters"] if kind == "parameters" else float(f["point"].split()[0])
+            found.append((float(size), record))
+    found.sort(key=lambda pair: pair[0])
+    return [size for size, _ in found], [record for _, record in found]
+
+
+CURVES = (  # kind, which points, what grows
+    ("depth", "", "layers"),
+    ("width", "", "times the channels"),
+    ("width", " meta", "times the channels, on meta"),
+    ("parameters", "", "parameters, on meta"),
+)
+
+
+def page(results: Path) -> str:
+    """The result file as a page."""
+    head, read_records = read(results)
+    records = list(read_records.values())
+    parts = [f"# {head['command']}", ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")]
+    parts.append((__doc__ or "").split("\n\n", 2)[2].strip())
+    rows = [["", *STAGES, "all four", "GiB"], ["---", *["---:"] * (len(STAGES) + 2)]]
+    for record in records:
+        f = record.figures
+        if "record" in f:
+            seconds = [f[stage] for stage in STAGES]
+            rows.append([record.name, *(f"{s:.2f}" for s in seconds), f"{sum(seconds):.2f}", f"{f['memory_gib']:.2f}"])
+    parts.append("## Seconds of processor time\n\n" + _markdown(rows))
+    rows = [["exponent in", *STAGES, "all four"], ["---", *["---:"] * (len(STAGES) + 1)]]
+    for kind, where, label in CURVES:
+        sizes, points = _series(records, kind, where)
+        if len(sizes) > 2:
+            columns = [[p.figures[stage] for p in points] for stage in STAGES]
+            columns.append([sum(p.figures[stage] for stage in STAGES) for p in points])
+            rows.append([label, *(f"{exponent(sizes, column):.2f}" for column in columns)])
+    parts.append("## Growth\n\n" + _markdown(rows) + f"\n\n![the curves]({results.with_suffix('.png').name})")
+    searched = [r.figures for r in records if r.figures["kind"] == "search" and "select" in r.figures]
+    if searched:
+        texts = [f"{1000 * f['select']:.0f} ms at {f['point']} (the first {1000 * f['first']:.0f})" for f in searched]
+        parts.append("## Search on ResNet-152, once scores are known\n\n" + "; ".join(texts) + ".")
+    consumed = [r.figures for r in records if r.figures["kind"] == "consume" and "weights_gib" in r.figures]
+    for f in consumed:
+        parts.append(
+            f"## consume=True\n\n{f['weights_gib']:.1f} GiB of weights were cut to {f['pruned_gib']:.1f} GiB; the "
+            f"process held {f['before_gib']:.1f} GiB before and {f['memory_gib']:.1f} GiB at most, of {f['machine_gib']:.1f}."
+        )
+    fails = [f"- {r.name}: {r.figures['fails']}" for r in records if "fails" in r.figures]
+    if fails:
+        parts.append("## Fails\n\n" + "\n".join(fails))
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def plot(results: Path) -> None:
+    """A log-log plot per curve."""
+    import matplotlib.pyplot as plt
+
+    records = list(read(results)[1].values())
+    curves = [(label, *_series(records, kind, where)) for kind, where, label in CURVES]
+    curves = [curve for curve in curves if len(curve[1]) > 2]
+    if not curves:
+        return
+    figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3.6), layout="constrained", squeeze=False)
+    for axis, (label, sizes, points) in zip(axes[0], curves, strict=True):
+        for stage in STAGES:
+            values = [p.figures[stage] for p in points]
+            axis.plot(sizes, values, "o-", label=f"{stage} ^{exponent(sizes, values):.2f}")
+        axis.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    figure.savefig(results.with_suffix(".png"), dpi=120)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", default=[*KINDS], help=", ".join(KINDS))
+    parser.add_argument("--out", type=Path, default=RESULTS / "scaling.jsonl", help="one line per point, and a page")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for a point (default: 300)")
+    parser.add_argument("--gib", type=float, help="of weights, for consume (default: half of the machine's memory)")
+    parser.add_argument("--resume", action="store_true", help="keep the file, run what has no line in it")
+    parser.add_argument("--page", action="store_true", help="only write the page and the plot")
+    options = parser.parse_args(argv)
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**31
+    if not options.page:
+        done: dict[str, Record] = read(options.out)[1] if options.resume and options.out.exists() else {}
+        if not done:
+            begin(options.out, "python -m model_zoo.scaling")
+        for kind in options.kinds:
+            for name in [f"{options.gib or half:.1f}"] if kind == "consume" else KINDS[kind][1]:
+                if f"{kind} {name}" not in done:
+                    record = measured(kind, name, options.timeout)
+                    append(options.out, record)
+                    print(record.name, record.figures.get("fails", "done"), flush=True)
+    plot(options.out)
+    options.out.with_suffix(".md").write_text(page(options.out))
+
+
+if __name__ == "__main__":
+    main()
