@@ -320,7 +320,8 @@ def page(results: Path) -> str:
     for f in consumed:
         parts.append(
             f"## consume=True\n\n{f['weights_gib']:.1f} GiB of weights were cut to {f['pruned_gib']:.1f} GiB; the "
-            f"process held {f['before_gib']:.1f} GiB before and {f['memory_gib']:.1f} GiB at most, of {f['machine_gib']:.1f}."
+            f"process held {f['before_gib']:.1f} GiB before and {f['memory_gib']:.1f} GiB at most, of "
+            f"{f['machine_gib']:.1f} that the machine has."
         )
     fails = [f"- {r.name}: {r.figures['fails']}" for r in records if "fails" in r.figures]
     if fails:
