@@ -100,8 +100,10 @@ class _Units:
         return self.take(np.lexsort((self.place, self.group, self.depth, self.score)))
 
     def take(self, index: Ids) -> _Units:
-        parts = (self.group, self.place, self.score, self.depth, self.start, self.size)
-        return _Units(*(part[index] for part in parts), self.channels)
+        return _Units(
+            self.group[index], self.place[index], self.score[index], self.depth[index], self.start[index],
+            self.size[index], self.channels,
+        )  # fmt: skip
 
     def channels_of(self, unit: int) -> Ids:
         return self.channels[self.start[unit] : self.start[unit] + self.size[unit]]
@@ -109,7 +111,8 @@ class _Units:
     def in_order(self) -> Ids:
         """The channels of the units, one unit after the other."""
         ends = np.cumsum(self.size)
-        return self.channels[np.repeat(self.start - (ends - self.size), self.size) + np.arange(self.size.sum())]
+        order: Ids = self.channels[np.repeat(self.start - (ends - self.size), self.size) + np.arange(self.size.sum())]
+        return order
 
 
 def select(

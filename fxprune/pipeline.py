@@ -125,9 +125,8 @@ def compress(
     for _ in range(_ROUNDS):
         with dense.stages("selecting"):
             selection, unreachable = choose(graph, scores, options)
-        with dense.stages("rewriting"):
-            with uncollected():
-                found, blame = _rewrite(dense, graph, selection.keep)
+        with dense.stages("rewriting"), uncollected():
+            found, blame = _rewrite(dense, graph, selection.keep)
         if found is not None:
             if unreachable is not None:
                 raise unreachable

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_UNKNOWN = object()
 _aten = torch.ops.aten
 
 
@@ -47,11 +46,11 @@ class MetaKernels:
             return func(*args, **kwargs)
         like = _common(tensors) if self._pointwise[func] else None
         sizes: Any = None if like is not None else tuple((tuple(t.shape), t.stride()) for t in tensors)
-        known = self._known.get((key, sizes), _UNKNOWN)
-        if known is _UNKNOWN:
+        if (key, sizes) not in self._known:
             result = func(*args, **kwargs)
             self._known[key, sizes] = _described(result, like)
             return result
+        known = self._known[key, sizes]
         if known is None:
             return func(*args, **kwargs)
         several, is_list, outputs = known
@@ -133,7 +132,7 @@ def _is_dense(tensor: Tensor) -> bool:
 def _described(result: Any, like: Tensor | None) -> tuple[bool, bool, tuple[Any, ...]] | None:
     """(several tensors?, in a list?, each one's dtype, or shape, strides and dtype), or None: the kernel must run."""
     several = isinstance(result, (tuple, list))
-    outputs = []
+    outputs: list[Any] = []
     for tensor in result if several else [result]:
         if not isinstance(tensor, Tensor) or not tensor.is_meta or tensor.storage_offset():
             return None

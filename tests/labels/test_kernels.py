@@ -1,0 +1,86 @@
+"""What ``MetaKernels`` says of an op is what PyTorch's own meta kernel says of it."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fxprune.labels.kernels import MetaKernels
+
+A = torch.ops.aten
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+X = meta(2, 6, 5, 7)
+LAYOUTS = [
+    X,
+    X.contiguous(memory_format=torch.channels_last),
+    meta(2, 6, 10, 7)[:, :, ::2],
+    meta(2, 5, 7, 6).permute(0, 3, 1, 2),
+    meta(2, 6, 1, 1).expand(2, 6, 5, 7),
+    meta(2, 6, 5, 7, dtype=torch.bfloat16),
+]
+
+
+def said(result: Any) -> list[Any]:
+    tensors = [result] if isinstance(result, Tensor) else list(result)
+    return [type(result), *((tuple(t.shape), t.stride(), t.dtype, t.is_meta) for t in tensors)]
+
+
+@pytest.mark.parametrize("x", LAYOUTS, ids=lambda x: f"{list(x.stride())} {x.dtype}")
+def test_the_same_is_said_the_first_time_and_again(x: Tensor) -> None:
+    kernels, v, w = MetaKernels(), meta(6, dtype=x.dtype), meta(7, dtype=x.dtype)
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (A.native_batch_norm.default, (x, v, v, v, v, False, 0.1, 1e-5)),
+        (A.native_batch_norm.default, (x, None, None, v, v, False, 0.1, 1e-5)),
+        (A.native_layer_norm.default, (x, [7], w, w, 1e-5)),
+        (A.native_layer_norm.default, (x, [5, 7], None, None, 1e-5)),
+        (A.native_group_norm.default, (x, v, v, 2, 6, 35, 3, 1e-5)),
+        (A.hardswish.default, (x,)),
+        (A.add.Tensor, (x, x)),
+        (A.add.Tensor, (x, meta(6, 1, 1))),
+        (A.gt.Scalar, (x, 0)),
+        (A.mul.Tensor, (x, meta())),
+        (A.convolution.default, (x, meta(4, 6, 3, 3, dtype=x.dtype), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)),
+        (A.mean.dim, (x, [2, 3], True)),
+        (A.view.default, (X, [2, 30, 7])),
+        (A.split.Tensor, (x, 3, 1)),
+    ]
+    for func, args in calls:
+        expected = said(func(*args))
+        for _ in range(2):
+            assert said(kernels(func, args, {})) == expected, func
+
+
+def test_what_is_known_of_one_shape_is_not_said_of_another() -> None:
+    kernels = MetaKernels()
+    for shape in ((2, 3), (3, 2), (4, 5)):
+        assert kernels(A.gelu.default, (meta(*shape),), {}).shape == shape
+        assert kernels(A.sum.dim_IntList, (meta(*shape), [1]), {}).shape == shape[:1]
+    assert kernels(A.add.Tensor, (meta(2, 2), 1), {}).dtype == torch.float32
+    assert kernels(A.add.Tensor, (meta(2, 2, dtype=torch.int64), 1), {}).dtype == torch.int64
+    assert kernels(A.add.Tensor, (meta(2, 2, dtype=torch.int64), 1.0), {}).dtype == torch.float32
+
+
+def test_in_place_ops_hand_back_their_operand_and_views_stay_views() -> None:
+    kernels, x = MetaKernels(), meta(2, 4)
+    assert kernels(A.hardswish_.default, (x,), {}) is x
+    assert kernels(A.t.default, (x,), {})._base is x
+
+
+def test_operands_that_do_not_fit_are_refused_as_by_pytorch() -> None:
+    kernels = MetaKernels()
+    with pytest.raises(RuntimeError):
+        kernels(A.native_layer_norm.default, (X, [8], None, None, 1e-5), {})
+    with pytest.raises(RuntimeError):
+        kernels(A.add_.Tensor, (meta(2, 3), meta(2, 4)), {})
+
+
+def test_real_operands_are_computed() -> None:
+    kernels = MetaKernels()
+    for value in (1.0, 2.0):
+        assert kernels(A.neg.default, (torch.tensor([value]),), {}).item() == -value
