@@ -17,7 +17,7 @@ from fxprune.budget import Budget, Scope
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.deploy import alignment, check_provider, provider_at_hand
-from fxprune.errors import ExampleInputsError, InputError, ModelError, PlanError
+from fxprune.errors import ExampleInputsError, InputError, ModelError, PlanError, check_count
 from fxprune.inputs import RECORD_KEY, describe_inputs, map_leaves, resolve_inputs
 from fxprune.labels.classes import Reason
 from fxprune.labels.propagate import Attention
@@ -199,7 +199,7 @@ def prune(
         threads=threads, ignore=ignore, exact=exact, attention=attention, scope=scope, round_to=round_to,
         min_channels=min_channels, max_ratio=max_ratio, verify=verify, consume=consume, seed=seed,
     )  # fmt: skip
-    _check_count("steps", steps)
+    check_count("steps", steps)
     learns = isinstance(request.method, Learner)
     if consume:
         _check_consumable(request, submodule, optimizer)
@@ -410,11 +410,11 @@ def _request(
     _check_choice("attention", attention, ("head_dim", "heads"))
     _check_choice("scope", scope, ("global", "uniform", "isomorphic"))
     if round_to != "auto":
-        _check_count("round_to", round_to)
-    _check_count("min_channels", min_channels)
-    _check_count("seed", seed, least=0)
+        check_count("round_to", round_to)
+    check_count("min_channels", min_channels)
+    check_count("seed", seed, least=0)
     if threads is not None:
-        _check_count("threads", threads)
+        check_count("threads", threads)
     _check_model(model)
     check_provider(provider)
     ratios, ignored = _ratios(max_ratio), _ignored(model, ignore)
@@ -453,7 +453,7 @@ def _budget(method: Method, **ratios: Any) -> Budget:
 def _check_data(request: _Request, data: Any, loss_fn: Any, epochs: Any, loop: Any, resume: Any, steps: int) -> None:
     method, name = request.method, request.name
     if epochs is not None:
-        _check_count("epochs", epochs)
+        check_count("epochs", epochs)
     if data is not None:
         check_loader(data)
     elif loss_fn is not None:
@@ -609,8 +609,3 @@ def _ratios(max_ratio: Any) -> dict[str, float]:
 def _check_choice(name: str, value: Any, known: Sequence[str]) -> None:
     if value not in known:
         raise InputError(f"{name}={value!r} is unknown. Known: {', '.join(known)}.")
-
-
-def _check_count(name: str, value: Any, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name}={value!r} must be a whole number of at least {least}.")

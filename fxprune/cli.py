@@ -248,7 +248,7 @@ def _bench(options: argparse.Namespace) -> None:
         runs=options.runs,
     )  # fmt: skip
     if options.json:
-        _print_json({**vars(latency), "ratio": latency.ratio})
+        _print_json(latency.data())
     else:
         print(f"latency: {latency}")
 

@@ -52,7 +52,7 @@ class Counts:
         return counts
 
 
-class _Products:
+class Products:
     """Sum of ``constant * prod(counts of factors)``."""
 
     def __init__(self, entries: Sequence[tuple[float, Sequence[Factor]]]):
@@ -68,6 +68,12 @@ class _Products:
         return round(float((self._constants * self._counts(keep)[self._factors].prod(1)).sum()))
 
 
+def elements(shape: Sequence[int], labels: Labels) -> tuple[float, Labels]:
+    """The elements of a tensor, as an entry of ``Products``."""
+    cut = {f.dim for f in labels}
+    return float(math.prod(s for d, s in enumerate(shape) if d not in cut)), labels
+
+
 class CostModel:
     """Counts for plans over one model. A plan is a boolean per channel.
 
@@ -80,12 +86,8 @@ class CostModel:
     """
 
     def __init__(self, terms: Sequence[Term], parameters: Sequence[tuple[Sequence[int], Labels]]):
-        self._macs = _Products([(t.constant, t.factors) for t in terms])
-        entries = []
-        for shape, labels in parameters:
-            cut = {f.dim for f in labels}
-            entries.append((float(math.prod(s for d, s in enumerate(shape) if d not in cut)), labels))
-        self._params = _Products(entries)
+        self._macs = Products([(t.constant, t.factors) for t in terms])
+        self._params = Products([elements(shape, labels) for shape, labels in parameters])
 
     def macs(self, keep: Keep) -> int:
         """Multiply-accumulates of one forward pass."""

@@ -53,3 +53,13 @@ class VerificationError(FxpruneError):
 
 class ExportError(FxpruneError):
     """An ONNX file could not be written, or does not compute what the model computes."""
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Refuse an argument that is no whole number, or too small a one.
+
+    Raises:
+        InputError: names the argument and what it was.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name}={value!r} must be a whole number of at least {least}.")

@@ -21,11 +21,10 @@ from torch import fx
 
 from fxprune.analysis import Work, groups_of, workload
 from fxprune.channels import ChannelGraph
-from fxprune.cost import Counts, Keep
+from fxprune.cost import Counts, Keep, Products, elements
 from fxprune.deploy import Kernel, Stopwatch, kernel_ms
 from fxprune.errors import BudgetError, ModelError
 from fxprune.inputs import describe_inputs
-from fxprune.labels.propagate import TensorLabels
 from fxprune.methods.state import Scores
 from fxprune.pipeline import Dense, Options, compress
 from fxprune.report import Latency
@@ -83,7 +82,7 @@ class Clock:
         target = options.budget.ratio
         tried: dict[float, float] = {}
         ratio, stop = target, None
-        while stop is None and len(tried) < _ROUNDS:
+        while ratio not in tried and len(tried) < _ROUNDS:
             trial = replace(options, budget=replace(options.budget, ratio=ratio), verify=False)
             try:
                 pruned = compress(dense, scores, trial, method, notes)
@@ -95,8 +94,6 @@ class Clock:
             if abs(tried[ratio] / target - 1) <= TOLERANCE:
                 break
             ratio = _next(tried, target)
-            if ratio in tried:
-                break
         good = [predicted for predicted, measured in tried.items() if measured <= target * (1 + TOLERANCE)]
         if not good:
             if stop is not None and not tried:
@@ -156,34 +153,22 @@ class LatencyModel:
     ):
         counts, free = Counts(), np.append(~graph.locked, False)
         kernels = [_Sized.of(work, counts, free) for work in works if work.kind != "other"]
-        others = [_size(tensor, counts, free) for w in works if w.kind == "other" for tensor in w.operands]
+        others = [tensor for work in works if work.kind == "other" for tensor in work.operands]
+        self._elements = Products([elements(tensor.shape, tensor.labels) for tensor in others])
         self._counts = counts.reader()
         self._table = _Table(kernels, align, time)
-        width = max((len(places) for _, places in others), default=0)
-        self._constants = np.array([constant for constant, _ in others], dtype=np.float64)
-        self._places = np.array([[*p, *[0] * (width - len(p))] for _, p in others], dtype=np.int64).reshape(-1, width)
-        everything = self._counts(self._extended(graph.everything()))
-        elements, alone = self._elements(everything), float(self._table(everything).sum())
+        alone, made = self._parts(graph.everything())
         self._scale = min(1.0, dense_ms / alone) if alone else 1.0  # alone, kernels reorder what a model need not
-        self._per_element = max(0.0, dense_ms - alone) / elements if elements else 0.0
+        self._per_element = max(0.0, dense_ms - alone) / made if made else 0.0
 
     def __call__(self, keep: Keep) -> int:
-        counts = self._counts(self._extended(keep))
-        milliseconds = self._scale * self._table(counts).sum() + self._per_element * self._elements(counts)
-        return round(float(milliseconds) * 1e6)
+        alone, made = self._parts(keep)
+        return round((self._scale * alone + self._per_element * made) * 1e6)
 
-    def _extended(self, keep: Keep) -> Keep:
-        return np.append(keep, True)
-
-    def _elements(self, counts: Floats) -> float:
-        return float((self._constants * counts[self._places].prod(1)).sum())
-
-
-def _size(tensor: TensorLabels, counts: Counts, free: Keep) -> tuple[float, list[int]]:
-    """The elements of a tensor, as a constant times the counts at some places."""
-    cut = {factor.dim: factor for factor in tensor.labels if free[factor.ids.numpy()].any()}
-    constant = math.prod(size for dim, size in enumerate(tensor.shape) if dim not in cut)
-    return float(constant), [counts.place(factor) for factor in cut.values()]
+    def _parts(self, keep: Keep) -> tuple[float, int]:
+        """Milliseconds of the kernels alone, and the elements that the other ops make."""
+        extended = np.append(keep, True)  # the last stands for what is no channel
+        return float(self._table(self._counts(extended)).sum()), self._elements(extended)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,10 @@ class Latency:
     def ratio(self) -> float:
         return self.pruned_ms / self.dense_ms
 
+    def data(self) -> dict[str, Any]:
+        """Its fields and the ratio, for JSON."""
+        return {**asdict(self), "ratio": self.ratio}
+
     def __str__(self) -> str:
         threads = f"{self.threads} threads, " if self.threads > 1 else "1 thread, " if self.threads else ""
         return (
@@ -87,8 +91,7 @@ class Report:
         left_out = ("plan", "optimizer")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         lists = {name: [asdict(row) for row in values[name]] for name in ("rows", "groups")}
-        latency = None if self.latency is None else {**asdict(self.latency), "ratio": self.latency.ratio}
-        return {**values, **lists, "latency": latency}
+        return {**values, **lists, "latency": self.latency and self.latency.data()}
 
     def to_html(self, path: str | os.PathLike[str], validation: Any = None) -> None:
         """Write all of it as one page: widths, groups, what is frozen and why, what was proven.

@@ -69,7 +69,7 @@ def measured(network: str, batch: int, cut: str, threads: int, provider: str | N
     latency = fxprune.bench(model, pruned, x, threads=threads, provider=provider)
     figures = {
         "network": network, "batch": batch, "cut": cut, "macs_ratio": report.macs_after / report.macs_before,
-        "round_to": report.round_to, "oracle": report.oracle_error, **vars(latency), "ratio": latency.ratio,
+        "round_to": report.round_to, "oracle": report.oracle_error, **latency.data(),
     }  # fmt: skip
     record = Record(name_of(network, batch, cut), figures, dict(report.seconds))
     if how.most is not None:

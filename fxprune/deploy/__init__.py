@@ -1,8 +1,8 @@
 """Taking a network out of PyTorch. The only place that knows onnx and onnxruntime, both imported when they are used."""
 
-from fxprune.deploy.kernels import Kernel, alignment, kernel_ms
+from fxprune.deploy.kernels import Kernel, alignment, kernel_ms, provider_at_hand
 from fxprune.deploy.onnx import export
-from fxprune.deploy.runtime import check_provider, provider_at_hand
+from fxprune.deploy.runtime import check_provider
 from fxprune.deploy.stopwatch import Stopwatch, bench
 from fxprune.deploy.validation import Validation, validate
 

@@ -95,14 +95,14 @@ def export(
         return replace(check(draft, flat, provider), path=path)
 
 
-def write_unchecked(module: nn.Module, record: Mapping[str, Any], path: Path) -> None:
+def write_unchecked(flat: Flat, path: Path) -> None:
     """The file that ``export`` would write, compared with nothing: to be timed.
 
     Raises:
         ExampleInputsError, ExportError: see ``export``.
     """
-    with evaluated(module), torch.no_grad():
-        program = _converted(Flat(module, record), None, False, True)
+    with evaluated(flat.module), torch.no_grad():
+        program = _converted(flat, None, False, True)
         with quiet():
             program.save(path)
 

@@ -1,6 +1,5 @@
 """onnxruntime: choosing an execution provider, running a file on it, timing it."""
 
-import functools
 import os
 import statistics
 import time
@@ -124,19 +123,6 @@ def open_session(path: str | os.PathLike[str] | bytes, provider: str | None) -> 
             # Its CUDA libraries need not be those of torch. Validation says which provider it was.
             pass
     return Session(path, CPU)
-
-
-@functools.lru_cache
-def provider_at_hand() -> str:
-    """The execution provider that ``open_session`` takes when it is left the choice: CUDA if it works, else the CPU."""
-    if not torch.cuda.is_available():
-        return CPU
-    from onnx import TensorProto, helper
-
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "nothing", [x], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return open_session(model.SerializeToString(), None).provider
 
 
 def providers_to_try(provider: str | None) -> tuple[list[str], dict[str, str]]:

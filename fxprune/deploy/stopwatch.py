@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from fxprune.deploy import runtime
+from fxprune.deploy.flat import Flat
+from fxprune.deploy.kernels import provider_at_hand
 from fxprune.deploy.onnx import write_unchecked
 from fxprune.deploy.store import device
-from fxprune.errors import InputError
-from fxprune.inputs import describe_inputs, make_inputs, resolve_inputs, tensors_of
+from fxprune.errors import check_count
+from fxprune.inputs import describe_inputs, make_inputs, resolve_inputs, specs_of, tensors_of
 from fxprune.report import Latency
 
 _WARM_UP = 3  # runs that do not count
@@ -53,24 +54,24 @@ class Stopwatch:
         """Medians of at least ``runs`` runs of the dense and the pruned network in turn."""
         pairs = _in_turn(runs, self._dense, self._timer(pruned))
         dense, smaller = (statistics.median(column) for column in zip(*pairs, strict=True))
-        first = next(tensor for tensor in tensors_of(make_inputs(self._record)))
+        shape = specs_of(self._record)[0].shape
         return Latency(
             dense_ms=dense,
             pruned_ms=smaller,
             provider=self._provider,
             device=str(device(self._provider)["device"]),
             threads=self._threads,
-            batch=int(first.shape[0]) if first.ndim else 1,
+            batch=shape[0] if shape else 1,
             runs=len(pairs),
             onnxruntime_version=runtime.version(),
         )
 
     def _timer(self, module: nn.Module) -> Callable[[], float]:
-        on = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-        tensors = tensors_of(make_inputs(self._record, on))
+        flat = Flat(module, self._record)
+        tensors = tensors_of(make_inputs(self._record, flat.device))
         with tempfile.TemporaryDirectory(prefix="fxprune-") as folder:
             path = Path(folder) / "timed.onnx"
-            write_unchecked(module, self._record, path)
+            write_unchecked(flat, path)
             return runtime.Session(path, self._provider, self._threads).timer(tensors)
 
 
@@ -115,9 +116,9 @@ def bench(
         ExampleInputsError: inputs that are missing or do not fit.
         ExportError: a network cannot be exported.
     """
-    for name, value in (("threads", 1 if threads is None else threads), ("runs", runs)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}={value!r} must be a whole number of at least 1")
+    if threads is not None:
+        check_count("threads", threads)
+    check_count("runs", runs)
     runtime.check_provider(provider)
     record = describe_inputs(*resolve_inputs(dense, example_inputs, example_kwargs))
-    return Stopwatch(dense, record, provider or runtime.provider_at_hand(), threads or 0).beside(pruned, runs)
+    return Stopwatch(dense, record, provider or provider_at_hand(), threads or 0).beside(pruned, runs)

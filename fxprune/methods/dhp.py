@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from fxprune.errors import InputError, ModelError
+from fxprune.errors import InputError, ModelError, check_count
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
 from fxprune.methods.registry import register
 from fxprune.methods.state import Scores
@@ -73,9 +73,7 @@ class DHP:
         if not 0 < self.threshold < math.inf:
             raise InputError(f"threshold={self.threshold} must be positive: latents are compared with it.")
         for name in ("minimum", "every", "embedding"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name}={value!r} must be a whole number of at least 1.")
+            check_count(name, getattr(self, name))
 
     def attach(self, site: Site) -> Hooks:
         return _Run(self, site)

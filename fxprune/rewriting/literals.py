@@ -192,8 +192,11 @@ class Repair:
         ):
             return
 
-        node.args = self.frozen(node, node.args)
-        node.kwargs = self.frozen(node, node.kwargs)
+        self.freeze(node)
+
+    def freeze(self, node: fx.Node) -> None:
+        """Every argument ``frozen``."""
+        node.args, node.kwargs = self.frozen(node, node.args), self.frozen(node, node.kwargs)
 
     def frozen(self, node: fx.Node, argument: Any) -> Any:
         """An argument of ``node`` in which numbers that would change are the dense ones."""
@@ -348,8 +351,7 @@ def _split(repair: Repair, node: fx.Node) -> None:
     source: Any = node.args[0]
     sizes = [cut_sizes(o.shape, o.labels, repair.keep)[dim] for o in outputs]
     if sizes == [o.shape[dim] for o in outputs]:
-        node.args = (source, *repair.frozen(node, node.args[1:]))
-        node.kwargs = repair.frozen(node, node.kwargs)
+        repair.freeze(node)
         return
     if base_name(node).endswith("chunk"):
         count = repair.value(_get(node, 1, "chunks"))
@@ -434,7 +436,7 @@ def _narrow(repair: Repair, node: fx.Node) -> None:
         _set(node, 2, "start", window.start or 0)
         _set(node, 3, "length", stop - (window.start or 0))
     else:
-        node.args, node.kwargs = repair.frozen(node, node.args), repair.frozen(node, node.kwargs)
+        repair.freeze(node)
 
 
 @repairs("select")

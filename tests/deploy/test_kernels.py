@@ -197,4 +197,4 @@ def test_a_bench_refuses_what_it_cannot_do(options: dict[str, Any], message: str
 def test_the_provider_at_hand_is_the_processor_where_there_is_no_card() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    assert runtime.provider_at_hand() == CPU
+    assert kernels.provider_at_hand() == CPU
