@@ -20,6 +20,7 @@ STAGES = [
     "page",
     "plots",
     "inputs",
+    "meta",
     "recording",
     "labels",
     "cost",

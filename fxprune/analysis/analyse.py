@@ -15,8 +15,8 @@ from fxprune.analysis.shadow import labelled_shadow, placeholder_values
 from fxprune.channels import ChannelGraph
 from fxprune.labels.blocks import BlockSets
 from fxprune.labels.classes import distinct_rows
-from fxprune.labels.kernels import MetaKernels
 from fxprune.labels.propagate import Attention, Facts, Family, Propagation, propagate
+from fxprune.meta import MetaKernels
 
 
 def analyse_graph(

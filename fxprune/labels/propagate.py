@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows
 from fxprune.labels.factors import Factor, Labels, compact, settle_dim, vector
-from fxprune.labels.kernels import MetaKernels
+from fxprune.meta import MetaKernels
 
 Attention = Literal["head_dim", "heads"]
 _LABELS = "_fxprune_labels"

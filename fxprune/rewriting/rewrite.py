@@ -14,7 +14,7 @@ from fxprune.analysis import placeholder_values
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.inputs import map_leaves, tensors_of
-from fxprune.labels.kernels import MetaKernels
+from fxprune.meta import MetaKernels
 from fxprune.recording import RecordedModule, clone_modules, clone_structure, replace_tensors
 from fxprune.rewriting.literals import REPAIRED, Repair, new_constant
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, Uncut, stand_ins

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxprune.labels.kernels import MetaKernels
+from fxprune.meta import MetaKernels
 
 A = torch.ops.aten
 
