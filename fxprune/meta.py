@@ -16,6 +16,33 @@ from torch import Tensor
 
 _aten = torch.ops.aten
 
+# Pointwise, but without PyTorch's tag.
+POINTWISE = frozenset(
+    [
+        "hardswish",
+        "hardsigmoid",
+        "masked_fill",
+        "where",
+        "native_dropout",
+        "_to_copy",
+        "_prelu_kernel",
+        "log_sigmoid_forward",
+        "bernoulli",
+        "_conj",
+        "complex",
+        "real",
+        "imag",
+        "lift_fresh",
+        "lift",
+        "rrelu_with_noise",
+        "copy",
+        "polar",
+        "clamp",
+        "isclose",
+        "nan_to_num",
+    ]
+)
+
 
 class MetaKernels:
     """Runs aten ops on meta tensors. One for a whole analysis; it remembers shapes and holds no tensor."""
@@ -74,8 +101,6 @@ def _makes_new_tensors(func: Any) -> bool:
 
 
 def _is_pointwise(func: Any) -> bool:
-    from fxprune.labels.rules.pointwise import POINTWISE  # the rules import the propagation, which imports this
-
     name = func.overloadpacket.__name__
     return torch.Tag.pointwise in func.tags or (name.rstrip("_") if func._schema.is_mutable else name) in POINTWISE
 

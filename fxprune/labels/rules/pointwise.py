@@ -14,33 +14,6 @@ from fxprune.labels.rules.table import Call, rule
 if TYPE_CHECKING:
     from fxprune.labels.propagate import Propagation
 
-# Pointwise, but without PyTorch's tag.
-POINTWISE = frozenset(
-    [
-        "hardswish",
-        "hardsigmoid",
-        "masked_fill",
-        "where",
-        "native_dropout",
-        "_to_copy",
-        "_prelu_kernel",
-        "log_sigmoid_forward",
-        "bernoulli",
-        "_conj",
-        "complex",
-        "real",
-        "imag",
-        "lift_fresh",
-        "lift",
-        "rrelu_with_noise",
-        "copy",
-        "polar",
-        "clamp",
-        "isclose",
-        "nan_to_num",
-    ]
-)
-
 Operand = tuple[tuple[int, ...], Labels]
 
 
