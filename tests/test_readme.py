@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fxprune
 from fxprune import cli, methods
 from fxprune.labels.rules import RULES
-from fxprune.labels.rules.pointwise import POINTWISE
+from fxprune.meta import POINTWISE
 from fxprune.methods import registry
 from model_zoo import latency
 from model_zoo.coverage import LISTS

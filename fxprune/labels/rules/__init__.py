@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_flatten
 from fxprune.labels.factors import Labels
 from fxprune.labels.propagate import Propagation
 from fxprune.labels.rules import contraction, creation, movement, normalisation, reduction, spatial
-from fxprune.labels.rules.pointwise import POINTWISE, join_positions
+from fxprune.labels.rules.pointwise import join_positions
 from fxprune.labels.rules.table import RULES, Call
+from fxprune.meta import POINTWISE
 
 __all__ = ["RULES", "apply_rule", "contraction", "creation", "movement", "normalisation", "reduction", "spatial"]
 
