@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from fxprune.errors import RecordError
 from fxprune.recording.leaves import is_leaf
 
 TRAINING_FLAG = "_training_flag"
+_TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
 class TrainingFlag(nn.Module):
@@ -31,7 +33,7 @@ class RecordedModule(fx.GraphModule):
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "RecordedModule") -> None:
         super().__init__(nn.Module(), fx.Graph(), class_name)
         _check_names(root)
-        for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        for table in _TABLES:
             self.__dict__[table] = root.__dict__[table]
         self.training = root.training
         self.graph = graph
@@ -39,7 +41,7 @@ class RecordedModule(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> RecordedModule:
         memo = {} if memo is None else memo
         shell = nn.Module()
-        for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        for table in _TABLES:
             shell.__dict__[table] = copy.deepcopy(self.__dict__[table], memo)
         shell.training = self.training
         result = RecordedModule(shell, copy.deepcopy(self.graph), type(self).__name__)
@@ -85,7 +87,7 @@ def clone_tree(root: nn.Module, leaf_names: set[str]) -> nn.Module:
         whole = module is not root and (whole or id(module) in leaves or is_leaf(module))
         new = _shallow_clone(module) if whole else _shell(module)
         memo[id(module)] = new
-        new.training = module.training
+        new.__dict__["training"] = module.training
         for name, child in module._modules.items():
             new._modules[name] = None if child is None else clone(child, whole)
         return new
@@ -104,9 +106,11 @@ def _shell(module: nn.Module) -> nn.Module:
 
 def _shallow_clone(module: nn.Module) -> nn.Module:
     new = module.__class__.__new__(module.__class__)
+    own = new.__dict__
     for name, value in module.__dict__.items():
-        own = type(value) is dict or name in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
-        new.__dict__[name] = copy.copy(value) if own or name.endswith("_hooks") else value
+        if type(value) in (dict, OrderedDict) or name in _TABLES or name.endswith("_hooks"):
+            value = value.copy()
+        own[name] = value
     return new
 
 
