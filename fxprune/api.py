@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -591,11 +592,16 @@ def _check_finite(model: nn.Module) -> None:
         if tensor.layout != torch.strided or tensor.is_quantized:
             kind = "quantised" if tensor.is_quantized else "sparse"
             raise ModelError(f"{name} is {kind}; fxprune prunes dense weights. Prune first, then make them {kind}.")
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not tensor.is_meta and not _is_finite(tensor):
             if isinstance(tensor, nn.Parameter):
                 raise ModelError(f"{name} holds NaN or inf. Load a sound checkpoint before pruning.")
             if bool(torch.isnan(tensor).any()):
                 raise ModelError(f"{name} holds NaN. Load a sound checkpoint before pruning.")
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """In one pass without a mask: NaN is both the smallest and the largest value wherever there is one."""
+    return not tensor.numel() or all(map(math.isfinite, torch.stack(torch.aminmax(tensor)).tolist()))
 
 
 def _ratios(max_ratio: Any) -> dict[str, float]:

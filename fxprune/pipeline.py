@@ -322,7 +322,7 @@ def _finish(
         notes=tuple(notes),
         round_to=selection.round_to,
         budget=(options.budget.kind, options.budget.ratio) if options.threshold is None else None,
-        zeros=sum(int((p == 0).sum()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
+        zeros=sum(p.numel() - int(torch.count_nonzero(p)) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
     )
     return pruned
 

@@ -8,7 +8,7 @@ all groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ from fxprune.errors import InputError, ModelError
 
 Scores = npt.NDArray[np.float64]
 Aggregate = Literal["sum", "mean", "max"]
+_ENTRIES = 2**24  # of a weight, that are looked at together
+_ENTRIES_IN_CACHE = 2**16  # of a processor
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class ModelState:
         def compute() -> Scores:
             return self.aggregated((p for p in self.graph.parameters if p.trainable), magnitude, aggregate)
 
-        def magnitude(parameter: Parameter) -> Tensor:
-            values = self.values(parameter.name).to(torch.float64, copy=True)  # changed in place: memory is what costs
+        def magnitude(values: Tensor) -> Tensor:
+            values = values.to(torch.float64, copy=True)  # changed in place: memory is what costs
             return values.mul_(values) if power == 2 else values.abs_().pow_(power)
 
         result: Scores = self.cached(("power", power, aggregate), compute)[group.channels]
@@ -93,26 +95,25 @@ class ModelState:
 
         def compute() -> Scores:
             scales = (p for p in self.graph.parameters if set(p.names) & self.graph.norm_scales)
-            return self.aggregated(scales, lambda p: self.values(p.name).abs().double(), aggregate, missing=np.nan)
+            return self.aggregated(scales, lambda values: values.double().abs(), aggregate, missing=np.nan)
 
         scales = self.cached(("norm", aggregate), compute)[group.channels]
         return None if np.isnan(scales).any() else scales
 
     def aggregated(
         self,
-        parameters: Iterator[Parameter],
-        element: Callable[[Parameter], Tensor],
+        parameters: Iterable[Parameter],
+        element: Callable[[Tensor], Tensor],
         aggregate: Aggregate,
         missing: float = 0.0,
     ) -> Scores:
-        """``element(parameter)``, of the parameter's shape, summed over slices; ``[channels]``."""
+        """``element(values)`` of every parameter, value by value, summed over slices; ``[channels]``."""
         total = Aggregator(self.graph.channel_count, aggregate)
         for parameter in parameters:
             places = places_of(parameter)
-            values = element(parameter) if places else None
-            for place in places:
-                assert values is not None
-                total.add(place.channels, place.sums(values))
+            if places:
+                for place, sums in zip(places, _sums(self.values(parameter.name), element, places), strict=True):
+                    total.add(place.channels, place.of_channels(sums))
         return total.result(missing)
 
     def saliency(self, group: ChannelGroup, kind: Literal["batches", "samples"], aggregate: Aggregate) -> Scores:
@@ -212,9 +213,27 @@ class Place:
 
     def sums(self, values: Tensor) -> Scores:
         """``values``, of the parameter's shape, summed over every channel's slice; as long as ``channels``."""
-        sums = values.sum(dim=self.over, keepdim=True) if self.over else values
-        values_of = sums.double().cpu().numpy().reshape(-1)
-        return np.bincount(self.position, values_of, len(self.channels)).astype(np.float64)
+        return self.of_channels(self.summed(values))
+
+    def summed(self, values: Tensor) -> Tensor:
+        """``values``, of the parameter's shape but for the length of dim 0, summed where ids do not vary."""
+        return values.sum(dim=self.over, keepdim=True) if self.over else values
+
+    def of_channels(self, sums: Tensor) -> Scores:
+        """What ``summed`` gave for the whole parameter, added up channel by channel; as long as ``channels``."""
+        values = sums.double().cpu().numpy().reshape(-1)
+        return np.bincount(self.position, values, len(self.channels)).astype(np.float64)
+
+
+def _sums(values: Tensor, element: Callable[[Tensor], Tensor], places: Sequence[Place]) -> list[Tensor]:
+    """``place.summed(element(values))`` of every place, a few rows at a time: big copies are slow."""
+    entries = _ENTRIES_IN_CACHE if values.device.type == "cpu" else _ENTRIES
+    rows = max(1, entries * len(values) // max(1, values.numel()))
+    parts = [[place.summed(chunk) for place in places] for chunk in map(element, values.split(rows))]
+    return [
+        torch.stack(of_place).sum(0) if 0 in place.over else torch.cat(of_place)
+        for place, of_place in zip(places, zip(*parts, strict=True), strict=True)
+    ]
 
 
 def places_of(parameter: Parameter) -> list[Place]:
