@@ -172,6 +172,8 @@ def _group_rows(parameter: Parameter, factor: Factor) -> list[Ids]:
     """The channels along the cut dim: one row, or several where they differ; one per group of a grouped weight."""
     if factor.dim != 1 or parameter.groups == 1:
         rows = factor.rows()
+        if len(rows) == 1:
+            return [rows[0]]
         starts = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]).any(1)])
         return [rows[i] for i in starts]
     ids = factor.ids.expand(parameter.shape[0], *factor.ids.shape[1:])

@@ -46,12 +46,14 @@ class UnrepairableError(Exception):
 
 @dataclass
 class Repair:
-    """The walk over the new graph. ``values``: what every node gives on the example inputs, tensors as meta tensors.
+    """The walk over the new graph, ``code``, of what will be the new module.
 
-    ``other_values``: integer values of the dense graph with another batch size, to know what depends on it.
+    ``values``: what every node gives on the example inputs, tensors as meta tensors. ``other_values``: integer values
+    of the dense graph with another batch size, to know what depends on it.
     """
 
-    module: fx.GraphModule
+    module: nn.Module
+    code: fx.Graph
     graph: ChannelGraph
     keep: Keep
     other_values: Mapping[str, Any]
@@ -64,10 +66,10 @@ class Repair:
             UnrepairableError: when a node's arguments cannot follow.
         """
         adapted: set[str] = set()
-        for node in list(self.module.graph.nodes):
+        for node in list(self.code.nodes):
             if node.op == "output":
                 continue
-            before = _spelling(node)
+            before = (node.op, node.target, node.args, node.kwargs)
             if node.op == "call_module" and node.target not in adapted:
                 adapted.add(str(node.target))
                 self._adapt(node)
@@ -76,13 +78,13 @@ class Repair:
                 if repair is not None and any(isinstance(v, TensorLabels) for v in self._leaves(node)):
                     repair(self, node)
                 self._freeze_numbers(node)
-            if _spelling(node) != before:
+            if _changed(node, before):
                 node.meta[REPAIRED] = True
             self.values[node] = self._value(node)
         for node in reversed([n for n, value in self.values.items() if value is UNDEFINED]):
             if node.users:
                 raise UnrepairableError(node, "a number cannot be computed from the sizes that are left")
-            self.module.graph.erase_node(node)
+            self.code.erase_node(node)
 
     # -- what is known of a node --------------------------------------------------------------------------------
 
@@ -138,10 +140,10 @@ class Repair:
         """One size argument that must become ``promised`` at the example's batch size."""
         if not self.depends_on_batch(argument):
             return promised
-        with self.module.graph.inserting_before(node):
+        with self.code.inserting_before(node):
             now = self.value(argument)
-            scaled = self.module.graph.call_function(operator.mul, (argument, promised))
-            result = self.module.graph.call_function(operator.floordiv, (scaled, now))
+            scaled = self.code.call_function(operator.mul, (argument, promised))
+            result = self.code.call_function(operator.floordiv, (scaled, now))
         self.values[scaled], self.values[result] = now * promised, promised
         return result
 
@@ -161,8 +163,8 @@ class Repair:
             if have != want:
                 items.append(want)
                 continue
-            with self.module.graph.inserting_before(node):
-                item = self.module.graph.call_function(operator.getitem, (argument, place))
+            with self.code.inserting_before(node):
+                item = self.code.call_function(operator.getitem, (argument, place))
             self.values[item] = have
             items.append(item)
         return tuple(items)
@@ -187,12 +189,11 @@ class Repair:
 
     def _freeze_numbers(self, node: fx.Node) -> None:
         """Numbers used by a tensor op keep their dense value, unless they are sizes, which were repaired before."""
-        if base_name(node) in REPAIRS or not any(
-            isinstance(v, TensorLabels) for v in tree_flatten(self.dense(node))[0]
+        known = self.dense(node)
+        if not all(isinstance(self.dense(a), TensorLabels) for a in node.all_input_nodes) and (
+            base_name(node) not in REPAIRS and any(isinstance(v, TensorLabels) for v in tree_flatten(known)[0])
         ):
-            return
-
-        self.freeze(node)
+            self.freeze(node)
 
     def freeze(self, node: fx.Node) -> None:
         """Every argument ``frozen``."""
@@ -214,6 +215,8 @@ class Repair:
 
     def _value(self, node: fx.Node) -> Any:
         known = self.dense(node)
+        if isinstance(known, TensorLabels):
+            return self._meta(known)
         if any(isinstance(leaf, TensorLabels) for leaf in tree_flatten(known)[0]):
             return tree_map(self._meta, known)
         if node.op not in ("call_method", "call_function"):
@@ -235,21 +238,27 @@ class Repair:
         return torch.empty(cut_sizes(known.shape, known.labels, self.keep), dtype=known.dtype, device="meta")
 
 
-def new_constant(module: fx.GraphModule, name: str, value: torch.Tensor, before: fx.Node) -> fx.Node:
-    """A ``get_attr`` node for a new non-persistent buffer."""
+def new_constant(module: nn.Module, name: str, value: torch.Tensor, before: fx.Node) -> fx.Node:
+    """A ``get_attr`` node for a new non-persistent buffer of ``module``."""
     index = 0
     while hasattr(module, f"_{name}_{index}"):
         index += 1
     module.register_buffer(f"_{name}_{index}", value, persistent=False)
-    with module.graph.inserting_before(before):
-        result = module.graph.get_attr(f"_{name}_{index}")
+    with before.graph.inserting_before(before):
+        result = before.graph.create_node("get_attr", f"_{name}_{index}")
     result.meta = {k: v for k, v in before.meta.items() if k in ("source", "module")}
     return result
 
 
-def _spelling(node: fx.Node) -> list[Any]:
-    """What a node calls and with what, whatever the types of the sequences in it."""
-    return [node.op, node.target, *tree_flatten((tuple(node.args), dict(node.kwargs)))[0]]
+def _changed(node: fx.Node, before: tuple[str, Any, Any, Any]) -> bool:
+    """Whether a node calls something else than before, or with something else."""
+    now = (node.op, node.target, node.args, node.kwargs)
+    return any(a is not b for a, b in zip(now, before, strict=True)) and _spelling(*now) != _spelling(*before)
+
+
+def _spelling(op: str, target: Any, args: Any, kwargs: Any) -> list[Any]:
+    """What is called and with what, whatever the types of the sequences in it."""
+    return [op, target, *tree_flatten((tuple(args), dict(kwargs)))[0]]
 
 
 def base_name(node: fx.Node) -> str:
@@ -470,7 +479,7 @@ def _index_select(repair: Repair, node: fx.Node) -> None:
     repair.values[constant] = cut
     _set(node, 2, "index", constant)
     if not index.users:
-        repair.module.graph.erase_node(index)
+        repair.code.erase_node(index)
         if str(index.target) in repair.module._non_persistent_buffers_set:
             delattr(repair.module, str(index.target))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis import placeholder_values
@@ -15,7 +16,7 @@ from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.meta import MetaKernels
-from fxprune.recording import RecordedModule, clone_modules, clone_structure, replace_tensors
+from fxprune.recording import RecordedModule, clone_modules, replace_tensors
 from fxprune.rewriting.literals import REPAIRED, Repair, new_constant
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, Uncut, stand_ins
 
@@ -29,7 +30,7 @@ class Draft:
 
     def finished(self, consume: bool = False) -> RecordedModule:
         """With its weights. ``consume``: those of the dense module are emptied one by one as they are cut."""
-        self.uncut.fill(consume)
+        self.uncut.fill(self.module, consume)
         return self.module
 
 
@@ -56,25 +57,25 @@ def draft(graph_module: fx.GraphModule, graph: ChannelGraph, keep: Keep, other_b
     Raises:
         UnrepairableError: a node's arguments cannot follow the plan.
     """
-    result = clone_structure(graph_module)
+    root, code = clone_modules(graph_module), copy.deepcopy(graph_module.graph)
     cuts = Cuts.of(graph, keep)
-    uncut = stand_ins(result, cuts)
-    result.meta[CUTS_KEY] = cuts
+    uncut = stand_ins(root, cuts)
     device = next((p.device for p in graph_module.parameters() if not p.is_meta), torch.device("cpu"))
-    _gather(result, graph, keep, device)
-    Repair(result, graph, keep, other_batch.numbers).run()
+    _gather(root, code, graph, keep, device)
+    Repair(root, code, graph, keep, other_batch.numbers).run()
+    result = RecordedModule(root, code, type(graph_module).__name__)
     result.graph.lint()
-    result.recompile()
+    result.meta = {**graph_module.meta, CUTS_KEY: cuts}
     return Draft(result, uncut)
 
 
-def _gather(module: RecordedModule, graph: ChannelGraph, keep: Keep, device: torch.device) -> None:
+def _gather(module: nn.Module, code: fx.Graph, graph: ChannelGraph, keep: Keep, device: torch.device) -> None:
     """Replace movements that interleave blocks by one ``index_select`` each, where channels of them go.
 
     The index is the dense permutation; like every constant index it is cut by its repair. It lies on ``device``, since
     it needs values.
     """
-    nodes = {n.name: n for n in module.graph.nodes}
+    nodes = {n.name: n for n in code.nodes}
     for gather in graph.gathers:
         rows = {f.dim: f.rows()[0] for f in graph.nodes[gather.input].labels}[gather.dim]
         if keep[rows].all():
@@ -87,7 +88,7 @@ def _gather(module: RecordedModule, graph: ChannelGraph, keep: Keep, device: tor
         node.meta[REPAIRED] = True
         while chain and not chain[0].users and chain[0].op != "placeholder":
             following = chain[0].all_input_nodes
-            module.graph.erase_node(chain[0])
+            code.erase_node(chain[0])
             chain = following
 
 

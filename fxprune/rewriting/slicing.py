@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,14 +23,14 @@ def cut(tensor: Tensor, labels: Labels, keep: Keep, copy: bool = True) -> Tensor
     """
     result = tensor.detach()
     for factor in sorted(labels, key=lambda f: len(f.varying)):
-        mask = torch.from_numpy(keep[left_rows(factor, labels, keep).movedim(factor.dim, -1).numpy()])
-        if bool(mask.all()):
+        stays = keep[np.moveaxis(np.asarray(left_rows(factor, labels, keep)), factor.dim, -1)]
+        if stays.all():
             continue
-        index = mask.nonzero()[:, -1].reshape(*mask.shape[:-1], -1).movedim(-1, factor.dim).to(result.device)
+        index = torch.from_numpy(stays.nonzero()[-1]).to(result.device)
         if len(factor.varying) == 1:
-            result = result.index_select(factor.dim, index.reshape(-1))
+            result = result.index_select(factor.dim, index)
         else:
-            result = result.take_along_dim(index, factor.dim)
+            result = result.take_along_dim(index.reshape(*stays.shape[:-1], -1).movedim(-1, factor.dim), factor.dim)
     if result.data_ptr() == tensor.data_ptr():
         return result.clone(memory_format=torch.preserve_format) if copy else result
     for layout, ndim in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
@@ -82,12 +83,11 @@ class Uncut:
     ``dense``: identity of a stand-in -> the stand-in, the tensor to cut, and the labels of that.
     """
 
-    module: nn.Module
     dense: Mapping[int, tuple[Tensor, Tensor, Labels]]
     keep: Keep
 
-    def fill(self, consume: bool = False) -> None:
-        """Put cut copies in the places of the stand-ins; tied ones stay tied, names stay.
+    def fill(self, module: nn.Module, consume: bool = False) -> None:
+        """Put cut copies in the places of the stand-ins in ``module``; tied ones stay tied, names stay.
 
         ``consume``: a dense tensor is emptied as soon as it is cut, wherever it is held: its memory goes.
         """
@@ -101,7 +101,7 @@ class Uncut:
                     dense.data = dense.data.new_empty(0)
             return made.get(id(tensor), tensor)
 
-        replace_tensors(self.module, filled)
+        replace_tensors(module, filled)
 
 
 def stand_ins(module: nn.Module, cuts: Cuts) -> Uncut:
@@ -123,7 +123,7 @@ def stand_ins(module: nn.Module, cuts: Cuts) -> Uncut:
         return made[id(tensor)]
 
     replace_tensors(module, stand_in)
-    return Uncut(module, dense, cuts.keep)
+    return Uncut(dense, cuts.keep)
 
 
 def _as_parameter(new: Tensor, dense: Tensor) -> Tensor:
