@@ -325,24 +325,30 @@ def _cost(graph: ChannelGraph, budget: Budget, free: Ids) -> Callable[[Keep], in
 
 
 def _put_back(removed: _Units, keep: Keep, cost: Callable[[Keep], int], limit: int) -> Keep:
-    """Put back the last removed units of groups while the budget holds, best first."""
+    """Put back the last removed units of groups while the budget holds, best first.
+
+    As many together as fit; the group of the first one that does not fit is left as it is, and the others go on.
+    """
     taken = removed.take(np.flatnonzero(removed.size))
-    latest = np.full(int(taken.group.max(initial=0)) + 1, -1)
-    np.maximum.at(latest, taken.group, taken.place)
-    full: set[int] = set()
-    for unit in np.lexsort((-taken.place, taken.group, -taken.score)):
-        if limit - cost(keep) <= limit // 2000:
-            break
-        group = int(taken.group[unit])
-        if group in full or latest[group] != taken.place[unit]:
-            continue
-        trial = keep.copy()
-        trial[taken.channels_of(unit)] = True
-        if cost(trial) <= limit:
-            keep = trial
-            latest[group] -= 1
-        else:
-            full.add(group)
+    left = taken.take(np.lexsort((-taken.place, taken.group, -taken.score)))
+
+    def with_first(count: int) -> Keep:
+        trial: Keep = keep.copy()
+        trial[left.take(np.arange(count)).in_order()] = True
+        return trial
+
+    while len(left) and limit - cost(keep) > limit // 2000:
+        good, bad = 0, 1  # so many fit, so many do not
+        while bad <= len(left) and cost(with_first(bad)) <= limit:
+            good, bad = bad, 2 * bad
+        bad = min(bad, len(left) + 1)
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            good, bad = (middle, bad) if cost(with_first(middle)) <= limit else (good, middle)
+        keep = with_first(good)
+        rest = np.arange(good + 1, len(left))
+        full = left.group[good] if good < len(left) else -1
+        left = left.take(rest[left.group[rest] != full])
     return keep
 
 

@@ -21,7 +21,6 @@ class Counts:
     def __init__(self) -> None:
         self._index: dict[bytes, int] = {}
         self._channels: list[Ids] = []
-        self._owners: list[Ids] = []
         self._weights: list[npt.NDArray[np.float64]] = []
 
     def place(self, factor: Factor) -> int:
@@ -32,22 +31,18 @@ class Counts:
             self._index[key] = len(self._index) + 1
             ids, counts = np.unique(rows, return_counts=True)
             self._channels.append(ids)
-            self._owners.append(np.full(len(ids), self._index[key]))
             self._weights.append(counts / rows.shape[0])
         return self._index[key]
 
     def reader(self) -> Callable[[Keep], npt.NDArray[np.float64]]:
         """The counts as a function of a plan, for all the places so far."""
-        channels, owners, weights = (
-            np.concatenate([np.empty(0, dtype=kind), *parts])
-            for kind, parts in ((np.int64, self._channels), (np.int64, self._owners), (np.float64, self._weights))
-        )
-        size = len(self._index) + 1
+        if not self._channels:
+            return lambda keep: np.ones(1)
+        channels, weights = np.concatenate(self._channels), np.concatenate(self._weights)
+        starts = np.cumsum([0, *map(len, self._channels[:-1])])
 
         def counts(keep: Keep) -> npt.NDArray[np.float64]:
-            result: npt.NDArray[np.float64] = np.bincount(owners, weights * keep[channels], size).astype(np.float64)
-            result[0] = 1
-            return result
+            return np.concatenate([[1.0], np.add.reduceat(weights * keep[channels], starts)])
 
         return counts
 

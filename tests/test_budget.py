@@ -50,6 +50,25 @@ def test_a_budget_is_met_and_used(kind: str, ratio: float, scope: Any) -> None:
     assert 0.99 * ratio < found <= ratio
 
 
+@pytest.mark.parametrize("ratio", [0.3, 0.6])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_nothing_more_can_be_put_back(ratio: float, round_to: int) -> None:
+    """Of no group the best channels that go would still fit, however small they are beside what was cut last."""
+    graph = fxprune.analyze(make(Wide), image())
+    scores = scores_for(graph)
+    scores[np.argmax([g.channels.size for g in graph.groups])] *= 100  # one unit of many channels is cut last
+    keep = chosen(graph, scores, ratio, "flops", round_to=round_to).keep
+    limit = int(ratio * graph.macs())
+    assert graph.macs(keep) <= limit
+    if graph.macs(keep) < limit - limit // 2000:
+        for group, score in zip(graph.groups, scores, strict=True):
+            gone = np.flatnonzero(~keep[group.channels[0]])
+            if score is not None and len(gone):
+                more = keep.copy()
+                more[group.channels[0][gone[np.argsort(score[0][gone])][-round_to:]]] = True
+                assert graph.macs(more) > limit, group.name
+
+
 def test_a_budget_of_1_cuts_nothing() -> None:
     graph = fxprune.analyze(make(), image())
     for kind in ("flops", "params", "channels"):
