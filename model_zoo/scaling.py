@@ -1,14 +1,15 @@
 """Time and memory of the stages as a network grows: deeper, wider, with more parameters.
 
     python -m model_zoo.scaling                         everything, to model_zoo/results/scaling.jsonl
-    python -m model_zoo.scaling depth width             some: depth, width, parameters, large, search
+    python -m model_zoo.scaling depth width             some: depth, width, parameters, large, families, search, consume
     python -m model_zoo.scaling --resume                what has no line in the file yet
     python -m model_zoo.scaling --page                  the file as a page with its plot
 
 *depth*: residual networks of basic blocks, from ResNet-18 to 1000 layers, on images of 32 pixels, with weights.
 *width*: a ResNet-18 with 1 to 16 times the channels, on the meta device and with weights. *parameters*: decoders from
 10 M to 7 B parameters on meta (embedding, causal attention, gated perceptron, RMS norm; 64 tokens). *large*: three
-large networks of timm on meta. *search*: plans for ResNet-152 at several budgets once scores are known. *consume*: a
+large networks of timm on meta. *families*: the smallest architecture of every module of timm, with weights, on images
+of the size that it is made for. *search*: plans for ResNet-152 at several budgets once scores are known. *consume*: a
 perceptron of half the machine's memory, or of ``--gib``, with weights, ``consume=True``.
 
 Every point is a process of its own; times are its processor time, single-threaded, and so do not depend on what else
@@ -35,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model_zoo.networks import families
 from model_zoo.records import RESULTS, Record, append, begin, read
 
 STAGES = ("record", "label", "select", "rewrite")
@@ -48,6 +50,7 @@ DECODERS = {  # width, layers, vocabulary
     "7B": (4096, 32, 32000),
 }
 LARGE = ("swin_large_patch4_window12_384", "vit_giant_patch14_224", "convnext_xxlarge")
+SLOW = {"label": 2.0, "all": 5.0}  # seconds that no family's smallest should need
 SEARCHED = (0.9, 0.7, 0.5, 0.3, 0.1)
 
 
@@ -126,7 +129,7 @@ def perceptron(gib: float, width: int = 4096) -> nn.Module:
 # -- what is measured -------------------------------------------------------------------------------------------------
 
 
-def stages(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
+def stages(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
     """Seconds of processor time of every stage, at half of the MACs."""
     from fxprune import recording
     from fxprune.analysis import analyse_graph
@@ -142,15 +145,16 @@ def stages(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
         figures[stage] = time.process_time() - begun
         return result
 
+    kwargs = kwargs or {}
     on_meta = any(p.is_meta for p in model.parameters())
-    module = timed("record", lambda: recording.record(model, args))
-    graph = timed("label", lambda: analyse_graph(module, args, {}))
+    module = timed("record", lambda: recording.record(model, args, kwargs))
+    graph = timed("label", lambda: analyse_graph(module, args, kwargs))
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     state = ModelState(graph, tensors, 0)
     scores = timed("score", lambda: score_groups(resolve("random" if on_meta else "l2"), state))
     options = Options(Budget("flops", 0.5), verify=False)
     timed("select", lambda: choose(graph, scores, options))
-    dense = Dense(module, graph, args, {}, type(model).__name__, Stages(progress=False))
+    dense = Dense(module, graph, args, kwargs, type(model).__name__, Stages(progress=False))
     both = timed("both", lambda: compress(dense, scores, options, "l2"))
     figures["rewrite"] = figures.pop("both") - figures["select"]
     figures["nodes"] = len(module.graph.nodes)
@@ -181,6 +185,14 @@ def _large(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = timm.create_model(name).eval()
     return stages(model, resolve_inputs(model, None, None)[0])
+
+
+def _family(spec: str) -> dict[str, Any]:
+    from fxprune.inputs import resolve_inputs
+    from model_zoo.networks import load
+
+    model = load(spec).eval()
+    return stages(model, *resolve_inputs(model, None, None))
 
 
 def _search(ratio: str) -> dict[str, Any]:
@@ -228,6 +240,7 @@ KINDS: dict[str, tuple[Callable[[str], dict[str, Any]], Sequence[str]]] = {
     "width": (_width, [f"{times}{where}" for where in ("", " meta") for times in WIDTHS]),
     "parameters": (_decoder, [*DECODERS]),
     "large": (_large, LARGE),
+    "families": (_family, families()),
     "search": (_search, [str(ratio) for ratio in SEARCHED]),
     "consume": (_consume, []),
 }
@@ -300,7 +313,7 @@ def page(results: Path) -> str:
     rows = [["", *STAGES, "all four", "GiB"], ["---", *["---:"] * (len(STAGES) + 2)]]
     for record in records:
         f = record.figures
-        if "record" in f:
+        if "record" in f and f["kind"] != "families":
             seconds = [f[stage] for stage in STAGES]
             rows.append([record.name, *(f"{s:.2f}" for s in seconds), f"{sum(seconds):.2f}", f"{f['memory_gib']:.2f}"])
     parts.append("## Seconds of processor time\n\n" + _markdown(rows))
@@ -312,6 +325,9 @@ def page(results: Path) -> str:
             columns.append([sum(p.figures[stage] for stage in STAGES) for p in points])
             rows.append([label, *(f"{exponent(sizes, column):.2f}" for column in columns)])
     parts.append("## Growth\n\n" + _markdown(rows) + f"\n\n![the curves]({results.with_suffix('.png').name})")
+    of_families = [r.figures for r in records if r.figures["kind"] == "families" and "record" in r.figures]
+    if of_families:
+        parts.append("## The smallest architecture of every family\n\n" + _of_families(of_families))
     searched = [r.figures for r in records if r.figures["kind"] == "search" and "select" in r.figures]
     if searched:
         texts = [f"{1000 * f['select']:.0f} ms at {f['point']} (the first {1000 * f['first']:.0f})" for f in searched]
@@ -327,6 +343,19 @@ def page(results: Path) -> str:
     if fails:
         parts.append("## Fails\n\n" + "\n".join(fails))
     return "\n\n".join(parts) + "\n"
+
+
+def _of_families(figures: Sequence[dict[str, Any]]) -> str:
+    lines = [f"{len(figures)} architectures; *all* is from recording to the rewritten module, scores included."]
+    for what, limit in SLOW.items():
+        of = ("label",) if what == "label" else (*STAGES, "score")
+        taken = {f["point"]: sum(f[stage] for stage in of) for f in figures}
+        over = sorted((name for name in taken if taken[name] > limit), key=lambda name: -taken[name])
+        lines.append(
+            f"- {what}: {np.median([*taken.values()]):.2f} s at the median, {max(taken.values()):.2f} s at most; "
+            f"more than {limit:g} s: " + (", ".join(f"{name} ({taken[name]:.1f})" for name in over) or "none") + "."
+        )
+    return "\n".join(lines)
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
