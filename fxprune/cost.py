@@ -29,9 +29,12 @@ class Counts:
         key = rows.tobytes() + str(rows.shape).encode()
         if key not in self._index:
             self._index[key] = len(self._index) + 1
-            ids, counts = np.unique(rows, return_counts=True)
+            ids, weights = rows[0], np.ones(rows.shape[1])
+            if len(rows) > 1 or not (ids[1:] > ids[:-1]).all():
+                ids, counts = np.unique(rows, return_counts=True)
+                weights = counts / rows.shape[0]
             self._channels.append(ids)
-            self._weights.append(counts / rows.shape[0])
+            self._weights.append(weights)
         return self._index[key]
 
     def reader(self) -> Callable[[Keep], npt.NDArray[np.float64]]:

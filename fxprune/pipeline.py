@@ -101,13 +101,29 @@ class Dense:
         return replace(self, module=module, args=args, kwargs=kwargs)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's search for cycles, which would walk through all that is alive whenever much is made.
+
+    What has no cycle is freed at once as ever; the rest is found afterwards.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@uncollected()
 def record_and_analyse(
     model: nn.Module, args: Any, kwargs: Any, attention: Attention, ignore: Sequence[str], stages: Stages
 ) -> Dense:
     """The first half of the pipeline: the model as a graph, and which of its channels belong together."""
-    with stages("recording"), uncollected():
+    with stages("recording"):
         module = recording.record(model, args, kwargs)
-    with stages("analysing"), uncollected():
+    with stages("analysing"):
         graph = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore)
     kinds = {name: type(m).__name__ for name, m in model.named_modules(remove_duplicate=False)}
     return Dense(module, replace(graph, kinds=kinds), args, kwargs, type(model).__name__, stages)
@@ -202,21 +218,6 @@ def check_recording(model: nn.Module, dense: Dense) -> None:
             f"The recorded graph differs from the model on the example inputs: relative error {error:.1e}. "
             "Does forward depend on something that changes from call to call?"
         )
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Without Python's search for cycles, which would walk through all that is alive whenever much is made.
-
-    What has no cycle is freed at once as ever; the rest is found afterwards.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextmanager

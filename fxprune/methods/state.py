@@ -228,7 +228,10 @@ class Place:
 def _sums(values: Tensor, element: Callable[[Tensor], Tensor], places: Sequence[Place]) -> list[Tensor]:
     """``place.summed(element(values))`` of every place, a few rows at a time: big copies are slow."""
     entries = _ENTRIES_IN_CACHE if values.device.type == "cpu" else _ENTRIES
-    rows = max(1, entries * len(values) // max(1, values.numel()))
+    if values.numel() <= entries:
+        whole = element(values)
+        return [place.summed(whole) for place in places]
+    rows = max(1, entries * len(values) // values.numel())
     parts = [[place.summed(chunk) for place in places] for chunk in map(element, values.split(rows))]
     return [
         torch.stack(of_place).sum(0) if 0 in place.over else torch.cat(of_place)
@@ -240,7 +243,10 @@ def places_of(parameter: Parameter) -> list[Place]:
     """Where channels run through the parameter."""
     places = []
     for factor in parameter.labels:
-        channels, position = np.unique(factor.ids.numpy().reshape(-1), return_inverse=True)
+        channels = np.asarray(factor.ids).reshape(-1)
+        position = np.arange(len(channels))
+        if not (channels[1:] > channels[:-1]).all():  # which is usual, and sorting is slow
+            channels, position = np.unique(channels, return_inverse=True)
         over = tuple(d for d, size in enumerate(factor.ids.shape) if size == 1)
         places.append(Place(parameter, factor.dim, channels, position.reshape(-1), over))
     return places
