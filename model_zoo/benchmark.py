@@ -278,6 +278,20 @@ def _table(records: Sequence[Record]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n\n(In brackets: processor time.)"
 
 
+def short_table(records: Sequence[Record]) -> str:
+    """Seconds of processor time and memory of both, a line per network."""
+    rows = [["network", "fxprune s", "Torch-Pruning s", "ratio", "fxprune MiB", "Torch-Pruning MiB"]]
+    rows.append(["---", *["---:"] * 5])
+    for record in records:
+        f = record.figures
+        rows.append([
+            record.name.partition(":")[2], _number(f.get("ours_cpu_s")), _number(f.get("peer_cpu_s")),
+            _quotient(f, "ours_cpu_s", "peer_cpu_s"),
+            *(f"{f[key]:.0f}" if key in f else "–" for key in ("ours_mib", "peer_mib")),
+        ])  # fmt: skip
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def _pair(figures: dict[str, Any], what: str) -> str:
     if f"{what}_s" not in figures:
         return "–"

@@ -26,7 +26,7 @@ from fxprune import cli, methods
 from fxprune.labels.rules import RULES
 from fxprune.meta import POINTWISE
 from fxprune.methods import registry
-from model_zoo import latency
+from model_zoo import benchmark, latency
 from model_zoo.coverage import LISTS
 from model_zoo.records import RESULTS, read, summary, table
 
@@ -96,6 +96,15 @@ def latencies() -> str:
     return f"{latency.table(records)}\n\n({head['date'][:10]}; {head['cpu']}, {first['provider']}, {threads}.)"
 
 
+def speed() -> str:
+    """Seconds of fxprune and Torch-Pruning, and what they were measured with."""
+    head, records = read(RESULTS / "benchmark.jsonl")
+    versions = f"torch {head['torch']}, timm {head['timm']}, Torch-Pruning {head['torch-pruning']}"
+    return (
+        f"{benchmark.short_table([*records.values()])}\n\n({head['date'][:10]}; {versions}; {head['cpu']}, 1 thread.)"
+    )
+
+
 LIBRARIES = {
     "families": "The smallest architecture of each of timm's model modules, with weights, every check, and onnxruntime",
     "families-heads": "The same networks with whole heads pruned, on the meta device",
@@ -119,7 +128,14 @@ def libraries() -> str:
     return "\n".join(parts)
 
 
-GENERATED = {"ops": ops, "methods": methods_table, "coverage": results, "libraries": libraries, "latency": latencies}
+GENERATED = {
+    "ops": ops,
+    "methods": methods_table,
+    "coverage": results,
+    "libraries": libraries,
+    "latency": latencies,
+    "speed": speed,
+}
 
 
 def generated(text: str, name: str) -> re.Match[str]:
