@@ -7,6 +7,7 @@ from its name.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from types import CodeType
 from typing import Any
 
@@ -58,6 +59,7 @@ def _is_mode_dependent(module: nn.Module) -> bool:
     return not any(True for child in children for _ in (*child.parameters(), *child.buffers()))
 
 
+@lru_cache(maxsize=4096)
 def _mentions_training(code: CodeType) -> bool:
     if "training" in code.co_names:
         return True

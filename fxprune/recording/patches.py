@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from fxprune.recording.traced import traced_float, traced_int
 
 _APPLY = "apply"
+_BOUND = (types.BuiltinMethodType, types.MethodType)
 
 
 def apply_function(cls: type, args: tuple[Any, ...]) -> Any:
@@ -30,9 +31,10 @@ _torch_apply: Any = torch.autograd.Function.__dict__[_APPLY]
 
 
 @contextmanager
-def intercepted_apply(model: nn.Module, handler: Callable[[type, tuple[Any, ...]], Any]) -> Iterator[None]:
-    """``Function.apply`` goes to ``handler(cls, args)``, also where a module of the model's packages bound it to a
-    name."""
+def intercepted_apply(
+    modules: list[types.ModuleType], handler: Callable[[type, tuple[Any, ...]], Any]
+) -> Iterator[None]:
+    """``Function.apply`` goes to ``handler(cls, args)``, also where one of the Python modules bound it to a name."""
 
     def apply(cls: type, *args: Any) -> Any:
         return handler(cls, args)
@@ -40,11 +42,11 @@ def intercepted_apply(model: nn.Module, handler: Callable[[type, tuple[Any, ...]
     replaced: list[tuple[dict[str, Any], str, Any]] = []
     torch.autograd.Function.apply = classmethod(apply)
     try:
-        for module in _defining_modules(model):
-            for name, value in list(module.__dict__.items()):
+        for namespace in [module.__dict__ for module in modules]:
+            for name, value in [item for item in namespace.items() if type(item[1]) in _BOUND]:
                 if _is_bound_apply(value):
-                    replaced.append((module.__dict__, name, value))
-                    module.__dict__[name] = value.__self__.apply
+                    replaced.append((namespace, name, value))
+                    namespace[name] = value.__self__.apply
         yield
     finally:
         torch.autograd.Function.apply = _torch_apply
@@ -52,10 +54,10 @@ def intercepted_apply(model: nn.Module, handler: Callable[[type, tuple[Any, ...]
             namespace[name] = value
 
 
-def _is_bound_apply(value: Any) -> bool:
-    if not isinstance(value, (types.BuiltinMethodType, types.MethodType)) or value.__name__ != _APPLY:
+def _is_bound_apply(method: Any) -> bool:
+    if method.__name__ != _APPLY:
         return False
-    return isinstance(value.__self__, type) and issubclass(value.__self__, torch.autograd.Function)
+    return isinstance(method.__self__, type) and issubclass(method.__self__, torch.autograd.Function)
 
 
 @contextmanager
@@ -136,11 +138,11 @@ class Float(float, metaclass=_NumberMeta):
 
 
 @contextmanager
-def size_preserving_builtins(model: nn.Module, replacements: Mapping[str, Any]) -> Iterator[None]:
-    """The packages that define the model's classes see the replacements instead of the builtins of these names."""
+def size_preserving_builtins(modules: list[types.ModuleType], replacements: Mapping[str, Any]) -> Iterator[None]:
+    """The Python modules see the replacements instead of the builtins of these names."""
     replaced: list[tuple[dict[str, Any], str]] = []
     try:
-        for module in _defining_modules(model):
+        for module in modules:
             for name, value in replacements.items():
                 if name not in module.__dict__:
                     module.__dict__[name] = value
@@ -151,8 +153,10 @@ def size_preserving_builtins(model: nn.Module, replacements: Mapping[str, Any]) 
             namespace.pop(name, None)
 
 
-def _defining_modules(model: nn.Module) -> list[types.ModuleType]:
-    packages = {cls.__module__.partition(".")[0] for module in model.modules() for cls in type(module).__mro__}
+def defining_modules(modules: Iterable[nn.Module]) -> list[types.ModuleType]:
+    """All Python modules of the packages that define the classes of these layers; not torch's own."""
+    classes = {base for cls in {type(module) for module in modules} for base in cls.__mro__}
+    packages = {cls.__module__.partition(".")[0] for cls in classes}
     packages -= {"torch", "fxprune", *sys.stdlib_module_names}
     return [
         module

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fxprune.errors import ExampleInputsError, FxpruneError, RecordError
 from fxprune.recording import boundary, state, trees
 from fxprune.recording.module import RecordedModule, add_constant, add_training_flag, clone_tree
+from fxprune.recording.parts import Parts
 from fxprune.recording.recorder import Options, Recorder
 from fxprune.recording.sources import raised_at
 from fxprune.recording.traced import TracedFlag
@@ -36,8 +37,9 @@ def record(
     """
     args, kwargs = boundary.normalised(example_inputs, example_kwargs)
     bound = boundary.bind(model, args, kwargs)
-    _check_initialised(model)
-    writer = _recorded(model, bound, boundary.describe(args, kwargs)).writer
+    parts = Parts(model)
+    _check_initialised(model, parts)
+    writer = _recorded(model, parts, bound, boundary.describe(args, kwargs)).writer
     root = clone_tree(model, {str(node.target) for node in writer.graph.nodes if node.op == "call_module"})
     for path in writer.flags:
         add_training_flag(root, path)
@@ -48,17 +50,17 @@ def record(
     return result
 
 
-def _check_initialised(model: nn.Module) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+def _check_initialised(model: nn.Module, parts: Parts) -> None:
+    for name, tensor in parts.tensors.items():
         if torch.nn.parameter.is_lazy(tensor):
             raise RecordError(f"{name} of {type(model).__name__} is not initialised yet. Call the model once first.")
 
 
-def _recorded(model: nn.Module, bound: inspect.BoundArguments, given: str) -> Recorder:
+def _recorded(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, given: str) -> Recorder:
     """Record; where a liberty taken by ``Options`` is what fails, record again without it."""
     options = Options(clear_caches=bool(state.cached_tensor_dicts(model)))
     while True:
-        recorder = Recorder(model, options)
+        recorder = Recorder(model, parts, options)
         try:
             output = recorder.run(bound)
         except FxpruneError:
@@ -66,11 +68,11 @@ def _recorded(model: nn.Module, bound: inspect.BoundArguments, given: str) -> Re
         except Exception as error:
             fewer = _without_culprit(options, error)
             if fewer is None:
-                raise _explained(model, bound, given, error) from error
+                raise _explained(model, parts, bound, given, error) from error
             options = fewer
             continue
         liberties = options.clear_caches or (options.own_hashes and recorder.writer.hashed)
-        if liberties and not _same(output, Recorder(model, options).run_unrecorded(bound)):
+        if liberties and not _same(output, Recorder(model, parts, options).run_unrecorded(bound)):
             options = replace(options, clear_caches=False, own_hashes=False)
             continue
         if not options.traced_flags:
@@ -99,11 +101,13 @@ def _same(one: Any, other: Any) -> bool:
     )
 
 
-def _explained(model: nn.Module, bound: inspect.BoundArguments, given: str, error: Exception) -> FxpruneError:
+def _explained(
+    model: nn.Module, parts: Parts, bound: inspect.BoundArguments, given: str, error: Exception
+) -> FxpruneError:
     """The model's own failure as an ``ExampleInputsError``; a failure of the recording alone as a ``RecordError``."""
     name = type(model).__name__
     try:
-        Recorder(model, Options()).run_unrecorded(bound)
+        Recorder(model, parts, Options()).run_unrecorded(bound)
     except Exception as own:
         return ExampleInputsError(
             f"{name}.forward raised {type(own).__name__}: {own}{_where(own)}. It was called with {given}. "

@@ -22,6 +22,12 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch._C import (
+    _get_function_stack_at,
+    _len_torch_function_stack,
+    _pop_torch_function_stack,
+    _push_on_torch_function_stack,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,6 +36,7 @@ from fxprune.recording import boundary, patches, state, trees
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
 from fxprune.recording.leaves import is_leaf
 from fxprune.recording.module import TrainingFlag
+from fxprune.recording.parts import Parts
 from fxprune.recording.sources import caller_is_user_code, current_source, defined_at
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
 from fxprune.recording.writer import GraphWriter
@@ -63,6 +70,7 @@ class _FunctionMode(TorchFunctionMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
+        self.paused = _Paused(self)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -70,10 +78,32 @@ class _FunctionMode(TorchFunctionMode):
         return self.recorder.seen_function(func, args, kwargs or {}, self)
 
 
+class _Paused:
+    """``with`` this, the mode is off, unless another one lies above it: it would only look on."""
+
+    def __init__(self, mode: TorchFunctionMode) -> None:
+        self.mode = mode
+        self.taken: list[bool] = []
+
+    def __enter__(self) -> None:
+        last = _len_torch_function_stack() - 1
+        self.taken.append(last >= 0 and _get_function_stack_at(last) is self.mode)
+        if self.taken[-1]:
+            _pop_torch_function_stack()
+
+    def __exit__(self, *error: Any) -> None:
+        if self.taken.pop():
+            _push_on_torch_function_stack(self.mode)
+
+
 class _DispatchMode(TorchDispatchMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled while recording, so there is no compiler to hide from at every op
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -84,19 +114,21 @@ class _DispatchMode(TorchDispatchMode):
 class Recorder:
     """One run of ``model``, written down by ``writer``."""
 
-    def __init__(self, model: nn.Module, options: Options) -> None:
+    def __init__(self, model: nn.Module, parts: Parts, options: Options) -> None:
         self.model = model
+        self.parts = parts
         self.options = options
-        self.writer = GraphWriter(model, options.own_hashes)
+        self.writer = GraphWriter(parts, options.own_hashes)
         self._written_storages = state.Storages()
         self._thread = threading.get_ident()
         self._depth = 0
         self._value_read = False
         self._written_tensors: set[int] = set()
-        self._module_names = {id(module): name for name, module in model.named_modules()}
+        self._function_mode = _FunctionMode(self)
+        self._module_names = {id(module): name for name, module in parts.modules.items()}
         self._buffers = [
             (module, name, f"{path}.{name}" if path else name, buffer)
-            for path, module in model.named_modules()
+            for path, module in parts.modules.items()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
@@ -109,11 +141,12 @@ class Recorder:
             hooks.enter_context(torch.enable_grad())
             hooks.enter_context(patches.without_fast_path())
             hooks.enter_context(patches.intercepted_modules(self.seen_module))
-            hooks.enter_context(patches.intercepted_apply(self.model, self.seen_apply))
+            python_modules = patches.defining_modules(self.parts.modules.values())
+            hooks.enter_context(patches.intercepted_apply(python_modules, self.seen_apply))
             hooks.enter_context(patches.intercepted_autocast(self.entered_autocast, self.left_autocast))
             if self.options.traced_builtins:
-                hooks.enter_context(patches.size_preserving_builtins(self.model, self._builtins()))
-            hooks.enter_context(_FunctionMode(self))
+                hooks.enter_context(patches.size_preserving_builtins(python_modules, self._builtins()))
+            hooks.enter_context(self._function_mode)
             with self._unrecorded():
                 self._put_in_eval_mode()
                 args, kwargs = self._place_inputs(bound)
@@ -138,20 +171,22 @@ class Recorder:
         """What is put back after any run, and the dispatch mode that sees what there is to put back."""
         with ExitStack() as stack:
             stack.callback(self._written_storages.restore)
-            stack.enter_context(state.preserved(self.model))
-            stack.enter_context(state.forked_random_state(self.model))
+            stack.enter_context(state.preserved(self.parts))
+            stack.enter_context(state.forked_random_state(self.parts))
             stack.enter_context(state.without_compilation())
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(_DispatchMode(self))
             yield
 
-    @contextmanager
-    def _unrecorded(self) -> Iterator[None]:
+    def _unrecorded(self) -> Recorder:
+        """``with`` this, nothing is recorded."""
+        return self
+
+    def __enter__(self) -> None:
         self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
+
+    def __exit__(self, *error: Any) -> None:
+        self._depth -= 1
 
     def _is_inner(self) -> bool:
         """Whether what runs now belongs to a call that is recorded as a whole, or to another thread."""
@@ -166,7 +201,7 @@ class Recorder:
                 cache.clear()
         if not self.options.traced_flags:
             return
-        for name, module in self.model.named_modules():
+        for name, module in self.parts.modules.items():
             if not isinstance(module, torch.jit.ScriptModule) and (not name or not is_leaf(module)):
                 module.__dict__["training"] = self.writer.flag(name, self._branched_on_flag)
 
@@ -249,19 +284,21 @@ class Recorder:
             return self.writer.flag(name.rpartition(".")[0], self._branched_on_flag)
         self.writer.path.append(self.writer.path[-1] if name is None else name)
         try:
-            if name and is_leaf(module) and self._has_its_own_tensors(module):
-                try:
-                    return self._leaf(call, module, name, args, kwargs)
-                except _NotTensorsError:
-                    pass
+            with self._function_mode.paused:
+                if name and is_leaf(module) and self._has_its_own_tensors(module):
+                    try:
+                        return self._leaf(call, module, name, args, kwargs)
+                    except _NotTensorsError:
+                        pass
             return call(module, *args, **kwargs)
         finally:
             self.writer.path.pop()
 
     def _has_its_own_tensors(self, module: nn.Module) -> bool:
         """Not so if the model put computed tensors in the place of the layer's parameters for this call."""
-        with self._unrecorded():
-            return all(self.writer.knows(tensor) for tensor in (*module.parameters(), *module.buffers()))
+        inside = module.modules() if module._modules else (module,)
+        tables = [table for each in inside for table in (each._parameters, each._buffers)]
+        return all(tensor is None or self.writer.knows(tensor) for table in tables for tensor in table.values())
 
     def _leaf(
         self, call: Callable[..., Any], module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.recording.parts import Parts
+
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 
 
@@ -50,14 +52,17 @@ def storage_id(tensor: Tensor) -> int | None:
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
+def preserved(parts: Parts) -> Iterator[None]:
     """Put back every module's attributes and training flag and every tensor's ``requires_grad`` afterwards."""
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    scripted = [(module, module.training) for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
+    scripted = [(module, module.training) for module in parts.scripted()]
+    modules = [module for module in parts.modules.values() if not isinstance(module, torch.jit.ScriptModule)]
     attributes = [(module, dict(module.__dict__)) for module in modules]
-    containers = _containers(modules)
-    needed_grad = [tensor for tensor in _model_tensors(model) if tensor.requires_grad and tensor.is_leaf]
-    data = [(tensor, tensor.data) for tensor in _model_tensors(model)]
+    containers = [value for module in modules for value in module.__dict__.values() if type(value) in _CONTAINERS]
+    empty = [container for container in containers if not container]  # nearly all: a module has a dozen tables of hooks
+    full = [(container, _contents(container)) for container in containers if container]
+    tensors = list(parts.tensors.values())
+    needed_grad = [tensor for tensor in tensors if tensor.requires_grad and tensor.is_leaf]
+    data = [(tensor, tensor.data) for tensor in tensors]
     try:
         for tensor in needed_grad:
             tensor.requires_grad_(False)
@@ -66,28 +71,22 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for module, values in attributes:
             module.__dict__.clear()
             module.__dict__.update(values)
-        for container, items in containers:
-            _refill(container, items)
+        for container in empty:
+            if container:
+                container.clear()
+        for container, contents in full:
+            _refill(container, contents)
         for module, training in scripted:
             module.training = training
-        for tensor, contents in data:
-            if storage_id(tensor) != storage_id(contents):
-                tensor.data = contents
+        for tensor, before in data:
+            if storage_id(tensor) != storage_id(before):
+                tensor.data = before
         for tensor in needed_grad:
             tensor.requires_grad_(True)
 
 
-def _model_tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
-
-
-def _containers(modules: list[nn.Module]) -> list[tuple[Any, Any]]:
-    return [
-        (value, list(value.items()) if isinstance(value, dict) else list(value))
-        for module in modules
-        for value in module.__dict__.values()
-        if type(value) in _CONTAINERS
-    ]
+def _contents(container: Any) -> list[Any]:
+    return list(container.items() if isinstance(container, dict) else container)
 
 
 def _refill(container: Any, contents: list[Any]) -> None:
@@ -111,9 +110,9 @@ def cached_tensor_dicts(model: nn.Module) -> list[dict[Any, Any]]:
 
 
 @contextmanager
-def forked_random_state(model: nn.Module) -> Iterator[None]:
+def forked_random_state(parts: Parts) -> Iterator[None]:
     """Random numbers drawn inside are drawn again afterwards: torch's, Python's and numpy's."""
-    devices = {tensor.device for tensor in _model_tensors(model) if tensor.device.type == "cuda"}
+    devices = {tensor.device for tensor in parts.tensors.values() if tensor.device.type == "cuda"}
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = numpy.random.get_state() if numpy is not None else None

@@ -16,6 +16,7 @@ from fxprune.recording import boundary, state, trees
 from fxprune.recording.calls import Call, Constant
 from fxprune.recording.liveness import eliminate_dead_nodes
 from fxprune.recording.module import TRAINING_FLAG
+from fxprune.recording.parts import Parts
 from fxprune.recording.sources import current_source
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
 
@@ -45,7 +46,7 @@ class GraphWriter:
     inputs apart. ``hashed``: has a size been looked up by its hash?
     """
 
-    def __init__(self, model: nn.Module, own_hashes: bool = True) -> None:
+    def __init__(self, parts: Parts, own_hashes: bool = True) -> None:
         self.graph = Graph()
         self.own_hashes = own_hashes
         self.hashed = False
@@ -67,9 +68,9 @@ class GraphWriter:
         self._sizes: dict[tuple[Node, int], Lazy] = {}
         self._last_size: dict[Node, Node] = {}
         self._devices: dict[int, Node] = {}
-        self._taken = {name for name, _ in [*model.named_children(), *model.named_buffers(), *model.named_parameters()]}
+        self._taken = {*parts.tensors, *parts.modules}
         self._names: dict[int, str] = {}
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        for name, tensor in parts.tensors.items():
             self._names[id(tensor)] = name
             self._kept.append(tensor)
             self._lasting |= _storage_of(tensor)
@@ -155,7 +156,7 @@ class GraphWriter:
         return self._bind(item, part, changed, untouched)
 
     def _bind_tensor(self, value: Tensor, node: Node, changed: set[int], untouched: set[int]) -> Tensor:
-        self.describe(node, value)
+        node.meta["shape"] = tuple(value.shape)
         if id(value) in untouched:
             return value
         if (id(value) in self._nodes or id(value) in self._names) and id(value) not in changed:
