@@ -62,7 +62,7 @@ class MetaKernels:
         pure = self._pure.get(func)
         if pure is None:
             pure = self._pure[func] = _makes_new_tensors(func)
-            self._pointwise[func] = _is_pointwise(func)
+            self._pointwise[func] = is_pointwise(func)
         if not pure:
             return args[0] if self._pointwise[func] and _in_place(func, args, kwargs) else func(*args, **kwargs)
         tensors: list[Tensor] = []
@@ -100,7 +100,8 @@ def _makes_new_tensors(func: Any) -> bool:
     return torch.Tag.data_dependent_output not in tags and torch.Tag.dynamic_output_shape not in tags
 
 
-def _is_pointwise(func: Any) -> bool:
+def is_pointwise(func: Any) -> bool:
+    """Whether the op computes every position from the same position of its operands, also where it writes in place."""
     name = func.overloadpacket.__name__
     return torch.Tag.pointwise in func.tags or (name.rstrip("_") if func._schema.is_mutable else name) in POINTWISE
 

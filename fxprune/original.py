@@ -47,7 +47,7 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
         raise InputError("The weights are on the meta device, where nothing can be compared. Load them first.")
     _check_same(model, cuts)
     result = copy.deepcopy(model)
-    for cache in cached_tensor_dicts(result):  # computed from the dense weights
+    for cache in cached_tensor_dicts(result.modules()):  # computed from the dense weights
         cache.clear()
     _put_tensors(result, pruned)
     _put_sizes(result, pruned)

@@ -95,13 +95,25 @@ def parts(value: Any) -> list[Part] | None:
 
 def with_fresh_tensors(value: Any) -> Any:
     """A copy of an input whose tensors can be written to and told apart, the same tensor passed twice included."""
+    return map_tensors(lambda tensor: tensor.detach().clone(), value)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A copy of an input with ``function(tensor)`` in the place of every tensor."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return function(value)
     found = parts(value)
     if found is None:
         return value
-    items = [with_fresh_tensors(part.value) for part in found]
-    return _with_items(value, found, items)
+    return _with_items(value, found, [map_tensors(function, part.value) for part in found])
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in an input."""
+    if isinstance(value, Tensor):
+        yield value
+    for part in parts(value) or []:
+        yield from tensors(part.value)
 
 
 def _with_items(value: Any, found: list[Part], items: list[Any]) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _COMPOSITE = (
@@ -35,6 +36,13 @@ def is_leaf(module: nn.Module) -> bool:
     if "forward" in module.__dict__ or _computes_its_weights(module):
         return False
     return _is_torch_layer(module) or _is_mode_dependent(module)
+
+
+def is_only_torch(module: nn.Module) -> bool:
+    """Whether nothing but torch's own code runs when the leaf is called: no hook, no function put into it."""
+    if _has_any_global_hook() or not _is_torch_layer(module):
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks or any(map(callable, module.__dict__.values())))
 
 
 def _is_torch_layer(module: nn.Module) -> bool:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor, nn
 
 
+@dataclass(frozen=True)
 class Parts:
-    """``modules``, ``parameters`` and ``buffers`` by dotted name, each object under its first name."""
+    """Everything by dotted name, each object under its first name."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.modules = dict(model.named_modules())
-        self.parameters: dict[str, Tensor] = dict(model.named_parameters())
-        self.buffers: dict[str, Tensor] = dict(model.named_buffers())
+    modules: dict[str, nn.Module]
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Parts:
+        return cls(dict(model.named_modules()), dict(model.named_parameters()), dict(model.named_buffers()))
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         return {**self.parameters, **self.buffers}
+
+    def with_tensors(self, other: Callable[[Tensor], Tensor]) -> Parts:
+        """The same modules, and ``other(tensor)`` for every tensor."""
+        parameters = {name: other(tensor) for name, tensor in self.parameters.items()}
+        return replace(self, parameters=parameters, buffers={name: other(t) for name, t in self.buffers.items()})
 
     def scripted(self) -> list[torch.jit.ScriptModule]:
         return [module for module in self.modules.values() if isinstance(module, torch.jit.ScriptModule)]

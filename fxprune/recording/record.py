@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import ExampleInputsError, FxpruneError, RecordError
-from fxprune.recording import boundary, state, trees
+from fxprune.recording import boundary, rehearsal, state, trees
 from fxprune.recording.module import RecordedModule, add_constant, add_training_flag, clone_tree
 from fxprune.recording.parts import Parts
 from fxprune.recording.recorder import Options, Recorder
 from fxprune.recording.sources import raised_at
 from fxprune.recording.traced import TracedFlag
+from fxprune.recording.writer import GraphWriter
 
 
 def record(
@@ -35,11 +36,24 @@ def record(
 
     Raises ``ExampleInputsError`` if the model itself fails on the inputs, ``RecordError`` if only the recording does.
     """
+    return recorded(model, example_inputs, example_kwargs)
+
+
+def recorded(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...],
+    example_kwargs: dict[str, Any] | None = None,
+    *,
+    rehearse: bool = True,
+) -> RecordedModule:
+    """:func:`record`; with ``rehearse``, without data where that is enough."""
     args, kwargs = boundary.normalised(example_inputs, example_kwargs)
     bound = boundary.bind(model, args, kwargs)
-    parts = Parts(model)
+    parts = Parts.of(model)
     _check_initialised(model, parts)
-    writer = _recorded(model, parts, bound, boundary.describe(args, kwargs)).writer
+    writer = _rehearsed(model, parts, bound) if rehearse and rehearsal.is_possible(parts, bound) else None
+    if writer is None:
+        writer = _recorded(model, parts, bound, boundary.describe(args, kwargs)).writer
     root = clone_tree(model, {str(node.target) for node in writer.graph.nodes if node.op == "call_module"})
     for path in writer.flags:
         add_training_flag(root, path)
@@ -56,9 +70,23 @@ def _check_initialised(model: nn.Module, parts: Parts) -> None:
             raise RecordError(f"{name} of {type(model).__name__} is not initialised yet. Call the model once first.")
 
 
+def _rehearsed(model: nn.Module, parts: Parts, bound: inspect.BoundArguments) -> GraphWriter | None:
+    """Record without data; None if the run needs it, or does not end."""
+    run = rehearsal.Rehearsal()
+    recorder = Recorder(model, parts, Options(clear_caches=False), run)
+    try:
+        recorder.run(rehearsal.without_data(bound))
+    except Exception:
+        return None
+    writer = recorder.writer
+    if run.needs_data or writer.hashed or run.is_kept() or not run.are_innocent(writer.constants.values()):
+        return None
+    return writer
+
+
 def _recorded(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, given: str) -> Recorder:
     """Record; where a liberty taken by ``Options`` is what fails, record again without it."""
-    options = Options(clear_caches=bool(state.cached_tensor_dicts(model)))
+    options = Options(clear_caches=bool(state.cached_tensor_dicts(parts.modules.values())))
     while True:
         recorder = Recorder(model, parts, options)
         try:

@@ -14,8 +14,9 @@ import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,9 +35,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.errors import RecordError
 from fxprune.recording import boundary, patches, state, trees
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
-from fxprune.recording.leaves import is_leaf
+from fxprune.recording.leaves import is_leaf, is_only_torch
 from fxprune.recording.module import TrainingFlag
 from fxprune.recording.parts import Parts
+from fxprune.recording.rehearsal import Rehearsal
 from fxprune.recording.sources import caller_is_user_code, current_source, defined_at
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
 from fxprune.recording.writer import GraphWriter
@@ -85,15 +87,24 @@ class _Paused:
         self.mode = mode
         self.taken: list[bool] = []
 
-    def __enter__(self) -> None:
+    def _is_on(self) -> bool:
         last = _len_torch_function_stack() - 1
-        self.taken.append(last >= 0 and _get_function_stack_at(last) is self.mode)
+        return last >= 0 and _get_function_stack_at(last) is self.mode
+
+    def __enter__(self) -> None:
+        self.taken.append(self._is_on())
         if self.taken[-1]:
             _pop_torch_function_stack()
 
     def __exit__(self, *error: Any) -> None:
         if self.taken.pop():
             _push_on_torch_function_stack(self.mode)
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """The mode is on again, if it was before."""
+        with self.mode if any(self.taken) and not self._is_on() else nullcontext():
+            yield
 
 
 class _DispatchMode(TorchDispatchMode):
@@ -114,11 +125,13 @@ class _DispatchMode(TorchDispatchMode):
 class Recorder:
     """One run of ``model``, written down by ``writer``."""
 
-    def __init__(self, model: nn.Module, parts: Parts, options: Options) -> None:
+    def __init__(self, model: nn.Module, parts: Parts, options: Options, rehearsal: Rehearsal | None = None) -> None:
         self.model = model
         self.parts = parts
         self.options = options
-        self.writer = GraphWriter(parts, options.own_hashes)
+        self.rehearsal = rehearsal
+        seen = parts if rehearsal is None else rehearsal.parts(parts)
+        self.writer = GraphWriter(seen, options.own_hashes)
         self._written_storages = state.Storages()
         self._thread = threading.get_ident()
         self._depth = 0
@@ -127,7 +140,12 @@ class Recorder:
         self._function_mode = _FunctionMode(self)
         self._module_names = {id(module): name for name, module in parts.modules.items()}
         self._buffers = [
-            (module, name, f"{path}.{name}" if path else name, buffer)
+            (
+                module,
+                name,
+                f"{path}.{name}" if path else name,
+                buffer if rehearsal is None else rehearsal.stand_in(buffer),
+            )
             for path, module in parts.modules.items()
             for name, buffer in module._buffers.items()
             if buffer is not None
@@ -148,9 +166,13 @@ class Recorder:
                 hooks.enter_context(patches.size_preserving_builtins(python_modules, self._builtins()))
             hooks.enter_context(self._function_mode)
             with self._unrecorded():
+                if self.rehearsal is not None:
+                    self.rehearsal.install(self.parts.modules.values())
                 self._put_in_eval_mode()
                 args, kwargs = self._place_inputs(bound)
                 self._written_tensors.clear()
+                if self.rehearsal is not None:
+                    self.rehearsal.begin()
             output = self.model(*args, **kwargs)
             with self._unrecorded():
                 self._write_back_buffers()
@@ -179,13 +201,15 @@ class Recorder:
             yield
 
     def _unrecorded(self) -> Recorder:
-        """``with`` this, nothing is recorded."""
+        """``with`` this, nothing is recorded, and the function mode is off; ``lifted`` is for code of the model."""
         return self
 
     def __enter__(self) -> None:
         self._depth += 1
+        self._function_mode.paused.__enter__()
 
     def __exit__(self, *error: Any) -> None:
+        self._function_mode.paused.__exit__()
         self._depth -= 1
 
     def _is_inner(self) -> bool:
@@ -194,10 +218,11 @@ class Recorder:
 
     def _put_in_eval_mode(self) -> None:
         """Through train mode, so that models which drop their caches in ``train()`` do."""
-        self.model.train(True)
-        self.model.eval()
+        with self._function_mode.paused.lifted():
+            self.model.train(True)
+            self.model.eval()
         if self.options.clear_caches:
-            for cache in state.cached_tensor_dicts(self.model):
+            for cache in state.cached_tensor_dicts(self.parts.modules.values()):
                 cache.clear()
         if not self.options.traced_flags:
             return
@@ -250,8 +275,12 @@ class Recorder:
     def seen_function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mode: TorchFunctionMode) -> Any:
         """A torch function or tensor method; ``mode`` is off while it is handled."""
         if self._is_inner():
-            return func(*args, **kwargs)
-        special = _SPECIAL.get(func) or _SPECIAL.get(property_name(func))
+            return self._run(func)(*args, **kwargs)
+        getter = property_name(func)
+        if getter == "device":
+            with self._unrecorded():
+                return self.writer.device(args[0], self._run(func)(*args))
+        special = _SPECIAL.get(func) or _SPECIAL.get(getter)
         if special is not None:
             with self._unrecorded():
                 return special(self.writer, args, kwargs)
@@ -262,11 +291,16 @@ class Recorder:
             return func(*args, **kwargs)
         if setter_name(func) is not None:
             return self._assigned(setter_name(func), args[0], args[1])
-        return self._record(lambda: written_as(func, args, kwargs), func, args, kwargs)
+        return self._record(lambda: written_as(func, args, kwargs), self._run(func), args, kwargs)
+
+    def _run(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """How a torch function is run."""
+        return func if self.rehearsal is None else partial(self.rehearsal.function, func)
 
     def _assigned(self, name: str | None, tensor: Tensor, value: Any) -> None:
         """``tensor.data = value``: everything that held the tensor sees it change; other attributes are autograd's."""
         with self._unrecorded():
+            self._needs_data()
             before = tensor.detach()
             call = Call("call_function", setattr, (tensor, name, value), {})
             if name == "data":
@@ -304,7 +338,8 @@ class Recorder:
         self, call: Callable[..., Any], module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         def checked(*args: Any, **kwargs: Any) -> Any:
-            result = call(module, *args, **kwargs)
+            with nullcontext() if is_only_torch(module) else self._function_mode.paused.lifted():
+                result = call(module, *args, **kwargs)
             if not trees.is_only_tensors(result):
                 raise _NotTensorsError
             return result
@@ -318,34 +353,47 @@ class Recorder:
         if cls is torch.utils.checkpoint.CheckpointFunction:
             return args[0](*args[2:])
         call = Call("call_function", FunctionApply(cls), args, {})
-        return self._record(lambda: call, lambda *args: patches.apply_function(cls, args), args, {})
+
+        def run(*args: Any) -> Any:
+            with self._function_mode.paused.lifted():
+                return patches.apply_function(cls, args)
+
+        return self._record(lambda: call, run, args, {})
 
     def seen_op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An aten op, inside a recorded call or called where no torch function announced it."""
         if func in _VALUE_READS:
             self._value_read = True
         if func._schema.is_mutable:
-            self._save_before_write(func, args, kwargs)
+            with self._unrecorded():
+                self._save_before_write(func, args, kwargs)
+        run = func if self.rehearsal is None else partial(self.rehearsal.op, func)
         if self._is_inner():
-            result = func(*args, **kwargs)
+            with self._unrecorded():
+                result = run(*args, **kwargs)
         else:
-            result = self._record(lambda: Call("call_function", func, args, kwargs), func, args, kwargs)
+            self._needs_data()  # what calls an op that no torch function announced cannot be watched
+            result = self._record(lambda: Call("call_function", func, args, kwargs), run, args, kwargs)
         with self._unrecorded():
             for tensor in trees.tensors(result):
                 self._written_storages.created(tensor)
         return result
 
     def _save_before_write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        with self._unrecorded():
-            for index, argument in enumerate(func._schema.arguments):
-                if argument.alias_info is None or not argument.alias_info.is_write:
-                    continue
-                value = args[index] if index < len(args) else kwargs.get(argument.name)
-                for tensor in trees.tensors(value):
-                    self._written_storages.before_write(tensor)
-                    self._written_tensors.add(id(tensor))
+        for index, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[index] if index < len(args) else kwargs.get(argument.name)
+            for tensor in trees.tensors(value):
+                self._written_storages.before_write(tensor)
+                self._written_tensors.add(id(tensor))
+
+    def _needs_data(self) -> None:
+        if self.rehearsal is not None:
+            self.rehearsal.ask()
 
     def entered_autocast(self, context: torch.autocast) -> None:
+        self._needs_data()  # it concerns one kind of device
         if not self._is_inner():
             args = (context.device, context.fast_dtype, context._enabled, context._cache_enabled)
             enter = self.writer.create(Call("call_function", torch.amp.autocast_mode._enter_autocast, args, {}))
@@ -414,10 +462,9 @@ def _count(writer: GraphWriter, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return total
 
 
-# Reads of sizes and devices: a method or function, or the name of a property.
+# Reads of sizes: a method or function, or the name of a property.
 _SPECIAL: dict[Any, Callable[[GraphWriter, tuple[Any, ...], dict[str, Any]], Any]] = {
     "shape": lambda writer, args, kwargs: _sizes(writer, args[0]),
-    "device": lambda writer, args, kwargs: writer.device(args[0]),
     Tensor.size: _size,
     Tensor.numel: _count,
     Tensor.nelement: _count,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -97,12 +97,12 @@ def _refill(container: Any, contents: list[Any]) -> None:
         container.update(contents)
 
 
-def cached_tensor_dicts(model: nn.Module) -> list[dict[Any, Any]]:
-    """Plain dict attributes that hold tensors: results of an earlier call, kept by the model itself."""
+def cached_tensor_dicts(modules: Iterable[nn.Module]) -> list[dict[Any, Any]]:
+    """Plain dict attributes that hold tensors: results of an earlier call, kept by a module itself."""
     own = set(nn.Module().__dict__)
     return [
         value
-        for module in model.modules()
+        for module in modules
         if not isinstance(module, torch.jit.ScriptModule)
         for name, value in module.__dict__.items()
         if name not in own and isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())

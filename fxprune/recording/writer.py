@@ -288,9 +288,8 @@ class GraphWriter:
         lazy = self._sizes.setdefault(key, Lazy(self, "call_method", "size", key))
         return TracedInt(int(tensor.shape[dim]), lazy)
 
-    def device(self, tensor: Tensor) -> torch.device:
+    def device(self, tensor: Tensor, device: torch.device) -> torch.device:
         """The tensor's device; used in a factory call later, it is read from the tensor again."""
-        device = tensor.device
         self._devices[id(device)] = self.node_of(tensor)
         self._kept.append(device)
         return device

@@ -1,0 +1,307 @@
+"""Recording without data: the model runs on meta tensors first.
+
+Most of the time that a recorded run takes goes into convolutions and matrix products whose values nobody looks at: the
+graph, its shapes and its notes are the same whatever they are. So meta tensors stand in for the parameters, buffers and
+inputs, and the recorder is run as ever. What this recording is worth is decided by what the run asked for: if it ever
+depended on a value, or might have, or did what cannot be watched, the recording is thrown away and made again for real.
+
+- An op sees a stand-in only if it is known to do the same whatever the values: views, pointwise ops, and those in
+  ``_BLIND``. Any other op, any dtype that some kernels lack, and any failure, also one that the model catches, means
+  that data is needed (``needs_data``).
+- Torch functions that answer with something other than tensors are let pass if they tell shapes and the like;
+  ``device`` and its relatives answer as for the real tensor.
+- Tensors that no stand-in went into are real, with the values of a real run: what a model keeps for later calls in a
+  place that is not its own (a memoised grid) is right. A stand-in that is kept anywhere means that data is needed.
+- A parameter or buffer that the model reaches other than by its name becomes a constant of the graph, which tells.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from fxprune.meta import MetaKernels, is_pointwise
+from fxprune.recording import boundary, state, trees
+from fxprune.recording.calls import property_name
+from fxprune.recording.parts import Parts
+
+_aten = torch.ops.aten
+_CPU = torch.device("cpu")
+_META = torch.device("meta")
+_FLOATS = (torch.float32, torch.float64)  # CPU kernels of these are never missing
+_OTHERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+
+# Besides pointwise ops: the same is done, and refused, whatever the values of these operands.
+_BLIND = frozenset(
+    "convolution mm addmm bmm baddbmm mv dot native_batch_norm _native_batch_norm_legit_no_training native_layer_norm "
+    "native_group_norm _fused_rms_norm mean sum amax amin var var_mean std std_mean linalg_vector_norm logsumexp "
+    "_softmax _log_softmax _safe_softmax cumsum max_pool2d_with_indices max_pool3d_with_indices avg_pool2d avg_pool3d "
+    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d "
+    "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d "
+    "_upsample_nearest_exact2d reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d im2col col2im "
+    "grid_sampler_2d glu pixel_shuffle pixel_unshuffle native_channel_shuffle".split()
+)
+# The same of any dtype: nothing is computed, or truth values are.
+_MOVES = frozenset(
+    "cat stack clone repeat roll flip constant_pad_nd _unsafe_view where masked_fill copy _to_copy fill zero "
+    "new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like empty "
+    "eq ne lt le gt ge logical_not logical_and logical_or logical_xor".split()
+)
+# Pointwise, and yet they look at values, or not every dtype will do.
+_LOOKS = frozenset("bernoulli bitwise_not bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift "
+                   "gcd lcm polar complex normal __and__ __or__ __xor__ __lshift__ __rshift__".split())  # fmt: skip
+# Answers that are no tensors and that a stand-in gives like the real tensor.
+_TOLD = frozenset(
+    "shape size numel nelement dim ndim ndimension __len__ dtype layout requires_grad is_leaf grad_fn element_size "
+    "itemsize is_floating_point is_complex is_signed is_tensor is_same_size can_cast result_type promote_types "
+    "is_cuda is_xpu is_mps is_sparse is_sparse_csr is_quantized is_mkldnn is_nested is_inference is_grad_enabled "
+    "__hash__ __setitem__ _assert".split()
+)
+_FILLED = frozenset("new_empty new_full new_ones new_zeros new_tensor empty_like full_like ones_like zeros_like "
+                    "rand_like randn_like randint_like".split())  # fmt: skip
+_TOLD_OF_CPU: dict[str, Any] = {"is_cpu": True, "is_meta": False}
+
+
+class DataNeededError(Exception):
+    """The run asked for what a stand-in does not have."""
+
+
+class Rehearsal:
+    """The stand-ins of one run, and what was asked of them."""
+
+    def __init__(self) -> None:
+        self.needs_data = False
+        self._stand_ins: dict[int, Tensor] = {}
+        self._storages: set[int | None] = set()
+        self._made: list[weakref.ref[Tensor]] = []
+        self._kernels = MetaKernels()
+
+    # --- before the run -----------------------------------------------------------------------------------------------
+
+    def parts(self, parts: Parts) -> Parts:
+        """The same with stand-ins for the tensors, one for every tensor object."""
+        for tensor in parts.tensors.values():
+            stand_in: Tensor = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=_META)
+            if isinstance(tensor, nn.Parameter):
+                stand_in = nn.Parameter(stand_in, requires_grad=False)
+            stand_in.__dict__.update(tensor.__dict__)
+            self._stand_ins[id(tensor)] = stand_in
+            self._storages.add(state.storage_id(tensor))
+        return parts.with_tensors(self.stand_in)
+
+    def stand_in(self, tensor: Tensor) -> Tensor:
+        return self._stand_ins[id(tensor)]
+
+    def install(self, modules: Iterable[nn.Module]) -> None:
+        """Put them into the modules' tables. What puts the modules' attributes back puts these back."""
+        for module in modules:
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for table in tables:
+                for name, tensor in table.items():
+                    if tensor is not None:
+                        table[name] = self._stand_ins[id(tensor)]
+
+    def begin(self) -> None:
+        """The inputs are in place; what is made from now on belongs to the run."""
+        self._made.clear()
+
+    # --- during the run -----------------------------------------------------------------------------------------------
+
+    def device(self, tensor: Tensor) -> torch.device:
+        return torch.device("cpu") if tensor.is_meta else tensor.device  # a new object every time, as always
+
+    def ask(self) -> None:
+        self.needs_data = True
+
+    def op(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Run an aten op: for real if no operand is a stand-in, else on meta."""
+        try:
+            operands = list(trees.tensors((args, kwargs)))
+            stand_ins = [tensor for tensor in operands if tensor.is_meta]
+            if not stand_ins or (kwargs.get("device") == _CPU and _name(func) in _FILLED):
+                result = func(*args, **kwargs)
+            else:
+                _check_blind(func, args, operands)
+                if len(stand_ins) < len(operands):
+                    if func._schema.is_mutable:
+                        raise DataNeededError("a real tensor would have to hold what is not known")
+                    args, kwargs = trees.map_tree(_on_meta, args), trees.map_tree(_on_meta, kwargs)
+                result = self._kernels(func, args, kwargs)
+            for tensor in trees.tensors(result):
+                if tensor.is_meta:
+                    self._check_dtype(tensor)
+                    self._made.append(weakref.ref(tensor))
+        except Exception:
+            self.ask()
+            raise
+        return result
+
+    def _check_dtype(self, tensor: Tensor) -> None:
+        if tensor.dtype not in _FLOATS and tensor.dtype not in _OTHERS:
+            raise DataNeededError(f"not every kernel takes {tensor.dtype}")
+
+    def function(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Run a torch function as if its stand-ins were on the device of the real tensors."""
+        try:
+            of_stand_ins = any(tensor.is_meta for tensor in trees.tensors((args, kwargs)))
+            if not of_stand_ins:
+                result = func(*args, **kwargs)
+                if any(tensor.is_meta for tensor in trees.tensors(result)):
+                    raise DataNeededError("the model itself works on meta")
+                return result
+            name = property_name(func) or str(getattr(func, "__name__", ""))
+            if name == "device":
+                return self.device(args[0])
+            if name in _TOLD_OF_CPU:
+                return _TOLD_OF_CPU[name]
+            result = _placed(func, name, args, kwargs)
+            if not trees.has_tensors(result) and name not in _TOLD:
+                self.ask()
+        except Exception:
+            self.ask()
+            raise
+        return result
+
+    # --- after the run ------------------------------------------------------------------------------------------------
+
+    def is_kept(self) -> bool:
+        """Whether a tensor of the run is still alive: something that is not the model's holds it."""
+        return any(reference() is not None for reference in self._made)
+
+    def are_innocent(self, constants: Iterable[Tensor]) -> bool:
+        """Whether the tensors that the run did not compute are none of the model's, by another way."""
+        return not any(tensor.is_meta or state.storage_id(tensor) in self._storages for tensor in constants)
+
+
+def is_possible(parts: Parts, bound: inspect.BoundArguments) -> bool:
+    """Whether a run without data could be watched: plain CPU tensors, floating-point inputs, no mode of the user's."""
+    tensors = {id(tensor): tensor for tensor in parts.tensors.values()}
+    inputs = list(boundary.tensors(bound.arguments))
+    if parts.scripted() or state.cached_tensor_dicts(parts.modules.values()):
+        return False
+    if _get_current_function_mode() is not None or _get_current_dispatch_mode() is not None:
+        return False
+    if torch.is_autocast_enabled("cpu") or torch.get_default_device() != _CPU:
+        return False
+    if not all(_is_plain(tensor) and tensor.dtype in _FLOATS for tensor in inputs):
+        return False
+    if not tensors or not all(_is_plain(t) and t.dtype in (*_FLOATS, *_OTHERS) for t in tensors.values()):
+        return False
+    return len({state.storage_id(tensor) for tensor in tensors.values()}) == len(tensors)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return bool(
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.device == _CPU
+        and tensor.layout is torch.strided
+        and tensor.storage_offset() == 0
+        and tensor.grad_fn is None
+        and not tensor.is_inference()
+    )
+
+
+def without_data(bound: inspect.BoundArguments) -> inspect.BoundArguments:
+    """The inputs on meta."""
+    arguments = {name: boundary.map_tensors(_on_meta, value) for name, value in bound.arguments.items()}
+    return inspect.BoundArguments(bound.signature, OrderedDict(arguments))
+
+
+def _on_meta(value: Any) -> Any:
+    if not isinstance(value, Tensor) or value.is_meta:
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=_META)
+
+
+def _placed(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The call without moves between devices, which would be none; what is made without values is made for real."""
+    if name in ("to", "cpu", "type_as") and args:
+        tensor, *rest = args
+        here = tensor.device
+        if name == "cpu":
+            return Tensor.to(tensor, here, **kwargs)
+        rest = [_place(value, here) for value in rest]
+        kwargs = {key: _place(value, here) for key, value in kwargs.items()}
+        if "other" in kwargs:
+            kwargs["dtype"] = kwargs.pop("other")
+        return Tensor.to(tensor, *rest, **kwargs)
+    if name in _FILLED and kwargs.get("device") is None:
+        kwargs = {**kwargs, "device": _CPU}
+    return func(*args, **kwargs)
+
+
+def _place(value: Any, here: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.dtype
+    return here if isinstance(value, (str, torch.device)) and torch.device(value) == _CPU else value
+
+
+# --- ops -------------------------------------------------------------------------------------------------------------
+
+
+def _name(func: Any) -> str:
+    name = str(func.overloadpacket.__name__)
+    return name.rstrip("_") if func._schema.is_mutable else name
+
+
+def _check_blind(func: Any, args: tuple[Any, ...], operands: list[Tensor]) -> None:
+    """Whether the op does the same with these operands, and refuses the same, whatever their values."""
+    name, namespace = _name(func), func.namespace
+    if namespace != "aten" or any(tensor.numel() == 0 for tensor in operands):
+        raise DataNeededError(str(func))
+    if _is_view(func) or name in _MOVES:
+        return
+    dtypes = {tensor.dtype for tensor in operands}
+    pointwise = is_pointwise(func) and name not in _LOOKS
+    if not (pointwise or name in _BLIND) or not dtypes.issubset(_FLOATS) or (not pointwise and len(dtypes) > 1):
+        raise DataNeededError(str(func))
+    check = _REFUSED_BY_REAL_KERNELS_ONLY.get(name)
+    if check is not None and check(*args):
+        raise DataNeededError(str(func))
+
+
+def _is_view(func: Any) -> bool:
+    returns = func._schema.returns
+    views = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+    return views and func is not _aten.as_strided.default and func is not _aten.view.dtype
+
+
+def _convolution_is_refused(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> bool:
+    """``x [N, C_in, *]``, ``weight [C_out, C_in / groups, *]`` or, transposed, ``[C_in, C_out / groups, *]``."""
+    channels = weight.shape[0] if transposed else weight.shape[1] * groups
+    out = weight.shape[1] * groups if transposed else weight.shape[0]
+    fits = x.ndim == weight.ndim and x.shape[1] == channels and weight.shape[0] % groups == 0
+    fits_bias = bias is None or tuple(bias.shape) == (out,)
+    steps = zip(output_padding, stride, dilation, strict=False)
+    return not fits or not fits_bias or (transposed and any(more >= max(s, d) for more, s, d in steps))
+
+
+def _dim_is_refused(x: Tensor, dim: int, *_: Any) -> bool:
+    return not -x.ndim <= dim < max(x.ndim, 1)
+
+
+# PyTorch's meta kernels of these let pass what the real ones do not.
+_REFUSED_BY_REAL_KERNELS_ONLY: dict[str, Callable[..., bool]] = {
+    "convolution": _convolution_is_refused,
+    "addmm": lambda bias, *_: bias.ndim > 2,
+    "_softmax": _dim_is_refused,
+    "_log_softmax": _dim_is_refused,
+}
