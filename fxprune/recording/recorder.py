@@ -393,7 +393,8 @@ class Recorder:
             self.rehearsal.ask()
 
     def entered_autocast(self, context: torch.autocast) -> None:
-        self._needs_data()  # it concerns one kind of device
+        if context._enabled:
+            self._needs_data()  # it concerns one kind of device
         if not self._is_inner():
             args = (context.device, context.fast_dtype, context._enabled, context._cache_enabled)
             enter = self.writer.create(Call("call_function", torch.amp.autocast_mode._enter_autocast, args, {}))

@@ -1,17 +1,19 @@
 """Recording without data: the model runs on meta tensors first.
 
 Most of the time that a recorded run takes goes into convolutions and matrix products whose values nobody looks at: the
-graph, its shapes and its notes are the same whatever they are. So meta tensors stand in for the parameters, buffers and
-inputs, and the recorder is run as ever. What this recording is worth is decided by what the run asked for: if it ever
-depended on a value, or might have, or did what cannot be watched, the recording is thrown away and made again for real.
+graph, its shapes and its notes are the same whatever they are. So meta tensors stand in for the floating-point
+parameters, buffers and inputs, and the recorder is run as ever. What this recording is worth is decided by what the run
+asked for: if it ever depended on a value, or might have, or did what cannot be watched, the recording is thrown away
+and made again for real.
 
 - An op sees a stand-in only if it is known to do the same whatever the values: views, pointwise ops, and those in
   ``_BLIND``. Any other op, any dtype that some kernels lack, and any failure, also one that the model catches, means
   that data is needed (``needs_data``).
 - Torch functions that answer with something other than tensors are let pass if they tell shapes and the like;
   ``device`` and its relatives answer as for the real tensor.
-- Tensors that no stand-in went into are real, with the values of a real run: what a model keeps for later calls in a
-  place that is not its own (a memoised grid) is right. A stand-in that is kept anywhere means that data is needed.
+- Tensors that no stand-in went into, integers above all, are real, with the values of a real run: they may be looked
+  at, and what a model keeps of them for later calls in a place that is not its own (a memoised grid) is right. A
+  stand-in that is kept anywhere means that data is needed.
 - A parameter or buffer that the model reaches other than by its name becomes a constant of the graph, which tells.
 """
 
@@ -52,9 +54,11 @@ _BLIND = frozenset(
 # The same of any dtype: nothing is computed, or truth values are.
 _MOVES = frozenset(
     "cat stack clone repeat roll flip constant_pad_nd _unsafe_view where masked_fill copy _to_copy fill zero "
-    "new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like empty "
+    "new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like empty as_strided "
     "eq ne lt le gt ge logical_not logical_and logical_or logical_xor".split()
 )
+# Known positions, checked, of something unknown.
+_LOOKUPS = frozenset(["index", "embedding"])
 # Pointwise, and yet they look at values, or not every dtype will do.
 _LOOKS = frozenset("bernoulli bitwise_not bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift "
                    "gcd lcm polar complex normal __and__ __or__ __xor__ __lshift__ __rshift__".split())  # fmt: skip
@@ -89,16 +93,18 @@ class Rehearsal:
     def parts(self, parts: Parts) -> Parts:
         """The same with stand-ins for the tensors, one for every tensor object."""
         for tensor in parts.tensors.values():
-            stand_in: Tensor = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=_META)
+            self._storages.add(state.storage_id(tensor))
+            if not tensor.is_floating_point():
+                continue
+            stand_in = _on_meta(tensor)
             if isinstance(tensor, nn.Parameter):
                 stand_in = nn.Parameter(stand_in, requires_grad=False)
             stand_in.__dict__.update(tensor.__dict__)
             self._stand_ins[id(tensor)] = stand_in
-            self._storages.add(state.storage_id(tensor))
         return parts.with_tensors(self.stand_in)
 
     def stand_in(self, tensor: Tensor) -> Tensor:
-        return self._stand_ins[id(tensor)]
+        return self._stand_ins.get(id(tensor), tensor)
 
     def install(self, modules: Iterable[nn.Module]) -> None:
         """Put them into the modules' tables. What puts the modules' attributes back puts these back."""
@@ -107,7 +113,7 @@ class Rehearsal:
             for table in tables:
                 for name, tensor in table.items():
                     if tensor is not None:
-                        table[name] = self._stand_ins[id(tensor)]
+                        table[name] = self.stand_in(tensor)
 
     def begin(self) -> None:
         """The inputs are in place; what is made from now on belongs to the run."""
@@ -182,7 +188,7 @@ class Rehearsal:
 
 
 def is_possible(parts: Parts, bound: inspect.BoundArguments) -> bool:
-    """Whether a run without data could be watched: plain CPU tensors, floating-point inputs, no mode of the user's."""
+    """Whether a run without data could be watched: plain CPU tensors, and no mode of the user's."""
     tensors = {id(tensor): tensor for tensor in parts.tensors.values()}
     inputs = list(boundary.tensors(bound.arguments))
     if parts.scripted() or state.cached_tensor_dicts(parts.modules.values()):
@@ -191,9 +197,7 @@ def is_possible(parts: Parts, bound: inspect.BoundArguments) -> bool:
         return False
     if torch.is_autocast_enabled("cpu") or torch.get_default_device() != _CPU:
         return False
-    if not all(_is_plain(tensor) and tensor.dtype in _FLOATS for tensor in inputs):
-        return False
-    if not tensors or not all(_is_plain(t) and t.dtype in (*_FLOATS, *_OTHERS) for t in tensors.values()):
+    if not tensors or not all(_is_plain(tensor) for tensor in (*inputs, *tensors.values())):
         return False
     return len({state.storage_id(tensor) for tensor in tensors.values()}) == len(tensors)
 
@@ -202,6 +206,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return bool(
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.device == _CPU
+        and tensor.dtype in (*_FLOATS, *_OTHERS)
         and tensor.layout is torch.strided
         and tensor.storage_offset() == 0
         and tensor.grad_fn is None
@@ -210,8 +215,12 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def without_data(bound: inspect.BoundArguments) -> inspect.BoundArguments:
-    """The inputs on meta."""
-    arguments = {name: boundary.map_tensors(_on_meta, value) for name, value in bound.arguments.items()}
+    """The inputs, those of floating point on meta."""
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        return _on_meta(tensor) if tensor.is_floating_point() else tensor
+
+    arguments = {name: boundary.map_tensors(stand_in, value) for name, value in bound.arguments.items()}
     return inspect.BoundArguments(bound.signature, OrderedDict(arguments))
 
 
@@ -257,21 +266,21 @@ def _check_blind(func: Any, args: tuple[Any, ...], operands: list[Tensor]) -> No
     name, namespace = _name(func), func.namespace
     if namespace != "aten" or any(tensor.numel() == 0 for tensor in operands):
         raise DataNeededError(str(func))
-    if _is_view(func) or name in _MOVES:
+    refused = _REFUSED_BY_REAL_KERNELS_ONLY.get(name)
+    if refused is not None and refused(*args):
+        raise DataNeededError(str(func))
+    if _is_view(func) or name in _MOVES or name in _LOOKUPS:
         return
     dtypes = {tensor.dtype for tensor in operands}
     pointwise = is_pointwise(func) and name not in _LOOKS
     if not (pointwise or name in _BLIND) or not dtypes.issubset(_FLOATS) or (not pointwise and len(dtypes) > 1):
-        raise DataNeededError(str(func))
-    check = _REFUSED_BY_REAL_KERNELS_ONLY.get(name)
-    if check is not None and check(*args):
         raise DataNeededError(str(func))
 
 
 def _is_view(func: Any) -> bool:
     returns = func._schema.returns
     views = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-    return views and func is not _aten.as_strided.default and func is not _aten.view.dtype
+    return views and func is not _aten.view.dtype
 
 
 def _convolution_is_refused(
@@ -298,10 +307,30 @@ def _dim_is_refused(x: Tensor, dim: int, *_: Any) -> bool:
     return not -x.ndim <= dim < max(x.ndim, 1)
 
 
+def _strides_are_refused(x: Tensor, size: list[int], stride: list[int], offset: int | None = None) -> bool:
+    last = sum((count - 1) * step for count, step in zip(size, stride, strict=True))
+    start = x.storage_offset() if offset is None else offset
+    return bool((start + last + 1) * x.element_size() > x.untyped_storage().nbytes())
+
+
+def _index_is_refused(x: Tensor, indices: list[Tensor | None]) -> bool:
+    """``x[indices[0], indices[1], ...]``"""
+    return not all(i is None or _is_within(i, size, -size) for i, size in zip(indices, x.shape, strict=False))
+
+
+def _is_within(index: Tensor, size: int, lowest: int = 0) -> bool:
+    """Whether the index is known, and every position of it is there."""
+    known = not index.is_meta and index.dtype in (torch.int64, torch.int32)
+    return known and bool((index >= lowest).all()) and bool((index < size).all())
+
+
 # PyTorch's meta kernels of these let pass what the real ones do not.
 _REFUSED_BY_REAL_KERNELS_ONLY: dict[str, Callable[..., bool]] = {
     "convolution": _convolution_is_refused,
     "addmm": lambda bias, *_: bias.ndim > 2,
+    "as_strided": _strides_are_refused,
+    "index": _index_is_refused,
+    "embedding": lambda weight, index, *_: not _is_within(index, weight.shape[0]),
     "_softmax": _dim_is_refused,
     "_log_softmax": _dim_is_refused,
 }
