@@ -1,10 +1,10 @@
 """Record: a model, run once and written down as a ``torch.fx`` graph.
 
-The files in reading order: ``record`` (the entry point), ``recorder`` (the hooks that see the run),
-``rehearsal`` (the run without data), ``writer`` (the graph in the making), ``calls`` (how one call is written as a node), ``traced`` (numbers that remember their node),
-``leaves`` (which modules stay whole), ``boundary`` (inputs and outputs), ``parts`` (modules and tensors by name),
-``state`` and ``patches`` (the model and torch, left as they were), ``liveness`` (dead code), ``module`` (the result),
-``sources`` (the user's line behind every node), ``trees`` (nested arguments).
+The files in reading order: ``record`` (the entry point), ``recorder`` (the hooks that see the run), ``rehearsal`` (the
+run without data), ``writer`` (the graph in the making), ``calls`` (how one call is written as a node), ``traced``
+(numbers that remember their node), ``leaves`` (which modules stay whole), ``boundary`` (inputs and outputs), ``parts``
+(modules and tensors by name), ``state`` and ``patches`` (the model and torch, left as they were), ``liveness`` (dead
+code), ``module`` (the result), ``sources`` (the user's line behind every node), ``trees`` (nested arguments).
 """
 
 from fxprune.recording.module import RecordedModule, clone_modules, clone_structure, replace_tensors
