@@ -2,8 +2,9 @@
 
 PyTorch computes the shapes of many ops by running a decomposition in Python: half a millisecond for a ``batch_norm``,
 more for ``hardswish``. Here the kernel of such an op runs once for given shapes, strides, dtypes and other arguments;
-after that what it said is made again. A pointwise op says the same of operands of any one shape. Norms are written out,
-because a pruned network has hardly two of the same width. Whatever does not fit exactly is left to PyTorch's kernel.
+after that what it said is made again. A pointwise op says the same of operands of any one shape. Convolutions, norms
+and means are written out, because a pruned network has hardly two of the same width. Whatever does not fit exactly is
+left to PyTorch's kernel.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ def _made(description: Any, like: Tensor | None) -> Tensor:
     return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
-# -- norms ------------------------------------------------------------------------------------------------------------
+# -- written out -------------------------------------------------------------------------------------------------------
 
 _FLOATS = (torch.float32, torch.float64)  # of others the statistics have another dtype
 
@@ -234,7 +235,47 @@ def _group_norm(
     return _empty(tuple(x.shape), x), _empty((batch, groups), x), _empty((batch, groups), x)
 
 
-_DIRECT: dict[Any, Callable[..., tuple[Tensor, ...] | None]] = {
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor | None:
+    """``x [N, C_in, *]``, ``weight [C_out, C_in / groups, *]`` -> ``[N, C_out, *]``, contiguous."""
+    count = x.ndim - 2
+    if transposed or not _plain(x) or not weight.is_meta or weight.dtype != x.dtype or weight.ndim != x.ndim:
+        return None
+    out, per_group, *kernel = weight.shape
+    if x.shape[1] != per_group * groups or out % groups or not _fits(bias, (out,), x):
+        return None
+    if not len(stride) == len(padding) == len(dilation) == count or min(*stride, *dilation) < 1 or min(padding) < 0:
+        return None
+    sizes = [
+        (size + 2 * pad - step * (length - 1) - 1) // every + 1
+        for size, pad, step, length, every in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)
+    ]
+    return _empty((x.shape[0], out, *sizes), x) if min(sizes) > 0 else None
+
+
+def _mean(x: Tensor, dims: Any, keepdim: bool = False, *, dtype: Any = None) -> Tensor | None:
+    """``x``, contiguous, without the dims, or with ones in their place."""
+    if dtype is not None or not dims or not _plain(x) or not x.is_contiguous():
+        return None
+    if not all(-x.ndim <= dim < x.ndim for dim in dims) or len({dim % x.ndim for dim in dims}) < len(dims):
+        return None
+    gone = {dim % x.ndim for dim in dims}
+    shape = [1 if dim in gone else size for dim, size in enumerate(x.shape) if keepdim or dim not in gone]
+    return _empty(tuple(shape), x)
+
+
+_DIRECT: dict[Any, Callable[..., Tensor | tuple[Tensor, ...] | None]] = {
+    _aten.convolution.default: _convolution,
+    _aten.mean.dim: _mean,
     _aten.native_batch_norm.default: _batch_norm,
     _aten.native_layer_norm.default: _layer_norm,
     _aten.native_group_norm.default: _group_norm,

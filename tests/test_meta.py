@@ -46,7 +46,11 @@ def test_the_same_is_said_the_first_time_and_again(x: Tensor) -> None:
         (A.gt.Scalar, (x, 0)),
         (A.mul.Tensor, (x, meta())),
         (A.convolution.default, (x, meta(4, 6, 3, 3, dtype=x.dtype), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)),
+        (A.convolution.default, (x, meta(4, 3, 1, 3, dtype=x.dtype), v[:4], [2, 1], [0, 2], [1, 2], False, [0, 0], 2)),
+        (A.convolution.default, (x[0], meta(4, 5, 3, dtype=x.dtype), None, [3], [1], [1], False, [0], 1)),
         (A.mean.dim, (x, [2, 3], True)),
+        (A.mean.dim, (x, [-1])),
+        (A.mean.dim, (x, [0, -2])),
         (A.view.default, (X, [2, 30, 7])),
         (A.split.Tensor, (x, 3, 1)),
     ]
@@ -76,6 +80,11 @@ def test_operands_that_do_not_fit_are_refused_as_by_pytorch() -> None:
     kernels = MetaKernels()
     with pytest.raises(RuntimeError):
         kernels(A.native_layer_norm.default, (X, [8], None, None, 1e-5), {})
+    for weight in (meta(4, 5, 3, 3), meta(4, 6, 9, 3)):  # other channels, larger than the image
+        with pytest.raises(RuntimeError):
+            kernels(A.convolution.default, (X, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1), {})
+    with pytest.raises(IndexError):
+        kernels(A.mean.dim, (X, [4]), {})
     with pytest.raises(RuntimeError):
         kernels(A.add_.Tensor, (meta(2, 3), meta(2, 4)), {})
 

@@ -141,6 +141,8 @@ class Rehearsal:
                         raise DataNeededError("a real tensor would have to hold what is not known")
                     args, kwargs = trees.map_tree(_on_meta, args), trees.map_tree(_on_meta, kwargs)
                 result = self._kernels(func, args, kwargs)
+                if func is _aten.convolution.default:
+                    result = _laid_out(result, args[0], args[1])
             for tensor in trees.tensors(result):
                 if tensor.is_meta:
                     self._check_dtype(tensor)
@@ -322,6 +324,19 @@ def _is_within(index: Tensor, size: int, lowest: int = 0) -> bool:
     """Whether the index is known, and every position of it is there."""
     known = not index.is_meta and index.dtype in (torch.int64, torch.int32)
     return known and bool((index >= lowest).all()) and bool((index < size).all())
+
+
+def _laid_out(result: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The result of a convolution with the strides that CPU kernels give it, which a later ``view`` may refuse."""
+    for last in (torch.channels_last, torch.channels_last_3d):
+        if any(
+            t.ndim == (4 if last is torch.channels_last else 5)
+            and t.is_contiguous(memory_format=last)
+            and not t.is_contiguous()
+            for t in (x, weight)
+        ):
+            return torch.empty(result.shape, dtype=result.dtype, device=_META, memory_format=last)
+    return result
 
 
 # PyTorch's meta kernels of these let pass what the real ones do not.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_PLAIN = (int, float, bool, str, type(None))  # most arguments
 
 
 def map_sequence(old: Any, items: list[Any]) -> Any:
@@ -44,26 +46,27 @@ def _same_mapping(old: Any, items: dict[Any, Any]) -> Any:
     return new
 
 
-def leaves(value: Any) -> Iterator[Any]:
-    """Everything in ``value`` that is not a tuple, list, dict or slice, in order."""
-    if isinstance(value, (tuple, list)):
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors in ``value``, in order."""
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from leaves(item)
+            if type(item) not in _PLAIN:
+                _collect(item, found)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from leaves(item)
-    elif isinstance(value, slice):
-        yield from (value.start, value.stop, value.step)
-    else:
-        yield value
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))
+            _collect(item, found)
 
 
 def has_tensors(value: Any) -> bool:
-    return any(True for _ in tensors(value))
+    return bool(tensors(value))
 
 
 def is_only_tensors(value: Any) -> bool:

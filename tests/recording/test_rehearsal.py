@@ -591,6 +591,21 @@ def test_stand_ins_are_refused_where_real_tensors_are(op: Any, good: Any, bad: A
         assert rehearsal.needs_data
 
 
+@pytest.mark.parametrize("x_last", [False, True])
+@pytest.mark.parametrize("weight_last", [False, True])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_convolutions_lay_out_their_results_like_real_ones(x_last: bool, weight_last: bool, kernel: int) -> None:
+    def laid_out(last: bool, *shape: int) -> Tensor:
+        return torch.rand(shape).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    x, weight = laid_out(x_last, 2, 4, 6, 6), laid_out(weight_last, 8, 4, kernel, kernel)
+    expected = A.convolution.default(x, weight, None, *CONV)
+    assert (
+        Rehearsal().op(A.convolution.default, x.to("meta"), weight.to("meta"), None, *CONV).stride()
+        == expected.stride()
+    )
+
+
 def test_every_op_that_stand_ins_are_given_to_is_among_them() -> None:
     tried = {_kernel(op).overloadpacket.__name__ for op, *_ in KERNELS}
     norms_of_batches = {"native_batch_norm", "_native_batch_norm_legit_no_training"}  # the real kernel reads beyond
