@@ -7,6 +7,7 @@ from its name.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from types import CodeType
 from typing import Any
@@ -25,13 +26,14 @@ _COMPOSITE = (
     nn.TransformerDecoderLayer,
     nn.ChannelShuffle,
 )
+_NEVER = (*_CONTAINERS, *_COMPOSITE, torch.jit.ScriptModule, torch.fx.GraphModule)
 # What a subclass of a torch.nn layer may define and still compute what the layer computes.
 _HARMLESS = {"__init__", "extra_repr", "reset_parameters", "__repr__", "_get_name"}
 
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether the module is recorded as one node."""
-    if isinstance(module, (*_CONTAINERS, *_COMPOSITE, torch.jit.ScriptModule, torch.fx.GraphModule)):
+    if isinstance(module, _NEVER):
         return False
     if "forward" in module.__dict__ or _computes_its_weights(module):
         return False
@@ -78,5 +80,5 @@ def _computes_its_weights(module: nn.Module) -> bool:
     """Parametrized, or its weights are set by a hook of torch.nn.utils (weight_norm, spectral_norm, pruning masks)."""
     if "parametrizations" in module._modules:
         return True
-    hooks: list[Any] = list(module._forward_pre_hooks.values())
+    hooks: Iterable[Any] = module._forward_pre_hooks.values()
     return any(type(hook).__module__.startswith("torch.nn.utils") for hook in hooks)

@@ -23,6 +23,7 @@ import inspect
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -258,6 +259,7 @@ def _place(value: Any, here: torch.device) -> Any:
 # --- ops -------------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=4096)
 def _name(func: Any) -> str:
     name = str(func.overloadpacket.__name__)
     return name.rstrip("_") if func._schema.is_mutable else name
@@ -265,18 +267,33 @@ def _name(func: Any) -> str:
 
 def _check_blind(func: Any, args: tuple[Any, ...], operands: list[Tensor]) -> None:
     """Whether the op does the same with these operands, and refuses the same, whatever their values."""
-    name, namespace = _name(func), func.namespace
-    if namespace != "aten" or any(tensor.numel() == 0 for tensor in operands):
-        raise DataNeededError(str(func))
-    refused = _REFUSED_BY_REAL_KERNELS_ONLY.get(name)
-    if refused is not None and refused(*args):
-        raise DataNeededError(str(func))
-    if _is_view(func) or name in _MOVES or name in _LOOKUPS:
-        return
+    refused = _REFUSED_BY_REAL_KERNELS_ONLY.get(_name(func))
+    takes = _DTYPES[_taken(func)]
     dtypes = {tensor.dtype for tensor in operands}
-    pointwise = is_pointwise(func) and name not in _LOOKS
-    if not (pointwise or name in _BLIND) or not dtypes.issubset(_FLOATS) or (not pointwise and len(dtypes) > 1):
+    fits = takes(dtypes) and all(tensor.numel() for tensor in operands)
+    if not fits or (refused is not None and refused(*args)):
         raise DataNeededError(str(func))
+
+
+@lru_cache(maxsize=4096)
+def _taken(func: Any) -> str:
+    """What the op takes blindly, by dtype."""
+    name = _name(func)
+    if func.namespace != "aten":
+        return "nothing"
+    if _is_view(func) or name in _MOVES or name in _LOOKUPS:
+        return "anything"
+    if is_pointwise(func) and name not in _LOOKS:
+        return "floats"
+    return "floats of one kind" if name in _BLIND else "nothing"
+
+
+_DTYPES: dict[str, Callable[[set[torch.dtype]], bool]] = {
+    "nothing": lambda dtypes: False,
+    "anything": lambda dtypes: True,
+    "floats": lambda dtypes: dtypes.issubset(_FLOATS),
+    "floats of one kind": lambda dtypes: dtypes.issubset(_FLOATS) and len(dtypes) == 1,
+}
 
 
 def _is_view(func: Any) -> bool:

@@ -161,25 +161,26 @@ class GraphWriter:
             return value
         if (id(value) in self._nodes or id(value) in self._names) and id(value) not in changed:
             value = value.detach()
-        self._storages[node] = _storage_of(value)
         if not torch.is_grad_enabled() and value.is_floating_point():
             if all(source in self._without_grad for source in node.all_input_nodes):
                 self._without_grad.add(node)
             else:
+                self._storages[node] = _storage_of(value)
                 node = self._detach(node)
         self.map(value, node)
         return value
 
     def map(self, tensor: Tensor, node: Node, *, lasting: bool = False) -> None:
         """``node`` computed ``tensor``. ``lasting``: its memory outlives the call, so writes to it matter."""
-        storages = _storage_of(tensor)
+        storage = state.storage_id(tensor)
+        storages = frozenset() if storage is None else frozenset((storage,))
         self._nodes[id(tensor)] = node
-        self._views[_view_key(tensor)] = node
+        self._views[_view_key(tensor, storage)] = node
         self._storages[node] = storages
-        if lasting or not storages:
+        if lasting or storage is None:
             self._kept.append(tensor)
         else:
-            self._watch(tensor, *storages)
+            self._watch(tensor, storage)
         if lasting:
             self._lasting |= storages
 
@@ -195,7 +196,7 @@ class GraphWriter:
             self._memory[storage] = StorageWeakRef(tensor.untyped_storage())
 
     def mark_writes(self, node: Node, changed: Iterable[Tensor]) -> None:
-        written = frozenset[int]().union(*(_storage_of(tensor) for tensor in changed))
+        written = frozenset(storage for tensor in changed for storage in _storage_of(tensor))
         if written:
             node.meta["mutates"] = True
             self._writes[node] = written
@@ -251,7 +252,7 @@ class GraphWriter:
         if node is None and id(tensor) in self._names:
             return self._attribute(self._names[id(tensor)], tensor)
         if node is None:
-            node = self._views.get(_view_key(tensor))
+            node = self._views.get(_view_key(tensor, state.storage_id(tensor)))
         return self._constant(tensor) if node is None else node
 
     def knows(self, tensor: Tensor) -> bool:
@@ -327,9 +328,8 @@ def _storage_of(tensor: Tensor) -> frozenset[int]:
     return frozenset() if key is None else frozenset((key,))
 
 
-def _view_key(tensor: Tensor) -> Any:
+def _view_key(tensor: Tensor, storage: int | None) -> Any:
     """What two tensor objects that are the same view of the same memory have in common."""
-    storage = state.storage_id(tensor)
     if storage is None:
         return id(tensor)
     return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj()
