@@ -30,6 +30,9 @@ def record(
     the same order; the model is left as it was. Sizes that the model reads from tensors stay dynamic, so other batch
     sizes work.
 
+    Where the graph does not depend on data the run needs none (see ``rehearsal``); where that shows only during the
+    run, forward runs again for real, so that what it prints, it prints twice.
+
     Every node has ``meta["source"]`` (the user's line), ``meta["module"]`` (dotted name of the innermost module that
     ran), ``meta["shape"]`` (of a single tensor, else None) and, if it writes in place, ``meta["mutates"]``.
     ``meta["notes"]`` of the result lists what was fixed at the recorded value, each with its source line.
