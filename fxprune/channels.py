@@ -179,7 +179,7 @@ class ChannelGraph:
         dense = [term.constant * math.prod(f.ids.shape[f.dim] for f in term.factors) for term in self.terms]
         total = sum(dense)
         for term, macs in zip(self.terms, dense, strict=True):
-            ids = np.concatenate([np.empty(0, dtype=np.int64), *(f.ids.numpy().reshape(-1) for f in term.factors)])
+            ids = np.concatenate([np.empty(0, dtype=np.int64), *(f.ids.reshape(-1) for f in term.factors)])
             if self.locked[ids].all():
                 groups = np.unique(self.group_of[ids])
                 reasons = sorted({str(self.groups[g].locked) for g in groups})
@@ -235,7 +235,7 @@ class ChannelGraph:
                 len(place) if used is None else place[used],
                 Row(
                     row_of(parameter.name), self.kinds.get(path, "parameter"), parameter.shape, after,
-                    self._why(made[-1].ids.numpy() if made else None, parameter.shape[out], left_alone),
+                    self._why(made[-1].ids if made else None, parameter.shape[out], left_alone),
                     self.lines[used] if used is not None else "",
                     (parameter.shape[out] * local, after[out] * local),
                 ),
@@ -326,4 +326,4 @@ class ChannelGraph:
 def channels_of(known: Any) -> list[int]:
     """Every channel in the labels of a node's value."""
     labels = [t.labels for t in labels_in(known)]
-    return sorted({int(c) for factors in labels for f in factors for c in np.unique(f.ids.numpy())})
+    return sorted({int(c) for factors in labels for f in factors for c in np.unique(f.ids)})

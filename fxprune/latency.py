@@ -202,7 +202,7 @@ class _Sized:
         for tensor in work.operands:
             shape: list[int | _Along] = list(tensor.shape)
             for factor in tensor.labels:
-                ids, size = factor.ids.numpy(), tensor.shape[factor.dim]
+                ids, size = factor.ids, tensor.shape[factor.dim]
                 if free[ids].any():
                     axis = axes.setdefault(np.unique(ids).tobytes(), len(axes))
                     if axis == len(dense):

@@ -176,7 +176,7 @@ def _group_rows(parameter: Parameter, factor: Factor) -> list[Ids]:
             return [rows[0]]
         starts = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]).any(1)])
         return [rows[i] for i in starts]
-    ids = factor.ids.expand(parameter.shape[0], *factor.ids.shape[1:])
+    ids = np.broadcast_to(factor.ids, (parameter.shape[0], *factor.ids.shape[1:]))
     return list(Factor(ids[:: parameter.shape[0] // parameter.groups], 1).rows())
 
 

@@ -141,7 +141,7 @@ def _mask(run: Propagation, kept: Tensor, labels: Labels) -> Tensor:
     """Which positions of a tensor with these labels are kept, of size 1 where that does not vary."""
     mask = torch.ones((), dtype=torch.bool)
     for factor in labels:
-        mask = mask & kept[torch.from_numpy(run.classes.find(factor.ids.numpy()))]
+        mask = mask & kept[torch.from_numpy(run.classes.find(factor.ids))]
     return mask
 
 

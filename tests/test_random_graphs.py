@@ -856,7 +856,7 @@ def put_noise(model: nn.Module, graph: fxprune.ChannelGraph, gone: np.ndarray[An
     places = [(p.name, f, is_consumer(model, p.name, f.dim)) for p in graph.parameters for f in p.labels]
     with torch.no_grad():
         for name, factor, consumes in sorted(places, key=lambda place: place[2]):
-            mask = torch.from_numpy(gone[factor.ids.numpy()]).expand(state[name].shape)
+            mask = torch.from_numpy(gone[factor.ids]).expand(state[name].shape)
             if consumes:
                 state[name][mask] = 0
             elif seed is not None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
@@ -44,8 +43,8 @@ def freeze(
     def translate(labels: Labels) -> Labels:
         for factor in labels:
             if (id(factor.ids), factor.dim) not in translated:
-                ids = compact(torch.from_numpy(number[roots[factor.ids.numpy()]]))
-                named = int(ids.min()) >= 0 and ids.numel() > 1
+                ids = compact(number[roots[factor.ids]])
+                named = int(ids.min()) >= 0 and ids.size > 1
                 translated[id(factor.ids), factor.dim] = Factor(ids, settle_dim(ids, factor.dim)) if named else None
         found = (translated[id(factor.ids), factor.dim] for factor in labels)
         return tuple(factor for factor in found if factor is not None)
@@ -111,7 +110,7 @@ def _companions(run: Propagation, roots: Ids, channel_roots: Ids) -> Ids:
     for value in run.node_labels.values():
         for tensor in labels_in(value):
             for factor in tensor.labels:
-                ids = roots[factor.ids.numpy()]
+                ids = roots[factor.ids]
                 own = is_channel[ids]
                 if own.any() and not own.all():
                     found.append(ids[~own])
@@ -129,9 +128,9 @@ def _missing_sizes(terms: Sequence[Term], number: Ids, roots: Ids) -> list[Term]
         constant, factors = term.constant, []
         cut = {factor.dim for factor in term.factors}
         for factor in term.factors:
-            final = compact(torch.from_numpy(number[roots[factor.ids.numpy()]]))
+            final = compact(number[roots[factor.ids]])
             dim = settle_dim(final, factor.dim)
-            if int(final.min()) < 0 or final.numel() == 1 or (dim != factor.dim and dim in cut):
+            if int(final.min()) < 0 or final.size == 1 or (dim != factor.dim and dim in cut):
                 constant *= factor.ids.shape[factor.dim]
             else:
                 constant *= factor.ids.shape[factor.dim] / factor.ids.shape[dim]
@@ -145,7 +144,7 @@ def _whole_dimensions(run: Propagation, holders: Sequence[tuple[Tensor, Paramete
     found = [np.empty(0, dtype=np.int64)]
     for stand, _ in holders:
         for factor in run.labels(stand):
-            ids = number[roots[factor.ids.numpy()]].reshape(-1)
+            ids = number[roots[factor.ids]].reshape(-1)
             if len(ids) > 1 and ids[0] >= 0 and (ids == ids[0]).all():
                 found.append(ids[:1])
     return np.unique(np.concatenate(found))
@@ -281,7 +280,7 @@ def _extents(parameters: Sequence[Parameter], nodes: Mapping[str, Any]) -> tuple
             if id(factor) in seen:  # tensors share their factors, which ``labels`` keep alive
                 continue
             seen.add(id(factor))
-            key = (factor.ids.numpy().tobytes(), factor.ids.shape, factor.dim)
+            key = (factor.ids.tobytes(), factor.ids.shape, factor.dim)
             if key not in seen:
                 seen.add(key)
                 for row in distinct_rows(np.sort(factor.rows(), axis=1))[0]:

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from fxprune.channels import Gather
-from fxprune.labels.factors import Factor
+from fxprune.labels.factors import Factor, narrow
 from fxprune.labels.propagate import Interleaved, Propagation, TensorLabels, is_movement
 
 
@@ -39,8 +39,8 @@ def settle_order(run: Propagation, graph_module: fx.GraphModule) -> list[tuple[G
         if region is None:
             first = final.ids
             for d in final.carriers:
-                run.join(final.ids, first.narrow(d, 0, 1))
-                first = first.narrow(d, 0, 1)
+                first = narrow(first, d, 0, 1)
+                run.join(final.ids, first)
             found.append((None, set()))
         elif region[0].output not in done:
             done.add(region[0].output)

@@ -102,7 +102,7 @@ def _channels(run: Propagation, count: int) -> np.ndarray[Any, np.dtype[np.int64
 
 def _numbered(work: Work, channels: np.ndarray[Any, np.dtype[np.int64]]) -> Work:
     def numbered(tensor: TensorLabels) -> TensorLabels:
-        labels = (Factor(torch.from_numpy(channels[f.ids.numpy()]), f.dim) for f in tensor.labels)
+        labels = (Factor(channels[f.ids], f.dim) for f in tensor.labels)
         return replace(tensor, labels=tuple(labels))
 
     return replace(work, operands=tuple(map(numbered, work.operands)))

@@ -1,6 +1,6 @@
 """Labels: which channel does each position of a tensor belong to?
 
-A tensor carries *factors*. A factor is an integer tensor of atoms, with as many dimensions as the tensor it labels and
+A tensor carries *factors*. A factor is an integer array of atoms, with as many dimensions as the tensor it labels and
 size 1 wherever the atom does not vary, and ``dim``, the dimension a removal cuts. A position of the tensor survives
 when every factor's channel there survives. The other dimensions along which a factor varies are its *carriers*: for
 queries ``[B, heads, N, d]`` the factor varies along ``heads`` and ``d``, cuts ``d``, and is carried by ``heads``.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -18,58 +19,88 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fxprune.labels.classes import Ids
 
-@dataclass(frozen=True, repr=False)
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Factor:
-    """``ids``: atoms, size 1 where constant. ``dim``: the dimension that is cut."""
+    """``ids``: atoms, size 1 where constant; never written to. ``dim``: the dimension that is cut."""
 
-    ids: Tensor
+    ids: Ids
     dim: int
 
     def __repr__(self) -> str:
         return f"Factor({list(self.ids.shape)}, dim={self.dim}, ids={self.ids.flatten()[:4].tolist()}...)"
 
-    @property
+    @cached_property
     def varying(self) -> tuple[int, ...]:
-        return tuple(d for d, size in enumerate(self.ids.shape) if size > 1)
+        return tuple([d for d, size in enumerate(self.ids.shape) if size > 1])
 
-    @property
+    @cached_property
     def carriers(self) -> tuple[int, ...]:
-        return tuple(d for d in self.varying if d != self.dim)
+        return tuple([d for d in self.varying if d != self.dim])
 
-    def rows(self) -> npt.NDArray[np.int64]:
+    @cached_property
+    def lowest(self) -> int:
+        """The smallest atom."""
+        return int(self.ids.min())
+
+    @cached_property
+    def is_settled(self) -> bool:
+        """Compact, and cut along a dimension along which it varies."""
+        return compact(self.ids) is self.ids and settle_dim(self.ids, self.dim) == self.dim
+
+    def settled(self) -> Factor:
+        """The same, compact and cut along a dimension along which it varies."""
+        if self.is_settled:
+            return self
+        ids = compact(self.ids)
+        return Factor(ids, settle_dim(ids, self.dim))
+
+    def rows(self) -> Ids:
         """The atoms as ``[carrier positions, size of the cut dimension]``."""
-        moved = self.ids.movedim(self.dim, -1)
-        return moved.reshape(-1, moved.shape[-1]).numpy()
+        size = self.ids.shape[self.dim]
+        if size == self.ids.size:
+            return self.ids.reshape(1, size)
+        return np.moveaxis(self.ids, self.dim, -1).reshape(-1, size)
+
+    def tensor(self) -> Tensor:
+        """The atoms as a tensor."""
+        return torch.tensor(self.ids)
 
 
 Labels: TypeAlias = tuple[Factor, ...]
 
 
-def compact(ids: Tensor) -> Tensor:
-    """``ids`` with size 1 in every dimension along which they do not vary."""
+def narrow(ids: Ids, dim: int, start: int, size: int) -> Ids:
+    """``size`` positions from ``start`` on along ``dim``."""
+    return ids[(slice(None),) * dim + (slice(start, start + size),)]
+
+
+def compact(ids: Ids) -> Ids:
+    """``ids`` with size 1 in every dimension along which they do not vary; themselves if there is none to shrink."""
     for d, size in enumerate(ids.shape):
-        if size > 1:
-            first = ids.narrow(d, 0, 1)
-            if bool((ids == first).all()):
+        if size > 1 and ids.size:
+            first, last = narrow(ids, d, 0, 1), narrow(ids, d, size - 1, 1)
+            if first.item(0) == last.item(0) and not np.count_nonzero(ids != first):  # one look settles most of them
                 ids = first
     return ids
 
 
-def vector(ids: npt.NDArray[np.int64], dim: int, ndim: int) -> Tensor:
+def vector(ids: Ids, dim: int, ndim: int) -> Ids:
     """One-dimensional ``ids`` laid along ``dim`` of a tensor with ``ndim`` dimensions."""
-    return torch.from_numpy(np.ascontiguousarray(ids)).reshape([-1 if d == dim else 1 for d in range(ndim)])
+    return ids.reshape((1,) * dim + (-1,) + (1,) * (ndim - dim - 1))
 
 
 def moved(factor: Factor, order: Sequence[int]) -> Factor:
     """The factor after ``permute(order)``."""
-    return Factor(factor.ids.permute(list(order)), list(order).index(factor.dim))
+    return Factor(factor.ids.transpose(order), list(order).index(factor.dim))
 
 
 def aligned(factor: Factor, ndim: int) -> Factor:
     """The factor with leading dimensions of size 1 added, as broadcasting does."""
     extra = ndim - factor.ids.ndim
-    return factor if not extra else Factor(factor.ids.reshape([1] * extra + list(factor.ids.shape)), factor.dim + extra)
+    return factor if not extra else Factor(factor.ids.reshape((1,) * extra + factor.ids.shape), factor.dim + extra)
 
 
 def view_blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -110,19 +141,19 @@ def viewed(factor: Factor, old: Sequence[int], new: Sequence[int]) -> tuple[Fact
         if factor.dim in a:
             cut = b[-1]
             interleaved = len(a) > 1 and factor.dim != varying[-1]
-    ids = compact(factor.ids.expand(pattern_old).reshape(pattern_new))
+    ids = compact(expanded(factor.ids, pattern_old).reshape(pattern_new))
     return Factor(ids, settle_dim(ids, cut)), interleaved
 
 
-def settle_dim(ids: Tensor, hint: int) -> int:
+def settle_dim(ids: Ids, hint: int) -> int:
     """``hint`` where the ids vary along it, else the innermost dimension along which they do (or the hint)."""
+    if hint >= 0 and ids.shape[hint] > 1:
+        return hint
     varying = [d for d, size in enumerate(ids.shape) if size > 1]
-    if hint in varying or not varying:
-        return max(hint, 0)
-    return varying[-1]
+    return varying[-1] if varying else max(hint, 0)
 
 
-def along(factor: Factor, dim: int, op: Callable[[Tensor], Tensor]) -> Factor:
+def along(factor: Factor, dim: int, op: Callable[[Ids], Ids]) -> Factor:
     """Apply ``op``, which keeps the number of dims and acts on ``dim`` alone, unless the ids do not vary there."""
     if factor.ids.shape[dim] == 1:
         return factor
@@ -130,26 +161,32 @@ def along(factor: Factor, dim: int, op: Callable[[Tensor], Tensor]) -> Factor:
     return Factor(ids, settle_dim(ids, factor.dim))
 
 
-def full(factor: Factor, shape: Sequence[int], dims: Sequence[int]) -> Tensor:
+def expanded(ids: Ids, shape: Sequence[int]) -> Ids:
+    """``ids`` broadcast to ``shape``."""
+    return ids if ids.shape == tuple(shape) else np.broadcast_to(ids, tuple(shape))
+
+
+def full(factor: Factor, shape: Sequence[int], dims: Sequence[int]) -> Ids:
     """The ids expanded to the tensor's size along ``dims`` only."""
-    return factor.ids.expand([shape[d] if d in dims else s for d, s in enumerate(factor.ids.shape)])
+    return expanded(factor.ids, [shape[d] if d in dims else s for d, s in enumerate(factor.ids.shape)])
 
 
 def cut_sizes(shape: Sequence[int], labels: Labels, keep: npt.NDArray[np.bool_]) -> list[int]:
     """The shape after removal of every channel ``c`` with ``keep[c]`` false (ids in ``labels`` index ``keep``)."""
     sizes = list(shape)
     for factor in labels:
-        mask = keep[factor.rows()]
-        sizes[factor.dim] = int(mask[0].sum()) if mask.shape[0] == 1 else round(mask.sum() / mask.shape[0])
+        rows = factor.rows()
+        kept = int(np.count_nonzero(keep[rows]))
+        sizes[factor.dim] = kept if len(rows) == 1 else round(kept / len(rows))
     return sizes
 
 
-def left_rows(factor: Factor, labels: Labels, keep: npt.NDArray[np.bool_]) -> Tensor:
+def left_rows(factor: Factor, labels: Labels, keep: npt.NDArray[np.bool_]) -> Ids:
     """The factor's ids where the other factors of ``labels`` leave its carriers (the groups of a weight)."""
     ids = factor.ids
-    for other in labels:
+    for other in labels if factor.carriers else ():
         if other is not factor and other.dim in factor.carriers:
-            ids = ids.index_select(other.dim, torch.from_numpy(np.flatnonzero(keep[other.rows()[0]])))
+            ids = ids.take(np.flatnonzero(keep[other.rows()[0]]), other.dim)
     return ids
 
 
@@ -161,11 +198,11 @@ def pruned(labels: Labels, keep: npt.NDArray[np.bool_]) -> Labels:
     """
     result = []
     for factor in labels:
-        last = left_rows(factor, labels, keep).movedim(factor.dim, -1)
-        mask = torch.from_numpy(keep[last.numpy()])
+        last = np.moveaxis(left_rows(factor, labels, keep), factor.dim, -1)
+        mask = keep[last]
         counts = mask.sum(-1)
-        if bool((counts != counts.reshape(-1)[0]).any()):
+        size = int(counts.flat[0])
+        if np.count_nonzero(counts != size):
             raise ValueError("rows keep different counts")
-        size = int(counts.reshape(-1)[0])
-        result.append(Factor(last[mask].reshape(*last.shape[:-1], size).movedim(-1, factor.dim), factor.dim))
+        result.append(Factor(np.moveaxis(last[mask].reshape(*last.shape[:-1], size), -1, factor.dim), factor.dim))
     return tuple(result)

@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from fxprune.inputs import map_leaves, tensors_of
-from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows
-from fxprune.labels.factors import Factor, Labels, compact, settle_dim, vector
+from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows, same
+from fxprune.labels.factors import Factor, Labels, narrow, vector
 from fxprune.meta import MetaKernels
 
 Attention = Literal["head_dim", "heads"]
@@ -141,7 +141,6 @@ class Propagation(TorchDispatchMode):
         self.fixed: list[Ids] = []
         self.rows_joined = False
         self._factors: dict[Any, Factor] = {}
-        self._canonical: dict[tuple[int, int], Factor] = {}  # by identity, which being here keeps from being used twice
         self.made = 0  # atoms from here on belong to no parameter and no input
         self.notes: list[str] = []
         self.node: fx.Node | None = None
@@ -176,9 +175,9 @@ class Propagation(TorchDispatchMode):
 
     def attach(self, tensor: Tensor, labels: Sequence[Factor]) -> None:
         """Give ``tensor`` its labels: canonical, compact, at most one factor per cut dimension."""
-        filled = [f for f in labels if f.ids.numel()]  # along a dimension of size 0 there are no channels
-        settled = self._settle([f for f in map(self.canonical, filled) if not self._rigid(f)], tuple(tensor.shape))
-        settled = tuple(map(self._shared, settled))
+        filled = [self.canonical(f) for f in labels if f.ids.size]  # along a dimension of size 0 there are no channels
+        settled = self._settle([f for f in filled if not self._rigid(f)], tuple(tensor.shape))
+        settled = tuple([self._shared(f) for f in settled])
         setattr(tensor, _LABELS, settled)
         for factor in settled:
             if len(factor.varying) > 1:
@@ -186,29 +185,23 @@ class Propagation(TorchDispatchMode):
 
     def _shared(self, factor: Factor) -> Factor:
         """The same factor, once in memory however many tensors carry it: the rows of a grouped weight are millions."""
-        if factor.ids.numel() < _SHARED_FROM:
+        if factor.ids.size < _SHARED_FROM:
             return factor
-        key = (factor.dim, tuple(factor.ids.shape), hash(factor.ids.numpy().tobytes()))
+        key = (factor.dim, factor.ids.shape, hash(factor.ids.tobytes()))
         known = self._factors.setdefault(key, factor)
-        return known if torch.equal(known.ids, factor.ids) else factor
+        return known if same(known.ids, factor.ids) else factor
 
     def _rigid(self, factor: Factor) -> bool:
         """Sizes that the model makes itself and that met something fixed are no channels any more, but fixed too."""
-        return int(factor.ids.min()) >= self.made and self.all_locked(factor)
+        return factor.lowest >= self.made and self.all_locked(factor)
 
     def canonical(self, factor: Factor) -> Factor:
         """Roots instead of atoms, compact, cut dimension along which they vary.
 
         A factor that is so already is given back itself: what tensors share is known by its identity later on.
         """
-        atoms = factor.ids.numpy()
-        roots = self.classes.find(atoms)
-        if self._canonical.get((id(factor.ids), factor.dim)) and np.array_equal(roots, atoms):
-            return factor
-        ids = compact(torch.from_numpy(roots))
-        result = Factor(ids, settle_dim(ids, factor.dim))
-        self._canonical[id(ids), result.dim] = result
-        return result
+        roots = self.classes.find(factor.ids)
+        return (factor if roots is factor.ids else Factor(roots, factor.dim)).settled()
 
     def _settle(self, factors: list[Factor], shape: tuple[int, ...]) -> Labels:
         kept: dict[int, Factor] = {}
@@ -220,7 +213,7 @@ class Propagation(TorchDispatchMode):
             rival = kept.get(factor.dim)
             if rival is None:
                 kept[factor.dim] = factor
-            elif not torch.equal(rival.ids, factor.ids):
+            elif not same(rival.ids, factor.ids):
                 outer, inner = (rival, factor) if self.all_locked(rival) else (factor, rival)
                 self.lock(outer.ids, "two kinds of channels meet in one dimension")
                 kept[factor.dim] = inner
@@ -237,9 +230,9 @@ class Propagation(TorchDispatchMode):
                     self.lock(factor.ids, "copies of whole rows")
                     kept.pop(factor.dim, None)
                     continue
-                runs = _runs(other.ids.movedim(factor.dim, 0))
+                runs = _runs(np.moveaxis(other.ids, factor.dim, 0))
                 if runs and len(factor.varying) == 1:
-                    self.family(factor.ids.reshape(runs, -1).numpy(), "groups of a weight")
+                    self.family(factor.ids.reshape(runs, -1), "groups of a weight")
                 elif self.attention == "heads":
                     self.join(factor.ids, other.ids)
                     self.rows_joined = changed = True
@@ -260,22 +253,22 @@ class Propagation(TorchDispatchMode):
     def fresh(self, count: int) -> Ids:
         return self.classes.allocate(count)
 
-    def join(self, a: Tensor | Ids, b: Tensor | Ids) -> None:
-        self.classes.join(_numpy(a), _numpy(b))
+    def join(self, a: Ids, b: Ids) -> None:
+        self.classes.join(a, b)
 
-    def lock(self, ids: Tensor | Ids, text: str) -> None:
-        self.classes.lock(_numpy(ids), self.reason(text))
+    def lock(self, ids: Ids, text: str) -> None:
+        self.classes.lock(ids, self.reason(text))
 
-    def fix(self, ids: Tensor, text: str) -> None:
+    def fix(self, ids: Ids, text: str) -> None:
         """These sizes are no channels at all: kernel sizes. Locked, and left out of every list."""
         self.lock(ids, text)
-        self.fixed.append(ids.numpy().reshape(-1))
+        self.fixed.append(ids.reshape(-1))
 
     def lock_all(self, labels: Sequence[Factor], text: str) -> None:
         for factor in labels:
             self.lock(factor.ids, text)
 
-    def lock_if_used(self, tensor: Tensor, ids: Tensor, text: str) -> None:
+    def lock_if_used(self, tensor: Tensor, ids: Ids, text: str) -> None:
         """These channels must stay if anything reads ``tensor``, an output that is seldom read."""
         setattr(tensor, _DEMANDS, (ids, self.reason(text)))
 
@@ -283,17 +276,17 @@ class Propagation(TorchDispatchMode):
         """Something reads ``tensor``."""
         ids, reason = getattr(tensor, _DEMANDS, (None, None))
         if ids is not None and reason is not None:
-            self.classes.lock(ids.numpy(), reason)
+            self.classes.lock(ids, reason)
 
     def all_locked(self, factor: Factor) -> bool:
-        return bool(self.classes.locked(factor.ids.numpy()).all())
+        return bool(self.classes.locked(factor.ids).all())
 
     def repeats(self, factor: Factor) -> bool:
         """Copies that the model makes of every row, ``[rows, copies]`` in one dimension: no row is any copy's own."""
-        return int(factor.ids.min()) >= self.made and len(np.unique(factor.ids.numpy())) < factor.ids.numel()
+        return factor.lowest >= self.made and len(np.unique(factor.ids)) < factor.ids.size
 
-    def approximate(self, ids: Tensor, text: str) -> None:
-        self.classes.approximate(ids.numpy(), self.reason(text))
+    def approximate(self, ids: Ids, text: str) -> None:
+        self.classes.approximate(ids, self.reason(text))
 
     def family(self, rows: Ids, text: str) -> None:
         if len(rows) > 1:
@@ -323,7 +316,7 @@ class Propagation(TorchDispatchMode):
         """MACs of a contraction: ``constant`` times the sizes the ``factors`` cut."""
         self.terms.append(Term(self.node_name, constant * self._scale, factors))
 
-    def request_layout(self, ids: Tensor, groups: int) -> bool:
+    def request_layout(self, ids: Ids, groups: int) -> bool:
         """Ask for the weight that owns ``ids`` along dim 1 to be labelled per group in the next run."""
         atom = int(ids.min())
         owner = next((o for o in self.owners if o.first <= atom < o.first + o.count), None)
@@ -350,7 +343,7 @@ class Propagation(TorchDispatchMode):
         ids = factor.ids
         for d in dims:
             if ids.shape[d] > 1:
-                first = ids.narrow(d, 0, 1)
+                first = narrow(ids, d, 0, 1)
                 self.join(ids, first)
                 ids = first
         return self.canonical(Factor(ids, factor.dim))
@@ -428,20 +421,15 @@ def _base_name(node: fx.Node) -> str:
     return target if isinstance(target, str) else str(getattr(target, "__name__", target)).split(".")[0]
 
 
-def _numpy(ids: Tensor | Ids) -> Ids:
-    return ids.numpy() if isinstance(ids, Tensor) else ids
-
-
-def _runs(ids: Tensor) -> int:
+def _runs(ids: Ids) -> int:
     """The number of equal runs of identical rows along dim 0, if runs are longer than 1, else 0."""
-    flat = ids.reshape(ids.shape[0], -1)
-    new = torch.cat([torch.ones(1, dtype=torch.bool), (flat[1:] != flat[:-1]).any(1)])
-    starts = torch.nonzero(new).reshape(-1)
-    count = len(starts)
-    length, rest = divmod(ids.shape[0], count)
-    if rest or length == 1 or not bool((starts == torch.arange(count) * length).all()):
+    flat = ids.reshape(len(ids), -1)
+    new = np.concatenate([[True], (flat[1:] != flat[:-1]).any(1)])
+    starts = np.flatnonzero(new)
+    length, rest = divmod(len(ids), len(starts))
+    if rest or length == 1 or not np.array_equal(starts, np.arange(len(starts)) * length):
         return 0
-    return count
+    return len(starts)
 
 
 def _execute(kernels: MetaKernels, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -585,8 +573,8 @@ def label_parameter(run: Propagation, name: str, tensor: Tensor) -> None:
         if groups == 1:
             factors.append(Factor(vector(ids, d, tensor.ndim), d))
         else:
-            rows = torch.from_numpy(ids).reshape(groups, size).repeat_interleave(tensor.shape[0] // groups, 0)
-            factors.append(Factor(rows.reshape([*rows.shape] + [1] * (tensor.ndim - 2)), d))
+            rows = ids.reshape(groups, size).repeat(tensor.shape[0] // groups, 0)
+            factors.append(Factor(rows.reshape(rows.shape + (1,) * (tensor.ndim - 2)), d))
     set_labels(tensor, name, tuple(factors))
 
 

@@ -243,7 +243,7 @@ def places_of(parameter: Parameter) -> list[Place]:
     """Where channels run through the parameter."""
     places = []
     for factor in parameter.labels:
-        channels = np.asarray(factor.ids).reshape(-1)
+        channels = factor.ids.reshape(-1)
         position = np.arange(len(channels))
         if not (channels[1:] > channels[:-1]).all():  # which is usual, and sorting is slow
             channels, position = np.unique(channels, return_inverse=True)
@@ -256,5 +256,5 @@ def kept_entries(parameter: Parameter, keep: npt.NDArray[np.bool_]) -> Tensor:
     """Which entries of the parameter belong to channels with ``keep`` only; of size 1 where that does not vary."""
     entries = torch.ones([1] * len(parameter.shape), dtype=torch.bool)
     for factor in parameter.labels:
-        entries = entries & torch.from_numpy(keep[factor.ids.numpy()])
+        entries = entries & torch.from_numpy(keep[factor.ids])
     return entries

@@ -120,7 +120,7 @@ class _Comparison:
                 left, text = pruned(want.labels, self._keep), ""
             except ValueError as error:
                 left, text = (), str(error)
-            if any(np.isin(f.ids.numpy(), self._merged).any() for f in left if len(self._merged)):
+            if any(np.isin(f.ids, self._merged).any() for f in left if len(self._merged)):
                 text = _MEET
             counted = tuple(f for f in left if not self._has_no_order(f))
             self._promises[key] = ({f.dim: sizes[f.dim] for f in want.labels}, counted, text)
@@ -128,12 +128,12 @@ class _Comparison:
 
     def _has_no_order(self, factor: Factor) -> bool:
         """All its channels stay, or it is one channel, however many positions that fills."""
-        return compact(factor.ids).numel() == 1 or bool(self._graph.locked[factor.ids.numpy()].all())
+        return compact(factor.ids).size == 1 or bool(self._graph.locked[factor.ids].all())
 
     def _order(self, promised: Factor, carried: Factor) -> str:
-        ids = self._roots[carried.ids.numpy()]
+        ids = self._roots[carried.ids]
         try:
-            a, b = np.broadcast_arrays(ids, promised.ids.numpy())
+            a, b = np.broadcast_arrays(ids, promised.ids)
         except ValueError:
             return f"other channels along dim {promised.dim}"
         owned = self._graph.owned[b]

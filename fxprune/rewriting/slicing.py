@@ -23,7 +23,7 @@ def cut(tensor: Tensor, labels: Labels, keep: Keep, copy: bool = True) -> Tensor
     """
     result = tensor.detach()
     for factor in sorted(labels, key=lambda f: len(f.varying)):
-        stays = keep[np.moveaxis(np.asarray(left_rows(factor, labels, keep)), factor.dim, -1)]
+        stays = keep[np.moveaxis(left_rows(factor, labels, keep), factor.dim, -1)]
         if stays.all():
             continue
         index = torch.from_numpy(stays.nonzero()[-1]).to(result.device)

@@ -71,7 +71,7 @@ def node_labels(graph: ChannelGraph, node: fx.Node) -> list[TensorLabels]:
 
 def channels_in(labels: Labels) -> Channels:
     """The channels of all factors."""
-    return _NONE.union(*(np.unique(f.ids.numpy()).tolist() for f in labels))
+    return _NONE.union(*(np.unique(f.ids).tolist() for f in labels))
 
 
 def _flow(

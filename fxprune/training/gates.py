@@ -121,5 +121,5 @@ def _indices(known: TensorLabels, position: Tensor, none: int, only: Channels) -
     allowed = torch.zeros(len(position), dtype=torch.bool)
     allowed[sorted(only)] = True
     position = torch.where(allowed, position, none)
-    indices = [position[factor.ids] for factor in known.labels]
+    indices = [position[factor.tensor()] for factor in known.labels]
     return [ids for ids in indices if bool((ids != none).any())]

@@ -144,7 +144,7 @@ def insert_hypernetworks(
     for parameter, _ in found:
         free = [_range(entries, parameter, d) for d in _free_dims(parameter)]
         entries += sum(ids.numel() for ids in free)
-        index.append([*(factor.ids for factor in parameter.labels), *free])
+        index.append([*(factor.tensor() for factor in parameter.labels), *free])
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     bank = Hypernetworks(torch.randn(entries, generator=generator).to(device))
     for number, (parameter, fan_in) in enumerate(found):

@@ -149,7 +149,7 @@ class _Read:
     def __init__(self, factor: Factor, parameters: tuple[str, ...]):
         self.parameters = parameters
         self._factor = factor
-        self.channels, position = np.unique(factor.ids.numpy().reshape(-1), return_inverse=True)
+        self.channels, position = np.unique(factor.ids.reshape(-1), return_inverse=True)
         self._position = position.reshape(-1)
         self.count = np.zeros(len(self.channels))
         self.sums = [np.zeros(len(self.channels)) for _ in range(3)]
@@ -162,7 +162,7 @@ class _Read:
                 "measured on inputs of the example's size (the batch may differ)."
             )
         over = [d for d, size in enumerate(ids.shape) if size == 1]
-        entries = value.numel() / ids.numel()
+        entries = value.numel() / ids.size
         self.count += np.bincount(self._position, minlength=len(self.channels)) * entries
         x = value.detach().float()
         for total, part in zip(self.sums, (x.abs(), x**2, x != 0), strict=True):

@@ -161,7 +161,7 @@ def test_every_position_has_the_latents_of_its_channels(kind: type[nn.Module]) -
     for name, weight in bank.weights().items():
         part = part_of(training, name)
         labels = {
-            f.dim: f.ids.expand(*weight.shape[:2], *[1] * (weight.ndim - 2))
+            f.dim: f.tensor().expand(*weight.shape[:2], *[1] * (weight.ndim - 2))
             for f in training.graph.by_name[name].labels
         }
         for j in range(weight.shape[0]):

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from fxprune.labels.factors import Factor, Labels, settle_dim
+from fxprune.labels.classes import Ids, same
+from fxprune.labels.factors import Factor, Labels, expanded, settle_dim
 from fxprune.labels.rules.pointwise import join_positions
 from fxprune.labels.rules.table import Call, rule
 
@@ -70,7 +70,7 @@ def contract(run: Propagation, operands: Sequence[Operand], out: str, *, counted
     labels = []
     for factor in result:
         collapsed = run.collapse(factor, contracted)
-        ids = collapsed.ids.permute(order + contracted).reshape([collapsed.ids.shape[i] for i in order])
+        ids = collapsed.ids.transpose(order + contracted).reshape([collapsed.ids.shape[i] for i in order])
         labels.append(Factor(ids, settle_dim(ids, out.index(letters[collapsed.dim]) if collapsed.dim in order else 0)))
     return tuple(labels)
 
@@ -83,7 +83,7 @@ def _shape(operand: Operand, letters: str) -> tuple[int, ...]:
 def _spread(factor: Factor, own: str, letters: str) -> Factor:
     """The factor with one dimension for each of ``letters``, in their order."""
     present = [c for c in letters if c in own]
-    ids = factor.ids.permute([own.index(c) for c in present])
+    ids = factor.ids.transpose([own.index(c) for c in present])
     sizes = iter(ids.shape)
     return Factor(ids.reshape([next(sizes) if c in own else 1 for c in letters]), letters.index(own[factor.dim]))
 
@@ -245,7 +245,7 @@ def _convolution(run: Propagation, call: Call) -> Labels:
             labels = contract(run, [channels_in, kernel_only], "bo")
         else:
             labels = _grouped(run, channels_in, kernel_only, groups, call["transposed"])
-    grown = tuple(Factor(f.ids.reshape([*f.ids.shape] + [1] * (x.ndim - 2)), f.dim) for f in labels)
+    grown = tuple(Factor(f.ids.reshape(f.ids.shape + (1,) * (x.ndim - 2)), f.dim) for f in labels)
     return _with_bias(run, call, grown, 1)
 
 
@@ -304,7 +304,7 @@ def _grouped(run: Propagation, x: Operand, weight: Operand, groups: int, transpo
         if transposed:
             whole = inner is None or inner.ids.shape[0] == 1
         else:
-            whole = bool(torch.equal(*torch.broadcast_tensors(ins[:, :1], rows)))
+            whole = same(expanded(ins[:, :1], rows.shape), rows)
     if whole:
         outs = _whole_groups(run, ins, rows, inner, per_out, transposed)
         constant, factors = float(x.shape[0]) * second, [Factor(dim0.reshape(-1, 1), 0)]
@@ -315,34 +315,32 @@ def _grouped(run: Propagation, x: Operand, weight: Operand, groups: int, transpo
         local = _local(run, inner, groups, first, second)
         run.join(ins, rows if transposed else local)
         outs = local if transposed else rows
-        run.family(ins.numpy(), "groups of a convolution")
-        run.family(outs.numpy(), "groups of a convolution")
+        run.family(ins, "groups of a convolution")
+        run.family(outs, "groups of a convolution")
         constant, factors = float(x.shape[0]), [Factor(dim0.reshape(-1, 1), 0), Factor(local, 1)]
     run.term(constant, tuple(run.canonical(f) for f in factors))
     return (run.canonical(Factor(outs.reshape(1, -1), 1)),)
 
 
-def _whole_groups(
-    run: Propagation, ins: Tensor, rows: Tensor, inner: Factor | None, per_out: int, transposed: bool
-) -> Tensor:
+def _whole_groups(run: Propagation, ins: Ids, rows: Ids, inner: Factor | None, per_out: int, transposed: bool) -> Ids:
     """Join every group's inputs and outputs to one channel; the weight's dim 1 stays. Returns output ids."""
     if inner is not None and inner.ids.shape[1] > 1:
         run.lock(inner.ids, "inside the groups of a convolution")
     head = ins[:, :1]
     run.join(ins, head)
     run.join(rows, head)
-    return head.expand(len(head), per_out) if transposed else rows
+    return expanded(head, (len(head), per_out)) if transposed else rows
 
 
-def _local(run: Propagation, inner: Factor | None, groups: int, first: int, second: int) -> Tensor:
+def _local(run: Propagation, inner: Factor | None, groups: int, first: int, second: int) -> Ids:
     """The ids of the weight's dim 1, local to each group, as ``[groups, second]``."""
     if inner is None:
-        ids = torch.from_numpy(run.fresh(groups * second)).reshape(groups, second)
+        ids = run.fresh(groups * second).reshape(groups, second)
         run.lock(ids, "a weight that cannot be cut")
         return ids
     if inner.ids.shape[0] == 1:  # not labelled per group yet: asked for, and until then equal offsets
         run.request_layout(inner.ids, groups)
-        return inner.ids.expand(groups, second)
+        return expanded(inner.ids.reshape(1, second), (groups, second))
     rows = inner.ids.reshape(groups, first, second)
     run.join(rows, rows[:, :1])
     return rows[:, 0]

@@ -6,10 +6,24 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.labels.factors import Factor, Labels, aligned, along, full, moved, settle_dim, vector, viewed
+from fxprune.labels.classes import Ids, same
+from fxprune.labels.factors import (
+    Factor,
+    Labels,
+    aligned,
+    along,
+    expanded,
+    full,
+    moved,
+    narrow,
+    settle_dim,
+    vector,
+    viewed,
+)
 from fxprune.labels.rules.pointwise import join_positions
 from fxprune.labels.rules.table import Call, rule
 
@@ -49,7 +63,12 @@ def _permute(run: Propagation, call: Call) -> Labels:
 @rule("unsqueeze")
 def _unsqueeze(run: Propagation, call: Call) -> Labels:
     dim = call["dim"] % call.out.ndim
-    return tuple(Factor(f.ids.unsqueeze(dim), f.dim + (f.dim >= dim)) for f in run.labels(call.input))
+    return tuple(_with_dim(f, dim) for f in run.labels(call.input))
+
+
+def _with_dim(factor: Factor, dim: int) -> Factor:
+    """The factor of a tensor that got a dimension of size 1 at ``dim``."""
+    return Factor(np.expand_dims(factor.ids, dim), factor.dim + (factor.dim >= dim))
 
 
 @rule("squeeze")
@@ -86,7 +105,7 @@ def _repeat(run: Propagation, call: Call) -> Labels:
     for factor in run.labels(call.input):
         lifted = aligned(factor, out.ndim)
         counts = [r if size > 1 else 1 for r, size in zip(repeats, lifted.ids.shape, strict=True)]
-        result.append(Factor(lifted.ids.repeat(counts), lifted.dim))
+        result.append(Factor(np.tile(lifted.ids, counts), lifted.dim))
     grown = [d for d, size in enumerate(out.shape) if size > 1 and before[d] == 1]
     return tuple(result) + _fresh_along(run, out, grown)
 
@@ -97,7 +116,7 @@ def _select(run: Propagation, call: Call) -> Labels:
     for factor in run.labels(call.input):
         ids = factor.ids
         if ids.shape[dim] > 1:
-            ids = ids.narrow(dim, call["index"] % ids.shape[dim], 1)
+            ids = narrow(ids, dim, call["index"] % ids.shape[dim], 1)
             if factor.varying == (dim,):
                 run.lock(ids, "a single channel is picked")
                 continue
@@ -116,7 +135,7 @@ def _slice(run: Propagation, call: Call) -> Labels:
 def _picked(run: Propagation, labels: Sequence[Factor], out: Tensor) -> Labels:
     """Part of a dimension. Where it is one channel, that one must stay: the dimension would be empty."""
     for factor in labels:
-        if factor.ids.numel() == 1 and out.shape[factor.dim] == 1:
+        if factor.ids.size == 1 and out.shape[factor.dim] == 1:
             run.lock(factor.ids, "a single channel is picked")
     return tuple(labels)
 
@@ -126,7 +145,7 @@ def _split(run: Propagation, call: Call) -> list[Labels]:
     dim, start, result = call.dims()[0], 0, []
     for out in call.outputs:
         size, first = out.shape[dim], start
-        labels = [along(f, dim, lambda ids: ids.narrow(dim, first, size)) for f in run.labels(call.input)]  # noqa: B023
+        labels = [along(f, dim, lambda ids: narrow(ids, dim, first, size)) for f in run.labels(call.input)]  # noqa: B023
         result.append(_picked(run, labels, out))
         start += size
     return result
@@ -141,7 +160,7 @@ def _unbind(run: Propagation, call: Call) -> list[Labels]:
         for factor in run.labels(call.input):
             ids = factor.ids
             if ids.shape[dim] > 1:
-                ids = ids.narrow(dim, index, 1)
+                ids = narrow(ids, dim, index, 1)
                 if factor.varying == (dim,):
                     run.lock(ids, "a single channel is picked")
                     continue
@@ -154,7 +173,7 @@ def _unbind(run: Propagation, call: Call) -> list[Labels]:
 def _flip(run: Propagation, call: Call) -> Labels:
     factors = run.labels(call.input)
     for dim in call.dims("dims"):
-        factors = tuple(along(f, dim, lambda ids: ids.flip(dim)) for f in factors)  # noqa: B023
+        factors = tuple(along(f, dim, lambda ids: np.flip(ids, dim)) for f in factors)  # noqa: B023
     return factors
 
 
@@ -170,7 +189,7 @@ def _roll(run: Propagation, call: Call) -> Labels:
             if ids.shape[dim] > 1:
                 if dim == factor.dim:
                     run.lock(ids, "channels are rolled by a fixed number")
-                ids = ids.roll(shift, dim)
+                ids = np.roll(ids, shift, dim)
         result.append(Factor(ids, factor.dim))
     return tuple(result)
 
@@ -182,7 +201,7 @@ def _concatenate(run: Propagation, call: Call) -> Labels:
     labels = [run.labels(t) for t in tensors]
     shapes = [tuple(t.shape) for t in tensors]
     if call.name == "stack":
-        labels = [tuple(Factor(f.ids.unsqueeze(dim), f.dim + (f.dim >= dim)) for f in factors) for factors in labels]
+        labels = [tuple(_with_dim(f, dim) for f in factors) for factors in labels]
         shapes = [(*s[:dim], 1, *s[dim:]) for s in shapes]
     cuts = sorted({f.dim for factors in labels for f in factors})
     joined = (_concatenated(run, shapes, labels, dim, cut) for cut in cuts)
@@ -190,7 +209,7 @@ def _concatenate(run: Propagation, call: Call) -> Labels:
 
 
 def _concatenated(run: Propagation, shapes: list[tuple[int, ...]], labels: list[Labels], dim: int, cut: int) -> Factor:
-    pieces: list[Tensor] = []
+    pieces: list[Ids] = []
     found = [[f for f in factors if f.dim == cut] for factors in labels]
     for shape, factors in zip(shapes, found, strict=True):
         if factors:
@@ -202,14 +221,15 @@ def _concatenated(run: Propagation, shapes: list[tuple[int, ...]], labels: list[
     if dim != cut and not all(found):  # side by side with something that cannot be cut
         for piece in pieces:
             run.lock(piece, "concatenated with something that cannot be cut")
-    same = dim != cut and all(torch.equal(p, pieces[0]) for p in pieces)
-    if same and pieces[0].shape[dim] == 1:
+    alike = dim != cut and all(same(p, pieces[0]) for p in pieces)
+    if alike and pieces[0].shape[dim] == 1:
         return Factor(pieces[0], cut)
-    size = torch.broadcast_shapes(*[p.narrow(dim, 0, 1).shape for p in pieces])
-    expanded = [
-        p.expand([s[dim] if d == dim else n for d, n in enumerate(size)]) for p, s in zip(pieces, shapes, strict=True)
+    size = np.broadcast_shapes(*[narrow(p, dim, 0, 1).shape for p in pieces])
+    whole = [
+        expanded(p, [s[dim] if d == dim else n for d, n in enumerate(size)])
+        for p, s in zip(pieces, shapes, strict=True)
     ]
-    return Factor(torch.cat(expanded, dim), cut)
+    return Factor(np.concatenate(whole, dim), cut)
 
 
 @rule("index", "_unsafe_index")
@@ -249,10 +269,11 @@ def _indexed(factor: Factor, source: Tensor, indices: list[Any], indexed: list[i
     if all(factor.ids.shape[d] == 1 for d in indexed):
         left = [factor.ids.shape[d] for d in order]
         place = sum(d < indexed[0] for d in order) if adjacent else 0
-        ids = factor.ids.reshape(left[:place] + [1] * width + left[place:])
+        ids = factor.ids.reshape([*left[:place], *[1] * width, *left[place:]])
         dim = order.index(factor.dim)
         return Factor(ids, dim if dim < place else dim + width)
-    ids = full(factor, source.shape, indexed)[tuple(slice(None) if i is None else i for i in indices)]
+    places = tuple(slice(None) if i is None else i.numpy() for i in indices)
+    ids = full(factor, source.shape, indexed)[places]
     if factor.dim in indexed:
         return Factor(ids, settle_dim(ids, start + width - 1))
     dim = order.index(factor.dim)
@@ -268,7 +289,7 @@ def _index_select(run: Propagation, call: Call) -> Labels:
         if factor.ids.shape[dim] > 1 and index.is_meta:
             run.lock(factor.ids, "indexed by values that are not known")
             continue
-        result.append(along(factor, dim, lambda ids: ids.index_select(dim, index.reshape(-1))))
+        result.append(along(factor, dim, lambda ids: ids.take(index.numpy().reshape(-1), dim)))
     return tuple(result)
 
 
@@ -311,15 +332,15 @@ def _constant_pad(run: Propagation, call: Call) -> Labels:
             if ids.shape[dim] == 1 or (before == 0 and after == 0):
                 continue
             if before < 0 or after < 0:
-                ids = ids.narrow(dim, max(-before, 0), ids.shape[dim] + min(before, 0) + min(after, 0))
+                ids = narrow(ids, dim, max(-before, 0), ids.shape[dim] + min(before, 0) + min(after, 0))
             rest = [1 if d == dim else s for d, s in enumerate(ids.shape)]
             grown = [ids]
             for count, place in ((before, 0), (after, 2)):
                 if count > 0:
-                    new = torch.from_numpy(run.fresh(count * math.prod(rest)))
+                    new = run.fresh(count * math.prod(rest))
                     new = new.reshape([count if d == dim else s for d, s in enumerate(ids.shape)])
                     grown.insert(0 if place == 0 else len(grown), new)
-            ids = torch.cat(grown, dim)
+            ids = np.concatenate(grown, dim)
         result.append(Factor(ids, factor.dim))
     return tuple(result)
 
@@ -360,13 +381,19 @@ def _rearranged(run: Propagation, call: Call, times: int) -> Labels:
         ids = mixed.ids
         if ids.shape[dim] > 1:
             if times > 0:
-                ids = ids.repeat_interleave(times, dim)
+                ids = ids.repeat(times, dim)
             else:
-                split = ids.unflatten(dim, (-1, -times))
-                run.join(split, split.narrow(dim + 1, 0, 1))
-                ids = split.select(dim + 1, 0)
+                ids = _first_of(run, ids, dim, -times)
         result.append(Factor(ids, mixed.dim))
     return tuple(result)
+
+
+def _first_of(run: Propagation, ids: Ids, dim: int, times: int) -> Ids:
+    """``times`` neighbours each along ``dim`` become one channel: the first of them."""
+    split = ids.reshape(*ids.shape[:dim], -1, times, *ids.shape[dim + 1 :])
+    first = narrow(split, dim + 1, 0, 1)
+    run.join(split, first)
+    return first.squeeze(dim + 1)
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
@@ -376,9 +403,9 @@ def _channel_shuffle(run: Propagation, call: Call) -> Labels:
     for factor in run.labels(call.input):
         ids = factor.ids
         if ids.shape[1] > 1:
-            turned = ids.unflatten(1, (groups, -1)).transpose(1, 2)
+            turned = ids.reshape(ids.shape[0], groups, -1, *ids.shape[2:]).swapaxes(1, 2)
             run.interleave(Factor(turned, 1))
-            ids = turned.flatten(1, 2)
+            ids = turned.reshape(ids.shape)
         result.append(Factor(ids, factor.dim))
     return tuple(result)
 
@@ -394,7 +421,7 @@ def _im2col(run: Propagation, call: Call) -> Labels:
         mixed = run.mix(factor, [2, 3], "patches are unfolded")
         if mixed is not None and mixed.varying:
             ids = mixed.ids.reshape(mixed.ids.shape[0], mixed.ids.shape[1], 1)
-            ids = ids.repeat_interleave(window, 1) if ids.shape[1] > 1 else ids
+            ids = ids.repeat(window, 1) if ids.shape[1] > 1 else ids
             result.append(Factor(ids, mixed.dim))
     return tuple(result)
 
@@ -412,10 +439,8 @@ def _col2im(run: Propagation, call: Call) -> Labels:
             continue
         ids = mixed.ids
         if ids.shape[1] > 1:
-            split = ids.unflatten(1, (-1, window))
-            run.join(split, split.narrow(2, 0, 1))
-            ids = split.select(2, 0)
-        result.append(Factor(ids.unsqueeze(-1), mixed.dim))
+            ids = _first_of(run, ids, 1, window)
+        result.append(Factor(ids[..., None], mixed.dim))
     return tuple(result)
 
 
@@ -425,7 +450,7 @@ def _unfold(run: Propagation, call: Call) -> Labels:
     for factor in run.labels(call.input):
         mixed = run.mix(factor, [dim], "unfolded along channels")
         if mixed is not None:
-            result.append(Factor(mixed.ids.unsqueeze(-1), mixed.dim))
+            result.append(Factor(mixed.ids[..., None], mixed.dim))
     return tuple(result)
 
 
@@ -450,7 +475,7 @@ def _view_as_complex(run: Propagation, call: Call) -> Labels:
 
 @rule("view_as_real")
 def _view_as_real(run: Propagation, call: Call) -> Labels:
-    return tuple(Factor(f.ids.unsqueeze(-1), f.dim) for f in run.labels(call.input))
+    return tuple(Factor(f.ids[..., None], f.dim) for f in run.labels(call.input))
 
 
 @rule("one_hot", "nonzero", "_local_scalar_dense", "equal", "is_same_size", "_assert_async", "sym_size")

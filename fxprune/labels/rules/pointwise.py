@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
-from fxprune.labels.factors import Factor, Labels, aligned
+from fxprune.labels.factors import Factor, Labels, aligned, expanded
 from fxprune.labels.rules.table import Call, rule
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def join_positions(run: Propagation, operands: Sequence[Operand], shape: tuple[i
         for other in others:
             run.join(first.ids, other.ids)
             if first.ids.shape != other.ids.shape:
-                first = Factor(first.ids.expand(torch.broadcast_shapes(first.ids.shape, other.ids.shape)), dim)
+                first = Factor(expanded(first.ids, np.broadcast_shapes(first.ids.shape, other.ids.shape)), dim)
         result.append(first)
     rigid: set[int] = set()
     for sizes, factors in lifted:  # only now: rows that were joined above are one, and hold no dimension
@@ -70,7 +70,7 @@ def _glu(run: Propagation, call: Call) -> Labels:
     for factor in run.labels(call.input):
         ids = factor.ids
         if ids.shape[dim] > 1:
-            first, second = ids.chunk(2, dim)
+            first, second = np.split(ids, 2, dim)
             run.join(first, second)
             ids = first
         result.append(Factor(ids, factor.dim))
