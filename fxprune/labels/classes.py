@@ -98,10 +98,11 @@ class Classes:
                 return
             a, b = a[differ], b[differ]
             low, high = np.minimum(a, b), np.maximum(a, b)
+            locked = self._locked[low] | self._locked[high]
             np.minimum.at(self._parent, high, low)
             a, b = self.find(low), self.find(high)
-            for old, new in ((low, a), (high, b)):
-                self._locked[new[self._locked[old]]] = True
+            self._locked[a[locked]] = True
+            self._locked[b[locked]] = True
 
     def lock(self, ids: Ids, reason: Reason) -> None:
         """No channel of these may be cut."""

@@ -9,6 +9,7 @@ is new.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows, same
 from fxprune.labels.factors import Factor, Labels, narrow, vector
-from fxprune.meta import MetaKernels
+from fxprune.meta import MetaKernels, tensors_in
 
 Attention = Literal["head_dim", "heads"]
 _LABELS = "_fxprune_labels"
@@ -122,6 +123,9 @@ class Propagation(TorchDispatchMode):
         earlier run of this graph.
         """
         super().__init__()
+        from fxprune.labels.rules import apply_rule  # the table imports this module for its types
+
+        self._apply_rule = apply_rule
         self.watch = watch
         self.kernels = kernels or MetaKernels()
         self.attention = attention
@@ -368,8 +372,6 @@ class Propagation(TorchDispatchMode):
     # -- running ------------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from fxprune.labels.rules import apply_rule  # the table imports this module for its types
-
         kwargs = dict(kwargs or {})
         given = args
         if torch.Tag.inplace_view in func.tags:  # the rule must see the shape before the op
@@ -377,7 +379,7 @@ class Propagation(TorchDispatchMode):
             setattr(before, _LABELS, self.labels(args[0]))
             given = (before, *args[1:])
         out = _execute(self.kernels, func, args, kwargs)
-        apply_rule(self, func, given, kwargs, out)
+        self._apply_rule(self, func, given, kwargs, out)
         if self.watch is not None:
             self.watch(self, func, given, kwargs, out)
         return out
@@ -434,8 +436,9 @@ def _runs(ids: Ids) -> int:
 
 def _execute(kernels: MetaKernels, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run on meta where any operand is meta; integer constants made by factories are real, float ones meta."""
-    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
-    on_meta = any(t.is_meta for t in tensors)
+    tensors = tensors_in((*args, *kwargs.values()))
+    are_meta = [t.is_meta for t in tensors]
+    on_meta = any(are_meta)
     if "device" in kwargs or not tensors or func.overloadpacket in _FACTORIES:
         if any(a.name == "device" for a in func._schema.arguments):
             dtype = kwargs.get("dtype") or _factory_dtype(func, args, tensors)
@@ -443,7 +446,7 @@ def _execute(kernels: MetaKernels, func: Any, args: Any, kwargs: dict[str, Any])
             kwargs["device"] = torch.device("meta" if meta or dtype.is_complex else "cpu")
             kwargs.pop("pin_memory", None)
         return func(*args, **kwargs)
-    if on_meta and not all(t.is_meta for t in tensors):
+    if on_meta and not all(are_meta):
         args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
     return kernels(func, args, kwargs) if on_meta else func(*args, **kwargs)
 
@@ -471,16 +474,36 @@ def _to_meta(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_meta else tensor.to("meta")
 
 
-class _Runner(fx.Interpreter):
+class _Runner:
+    """``fx.Interpreter`` without what it offers for other uses. A value is freed after its last use, as there."""
+
     def __init__(self, modules: nn.Module, graph: fx.Graph, run: Propagation):
-        super().__init__(modules, garbage_collect_values=True, graph=graph)
-        self.propagation = run
+        self.module, self.graph, self.propagation = modules, graph, run
+        self._values: dict[fx.Node, Any] = {}
+        self._last_uses: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+        seen: set[fx.Node] = set()
+        for node in reversed(graph.nodes):
+            for used in node.all_input_nodes:
+                if used not in seen:
+                    seen.add(used)
+                    self._last_uses[node].append(used)
+
+    def run(self, inputs: Sequence[Any]) -> Any:
+        """What the graph returns for ``inputs``, one value per placeholder."""
+        self._values.update(zip((n for n in self.graph.nodes if n.op == "placeholder"), inputs, strict=True))
+        for node in self.graph.nodes:
+            self._values[node] = self.run_node(node)
+            if node.op == "output":
+                return self._values[node]
+            for used in self._last_uses[node]:
+                del self._values[used]
+        return None
 
     def run_node(self, n: fx.Node) -> Any:
         run = self.propagation
         with run.at(n):
             try:
-                result = super().run_node(n)
+                result = self._result(n)
             except Exception as error:  # an op without a meta kernel: never a guess, so everything it sees is locked
                 result = self._locked_result(n, error)
         if run.ignore:
@@ -488,6 +511,25 @@ class _Runner(fx.Interpreter):
         one = isinstance(result, Tensor)
         run.node_labels[n.name] = describe(run, result) if one else tree_map(lambda t: describe(run, t), result)
         return result
+
+    def _result(self, n: fx.Node) -> Any:
+        if n.op == "placeholder":
+            return self._values[n]
+        args, kwargs = self._arguments(n)
+        target: Any = n.target
+        if n.op == "output":
+            return args[0]
+        if n.op == "call_function":
+            return target(*args, **kwargs)
+        if n.op == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        held: Any = self.module
+        for name in target.split("."):
+            held = getattr(held, name)
+        return held if n.op == "get_attr" else held(*args, **kwargs)
+
+    def _arguments(self, n: fx.Node) -> Any:
+        return fx.map_arg((n.args, n.kwargs), self._values.__getitem__)
 
     def _lock_by_name(self, n: fx.Node, results: list[Tensor]) -> None:
         run = self.propagation
@@ -507,7 +549,7 @@ class _Runner(fx.Interpreter):
             raise error
         name = getattr(n.target, "__name__", n.target)
         what = f"{name} cannot be interpreted: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        args, kwargs = self._arguments(n)
         for leaf in tree_flatten((args, kwargs))[0]:
             run.lock_all(run.labels(leaf), what)
         if n.op == "call_module":
@@ -554,7 +596,7 @@ def propagate(shadow: nn.Module, graph: fx.Graph, inputs: Sequence[Any], run: Pr
                     setattr(tensor, _LABELS, (Factor(vector(ids, 1, tensor.ndim), 1),))
     run.made = len(run.classes)
     with torch.no_grad(), run:
-        result = _Runner(shadow, graph, run).run(*values)
+        result = _Runner(shadow, graph, run).run(values)
     with run.at(outputs):
         for tensor in tensors_of(result):
             run.used(tensor)

@@ -8,28 +8,24 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils._pytree import tree_flatten
-
 from fxprune.labels.factors import Labels
 from fxprune.labels.propagate import Propagation
 from fxprune.labels.rules import contraction, creation, movement, normalisation, reduction, spatial
 from fxprune.labels.rules.pointwise import join_positions
 from fxprune.labels.rules.table import RULES, Call
-from fxprune.meta import POINTWISE
+from fxprune.meta import tensors_in
 
 __all__ = ["RULES", "apply_rule", "contraction", "creation", "movement", "normalisation", "reduction", "spatial"]
 
 
 def apply_rule(run: Propagation, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Label the outputs of one aten op."""
-    outputs = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+    outputs = tensors_in((out,))
     call = Call(func, args, kwargs, outputs)
     for tensor in call.tensors:
         run.used(tensor)
     rule = RULES.get(call.name)
-    if rule is None and (torch.Tag.pointwise in func.tags or call.name in POINTWISE):
+    if rule is None and call.signature.is_pointwise:
         rule = _pointwise
     if rule is None:
         if any(run.labels(t) for t in call.tensors):

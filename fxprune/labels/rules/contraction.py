@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -34,6 +35,39 @@ class Operand:
     parameter: tuple[str, tuple[int, ...]] | None = None
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What follows from the letters alone. ``letters``: all of them, a dimension each while operands are combined.
+
+    ``batch``: dims of batch letters. ``contracted``, ``kept``: dims missing in the output, and the output's in its
+    order. ``spread``: per operand the order of its dims, and the index that gives it one for each letter.
+    """
+
+    letters: str
+    batch: tuple[int, ...]
+    contracted: tuple[int, ...]
+    kept: tuple[int, ...]
+    spread: tuple[tuple[tuple[int, ...], tuple[slice | None, ...]], ...]
+
+
+@cache
+def _plan(operands: tuple[str, ...], out: str) -> _Plan:
+    letters = "".join(dict.fromkeys("".join(operands)))
+    return _Plan(
+        letters,
+        tuple(d for d, c in enumerate(letters) if c in out and sum(c in own for own in operands) > 1),
+        tuple(d for d, c in enumerate(letters) if c not in out),
+        tuple(letters.index(c) for c in out),
+        tuple(
+            (
+                tuple(own.index(c) for c in letters if c in own),
+                tuple(slice(None) if c in own else None for c in letters),
+            )
+            for own in operands
+        ),
+    )
+
+
 def contract(run: Propagation, operands: Sequence[Operand], out: str, *, counted: bool = True) -> Labels:
     """Join what is contracted, pass on what is free, and note the MACs.
 
@@ -46,75 +80,71 @@ def contract(run: Propagation, operands: Sequence[Operand], out: str, *, counted
     Returns:
         Labels of a tensor with the letters ``out``.
     """
-    letters = "".join(dict.fromkeys("".join(o.letters for o in operands)))
+    plan = _plan(tuple([o.letters for o in operands]), out)
+    letters = plan.letters
     size = {c: n for o in operands for c, n in zip(o.letters, o.shape, strict=True)}
-    batch = {c for c in out if sum(c in o.letters for o in operands) > 1}
-    spread = [[_spread(f, o.letters, letters) for f in o.labels] for o in operands]
-    _resolve_cuts(spread, operands, letters, out)
-    for c in letters:
-        if c not in out and size[c] > 1:
-            _contract_letter(run, operands, spread, letters, c, [letters.index(b) for b in sorted(batch)])
-    contracted = [i for i, c in enumerate(letters) if c not in out]
+    spread = [
+        [Factor(f.ids.transpose(order)[index], letters.index(o.letters[f.dim])) for f in o.labels]
+        for o, (order, index) in zip(operands, plan.spread, strict=True)
+    ]
+    _resolve_cuts(spread, plan)
+    for dim in plan.contracted:
+        if size[letters[dim]] > 1:
+            _contract_dim(run, operands, spread, plan, dim)
     for factors in spread:
-        factors[:] = [f if letters[f.dim] not in out else run.collapse(f, contracted) for f in factors]
-    _separate_batches(run, operands, spread, letters, batch)
+        factors[:] = [f if f.dim in plan.contracted else run.collapse(f, plan.contracted) for f in factors]
+    _separate_batches(run, spread, plan)
     if counted:
         _count(run, spread, letters, size)
     result = join_positions(
         run,
-        [(_shape(o, letters), tuple(f for f in factors if letters[f.dim] in out))
+        [(_shape(o, letters), tuple([f for f in factors if f.dim not in plan.contracted]))
          for o, factors in zip(operands, spread, strict=True)],
-        tuple(size[c] for c in letters),
+        tuple([size[c] for c in letters]),
     )  # fmt: skip
-    order = [letters.index(c) for c in out]
     labels = []
     for factor in result:
-        collapsed = run.collapse(factor, contracted)
-        ids = collapsed.ids.transpose(order + contracted).reshape([collapsed.ids.shape[i] for i in order])
-        labels.append(Factor(ids, settle_dim(ids, out.index(letters[collapsed.dim]) if collapsed.dim in order else 0)))
+        collapsed = run.collapse(factor, plan.contracted)
+        ids = collapsed.ids.transpose(plan.kept + plan.contracted)
+        ids = ids.reshape(ids.shape[: len(out)])
+        labels.append(Factor(ids, settle_dim(ids, plan.kept.index(collapsed.dim) if collapsed.dim in plan.kept else 0)))
     return tuple(labels)
 
 
 def _shape(operand: Operand, letters: str) -> tuple[int, ...]:
     sizes = dict(zip(operand.letters, operand.shape, strict=True))
-    return tuple(sizes.get(c, 1) for c in letters)
+    return tuple([sizes.get(c, 1) for c in letters])
 
 
-def _spread(factor: Factor, own: str, letters: str) -> Factor:
-    """The factor with one dimension for each of ``letters``, in their order."""
-    present = [c for c in letters if c in own]
-    ids = factor.ids.transpose([own.index(c) for c in present])
-    sizes = iter(ids.shape)
-    return Factor(ids.reshape([next(sizes) if c in own else 1 for c in letters]), letters.index(own[factor.dim]))
-
-
-def _resolve_cuts(spread: list[list[Factor]], operands: Sequence[Operand], letters: str, out: str) -> None:
+def _resolve_cuts(spread: list[list[Factor]], plan: _Plan) -> None:
     """Where the other operand's channels are cut along a contracted letter, that letter is cut here too."""
+    if not any(f.carriers for factors in spread for f in factors):
+        return
     cuts = [{f.dim for f in factors} for factors in spread]
     for mine, factors in enumerate(spread):
         theirs = set().union(*(c for other, c in enumerate(cuts) if other != mine))
         for place, factor in enumerate(factors):
             better = [
                 d for d in factor.carriers
-                if letters[d] not in out and d in theirs and d not in cuts[mine] and letters[factor.dim] in out
+                if d in plan.contracted and d in theirs and d not in cuts[mine] and factor.dim not in plan.contracted
             ]  # fmt: skip
             if better:
                 factors[place] = Factor(factor.ids, better[0])
 
 
-def _contract_letter(
-    run: Propagation, operands: Sequence[Operand], spread: list[list[Factor]], letters: str, c: str, batch: list[int]
+def _contract_dim(
+    run: Propagation, operands: Sequence[Operand], spread: list[list[Factor]], plan: _Plan, dim: int
 ) -> None:
-    """Join the channels along contracted letter ``c``."""
-    dim = letters.index(c)
-    free = [d for d in range(len(letters)) if d != dim and d not in batch]
+    """Join the channels along the contracted ``dim``."""
+    free = [d for d in range(len(plan.letters)) if d != dim and d not in plan.batch]
     found, rigid = [], False
     for operand, factors in zip(operands, spread, strict=True):
-        if c not in operand.letters:
+        own = operand.letters.find(plan.letters[dim])
+        if own < 0:
             continue
         if operand.parameter is not None:
             name, order = operand.parameter
-            run.consumed.add((name, order[operand.letters.index(c)]))
+            run.consumed.add((name, order[own]))
         mine = [i for i, f in enumerate(factors) if f.dim == dim and f.ids.shape[dim] > 1]
         rigid |= not mine
         for i in mine:
@@ -132,13 +162,13 @@ def _contract_letter(
                 run.rows_joined = True
 
 
-def _separate_batches(
-    run: Propagation, operands: Sequence[Operand], spread: list[list[Factor]], letters: str, batch: set[str]
-) -> None:
+def _separate_batches(run: Propagation, spread: list[list[Factor]], plan: _Plan) -> None:
     """A batch letter cut in one operand must not carry another operand's channels: join whole rows, or lock."""
+    if not plan.batch:
+        return
     for mine, factors in enumerate(spread):
         for factor in factors:
-            if letters[factor.dim] not in batch or run.all_locked(factor):
+            if factor.dim not in plan.batch or run.all_locked(factor):
                 continue
             for other, others in enumerate(spread):
                 carried = [f for f in others if other != mine and factor.dim in f.carriers]

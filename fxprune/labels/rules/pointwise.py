@@ -34,9 +34,12 @@ def join_positions(run: Propagation, operands: Sequence[Operand], shape: tuple[i
     result = []
     for dim, factors in sorted(cuts.items()):
         first, *others = factors
+        alike = [other.ids for other in others if other.ids.shape == first.ids.shape]
+        if alike:  # all at once
+            run.join(np.stack(alike), first.ids[None])
         for other in others:
-            run.join(first.ids, other.ids)
             if first.ids.shape != other.ids.shape:
+                run.join(first.ids, other.ids)
                 first = Factor(expanded(first.ids, np.broadcast_shapes(first.ids.shape, other.ids.shape)), dim)
         result.append(first)
     rigid: set[int] = set()

@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from fxprune.labels.factors import Labels
+from fxprune.meta import POINTWISE, tensors_in
 
 if TYPE_CHECKING:
     from fxprune.labels.propagate import Propagation
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What is said once of an aten op. ``name``: of its rule. ``defaults``: of the arguments that have one."""
+
+    name: str
+    arguments: tuple[str, ...]
+    defaults: tuple[tuple[str, Any], ...]
+    is_mutable: bool
+    is_pointwise: bool
+
+
+@cache
+def signature(func: Any) -> Signature:
+    schema, name = func._schema, str(func.overloadpacket.__name__)
+    name = name if name in RULES or not schema.is_mutable else name.rstrip("_")
+    return Signature(
+        name,
+        tuple(a.name for a in schema.arguments),
+        tuple((a.name, a.default_value) for a in schema.arguments if a.has_default_value()),
+        schema.is_mutable,
+        torch.Tag.pointwise in func.tags or name in POINTWISE,
+    )
 
 
 class Call:
@@ -19,19 +46,19 @@ class Call:
 
     def __init__(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]):
         self.func = func
-        name: str = func.overloadpacket.__name__
-        self.name = name if name in RULES or not func._schema.is_mutable else name.rstrip("_")
+        self.signature = signature(func)
+        self.name = self.signature.name
         self.outputs = outputs
-        self.arguments: dict[str, Any] = dict(kwargs)
-        for position, argument in enumerate(func._schema.arguments):
-            if position < len(args):
-                self.arguments[argument.name] = args[position]
-            elif argument.name not in self.arguments and argument.has_default_value():
-                self.arguments[argument.name] = argument.default_value
-        if not func._schema.is_mutable or self.arguments.get("out") is None:
-            self.arguments.pop("out", None)
-        operands = {k: v for k, v in self.arguments.items() if k != "out"}
-        self.tensors = [t for t in tree_flatten(operands)[0] if isinstance(t, Tensor)]
+        arguments: dict[str, Any] = dict(kwargs)
+        arguments.update(zip(self.signature.arguments, args, strict=False))
+        for name, value in self.signature.defaults:
+            if name not in arguments:
+                arguments[name] = value
+        written = arguments.pop("out", None)
+        self.tensors = tensors_in(arguments.values())
+        if written is not None and self.signature.is_mutable:
+            arguments["out"] = written
+        self.arguments = arguments
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
