@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
 from fxprune.channels import ChannelGraph, ChannelGroup, Gather, Member, Parameter
+from fxprune.cost import Keep
 from fxprune.labels.blocks import BlockSets
 from fxprune.labels.classes import Ids, Reason, distinct_rows
 from fxprune.labels.factors import Factor, Labels, compact, settle_dim
-from fxprune.labels.propagate import Propagation, TensorLabels, Term, labels_in
+from fxprune.labels.propagate import Propagation, Statistic, TensorLabels, Term, labels_in
 
 
 def freeze(
@@ -38,19 +39,12 @@ def freeze(
     number[channel_roots] = np.arange(len(channel_roots))
     channels = len(channel_roots)
 
-    translated: dict[tuple[int, int], Factor | None] = {}  # by identity: many tensors share their factors
-
-    def translate(labels: Labels) -> Labels:
-        for factor in labels:
-            if (id(factor.ids), factor.dim) not in translated:
-                ids = compact(number[roots[factor.ids]])
-                named = int(ids.min()) >= 0 and ids.size > 1
-                translated[id(factor.ids), factor.dim] = Factor(ids, settle_dim(ids, factor.dim)) if named else None
-        found = (translated[id(factor.ids), factor.dim] for factor in labels)
-        return tuple(factor for factor in found if factor is not None)
-
-    parameters = tuple(replace(p, labels=translate(run.labels(stand))) for stand, p in holders)
-    terms = tuple(replace(t, factors=translate(t.factors)) for t in _missing_sizes(run.terms, number, roots))
+    numbers = _Numbers(number[roots])
+    translate = numbers.labels
+    parameters = tuple(
+        Parameter(p.names, p.shape, translate(run.labels(stand)), p.trainable, p.groups) for stand, p in holders
+    )
+    terms = tuple(_without_fixed_sizes(term, numbers) for term in run.terms)
 
     def renumbered(known: TensorLabels) -> TensorLabels:
         return TensorLabels(known.shape, known.dtype, translate(known.labels))
@@ -59,16 +53,16 @@ def freeze(
         name: renumbered(v) if isinstance(v, TensorLabels) else tree_map_only(TensorLabels, renumbered, v)
         for name, v in run.node_labels.items()
     }
-    statistics = tuple(replace(s, labels=translate(s.labels)) for s in run.statistics)
-    locked = _first_reasons(classes.locks, roots, number, channels)
-    approximate = _first_reasons(classes.approximations, roots, number, channels)
+    statistics = tuple(Statistic(s.node, s.index, s.op, translate(s.labels)) for s in run.statistics)
+    locked = _first_reasons(classes.locks, numbers.of_atom, channels)
+    approximate = _first_reasons(classes.approximations, numbers.of_atom, channels)
     trainable = {p.name for p in parameters if p.trainable}
-    members = _members(run, roots, number)
+    members = _members(run, numbers.of_atom[:owned])
     sources = [m.name in trainable and not m.read for m in members.owners]
     made = np.zeros(channels, dtype=bool)
     made[members.channel[np.asarray(sources, dtype=bool)[members.owner]]] = True
     locked.note(np.flatnonzero(~made), Reason("constants of the model, made by no trainable parameter"))
-    locked.note(_whole_dimensions(run, holders, number, roots), Reason("one channel fills a whole dimension"))
+    locked.note(_whole_dimensions(run, holders, numbers), Reason("one channel fills a whole dimension"))
     groups = _groups(channels, members, terms, locked, approximate, blocks.translated(number, roots))
     group_of = np.empty(channels, dtype=np.int64)
     for index, group in enumerate(groups):
@@ -86,7 +80,7 @@ def freeze(
         channel_count=channels,
         attention=run.attention,
         notes=tuple(dict.fromkeys([*graph_module.meta.get("notes", ()), *run.notes])),
-        owned=np.isin(np.arange(channels), number[roots[:owned]]),
+        owned=_are_among(numbers.of_atom[:owned], channels),
         group_of=group_of,
         lines=_first_lines(graph_module),
     )
@@ -107,46 +101,78 @@ def _companions(run: Propagation, roots: Ids, channel_roots: Ids) -> Ids:
     found = [np.empty(0, dtype=np.int64)]
     is_channel = np.zeros(len(roots), dtype=bool)
     is_channel[channel_roots] = True
-    for value in run.node_labels.values():
-        for tensor in labels_in(value):
-            for factor in tensor.labels:
-                ids = roots[factor.ids]
-                own = is_channel[ids]
-                if own.any() and not own.all():
-                    found.append(ids[~own])
+    of_channel = is_channel[roots]
+    tensors = (tensor for value in run.node_labels.values() for tensor in labels_in(value))
+    for factor in {id(factor): factor for tensor in tensors for factor in tensor.labels}.values():
+        own = of_channel[factor.ids]
+        if 0 < np.count_nonzero(own) < own.size:
+            found.append(roots[factor.ids[~own]])
     return np.unique(np.concatenate(found))
 
 
-def _missing_sizes(terms: Sequence[Term], number: Ids, roots: Ids) -> list[Term]:
-    """Terms whose factors without a channel (sizes that never change) are folded into the constant.
+class _Numbers:
+    """Labels in channel numbers. ``of_atom``: for every atom its channel's number, or -1."""
+
+    def __init__(self, of_atom: Ids):
+        self.of_atom = of_atom
+        self._known: dict[int, tuple[Ids, Ids, bool]] = {}  # by identity: many tensors share their factors
+        self._labels: dict[tuple[int, int], Factor | None] = {}
+
+    def ids(self, ids: Ids) -> tuple[Ids, bool]:
+        """Atoms as numbers, compact, and whether these are several channels and nothing else."""
+        if id(ids) not in self._known:
+            result = compact(self.of_atom[ids])
+            self._known[id(ids)] = ids, result, result.size > 1 and int(result.min()) >= 0
+        return self._known[id(ids)][1:]
+
+    def labels(self, labels: Labels) -> Labels:
+        """The factors that are several channels."""
+        found = []
+        for factor in labels:
+            key = id(factor.ids), factor.dim
+            if key not in self._labels:
+                ids, named = self.ids(factor.ids)
+                self._labels[key] = Factor(ids, settle_dim(ids, factor.dim)) if named else None
+            translated = self._labels[key]
+            if translated is not None:
+                found.append(translated)
+        return tuple(found)
+
+
+def _are_among(numbers: Ids, channels: int) -> Keep:
+    """For every channel: is it among ``numbers``, of which -1 is none?"""
+    result = np.zeros(channels + 1, dtype=bool)
+    result[numbers] = True
+    return result[:channels]
+
+
+def _without_fixed_sizes(term: Term, numbers: _Numbers) -> Term:
+    """Factors without a channel (sizes that never change) are folded into the constant.
 
     Such is also a factor whose rows were joined into a channel each: what may go is a carrier, which counts if no other
     factor cuts it.
     """
-    result = []
-    for term in terms:
-        constant, factors = term.constant, []
-        cut = {factor.dim for factor in term.factors}
-        for factor in term.factors:
-            final = compact(number[roots[factor.ids]])
-            dim = settle_dim(final, factor.dim)
-            if int(final.min()) < 0 or final.size == 1 or (dim != factor.dim and dim in cut):
-                constant *= factor.ids.shape[factor.dim]
-            else:
-                constant *= factor.ids.shape[factor.dim] / factor.ids.shape[dim]
-                factors.append(Factor(factor.ids, dim))
-        result.append(Term(term.node, constant, tuple(factors)))
-    return result
+    constant, factors = term.constant, []
+    cut = {factor.dim for factor in term.factors}
+    for factor in term.factors:
+        ids, named = numbers.ids(factor.ids)
+        dim = settle_dim(ids, factor.dim)
+        if not named or (dim != factor.dim and dim in cut):
+            constant *= factor.ids.shape[factor.dim]
+        else:
+            constant *= factor.ids.shape[factor.dim] / factor.ids.shape[dim]
+            factors.append(factor if dim == factor.dim else Factor(factor.ids, dim))
+    return Term(term.node, constant, numbers.labels(tuple(factors)))
 
 
-def _whole_dimensions(run: Propagation, holders: Sequence[tuple[Tensor, Parameter]], number: Ids, roots: Ids) -> Ids:
+def _whole_dimensions(run: Propagation, holders: Sequence[tuple[Tensor, Parameter]], numbers: _Numbers) -> Ids:
     """Channels that are all there is along a dimension of a parameter, which cannot be cut then."""
     found = [np.empty(0, dtype=np.int64)]
     for stand, _ in holders:
         for factor in run.labels(stand):
-            ids = number[roots[factor.ids]].reshape(-1)
-            if len(ids) > 1 and ids[0] >= 0 and (ids == ids[0]).all():
-                found.append(ids[:1])
+            ids = numbers.ids(factor.ids)[0]
+            if ids.size == 1 < factor.ids.size and ids.item() >= 0:
+                found.append(ids.reshape(-1))
     return np.unique(np.concatenate(found))
 
 
@@ -173,10 +199,10 @@ class _Reasons:
         return self.reasons[int(found[0])] if len(found) else None
 
 
-def _first_reasons(entries: Sequence[tuple[Ids, Reason]], roots: Ids, number: Ids, channels: int) -> _Reasons:
+def _first_reasons(entries: Sequence[tuple[Ids, Reason]], of_atom: Ids, channels: int) -> _Reasons:
     result = _Reasons(channels)
     for atoms, reason in entries:
-        ids = number[roots[atoms]]
+        ids = of_atom[atoms]
         result.note(ids[ids >= 0], reason)
     return result
 
@@ -195,13 +221,11 @@ class _Incidence:
         return self.owner[slice(*np.searchsorted(self.channel, [channel, channel + 1]))]
 
 
-def _members(run: Propagation, roots: Ids, number: Ids) -> _Incidence:
-    keys = [np.empty(0, dtype=np.int64)]
+def _members(run: Propagation, numbers: Ids) -> _Incidence:
+    """``numbers``: of the owners' atoms, one owner's after the other's."""
     width = max(len(run.owners), 1)
-    for index, owner in enumerate(run.owners):
-        ids = number[roots[owner.first : owner.first + owner.count]]
-        keys.append(ids[ids >= 0] * width + index)
-    pairs, counts = np.unique(np.concatenate(keys), return_counts=True)
+    keys = numbers * width + np.repeat(np.arange(len(run.owners)), [o.count for o in run.owners])
+    pairs, counts = np.unique(keys[numbers >= 0], return_counts=True)
     members = tuple(Member(o.name, o.dim, (o.name, o.dim) in run.consumed) for o in run.owners)
     return _Incidence(pairs // width, pairs % width, counts, members)
 
