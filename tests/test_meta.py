@@ -48,6 +48,8 @@ def test_the_same_is_said_the_first_time_and_again(x: Tensor) -> None:
         (A.convolution.default, (x, meta(4, 6, 3, 3, dtype=x.dtype), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)),
         (A.convolution.default, (x, meta(4, 3, 1, 3, dtype=x.dtype), v[:4], [2, 1], [0, 2], [1, 2], False, [0, 0], 2)),
         (A.convolution.default, (x[0], meta(4, 5, 3, dtype=x.dtype), None, [3], [1], [1], False, [0], 1)),
+        (A.convolution.default, (x, meta(4, 3, 2, 3, dtype=x.dtype), v[:4], [2, 1], [0, 2], [3, 1], False, [0, 0], 2)),
+        (A.convolution.default, (x, meta(6, 4, 3, 3, dtype=x.dtype), None, [2, 2], [1, 1], [1, 1], True, [1, 1], 1)),
         (A.mean.dim, (x, [2, 3], True)),
         (A.mean.dim, (x, [-1])),
         (A.mean.dim, (x, [0, -2])),
@@ -85,6 +87,10 @@ def test_operands_that_do_not_fit_are_refused_as_by_pytorch() -> None:
             kernels(A.convolution.default, (X, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1), {})
     with pytest.raises(IndexError):
         kernels(A.mean.dim, (X, [4]), {})
+    for shape, stride in (((4, 5, 3, 3), [1, 1]), ((4, 6, 9, 3), [1, 1]), ((4, 6, 3), [1, 1]), ((4, 6, 6, 3), [1])):
+        args = (X, meta(*shape), None, stride, [0, 0], [1, 1], False, [0, 0], 1)
+        with pytest.raises((RuntimeError, IndexError)):
+            kernels(A.convolution.default, args, {})
     with pytest.raises(RuntimeError):
         kernels(A.add_.Tensor, (meta(2, 3), meta(2, 4)), {})
 
