@@ -30,8 +30,11 @@ def freeze(
     owned = sum(o.count for o in run.owners)
     # a channel is a class with a parameter in it; everything else follows from its neighbours or never changes
     fixed = roots[np.concatenate([*run.fixed, np.empty(0, dtype=np.int64)])]
-    channel_roots = np.setdiff1d(roots[:owned], fixed)
-    companions = _companions(run, roots, channel_roots)
+    is_channel = np.zeros(len(classes), dtype=bool)
+    is_channel[roots[:owned]] = True
+    is_channel[fixed] = False
+    channel_roots = np.flatnonzero(is_channel)
+    companions = _companions(run, roots, is_channel)
     if len(companions):
         run.classes.lock(companions, Reason("made by the model, owned by no parameter"))
         channel_roots = np.union1d(channel_roots, companions)
@@ -96,11 +99,9 @@ def _first_lines(graph_module: fx.GraphModule) -> dict[str, str]:
     return lines
 
 
-def _companions(run: Propagation, roots: Ids, channel_roots: Ids) -> Ids:
+def _companions(run: Propagation, roots: Ids, is_channel: Keep) -> Ids:
     """Classes that no parameter owns, but that share a dimension of some tensor with channels: paddings."""
     found = [np.empty(0, dtype=np.int64)]
-    is_channel = np.zeros(len(roots), dtype=bool)
-    is_channel[channel_roots] = True
     of_channel = is_channel[roots]
     tensors = (tensor for value in run.node_labels.values() for tensor in labels_in(value))
     for factor in {id(factor): factor for tensor in tensors for factor in tensor.labels}.values():
@@ -225,7 +226,9 @@ def _members(run: Propagation, numbers: Ids) -> _Incidence:
     """``numbers``: of the owners' atoms, one owner's after the other's."""
     width = max(len(run.owners), 1)
     keys = numbers * width + np.repeat(np.arange(len(run.owners)), [o.count for o in run.owners])
-    pairs, counts = np.unique(keys[numbers >= 0], return_counts=True)
+    keys = np.sort(keys[numbers >= 0], kind="stable")  # that makes use of the ascending runs, one per owner
+    starts = np.flatnonzero(np.diff(keys, prepend=-1))
+    pairs, counts = keys[starts], np.diff(starts, append=len(keys))
     members = tuple(Member(o.name, o.dim, (o.name, o.dim) in run.consumed) for o in run.owners)
     return _Incidence(pairs // width, pairs % width, counts, members)
 
@@ -294,6 +297,11 @@ def _name(members: Sequence[Member], taken: dict[str, int]) -> str:
     return base if taken[base] == 1 else f"{base}#{taken[base]}"
 
 
+def _ascending(rows: Ids) -> Ids:
+    """Every row sorted; most are."""
+    return rows if not np.count_nonzero(rows[:, 1:] < rows[:, :-1]) else np.sort(rows, axis=1)
+
+
 def _extents(parameters: Sequence[Parameter], nodes: Mapping[str, Any]) -> tuple[Ids, ...]:
     """Every distinct row of channels that fills a dimension of some tensor: none may become empty."""
     found: dict[bytes, Ids] = {}
@@ -307,7 +315,7 @@ def _extents(parameters: Sequence[Parameter], nodes: Mapping[str, Any]) -> tuple
             key = (factor.ids.tobytes(), factor.ids.shape, factor.dim)
             if key not in seen:
                 seen.add(key)
-                for row in distinct_rows(np.sort(factor.rows(), axis=1))[0]:
-                    unique = row[np.concatenate([[True], row[1:] != row[:-1]])]
+                for row in distinct_rows(_ascending(factor.rows()))[0]:
+                    unique = row[np.diff(row, prepend=-1) > 0]
                     found.setdefault(unique.tobytes(), unique)
     return tuple(found.values())

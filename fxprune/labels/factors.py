@@ -32,12 +32,14 @@ class Factor:
     def __repr__(self) -> str:
         return f"Factor({list(self.ids.shape)}, dim={self.dim}, ids={self.ids.flatten()[:4].tolist()}...)"
 
-    @cached_property
+    @property
     def varying(self) -> tuple[int, ...]:
         return tuple([d for d, size in enumerate(self.ids.shape) if size > 1])
 
-    @cached_property
+    @property
     def carriers(self) -> tuple[int, ...]:
+        if self.ids.size == self.ids.shape[self.dim]:  # as nearly always
+            return ()
         return tuple([d for d in self.varying if d != self.dim])
 
     @cached_property
