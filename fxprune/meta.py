@@ -2,9 +2,9 @@
 
 PyTorch computes the shapes of many ops by running a decomposition in Python: half a millisecond for a ``batch_norm``,
 more for ``hardswish``. Here the kernel of such an op runs once for given shapes, strides, dtypes and other arguments;
-after that what it said is made again. A pointwise op says the same of operands of any one shape. Convolutions, norms
-and means are written out, because a pruned network has hardly two of the same width. Whatever does not fit exactly is
-left to PyTorch's kernel.
+after that what it said is made again. A pointwise op says the same of operands of any one shape. What networks
+are made of is written out, because a pruned one has hardly two layers of the same width. Whatever does not fit exactly
+is left to PyTorch's kernel.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _in_place(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         return False
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     x = tensors[0]
-    return all(t.is_meta and t.dtype == x.dtype and t.shape == x.shape for t in tensors) and x.is_floating_point()
+    return all(t.is_meta and t.dtype == x.dtype and _fits_into(t, x) for t in tensors) and x.is_floating_point()
 
 
 def _key(value: Any, tensors: list[Tensor]) -> Any:
@@ -143,15 +143,26 @@ def _key(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def _common(tensors: Sequence[Tensor]) -> Tensor | None:
-    """The first operand, if all that are no scalars have its shape and strides and leave no gaps in memory."""
+    """The first operand, if what a pointwise op makes of them is certain to have its shape and strides.
+
+    All that are no scalars have these too, and leave no gaps in memory; or all are contiguous, and broadcast to it.
+    """
     whole = [t for t in tensors if t.ndim]
     if not whole:
         return None
     first, *others = whole
     shape, stride = first.shape, first.stride()
-    if any(t.shape != shape or t.stride() != stride for t in others) or not _is_dense(first):
-        return None
-    return first
+    if all(t.shape == shape and t.stride() == stride for t in others):
+        return first if _is_dense(first) else None
+    return first if all(t.is_contiguous() and _fits_into(t, first) for t in whole) else None
+
+
+def _fits_into(tensor: Tensor, x: Tensor) -> bool:
+    """Does it broadcast to the shape of ``x``?"""
+    if tensor.shape == x.shape:
+        return True
+    sizes = zip(reversed(tensor.shape), reversed(x.shape), strict=False)
+    return tensor.ndim <= x.ndim and all(n in (1, wanted) for n, wanted in sizes)
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -191,7 +202,7 @@ def _made(description: Any, like: Tensor | None) -> Tensor:
     return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
-# -- written out -------------------------------------------------------------------------------------------------------
+# -- written out ------------------------------------------------------------------------------------------------------
 
 _FLOATS = (torch.float32, torch.float64)  # of others the statistics have another dtype
 
@@ -284,8 +295,16 @@ def _mean(x: Tensor, dims: Any, keepdim: bool = False, *, dtype: Any = None) -> 
     return _empty(tuple(shape), x)
 
 
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, **factors: Any) -> Tensor | None:
+    """``bias [n]``, ``a [m, k]``, ``b [k, n]`` -> ``[m, n]``."""
+    if a.ndim != 2 or not _plain(a) or not _fits(b, (a.shape[1], b.shape[-1]), a) or not _fits(bias, (b.shape[-1],), a):
+        return None
+    return _empty((a.shape[0], b.shape[1]), a)
+
+
 _DIRECT: dict[Any, Callable[..., Tensor | tuple[Tensor, ...] | None]] = {
     _aten.convolution.default: _convolution,
+    _aten.addmm.default: _addmm,
     _aten.mean.dim: _mean,
     _aten.native_batch_norm.default: _batch_norm,
     _aten.native_layer_norm.default: _layer_norm,

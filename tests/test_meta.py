@@ -53,6 +53,19 @@ def test_the_same_is_said_the_first_time_and_again(x: Tensor) -> None:
         (A.mean.dim, (x, [2, 3], True)),
         (A.mean.dim, (x, [-1])),
         (A.mean.dim, (x, [0, -2])),
+        (A.mean.dim, (x, [-1, 1])),
+        (A.mean.dim, (x, [0])),
+        (A.mean.dim, (x, None)),
+        (A.mul.Tensor, (x, meta(2, 6, 1, 1, dtype=x.dtype))),
+        (A.mul.Tensor, (meta(2, 6, 1, 1, dtype=x.dtype), x)),
+        (A.add.Tensor, (x, meta(6, 1, 1, dtype=torch.float64))),
+        (A.add.Tensor, (x, meta(2, 5, 7, 6, dtype=x.dtype).permute(0, 3, 1, 2)[:1])),
+        (A.where.self, (meta(5, 7, dtype=torch.bool), x, meta(dtype=x.dtype))),
+        (A.mul_.Tensor, (x, meta(6, 1, 1, dtype=x.dtype))),
+        (A.addmm.default, (w, x[0, 0], meta(7, 7, dtype=x.dtype))),
+        (A.addmm.default, (v[:1], x[0, 0], meta(7, 1, dtype=x.dtype))),
+        (A.addmm.default, (w, x[0, 0, :1], meta(7, 7, dtype=x.dtype).t())),
+        (A.addmm.default, (meta(5, 7, dtype=x.dtype), x[0, 0], meta(7, 7, dtype=x.dtype))),
         (A.view.default, (X, [2, 30, 7])),
         (A.split.Tensor, (x, 3, 1)),
     ]
@@ -91,8 +104,19 @@ def test_operands_that_do_not_fit_are_refused_as_by_pytorch() -> None:
         args = (X, meta(*shape), None, stride, [0, 0], [1, 1], False, [0, 0], 1)
         with pytest.raises((RuntimeError, IndexError)):
             kernels(A.convolution.default, args, {})
+    for wrong in ((meta(7), meta(3, 5), meta(6, 7)), (meta(6), meta(3, 5), meta(5, 7)), (meta(7), meta(5), meta(5, 7))):
+        with pytest.raises((RuntimeError, ValueError)):
+            kernels(A.addmm.default, wrong, {})
     with pytest.raises(RuntimeError):
-        kernels(A.add_.Tensor, (meta(2, 3), meta(2, 4)), {})
+        kernels(A.mean.dim, (X, [1, -3]), {})
+    with pytest.raises(IndexError):
+        kernels(A.mean.dim, (X, [4]), {})
+    kernels(A.mul.Tensor, (meta(2, 3), meta(1, 3)), {})
+    with pytest.raises(RuntimeError):
+        kernels(A.mul.Tensor, (meta(2, 3), meta(2, 2)), {})
+    for wrong in (meta(2, 4), meta(1, 2, 3)):
+        with pytest.raises(RuntimeError):
+            kernels(A.add_.Tensor, (meta(2, 3), wrong), {})
 
 
 def test_real_operands_are_computed() -> None:

@@ -200,7 +200,12 @@ def pruned(labels: Labels, keep: npt.NDArray[np.bool_]) -> Labels:
     """
     result = []
     for factor in labels:
-        last = np.moveaxis(left_rows(factor, labels, keep), factor.dim, -1)
+        ids = left_rows(factor, labels, keep)
+        if ids.size == ids.shape[factor.dim]:  # one row, as nearly always
+            row = ids.reshape(-1)
+            result.append(Factor(vector(row[keep[row]], factor.dim, ids.ndim), factor.dim))
+            continue
+        last = np.moveaxis(ids, factor.dim, -1)
         mask = keep[last]
         counts = mask.sum(-1)
         size = int(counts.flat[0])
