@@ -274,9 +274,9 @@ def _groups(
         in_blocks[flat] = True
         sets.append(block_set)
     rest = np.flatnonzero(~in_blocks)
-    _, inverse = np.unique(signature[rest], return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    splits = np.flatnonzero(np.diff(inverse[order])) + 1
+    order = np.argsort(signature[rest], kind="stable")  # neighbours are alike, which that makes use of
+    ordered = signature[rest][order]
+    splits = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
     sets += [[rest[part]] for part in np.split(order, splits) if len(part)]
     sets.sort(key=lambda s: int(min(block.min() for block in s)))
     taken: dict[str, int] = {}

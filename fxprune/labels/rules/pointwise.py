@@ -36,7 +36,7 @@ def join_positions(run: Propagation, operands: Sequence[Operand], shape: tuple[i
         first, *others = factors
         alike = [other.ids for other in others if other.ids.shape == first.ids.shape]
         if alike:  # all at once
-            run.join(np.stack(alike), first.ids[None])
+            run.join(np.concatenate(alike), np.concatenate([first.ids] * len(alike)))
         for other in others:
             if first.ids.shape != other.ids.shape:
                 run.join(first.ids, other.ids)
