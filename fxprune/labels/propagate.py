@@ -164,13 +164,20 @@ class Propagation(TorchDispatchMode):
     def reason(self, text: str) -> Reason:
         return Reason(text, self.source)
 
+    def enter(self, node: fx.Node) -> None:
+        """What follows is ``node``'s doing, until ``leave``."""
+        self.node, self._statistic_counts = node, {}
+
+    def leave(self) -> None:
+        self.node = None
+
     @contextmanager
     def at(self, node: fx.Node) -> Iterator[None]:
-        self.node, self._statistic_counts = node, {}
+        self.enter(node)
         try:
             yield
         finally:
-            self.node = None
+            self.leave()
 
     # -- labels of tensors --------------------------------------------------------------------------------------
 
@@ -225,6 +232,8 @@ class Propagation(TorchDispatchMode):
 
     def _separate(self, kept: dict[int, Factor], shape: tuple[int, ...]) -> Labels:
         """A dimension that one factor cuts and another is carried by: whole heads, groups of a weight, or a lock."""
+        if len(kept) < 2:
+            return tuple(kept.values())
         changed = False
         for factor in list(kept.values()):
             for other in list(kept.values()):
@@ -479,6 +488,7 @@ class _Runner:
 
     def __init__(self, modules: nn.Module, graph: fx.Graph, run: Propagation):
         self.module, self.graph, self.propagation = modules, graph, run
+        self._modules: dict[str, nn.Module] = {"": modules}
         self._values: dict[fx.Node, Any] = {}
         self._last_uses: dict[fx.Node, list[fx.Node]] = defaultdict(list)
         seen: set[fx.Node] = set()
@@ -501,11 +511,13 @@ class _Runner:
 
     def run_node(self, n: fx.Node) -> Any:
         run = self.propagation
-        with run.at(n):
-            try:
-                result = self._result(n)
-            except Exception as error:  # an op without a meta kernel: never a guess, so everything it sees is locked
-                result = self._locked_result(n, error)
+        run.enter(n)
+        try:
+            result = self._result(n)
+        except Exception as error:  # an op without a meta kernel: never a guess, so everything it sees is locked
+            result = self._locked_result(n, error)
+        finally:
+            run.leave()
         if run.ignore:
             self._lock_by_name(n, [t for t in tree_flatten(result)[0] if isinstance(t, Tensor)])
         one = isinstance(result, Tensor)
@@ -523,10 +535,16 @@ class _Runner:
             return target(*args, **kwargs)
         if n.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
-        held: Any = self.module
-        for name in target.split("."):
-            held = getattr(held, name)
+        owner, _, name = target.rpartition(".")
+        held = getattr(self._module(owner), name)
         return held if n.op == "get_attr" else held(*args, **kwargs)
+
+    def _module(self, path: str) -> nn.Module:
+        """What ``get_submodule`` finds, looked up once: its path is shared by many."""
+        if path not in self._modules:
+            owner, _, name = path.rpartition(".")
+            self._modules[path] = getattr(self._module(owner), name)
+        return self._modules[path]
 
     def _arguments(self, n: fx.Node) -> Any:
         return fx.map_arg((n.args, n.kwargs), self._values.__getitem__)
