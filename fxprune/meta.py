@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 _aten = torch.ops.aten
 
@@ -56,6 +58,17 @@ def tensors_in(values: Iterable[Any]) -> list[Tensor]:
     return found
 
 
+class OpMode(TorchDispatchMode):
+    """A mode that sees aten ops. Nothing is compiled inside, so there is no compiler to hide from at every op.
+
+    PyTorch's own way to hide imports the whole compiler, which takes a second.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
 class MetaKernels:
     """Runs aten ops on meta tensors. One for a whole analysis; it remembers shapes and holds no tensor."""
 
@@ -86,6 +99,10 @@ class MetaKernels:
         like = _common(tensors) if self._pointwise[func] else None
         sizes: Any = None if like is not None else tuple((tuple(t.shape), t.stride()) for t in tensors)
         if (key, sizes) not in self._known:
+            dtype = None if like is None else _dtype_of(func, args, kwargs)
+            if dtype is not None:
+                self._known[key, sizes] = False, False, ((None, None, dtype),)
+                return _made((None, None, dtype), like)
             result = func(*args, **kwargs)
             self._known[key, sizes] = _described(result, like)
             return result
@@ -126,6 +143,21 @@ def _in_place(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     x = tensors[0]
     return all(t.is_meta and t.dtype == x.dtype and _fits_into(t, x) for t in tensors) and x.is_floating_point()
+
+
+def _dtype_of(func: Any, args: Any, kwargs: Any) -> torch.dtype | None:
+    """What a pointwise op makes of these dtypes, asked of the real kernel with one number each; None if that is no way.
+
+    Its meta kernel takes a hundred times as long, and imports the compiler.
+    """
+    if torch.Tag.pointwise not in func.tags or torch.Tag.nondeterministic_seeded in func.tags:
+        return None
+    args, kwargs = tree_map_only(Tensor, lambda t: torch.ones([1] * t.ndim, dtype=t.dtype), (tuple(args), dict(kwargs)))
+    try:
+        result = func(*args, **kwargs)
+    except Exception:  # a dtype that the processor cannot, or a call that the meta kernel shall explain
+        return None
+    return result.dtype if isinstance(result, Tensor) else None
 
 
 def _key(value: Any, tensors: list[Tensor]) -> Any:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from fxprune.analysis import placeholder_values, replay
@@ -25,6 +24,7 @@ from fxprune.errors import VerificationError
 from fxprune.inputs import leaves_of, map_leaves, tensors_of
 from fxprune.labels.factors import Labels
 from fxprune.labels.propagate import Propagation, TensorLabels
+from fxprune.meta import OpMode
 from fxprune.plan import PruningPlan
 
 TOLERANCE = 1e-5
@@ -213,7 +213,7 @@ class _Interpreter(fx.Interpreter):
             value.masked_fill_(~_on(mask, value) & ~value.isfinite(), 0)
 
 
-class _Masking(TorchDispatchMode):
+class _Masking(OpMode):
     """Takes statistics over kept channels where the analysis noted that an op mixes channels that are cut."""
 
     def __init__(self, masks: _Masks):

@@ -158,3 +158,19 @@ def test_a_bare_import_is_light() -> None:
     new = {name.partition(".")[0] for name in run.stdout.split()}
     assert "fxprune" in new
     assert not new & set(heavy)
+
+
+def test_pruning_does_not_import_the_compiler() -> None:
+    """Which takes a second that no stage needs."""
+    code = """
+import sys
+import torch
+from torch import nn
+import fxprune
+net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.GELU(), nn.Flatten(),
+                    nn.Linear(16 * 16, 10))
+fxprune.prune(net, torch.randn(1, 3, 8, 8), flops=0.5, round_to=1, progress=False)
+assert "torch._dynamo" not in sys.modules
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    assert run.returncode == 0, run.stderr

@@ -18,13 +18,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows, same
 from fxprune.labels.factors import Factor, Labels, narrow, vector
-from fxprune.meta import MetaKernels, tensors_in
+from fxprune.meta import MetaKernels, OpMode, tensors_in
 
 Attention = Literal["head_dim", "heads"]
 _LABELS = "_fxprune_labels"
@@ -104,7 +103,7 @@ class Owner:
     count: int
 
 
-class Propagation(TorchDispatchMode):
+class Propagation(OpMode):
     """One run. Rules get this object and call its verbs: ``join``, ``lock``, ``fresh``, ``collapse`` ..."""
 
     def __init__(

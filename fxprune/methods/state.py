@@ -23,7 +23,7 @@ from fxprune.errors import InputError, ModelError
 Scores = npt.NDArray[np.float64]
 Aggregate = Literal["sum", "mean", "max"]
 _ENTRIES = 2**24  # of a weight, that are looked at together
-_ENTRIES_IN_CACHE = 2**16  # of a processor
+_ENTRIES_IN_CACHE = 2**18  # of a processor
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from torch._C import (
     _push_on_torch_function_stack,
 )
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.errors import RecordError
+from fxprune.meta import OpMode
 from fxprune.recording import boundary, patches, state, trees
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
 from fxprune.recording.leaves import is_leaf, is_only_torch
@@ -107,14 +107,10 @@ class _Paused:
             yield
 
 
-class _DispatchMode(TorchDispatchMode):
+class _DispatchMode(OpMode):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled while recording, so there is no compiler to hide from at every op
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

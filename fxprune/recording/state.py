@@ -7,7 +7,7 @@ import random
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -128,6 +128,6 @@ def forked_random_state(parts: Parts) -> Iterator[None]:
 
 @contextmanager
 def without_compilation() -> Iterator[None]:
-    """Compiled modules run their Python code."""
-    with torch.compiler.set_stance("force_eager"):
+    """Compiled modules run their Python code. Without the compiler, which takes a second to import, there are none."""
+    with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
         yield

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.analysis import placeholder_values
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.inputs import map_leaves, tensors_of
-from fxprune.meta import MetaKernels
+from fxprune.meta import MetaKernels, OpMode
 from fxprune.recording import RecordedModule, clone_modules, replace_tensors
 from fxprune.rewriting.literals import REPAIRED, Repair, new_constant
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, Uncut, stand_ins
@@ -104,7 +103,7 @@ class MetaRun:
     failed: fx.Node | None
 
 
-class _OnMeta(TorchDispatchMode):
+class _OnMeta(OpMode):
     """Ops on meta tensors take the fast way."""
 
     def __init__(self) -> None:
