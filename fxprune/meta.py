@@ -99,7 +99,7 @@ class MetaKernels:
         like = _common(tensors) if self._pointwise[func] else None
         sizes: Any = None if like is not None else tuple((tuple(t.shape), t.stride()) for t in tensors)
         if (key, sizes) not in self._known:
-            dtype = None if like is None else _dtype_of(func, args, kwargs)
+            dtype = None if like is None else _dtype_of(func, args, kwargs, like)
             if dtype is not None:
                 self._known[key, sizes] = False, False, ((None, None, dtype),)
                 return _made((None, None, dtype), like)
@@ -145,19 +145,29 @@ def _in_place(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     return all(t.is_meta and t.dtype == x.dtype and _fits_into(t, x) for t in tensors) and x.is_floating_point()
 
 
-def _dtype_of(func: Any, args: Any, kwargs: Any) -> torch.dtype | None:
-    """What a pointwise op makes of these dtypes, asked of the real kernel with one number each; None if that is no way.
+def _dtype_of(func: Any, args: Any, kwargs: Any, like: Tensor) -> torch.dtype | None:
+    """The dtype of what a pointwise op makes, if that is one tensor, laid out like ``like``; else None.
 
-    Its meta kernel takes a hundred times as long, and imports the compiler.
+    The real kernel is asked, with two positions along every dimension: the meta kernel takes a hundred times as long,
+    and imports the compiler.
     """
     if torch.Tag.pointwise not in func.tags or torch.Tag.nondeterministic_seeded in func.tags:
         return None
-    args, kwargs = tree_map_only(Tensor, lambda t: torch.ones([1] * t.ndim, dtype=t.dtype), (tuple(args), dict(kwargs)))
+    small = _small(like, like)
+    args, kwargs = tree_map_only(Tensor, lambda t: _small(t, like), (tuple(args), dict(kwargs)))
     try:
         result = func(*args, **kwargs)
     except Exception:  # a dtype that the processor cannot, or a call that the meta kernel shall explain
         return None
-    return result.dtype if isinstance(result, Tensor) else None
+    same = isinstance(result, Tensor) and result.shape == small.shape and result.stride() == small.stride()
+    return result.dtype if same else None
+
+
+def _small(tensor: Tensor, like: Tensor) -> Tensor:
+    """Ones in its place, two where it has several along a dimension, in the order of ``like`` if of that shape."""
+    dims = list(range(tensor.ndim))
+    order = sorted(dims, key=lambda d: -like.stride()[d]) if tensor.shape == like.shape else dims
+    return torch.empty_permuted([min(size, 2) for size in tensor.shape], order, dtype=tensor.dtype).fill_(1)
 
 
 def _key(value: Any, tensors: list[Tensor]) -> Any:

@@ -172,5 +172,5 @@ net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2
 fxprune.prune(net, torch.randn(1, 3, 8, 8), flops=0.5, round_to=1, progress=False)
 assert "torch._dynamo" not in sys.modules
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT.parent)
     assert run.returncode == 0, run.stderr

@@ -1,5 +1,6 @@
 """What ``MetaKernels`` says of an op is what PyTorch's own meta kernel says of it."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -73,6 +74,51 @@ def test_the_same_is_said_the_first_time_and_again(x: Tensor) -> None:
         expected = said(func(*args))
         for _ in range(2):
             assert said(kernels(func, args, {})) == expected, func
+
+
+def _arguments(op: Any, x: Tensor) -> tuple[Any, ...] | None:
+    """What a pointwise op may be given, or None: tensors, and ones for numbers."""
+    values: list[Any] = []
+    for argument in op._schema.arguments:
+        if argument.has_default_value() or argument.kwarg_only:
+            break
+        kind = str(argument.type)
+        if kind not in ("Tensor", "number", "float", "int", "bool"):
+            return None
+        values.append(x if kind == "Tensor" else 1)
+    return tuple(values)
+
+
+@pytest.mark.parametrize("x", LAYOUTS[:5], ids=lambda x: f"{list(x.stride())}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+def test_every_op_that_is_tagged_as_pointwise(x: Tensor, dtype: torch.dtype) -> None:
+    """On meta, or, where that differs in its strides, on the processor."""
+    kernels, known = MetaKernels(), 0
+    x = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device="meta")
+    packets = [getattr(A, name) for name in dir(A) if hasattr(getattr(A, name), "overloads")]
+    for op in (getattr(packet, overload) for packet in packets for overload in packet.overloads()):
+        args = _arguments(op, x)
+        if torch.Tag.pointwise not in op.tags or op._schema.is_mutable or not args:
+            continue
+        try:
+            expected = [said(op(*args))[1:]]
+        except Exception:  # no kernel for this dtype, or other arguments
+            continue
+        real = torch.empty_strided(x.shape, x.stride(), dtype=dtype).fill_(1)
+        with contextlib.suppress(Exception):
+            expected.append([(*said(op(*(real if a is x else a for a in args)))[1][:3], True)])
+        for _ in range(2):
+            assert said(kernels(op, args, {}))[1:] in expected, op
+        known += 1
+    assert known > 100
+
+
+def test_a_copy_is_laid_out_as_it_is_told() -> None:
+    kernels, x = MetaKernels(), X.permute(0, 2, 3, 1)
+    for layout in (torch.contiguous_format, torch.preserve_format):
+        for _ in range(2):
+            result = kernels(A.clone.default, (x,), {"memory_format": layout})
+            assert result.stride() == A.clone.default(x, memory_format=layout).stride()
 
 
 def test_what_is_known_of_one_shape_is_not_said_of_another() -> None:
