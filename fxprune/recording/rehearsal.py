@@ -268,9 +268,9 @@ def _name(func: Any) -> str:
 def _check_blind(func: Any, args: tuple[Any, ...], operands: list[Tensor]) -> None:
     """Whether the op does the same with these operands, and refuses the same, whatever their values."""
     refused = _REFUSED_BY_REAL_KERNELS_ONLY.get(_name(func))
-    takes = _DTYPES[_taken(func)]
-    dtypes = {tensor.dtype for tensor in operands}
-    fits = takes(dtypes) and all(tensor.numel() for tensor in operands)
+    taken = _taken(func)
+    fits = _DTYPES[taken]({tensor.dtype for tensor in operands})
+    fits = fits and (taken == "anything" or all(tensor.numel() for tensor in operands))  # a maximum of nothing, say
     if not fits or (refused is not None and refused(*args)):
         raise DataNeededError(str(func))
 

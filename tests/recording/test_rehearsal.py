@@ -205,6 +205,19 @@ def test_known_positions_are_looked_up_without_data(real_runs: list[str]) -> Non
     _check(follow, real_runs, needs_data=False)
 
 
+def test_empty_tensors_are_moved_and_joined_without_data(real_runs: list[str]) -> None:
+    def follow(self: Any, x: Tensor) -> Any:
+        return torch.cat([x[:, :0], x, x[:, 4:].reshape(2, 0)], 1), torch.stack([x[:0], x[:0]])
+
+    _check(follow, real_runs, needs_data=False)
+
+
+def test_a_maximum_of_nothing_is_refused_as_ever() -> None:
+    model = net(lambda self, x: x[:, :0].amax(1))
+    with pytest.raises(ExampleInputsError):
+        recording.record(model, torch.randn(2, 4))
+
+
 def test_values_that_no_stand_in_went_into_may_be_read(real_runs: list[str]) -> None:
     def follow(self: Any, x: Tensor) -> Tensor:
         rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
