@@ -170,7 +170,8 @@ def _depth(depth: str) -> dict[str, Any]:
 def _width(name: str) -> dict[str, Any]:
     times, _, where = name.partition(" ")
     with torch.device(where or "cpu"):
-        return stages(residual(18, 16 * int(times)).eval(), (torch.empty(1, 3, 32, 32).fill_(0.5),))
+        model, image = residual(18, 16 * int(times)).eval(), torch.empty(1, 3, 32, 32).fill_(0.5)
+    return stages(model, (image,))
 
 
 def _decoder(name: str) -> dict[str, Any]:
