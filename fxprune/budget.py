@@ -105,9 +105,6 @@ class _Units:
             self.size[index], self.channels,
         )  # fmt: skip
 
-    def channels_of(self, unit: int) -> Ids:
-        return self.channels[self.start[unit] : self.start[unit] + self.size[unit]]
-
     def in_order(self) -> Ids:
         """The channels of the units, one unit after the other."""
         ends = np.cumsum(self.size)

@@ -10,6 +10,7 @@ is left to PyTorch's kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -100,12 +101,11 @@ class MetaKernels:
         sizes: Any = None if like is not None else tuple((tuple(t.shape), t.stride()) for t in tensors)
         if (key, sizes) not in self._known:
             dtype = None if like is None else _dtype_of(func, args, kwargs, like)
-            if dtype is not None:
-                self._known[key, sizes] = False, False, ((None, None, dtype),)
-                return _made((None, None, dtype), like)
-            result = func(*args, **kwargs)
-            self._known[key, sizes] = _described(result, like)
-            return result
+            if dtype is None:
+                result = func(*args, **kwargs)
+                self._known[key, sizes] = _described(result, like)
+                return result
+            self._known[key, sizes] = False, False, ((None, None, dtype),)
         known = self._known[key, sizes]
         if known is None:
             return func(*args, **kwargs)
@@ -129,10 +129,23 @@ def _makes_new_tensors(func: Any) -> bool:
     return torch.Tag.data_dependent_output not in tags and torch.Tag.dynamic_output_shape not in tags
 
 
+@lru_cache(maxsize=4096)
+def op_name(func: Any) -> str:
+    """The op's bare name, the same where it writes in place."""
+    name = str(func.overloadpacket.__name__)
+    return name.rstrip("_") if func._schema.is_mutable else name
+
+
 def is_pointwise(func: Any) -> bool:
     """Whether the op computes every position from the same position of its operands, also where it writes in place."""
-    name = func.overloadpacket.__name__
-    return torch.Tag.pointwise in func.tags or (name.rstrip("_") if func._schema.is_mutable else name) in POINTWISE
+    return torch.Tag.pointwise in func.tags or op_name(func) in POINTWISE
+
+
+def channels_last_of(tensor: Tensor) -> torch.memory_format | None:
+    """The memory format of a tensor that lies with its channels last, and not also with them first."""
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
+    found = layout is not None and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous()
+    return layout if found else None
 
 
 def _in_place(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

@@ -34,7 +34,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from model_zoo.records import RESULTS, Record, append, begin, read
+from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read
 
 NETWORKS = [
     f"timm:{name}"
@@ -248,7 +248,7 @@ def page(results: Path) -> str:
     """The result file as a page."""
     head, records = read(results)
     lines = list(records.values())
-    parts = [f"# {head['command']}", ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")]
+    parts = heading(head)
     parts += [(__doc__ or "").split("\n\n", 2)[2].strip(), _table(lines), _verdict(lines)]
     if any("ours_ms" in r.figures for r in lines):
         parts += ["## Latency in onnxruntime at equal MACs", _latencies(lines)]
@@ -275,7 +275,7 @@ def _table(records: Sequence[Record]) -> str:
             *(f"{f[key]:.0f}" if key in f else "–" for key in ("ours_mib", "peer_mib")),
             *(f"{f[key] / f['ours_dense_macs']:.3f}" if key in f else "–" for key in ("ours_macs", "peer_macs")),
         ])  # fmt: skip
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n\n(In brackets: processor time.)"
+    return markdown(rows) + "\n\n(In brackets: processor time.)"
 
 
 def short_table(records: Sequence[Record]) -> str:
@@ -289,7 +289,7 @@ def short_table(records: Sequence[Record]) -> str:
             _quotient(f, "ours_cpu_s", "peer_cpu_s"),
             *(f"{f[key]:.0f}" if key in f else "–" for key in ("ours_mib", "peer_mib")),
         ])  # fmt: skip
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows)
 
 
 def _pair(figures: dict[str, Any], what: str) -> str:
@@ -329,7 +329,7 @@ def _latencies(records: Sequence[Record]) -> str:
         f = record.figures
         if "ours_ms" in f:
             rows.append([record.name, *(f"{f[key]:.2f}" for key in ("dense_ms", "ours_ms", "peer_ms"))])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows)
 
 
 def plot(results: Path) -> None:

@@ -27,7 +27,7 @@ from fxprune.methods import Learner, needs_of, resolve
 from fxprune.training import fit, reset_parameters, seeded
 from model_zoo import data
 from model_zoo.recipes.common import Images, Run, Settings, positive
-from model_zoo.records import RESULTS, Record, append, begin, read
+from model_zoo.records import RESULTS, Record, append, begin, markdown, read
 
 SIDE, TEST_SHARE = 16, 0.7  # of digits: pixels; of the images
 Then = Literal["tune", "anew", "converge"]
@@ -395,7 +395,7 @@ class Comparison:
                 share = f"{min(used):.1%} to {max(used):.1%}" if used else "–"
                 cells = (cell(kind, at(of, ratio) or at(of, 1.0), seeds) for ratio in self.ratios)
                 rows.append([method, *cells, share])
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        return markdown(rows)
 
 
 def name_of(network: str, method: str, seed: int, ratio: float) -> str:

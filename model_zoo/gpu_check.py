@@ -32,7 +32,7 @@ from fxprune.errors import FxpruneError
 from fxprune.inputs import describe_inputs, make_inputs, map_leaves, tensors_of
 from model_zoo.checks import randomise
 from model_zoo.networks import NETWORKS, example_inputs, load
-from model_zoo.records import RESULTS, Record, header
+from model_zoo.records import RESULTS, Record, header, markdown
 
 OUT = RESULTS / "gpu.json"
 BATCHES = (1, 32, 128)
@@ -176,7 +176,7 @@ def table(records: Mapping[str, Record]) -> str:
         bad = "; ".join(f"{name}: {why}" for name, why in record.failures.items()).replace("|", "\\|")
         rows.append([*cells, f"**fails** {bad}" if bad else f"{len(record.checks)} pass"])
     rows[0].append("checks")
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows)
 
 
 def run(

@@ -31,7 +31,7 @@ from fxprune.optim import GSM, active_count, hold_zero, is_kernel, magnitude_cut
 from model_zoo.data import digits
 from model_zoo.papers import lenet_5, lenet_300_100
 from model_zoo.papers.lenet import SIDE
-from model_zoo.records import RESULTS, Record, append, begin, read
+from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read
 
 COMPRESSIONS = (10, 60, 125)
 SEEDS = (0, 1, 2)
@@ -173,9 +173,9 @@ def page(results: Path) -> str:
         rows.append([network, f"{compression}x", kept, str(len(figures)), *cells, *last])
         for stage, chosen in figures[0]["settings"].items():
             settings[f"{network}, {stage}"] = ", ".join(f"{name} {value}" for name, value in chosen.items())
-    parts = [f"# {head['command']}", ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")]
+    parts = heading(head)
     parts += [(__doc__ or "").partition("\n")[2].strip(), LEGEND]
-    parts += ["\n".join(f"| {' | '.join(row)} |" for row in rows)]
+    parts += [markdown(rows)]
     parts += [f"Batches of {BATCH} images.", "\n".join(f"- {name}: {chosen}" for name, chosen in settings.items())]
     return "\n\n".join(parts) + "\n"
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from fxprune.optim import GSM, active_count, is_kernel, largest_left_out
 from model_zoo.papers import resnet, resnet_50
-from model_zoo.records import RESULTS, Record, append, begin, read
+from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], float]] = {
     "resnet_56": (lambda: resnet(56), 10),
@@ -75,8 +75,8 @@ def page(results: Path) -> str:
         rows.append([name, str(f["parameters"]), f"{f['compression']:g}x", *spent, f"{f['ratio']:.2f}"])
     missed = [name for name, record in records.items() if record.figures["ratio"] > TARGET]
     verdict = f"The target is {TARGET} at most; missed by {', '.join(missed) or 'none'}."
-    parts = [f"# {head['command']}", ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")]
-    parts += [(__doc__ or "").partition("\n")[2].strip(), "\n".join(f"| {' | '.join(row)} |" for row in rows), verdict]
+    parts = heading(head)
+    parts += [(__doc__ or "").partition("\n")[2].strip(), markdown(rows), verdict]
     return "\n\n".join(parts) + "\n"
 
 

@@ -21,7 +21,7 @@ import torch
 import fxprune
 from fxprune.specs import load_model
 from model_zoo.recipes.common import positive
-from model_zoo.records import RESULTS, Record, append, begin, read
+from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read
 
 BATCHES = (1, 8)
 THREADS = 1  # of the processor: more are disturbed by whatever else runs
@@ -85,7 +85,7 @@ def page(results: Path) -> str:
     head, records = read(results)
     devices = sorted({f"{r.figures['provider']} on {r.figures['device']}" for r in records.values()})
     threads = sorted({str(r.figures["threads"] or "all") for r in records.values()})
-    parts = [f"# {head['command']}", ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")]
+    parts = heading(head)
     parts += [(__doc__ or "").partition("\n\n    python")[0]]
     parts += [f"{'; '.join(devices)}; threads of onnxruntime: {', '.join(threads)}."]
     parts += [(__doc__ or "").rpartition("\n\n")[2].strip()]
@@ -111,7 +111,7 @@ def table(records: Mapping[str, Record]) -> str:
                 )
                 rows.append([network, str(batch), f"{known[0].figures['dense_ms']:.1f}",
                              *(cell(record) for record in found.values()), ", ".join(map(str, steps))])  # fmt: skip
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows)
 
 
 def cell(record: Record | None) -> str:

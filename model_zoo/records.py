@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -93,6 +93,16 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Record]]:
     return head, {line["name"]: Record(**line) for line in lines if "name" in line}
 
 
+def markdown(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as a markdown table; the second row says how columns are aligned."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def heading(head: dict[str, Any]) -> list[str]:
+    """The first paragraphs of a page: the command, and what it was run with."""
+    return [f"# {head['command']}", ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")]
+
+
 def table(records: Iterable[Record]) -> str:
     """A markdown table, one line per network."""
     columns = {
@@ -110,7 +120,7 @@ def table(records: Iterable[Record]) -> str:
         "checks": "---",
     }
     rows = [columns, columns.values(), *map(_cells, records)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows)
 
 
 def _cells(record: Record) -> list[str]:

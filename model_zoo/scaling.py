@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model_zoo.networks import families
-from model_zoo.records import RESULTS, Record, append, begin, read
+from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read
 
 STAGES = ("record", "label", "select", "rewrite")
 DEPTHS = (18, 34, 66, 130, 258, 514, 1002)
@@ -310,7 +310,7 @@ def page(results: Path) -> str:
     """The result file as a page."""
     head, read_records = read(results)
     records = list(read_records.values())
-    parts = [f"# {head['command']}", ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")]
+    parts = heading(head)
     parts.append((__doc__ or "").split("\n\n", 2)[2].strip())
     rows = [["", *STAGES, "all four", "GiB"], ["---", *["---:"] * (len(STAGES) + 2)]]
     for record in records:
@@ -318,7 +318,7 @@ def page(results: Path) -> str:
         if "record" in f and f["kind"] != "families":
             seconds = [f[stage] for stage in STAGES]
             rows.append([record.name, *(f"{s:.2f}" for s in seconds), f"{sum(seconds):.2f}", f"{f['memory_gib']:.2f}"])
-    parts.append("## Seconds of processor time\n\n" + _markdown(rows))
+    parts.append("## Seconds of processor time\n\n" + markdown(rows))
     rows = [["exponent in", *STAGES, "all four"], ["---", *["---:"] * (len(STAGES) + 1)]]
     for kind, where, label in CURVES:
         sizes, points = _series(records, kind, where)
@@ -326,7 +326,7 @@ def page(results: Path) -> str:
             columns = [[p.figures[stage] for p in points] for stage in STAGES]
             columns.append([sum(p.figures[stage] for stage in STAGES) for p in points])
             rows.append([label, *(f"{exponent(sizes, column):.2f}" for column in columns)])
-    parts.append("## Growth\n\n" + _markdown(rows) + f"\n\n![the curves]({results.with_suffix('.png').name})")
+    parts.append("## Growth\n\n" + markdown(rows) + f"\n\n![the curves]({results.with_suffix('.png').name})")
     of_families = [r.figures for r in records if r.figures["kind"] == "families" and "record" in r.figures]
     if of_families:
         parts.append("## The smallest architecture of every family\n\n" + _of_families(of_families))
@@ -358,10 +358,6 @@ def _of_families(figures: Sequence[dict[str, Any]]) -> str:
             f"more than {limit:g} s: " + (", ".join(f"{name} ({taken[name]:.1f})" for name in over) or "none") + "."
         )
     return "\n".join(lines)
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def plot(results: Path) -> None:

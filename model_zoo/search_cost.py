@@ -38,7 +38,7 @@ from model_zoo import data
 from model_zoo.papers import resnet, vgg16_bn
 from model_zoo.papers.initial import he
 from model_zoo.recipes.common import Run, Sgd, positive
-from model_zoo.records import RESULTS, Record, append, begin, read
+from model_zoo.records import RESULTS, Record, append, begin, markdown, read
 
 SIDE, IMAGES = 32, 320  # pixels; to train on, all others to test on
 RATIO = 0.5  # MACs that stay
@@ -191,7 +191,7 @@ def table(records: Sequence[Record]) -> str:
                     f"{of['macs'] / f['dense_macs']:.2%}", str(of["epochs"]), f"{of['accuracy']:.2%}",
                 ]
             )  # fmt: skip
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows)
 
 
 def sentence(record: Record) -> str:

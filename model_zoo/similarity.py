@@ -32,7 +32,7 @@ from fxprune.methods import Scratch
 from fxprune.study import Similarity
 from model_zoo.data import glyphs, loaders
 from model_zoo.papers import vgg16_bn
-from model_zoo.records import RESULTS, Record, append, begin, read
+from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read
 
 Weights = Mapping[str, Tensor]
 
@@ -205,7 +205,7 @@ def write_page(study: Study, path: Path) -> None:
     names = [name for name in study.names() if name in records]
     found = compared(records, names)
     found.plot(path.with_suffix(".png"))
-    parts = [f"# {head['command']}", ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")]
+    parts = heading(head)
     if missing := [name for name in study.names() if name not in records]:
         parts.append(f"Not run yet: {', '.join(missing)}.")
     parts.append(
@@ -231,7 +231,7 @@ def _structures(found: Similarity, records: Mapping[str, Record]) -> str:
         record = records[name]
         figures = [f"{record.figures['accuracy']:.1%}", f"{record.seconds['gates']:.0f}"]
         rows.append([name, *figures, *(f"{share:.2f}" for share in kept)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

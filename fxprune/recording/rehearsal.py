@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from fxprune.meta import MetaKernels, is_pointwise
+from fxprune.meta import MetaKernels, channels_last_of, is_pointwise, op_name
 from fxprune.recording import boundary, state, trees
 from fxprune.recording.calls import property_name
 from fxprune.recording.parts import Parts
@@ -133,7 +133,7 @@ class Rehearsal:
         try:
             operands = list(trees.tensors((args, kwargs)))
             stand_ins = [tensor for tensor in operands if tensor.is_meta]
-            if not stand_ins or (kwargs.get("device") == _CPU and _name(func) in _FILLED):
+            if not stand_ins or (kwargs.get("device") == _CPU and op_name(func) in _FILLED):
                 result = func(*args, **kwargs)
             else:
                 _check_blind(func, args, operands)
@@ -259,15 +259,9 @@ def _place(value: Any, here: torch.device) -> Any:
 # --- ops -------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4096)
-def _name(func: Any) -> str:
-    name = str(func.overloadpacket.__name__)
-    return name.rstrip("_") if func._schema.is_mutable else name
-
-
 def _check_blind(func: Any, args: tuple[Any, ...], operands: list[Tensor]) -> None:
     """Whether the op does the same with these operands, and refuses the same, whatever their values."""
-    refused = _REFUSED_BY_REAL_KERNELS_ONLY.get(_name(func))
+    refused = _REFUSED_BY_REAL_KERNELS_ONLY.get(op_name(func))
     taken = _taken(func)
     fits = _DTYPES[taken]({tensor.dtype for tensor in operands})
     fits = fits and (taken == "anything" or all(tensor.numel() for tensor in operands))  # a maximum of nothing, say
@@ -278,7 +272,7 @@ def _check_blind(func: Any, args: tuple[Any, ...], operands: list[Tensor]) -> No
 @lru_cache(maxsize=4096)
 def _taken(func: Any) -> str:
     """What the op takes blindly, by dtype."""
-    name = _name(func)
+    name = op_name(func)
     if func.namespace != "aten":
         return "nothing"
     if _is_view(func) or name in _MOVES or name in _LOOKUPS:
@@ -345,14 +339,9 @@ def _is_within(index: Tensor, size: int, lowest: int = 0) -> bool:
 
 def _laid_out(result: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The result of a convolution with the strides that CPU kernels give it, which a later ``view`` may refuse."""
-    for last in (torch.channels_last, torch.channels_last_3d):
-        if any(
-            t.ndim == (4 if last is torch.channels_last else 5)
-            and t.is_contiguous(memory_format=last)
-            and not t.is_contiguous()
-            for t in (x, weight)
-        ):
-            return torch.empty(result.shape, dtype=result.dtype, device=_META, memory_format=last)
+    layout = channels_last_of(x) or channels_last_of(weight)
+    if layout is not None:
+        return torch.empty(result.shape, dtype=result.dtype, device=_META, memory_format=layout)
     return result
 
 

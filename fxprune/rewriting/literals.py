@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from fxprune.channels import ChannelGraph, channels_of
 from fxprune.cost import Keep
 from fxprune.labels.factors import cut_sizes
-from fxprune.labels.propagate import TensorLabels
+from fxprune.labels.propagate import TensorLabels, labels_in
 from fxprune.rewriting.slicing import adapt
 
 REPAIRED = "repaired"
@@ -75,7 +75,7 @@ class Repair:
                 self._adapt(node)
             elif node.op in ("call_method", "call_function"):
                 repair = REPAIRS.get(base_name(node))
-                if repair is not None and any(isinstance(v, TensorLabels) for v in self._leaves(node)):
+                if repair is not None and labels_in([self.dense(n) for n in (node, *node.all_input_nodes)]):
                     repair(self, node)
                 self._freeze_numbers(node)
             if _changed(node, before):
@@ -183,16 +183,10 @@ class Repair:
                 start = dim % len(first.shape)
                 module.unflattened_size = tuple(out[start : start + len(module.unflattened_size)])
 
-    def _leaves(self, node: fx.Node) -> list[Any]:
-        known = [self.dense(node), *(self.dense(a) for a in node.all_input_nodes)]
-        return tree_flatten(known)[0]
-
     def _freeze_numbers(self, node: fx.Node) -> None:
         """Numbers used by a tensor op keep their dense value, unless they are sizes, which were repaired before."""
-        known = self.dense(node)
-        if not all(isinstance(self.dense(a), TensorLabels) for a in node.all_input_nodes) and (
-            base_name(node) not in REPAIRS and any(isinstance(v, TensorLabels) for v in tree_flatten(known)[0])
-        ):
+        only_tensors = all(isinstance(self.dense(a), TensorLabels) for a in node.all_input_nodes)
+        if not only_tensors and base_name(node) not in REPAIRS and labels_in(self.dense(node)):
             self.freeze(node)
 
     def freeze(self, node: fx.Node) -> None:
@@ -215,9 +209,7 @@ class Repair:
 
     def _value(self, node: fx.Node) -> Any:
         known = self.dense(node)
-        if isinstance(known, TensorLabels):
-            return self._meta(known)
-        if any(isinstance(leaf, TensorLabels) for leaf in tree_flatten(known)[0]):
+        if labels_in(known):
             return tree_map(self._meta, known)
         if node.op not in ("call_method", "call_function"):
             return known

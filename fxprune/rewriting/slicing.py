@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.labels.factors import Labels, cut_sizes, left_rows
+from fxprune.meta import channels_last_of
 from fxprune.recording import replace_tensors
 
 
@@ -33,10 +34,7 @@ def cut(tensor: Tensor, labels: Labels, keep: Keep, copy: bool = True) -> Tensor
             result = result.take_along_dim(index.reshape(*stays.shape[:-1], -1).movedim(-1, factor.dim), factor.dim)
     if result.data_ptr() == tensor.data_ptr():
         return result.clone(memory_format=torch.preserve_format) if copy else result
-    for layout, ndim in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
-        if tensor.ndim == ndim and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
-            return result.contiguous(memory_format=layout)
-    return result.contiguous()
+    return result.contiguous(memory_format=channels_last_of(tensor) or torch.contiguous_format)
 
 
 CUTS_KEY = "fxprune_cuts"

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from fxprune.labels.factors import Labels
-from fxprune.meta import POINTWISE, tensors_in
+from fxprune.meta import is_pointwise, op_name, tensors_in
 
 if TYPE_CHECKING:
     from fxprune.labels.propagate import Propagation
@@ -30,14 +29,13 @@ class Signature:
 
 @cache
 def signature(func: Any) -> Signature:
-    schema, name = func._schema, str(func.overloadpacket.__name__)
-    name = name if name in RULES or not schema.is_mutable else name.rstrip("_")
+    schema, own = func._schema, str(func.overloadpacket.__name__)
     return Signature(
-        name,
+        own if own in RULES else op_name(func),
         tuple(a.name for a in schema.arguments),
         tuple((a.name, a.default_value) for a in schema.arguments if a.has_default_value()),
         schema.is_mutable,
-        torch.Tag.pointwise in func.tags or name in POINTWISE,
+        is_pointwise(func),
     )
 
 
