@@ -31,6 +31,7 @@ from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check
 from fxprune.verify import TOLERANCE, Inputs, mask_oracle, relative_error
 
 _ROUNDS = 20
+_ENTRIES_IN_CACHE = 2**18
 _WASTE = 0.01  # of the budget, for a coarser alignment
 _WASTE_OF_LATENCY = 0.04  # which is measured, and then corrected
 
@@ -323,9 +324,15 @@ def _finish(
         notes=tuple(notes),
         round_to=selection.round_to,
         budget=(options.budget.kind, options.budget.ratio) if options.threshold is None else None,
-        zeros=sum(p.numel() - int(torch.count_nonzero(p)) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
+        zeros=sum(_zeros(p.detach()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
     )
     return pruned
+
+
+def _zeros(weight: torch.Tensor) -> int:
+    """How many entries are zero; where none is, that is seen in a third of the time of a count."""
+    parts = [part for part in weight.reshape(-1).split(_ENTRIES_IN_CACHE) if len(part) and not part.abs().amin()]
+    return sum(len(part) - int(torch.count_nonzero(part)) for part in parts)
 
 
 def _oracle_inputs(dense: Dense, seed: int, notes: list[str]) -> Inputs:

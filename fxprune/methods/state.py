@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -201,23 +202,28 @@ class Aggregator:
 class Place:
     """One dimension of one parameter, in which every one of ``channels`` owns a slice.
 
-    ``dim``: what a cut shortens. ``position``: for every entry of the factor's ids the place in ``channels``. ``over``:
-    dims along which ids do not vary.
+    ``dim``: what a cut shortens. ``position``: for every entry of the factor's ids the place in ``channels``. ``runs``:
+    of dims along which ids do not vary, each of neighbours, the outermost first.
     """
 
     parameter: Parameter
     dim: int
     channels: npt.NDArray[np.int64]
     position: npt.NDArray[np.int64]
-    over: tuple[int, ...]
+    runs: tuple[tuple[int, ...], ...]
 
     def sums(self, values: Tensor) -> Scores:
         """``values``, of the parameter's shape, summed over every channel's slice; as long as ``channels``."""
         return self.of_channels(self.summed(values))
 
     def summed(self, values: Tensor) -> Tensor:
-        """``values``, of the parameter's shape but for the length of dim 0, summed where ids do not vary."""
-        return values.sum(dim=self.over, keepdim=True) if self.over else values
+        """``values``, of the parameter's shape but for the length of dim 0, summed where ids do not vary.
+
+        One dim after the other, where others lie between them: to jump over those value by value is slow.
+        """
+        for dims in self.runs:
+            values = values.sum(dim=dims, keepdim=True)
+        return values
 
     def of_channels(self, sums: Tensor) -> Scores:
         """What ``summed`` gave for the whole parameter, added up channel by channel; as long as ``channels``."""
@@ -234,7 +240,7 @@ def _sums(values: Tensor, element: Callable[[Tensor], Tensor], places: Sequence[
     rows = max(1, entries * len(values) // values.numel())
     parts = [[place.summed(chunk) for place in places] for chunk in map(element, values.split(rows))]
     return [
-        torch.stack(of_place).sum(0) if 0 in place.over else torch.cat(of_place)
+        torch.stack(of_place).sum(0) if place.runs and place.runs[0][0] == 0 else torch.cat(of_place)
         for place, of_place in zip(places, zip(*parts, strict=True), strict=True)
     ]
 
@@ -247,8 +253,12 @@ def places_of(parameter: Parameter) -> list[Place]:
         position = np.arange(len(channels))
         if not (channels[1:] > channels[:-1]).all():  # which is usual, and sorting is slow
             channels, position = np.unique(channels, return_inverse=True)
-        over = tuple(d for d, size in enumerate(factor.ids.shape) if size == 1)
-        places.append(Place(parameter, factor.dim, channels, position.reshape(-1), over))
+        runs = tuple(
+            tuple(d for d, _ in run)
+            for constant, run in groupby(enumerate(factor.ids.shape), lambda d: d[1] == 1)
+            if constant
+        )
+        places.append(Place(parameter, factor.dim, channels, position.reshape(-1), runs))
     return places
 
 
