@@ -32,11 +32,11 @@ from fxprune.pipeline import (
     check_recording,
     choose,
     compress,
-    evaluated,
     record_and_analyse,
     rewrite_as,
 )
 from fxprune.plan import PruningPlan
+from fxprune.recording import evaluated
 from fxprune.training import (
     Loop,
     Loss,

@@ -26,9 +26,8 @@ from fxprune.deploy.program import read_program, read_program_notes, write_progr
 from fxprune.errors import ArtifactError, ExampleInputsError, FxpruneError, InputError
 from fxprune.files import check_writable, replacing
 from fxprune.inputs import RECORD_KEY, from_json, like_parameters, make_inputs, resolve_inputs, tensors_of, to_json
-from fxprune.pipeline import evaluated
 from fxprune.plan import PruningPlan
-from fxprune.recording import replace_tensors
+from fxprune.recording import evaluated, replace_tensors
 from fxprune.report import Report
 from fxprune.specs import misfits
 from fxprune.version import __version__

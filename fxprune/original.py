@@ -11,8 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import ConversionError, InputError, PlanError
 from fxprune.inputs import RECORD_KEY, batch_size, like_parameters, make_inputs
-from fxprune.pipeline import evaluated
-from fxprune.recording import cached_tensor_dicts, raised_at, replace_tensors
+from fxprune.recording import cached_tensor_dicts, evaluated, raised_at, replace_tensors
 from fxprune.rewriting import CUTS_KEY, REPAIRED, Cuts, adapt, adapts_by_itself
 from fxprune.text import some
 from fxprune.verify import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_error

@@ -26,6 +26,7 @@ from fxprune.labels.classes import Reason
 from fxprune.labels.propagate import Attention, TensorLabels
 from fxprune.methods.state import Scores
 from fxprune.plan import PruningPlan
+from fxprune.recording import evaluated
 from fxprune.report import Report
 from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check_rewrite, draft, run_on_meta
 from fxprune.verify import TOLERANCE, Inputs, mask_oracle, relative_error
@@ -219,19 +220,6 @@ def check_recording(model: nn.Module, dense: Dense) -> None:
             f"The recorded graph differs from the model on the example inputs: relative error {error:.1e}. "
             "Does forward depend on something that changes from call to call?"
         )
-
-
-@contextmanager
-def evaluated(*roots: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode again afterwards."""
-    modes = [(m, m.training) for root in roots for m in root.modules()]
-    try:
-        for root in roots:
-            root.eval()
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
 
 
 def _rewrite(dense: Dense, graph: ChannelGraph, keep: Keep) -> tuple[Draft | None, tuple[Sequence[int], Reason]]:

@@ -50,6 +50,34 @@ def test_the_model_stays_as_it_was(kind: type[nn.Module], training: bool) -> Non
     assert all(float(p.detach().std()) > 0 for p in model.parameters() if p.numel() > 1)
 
 
+class Counting(Small):
+    """Counts its calls, in eval mode too: in place, and by putting another tensor in the buffer's place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("decayed", torch.ones(1))
+        self.register_buffer("replaced", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.decayed.mul_(0.5)
+        self.replaced = self.replaced + 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_a_model_counts_stays_as_it_was(verify: bool) -> None:
+    model = make(Counting)
+    counts = {name: getattr(model, name).clone() for name in ("calls", "decayed", "replaced")}
+    with Unchanged(model):
+        pruned = prune(model, verify=verify)
+        fxprune.analyze(model, image())
+    assert all(torch.equal(pruned.get_buffer(name), value) for name, value in counts.items())
+    pruned(image())
+    assert int(pruned.calls) == int(counts["calls"]) + 1
+
+
 def test_the_random_state_stays_as_it_was() -> None:
     model, x = make(), image()
     torch.manual_seed(3)

@@ -15,7 +15,7 @@ from fxprune.channels import ChannelGraph, Parameter
 from fxprune.cost import Keep
 from fxprune.labels.factors import pruned
 from fxprune.labels.propagate import Propagation, Watch, label_parameter, propagate, set_labels
-from fxprune.recording import clone_modules, replace_tensors
+from fxprune.recording import clone_modules, evaluated, named_tensors, replace_tensors
 
 
 def placeholder_values(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -31,8 +31,7 @@ def labelled_shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[nn.
     shadow = clone_modules(graph_module)
     shadow.eval()
     names: dict[int, list[str]] = defaultdict(list)
-    for name, tensor in (*graph_module.named_parameters(remove_duplicate=False),
-                         *graph_module.named_buffers(remove_duplicate=False)):  # fmt: skip
+    for name, tensor in named_tensors(shadow).items():
         names[id(tensor)].append(name)
     replaced: dict[int, Tensor] = {}
     holders: list[tuple[Tensor, Parameter]] = []
@@ -41,9 +40,7 @@ def labelled_shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[nn.
         if id(tensor) not in replaced:
             own = tuple(names[id(tensor)])
             if tensor.is_floating_point() or tensor.is_complex():
-                stand = torch.empty(
-                    tensor.shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad
-                )  # torch takes other ways through its ops for tensors that need gradients
+                stand = on_meta(tensor)
                 label_parameter(run, own[0], stand)
                 shape = tuple(tensor.shape)
                 groups = run.facts.layouts.get(own[0], 1)
@@ -58,8 +55,8 @@ def labelled_shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[nn.
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
-    """An integer tensor with its values, on the CPU; on meta it has none."""
-    return tensor.detach() if tensor.is_meta else tensor.detach().cpu()
+    """A copy of an integer tensor with its values, on the CPU; on meta it has none. The run may write to it."""
+    return tensor.detach().clone() if tensor.is_meta else tensor.detach().to("cpu", copy=True)
 
 
 def replay(
@@ -77,36 +74,51 @@ def replay(
     Returns:
         The run, whose atoms below ``graph.channel_count`` are channel numbers, and the error that ended it, or "".
     """
+    shadow = clone_modules(module)
+    made: dict[int, Tensor] = {}
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            made[id(tensor)] = (
+                on_meta(tensor) if tensor.is_floating_point() or tensor.is_complex() else _as_it_is(tensor)
+            )
+        return made[id(tensor)]
+
+    replace_tensors(shadow, stand_in)
+    return replay_on(shadow, module, graph, keep, args, kwargs, watch)
+
+
+def replay_on(
+    shadow: nn.Module,
+    module: fx.GraphModule,
+    graph: ChannelGraph,
+    keep: Keep,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    watch: Watch | None = None,
+) -> tuple[Propagation, str]:
+    """``replay`` on modules whose floats are on meta already; they carry the labels from now on.
+
+    ``shadow``: the modules of ``module``, or ``module`` itself.
+    """
     run = Propagation(graph.attention, seeded=True, watch=watch)
     run.fresh(graph.channel_count)
     run.lock(np.flatnonzero(graph.locked), "locked before")
-    shadow = clone_modules(module)
-    shadow.eval()
-    names: dict[int, str] = {}
-    for name, tensor in (
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ):
-        names.setdefault(id(tensor), name)
-    replaced: dict[int, Tensor] = {}
-
-    def stand_in(tensor: Tensor) -> Tensor:
-        if id(tensor) not in replaced:
-            known = graph.by_name.get(names[id(tensor)])
-            if known is None and not tensor.is_floating_point():
-                replaced[id(tensor)] = _as_it_is(tensor)
-            else:
-                stand = torch.empty(
-                    tensor.shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad
-                )  # torch takes other ways through its ops for tensors that need gradients
-                labels = () if known is None else pruned(known.labels, keep)
-                set_labels(stand, names[id(tensor)], tuple(f for f in labels if f.ids.shape[f.dim] > 1))
-                replaced[id(tensor)] = stand
-        return replaced[id(tensor)]
-
-    replace_tensors(shadow, stand_in)
+    labelled: set[int] = set()
+    for name, tensor in named_tensors(shadow).items():
+        known = graph.by_name.get(name)
+        if id(tensor) not in labelled and (known is not None or tensor.is_floating_point()):
+            labelled.add(id(tensor))
+            labels = () if known is None else pruned(known.labels, keep)
+            set_labels(tensor, name, tuple(f for f in labels if f.ids.shape[f.dim] > 1))
     try:
-        propagate(shadow, module.graph, placeholder_values(module, args, kwargs), run, "network input")
+        with evaluated(shadow):
+            propagate(shadow, module.graph, placeholder_values(module, args, kwargs), run, "network input")
     except Exception as error:
         return run, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return run, ""
+
+
+def on_meta(tensor: Tensor) -> Tensor:
+    """Its like without data. Torch takes other ways through its ops for tensors that need gradients."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad)

@@ -32,7 +32,7 @@ from fxprune.inputs import (
     specs_of,
     tensors_of,
 )
-from fxprune.pipeline import evaluated
+from fxprune.recording import evaluated
 from fxprune.version import __version__
 
 # torch.export takes a size of 1 for a constant, so the network is exported with 2; checked with what it has not seen.

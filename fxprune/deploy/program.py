@@ -15,7 +15,7 @@ from fxprune.deploy import runtime
 from fxprune.deploy.onnx import capture_reason, quiet
 from fxprune.errors import ArtifactError, ExportError, InputError
 from fxprune.inputs import is_batched, make_inputs, specs_of, tensors_of
-from fxprune.pipeline import evaluated
+from fxprune.recording import evaluated
 
 NOTES = "fxprune.json"
 # torch.export takes a size of 1 for a constant.

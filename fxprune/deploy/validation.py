@@ -27,7 +27,7 @@ from fxprune.inputs import (
     specs_of,
     tensors_of,
 )
-from fxprune.pipeline import evaluated
+from fxprune.recording import evaluated
 from fxprune.report import Report
 
 TOLERANCE = 1e-3

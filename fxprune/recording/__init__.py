@@ -7,7 +7,14 @@ run without data), ``writer`` (the graph in the making), ``calls`` (how one call
 code), ``module`` (the result), ``sources`` (the user's line behind every node), ``trees`` (nested arguments).
 """
 
-from fxprune.recording.module import RecordedModule, clone_modules, clone_structure, replace_tensors
+from fxprune.recording.module import (
+    RecordedModule,
+    clone_modules,
+    clone_structure,
+    evaluated,
+    named_tensors,
+    replace_tensors,
+)
 from fxprune.recording.record import record
 from fxprune.recording.sources import raised_at
 from fxprune.recording.state import cached_tensor_dicts
@@ -17,6 +24,8 @@ __all__ = [
     "cached_tensor_dicts",
     "clone_modules",
     "clone_structure",
+    "evaluated",
+    "named_tensors",
     "raised_at",
     "record",
     "replace_tensors",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from fxprune.errors import RecordError
 from fxprune.recording.leaves import is_leaf
 
 TRAINING_FLAG = "_training_flag"
+_COPIED = (dict, OrderedDict, set)
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -58,6 +60,33 @@ def _check_names(root: nn.Module) -> None:
             )
 
 
+@contextmanager
+def evaluated(*roots: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every module's own mode again, and every buffer as it was (a counter of calls)."""
+    modules = [module for root in roots for _, module in named_modules(root)]
+    modes = [(module, module.training) for module in modules]
+    tables = [(module._buffers, dict(module._buffers.items())) for module in modules if module._buffers]
+    known = {
+        id(b): b for _, own in tables for b in own.values() if b is not None and not (b.is_meta or b.is_inference())
+    }
+    values = [(buffer, buffer._version, buffer.detach().clone()) for buffer in known.values()]
+    try:
+        for root in roots:
+            root.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for table, own in tables:
+            for name, buffer in own.items():
+                if table.get(name) is not buffer:
+                    table[name] = buffer
+        with torch.no_grad():
+            for buffer, version, value in values:
+                if buffer._version != version:
+                    buffer.copy_(value)
+
+
 def clone_structure(gm: fx.GraphModule) -> RecordedModule:
     """A second graph and module tree over the same tensors: free to be edited, nothing of ``gm`` changes.
 
@@ -78,7 +107,7 @@ def clone_tree(root: nn.Module, leaf_names: set[str]) -> nn.Module:
 
     A module reachable under two names stays one module.
     """
-    leaves = {id(module) for name, module in root.named_modules(remove_duplicate=False) if name in leaf_names}
+    leaves = {id(module) for name, module in named_modules(root) if name in leaf_names}
     memo: dict[int, nn.Module] = {}
 
     def clone(module: nn.Module, whole: bool) -> nn.Module:
@@ -95,8 +124,39 @@ def clone_tree(root: nn.Module, leaf_names: set[str]) -> nn.Module:
     return clone(root, False)
 
 
+def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module under every name it has, in torch's order, without its generators that nest as deep as the tree."""
+    found: list[tuple[str, nn.Module]] = []
+
+    def visit(module: nn.Module, name: str) -> None:
+        found.append((name, module))
+        prefix = f"{name}." if name else ""
+        for child_name, child in module._modules.items():
+            if child is not None:
+                visit(child, prefix + child_name)
+
+    visit(root, "")
+    return found
+
+
+def named_tensors(root: nn.Module) -> dict[str, Tensor]:
+    """Every parameter, then every buffer, under every name it has."""
+    modules = [(f"{name}." if name else "", module) for name, module in named_modules(root)]
+    return {
+        prefix + name: tensor
+        for table in ("_parameters", "_buffers")
+        for prefix, module in modules
+        for name, tensor in getattr(module, table).items()
+        if tensor is not None
+    }
+
+
+_BARE = nn.Module().__dict__
+
+
 def _shell(module: nn.Module) -> nn.Module:
-    shell = nn.Module()
+    shell = nn.Module.__new__(nn.Module)
+    shell.__dict__.update({name: value.copy() if type(value) in _COPIED else value for name, value in _BARE.items()})
     shell._parameters.update(module._parameters.items())
     shell._buffers.update(module._buffers.items())
     if not isinstance(module, torch.jit.ScriptModule):
@@ -106,17 +166,18 @@ def _shell(module: nn.Module) -> nn.Module:
 
 def _shallow_clone(module: nn.Module) -> nn.Module:
     new = module.__class__.__new__(module.__class__)
-    own = new.__dict__
-    for name, value in module.__dict__.items():
-        if type(value) in (dict, OrderedDict) or name in _TABLES or name.endswith("_hooks"):
-            value = value.copy()
-        own[name] = value
+    new.__dict__.update(
+        {
+            name: value.copy() if type(value) in _COPIED or name in _TABLES else value
+            for name, value in module.__dict__.items()
+        }
+    )
     return new
 
 
 def replace_tensors(root: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> None:
     """Put ``stand_in(tensor)`` in the place of every parameter and buffer of a module and its children."""
-    for owner in root.modules():
+    for owner in {id(module): module for _, module in named_modules(root)}.values():
         tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
         for table in tables:
             for name, tensor in table.items():

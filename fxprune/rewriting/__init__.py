@@ -6,7 +6,7 @@ composes them, ``check`` proves that every node of the result carries the channe
 
 from fxprune.rewriting.check import check_rewrite
 from fxprune.rewriting.literals import REPAIRED, UnrepairableError
-from fxprune.rewriting.rewrite import Draft, MetaRun, draft, rewrite, run_on_meta
+from fxprune.rewriting.rewrite import Draft, MetaRun, draft, run_on_meta
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, adapt, adapts_by_itself
 
 __all__ = [
@@ -20,6 +20,5 @@ __all__ = [
     "adapts_by_itself",
     "check_rewrite",
     "draft",
-    "rewrite",
     "run_on_meta",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from fxprune.analysis import replay
+from fxprune.analysis import replay_on
 from fxprune.channels import ChannelGraph, channels_of
 from fxprune.cost import Keep
 from fxprune.labels.classes import Ids
@@ -40,16 +40,16 @@ def check_rewrite(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> Mismatch | None:
-    """The first mismatch of the rewritten ``module``, or None.
+    """The first mismatch of a rewritten module, or None.
 
     Args:
-        module: from ``rewrite``.
+        module: of a ``Draft``; its tensors carry labels afterwards.
         graph: of the dense model.
         keep: the plan.
         args: the example inputs that ``graph`` was made with.
         kwargs: the same, keyword inputs.
     """
-    run, failed = replay(module, graph, keep, args, kwargs)
+    run, failed = replay_on(module, module, graph, keep, args, kwargs)
     roots = run.classes.find(np.arange(len(run.classes)))
     merged = _merged(roots[: graph.channel_count], graph.locked)
     comparison = _Comparison(graph, keep, roots, merged)

@@ -209,6 +209,8 @@ class Repair:
 
     def _value(self, node: fx.Node) -> Any:
         known = self.dense(node)
+        if isinstance(known, TensorLabels):
+            return self._meta(known)
         if labels_in(known):
             return tree_map(self._meta, known)
         if node.op not in ("call_method", "call_function"):

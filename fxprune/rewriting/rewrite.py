@@ -33,19 +33,12 @@ class Draft:
         return self.module
 
 
-def rewrite(graph_module: fx.GraphModule, graph: ChannelGraph, keep: Keep, other_batch: MetaRun) -> RecordedModule:
+def draft(graph_module: fx.GraphModule, graph: ChannelGraph, keep: Keep, other_batch: MetaRun) -> Draft:
     """A new module without the channels that go; the given one is not changed and shares nothing with it.
 
-    Arguments and errors: see ``draft``.
-    """
-    return draft(graph_module, graph, keep, other_batch).finished()
-
-
-def draft(graph_module: fx.GraphModule, graph: ChannelGraph, keep: Keep, other_batch: MetaRun) -> Draft:
-    """The same before its weights are cut: float parameters and buffers are on meta.
-
-    Nodes that say something else than the model's code are marked in their ``meta`` as ``REPAIRED``. The module's own
-    ``meta`` holds the ``Cuts``, for tensors that must follow the parameters.
+    Its weights are not cut yet: float parameters and buffers are on meta. Nodes that say something else than the
+    model's code are marked in their ``meta`` as ``REPAIRED``. The module's own ``meta`` holds the ``Cuts``, for tensors
+    that must follow the parameters.
 
     Args:
         graph_module: as recorded.

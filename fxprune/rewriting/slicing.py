@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,10 @@ from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.labels.factors import Labels, cut_sizes, left_rows
 from fxprune.meta import channels_last_of
-from fxprune.recording import replace_tensors
+from fxprune.recording import named_tensors, replace_tensors
+
+_LARGE = 2**22  # entries
+_ENTRIES_IN_CACHE = 2**19
 
 
 def cut(tensor: Tensor, labels: Labels, keep: Keep, copy: bool = True) -> Tensor:
@@ -22,19 +25,41 @@ def cut(tensor: Tensor, labels: Labels, keep: Keep, copy: bool = True) -> Tensor
 
     ``copy``: where none goes as well; else that is the tensor's own memory.
     """
-    result = tensor.detach()
+    picks: list[tuple[int, Tensor]] = []
     for factor in sorted(labels, key=lambda f: len(f.varying)):
         stays = keep[np.moveaxis(left_rows(factor, labels, keep), factor.dim, -1)]
         if stays.all():
             continue
-        index = torch.from_numpy(stays.nonzero()[-1]).to(result.device)
-        if len(factor.varying) == 1:
-            result = result.index_select(factor.dim, index)
-        else:
-            result = result.take_along_dim(index.reshape(*stays.shape[:-1], -1).movedim(-1, factor.dim), factor.dim)
-    if result.data_ptr() == tensor.data_ptr():
-        return result.clone(memory_format=torch.preserve_format) if copy else result
+        index = torch.from_numpy(stays.nonzero()[-1]).to(tensor.device)
+        if len(factor.varying) > 1:
+            index = index.reshape(*stays.shape[:-1], -1).movedim(-1, factor.dim)
+        picks.append((factor.dim, index))
+    if not picks:
+        dense = tensor.detach()
+        return dense.clone(memory_format=torch.preserve_format) if copy else dense
+    result = _picked(tensor.detach(), picks)
     return result.contiguous(memory_format=channels_last_of(tensor) or torch.contiguous_format)
+
+
+def _picked(tensor: Tensor, picks: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """The positions ``index`` along ``dim``, one pair after the other.
+
+    Of a large tensor a few rows at a time, so that what lies between two picks stays in the processor's cache.
+    """
+    (dim, rows), *others = picks
+    if tensor.numel() > _LARGE and others and dim == 0 and all(index.ndim == 1 for _, index in picks):
+        sizes = list(tensor.shape)
+        for d, index in picks:
+            sizes[d] = len(index)
+        result = tensor.new_empty(sizes)
+        *between, (last, chosen) = others
+        count = max(1, _ENTRIES_IN_CACHE * len(tensor) // tensor.numel())
+        for part, out in zip(rows.split(count), result.split(count), strict=True):
+            torch.index_select(_picked(tensor, [(0, part), *between]), last, chosen, out=out)
+        return result
+    for dim, index in picks:
+        tensor = tensor.index_select(dim, index) if index.ndim == 1 else tensor.take_along_dim(index, dim)
+    return tensor
 
 
 CUTS_KEY = "fxprune_cuts"
@@ -104,7 +129,8 @@ class Uncut:
 
 def stand_ins(module: nn.Module, cuts: Cuts) -> Uncut:
     """Replace every parameter and buffer of ``module`` by a meta tensor of its new size; integers are cut at once."""
-    labels = {id(_find(module, name)): labels for name, labels in cuts.labels.items()}
+    tensors = named_tensors(module)
+    labels = {id(tensors[name]): labels for name, labels in cuts.labels.items()}
     made: dict[int, Tensor] = {}
     dense: dict[int, tuple[Tensor, Tensor, Labels]] = {}
 
@@ -131,14 +157,6 @@ def _as_parameter(new: Tensor, dense: Tensor) -> Tensor:
     parameter = nn.Parameter(new, requires_grad=dense.requires_grad)
     parameter.__dict__.update(dense.__dict__)
     return parameter
-
-
-def _find(module: nn.Module, name: str) -> Tensor:
-    path, _, last = name.rpartition(".")
-    owner = module.get_submodule(path)
-    table: Mapping[str, Any] = owner._parameters if last in owner._parameters else owner._buffers
-    tensor: Tensor = table[last]
-    return tensor
 
 
 # -- attributes ---------------------------------------------------------------------------------------------------
