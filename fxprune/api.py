@@ -7,6 +7,7 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -31,9 +32,11 @@ from fxprune.pipeline import (
     Stages,
     check_recording,
     choose,
+    collected,
     compress,
     record_and_analyse,
     rewrite_as,
+    uncollected,
 )
 from fxprune.plan import PruningPlan
 from fxprune.recording import evaluated
@@ -232,13 +235,31 @@ def prune(
             progress=progress,
         )  # fmt: skip
         return _carried(_with_part(model, submodule, small, args, kwargs), model, optimizer)
-    dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, Stages(progress))
-    if verify and not dense.on_meta:
-        with dense.stages("recording"):
+    pruned = _pruned(model, args, kwargs, request, data, loss_fn, steps, Stages(progress))
+    return _carried(pruned, model, optimizer)
+
+
+@uncollected()
+def _pruned(
+    model: nn.Module,
+    args: Any,
+    kwargs: Any,
+    request: _Request,
+    data: Any,
+    loss_fn: Loss | None,
+    steps: int,
+    stages: Stages,
+) -> fx.GraphModule:
+    """The whole pipeline with a criterion."""
+    dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages)
+    if request.options.verify and not dense.on_meta:
+        with stages("recording"), collected():
             check_recording(model, dense)
-    options, finish = _timed(dense, request)
-    scores = _scores(dense, replace(request, options=options), data, loss_fn, steps)
-    return _carried(finish(dense, scores, options, request.name), model, optimizer)
+    measures = request.options.budget.kind == "latency" or data is not None or steps > 1
+    with collected() if measures else nullcontext():
+        options, finish = _timed(dense, request)
+        scores = _scores(dense, replace(request, options=options), data, loss_fn, steps)
+        return finish(dense, scores, options, request.name)
 
 
 def attach(

@@ -103,19 +103,35 @@ class Dense:
         return replace(self, module=module, args=args, kwargs=kwargs)
 
 
+_paused: list[bool] = []  # for every ``uncollected`` under way: was the search on before?
+
+
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Without Python's search for cycles, which would walk through all that is alive whenever much is made.
 
     What has no cycle is freed at once as ever; the rest is found afterwards.
     """
-    enabled = gc.isenabled()
+    _paused.append(gc.isenabled())
     gc.disable()
     try:
         yield
     finally:
-        if enabled:
+        if _paused.pop():
             gc.enable()
+
+
+@contextmanager
+def collected() -> Iterator[None]:
+    """The search goes on inside, for what takes long, runs the user's code or makes copies of weights."""
+    before = gc.isenabled()
+    if any(_paused):
+        gc.enable()
+    try:
+        yield
+    finally:
+        if not before:
+            gc.disable()
 
 
 @uncollected()
@@ -131,6 +147,7 @@ def record_and_analyse(
     return Dense(module, replace(graph, kinds=kinds), args, kwargs, type(model).__name__, stages)
 
 
+@uncollected()
 def compress(
     dense: Dense, scores: Sequence[Scores | None], options: Options, method: str, notes: Sequence[str] = ()
 ) -> fx.GraphModule:
@@ -143,7 +160,7 @@ def compress(
     for _ in range(_ROUNDS):
         with dense.stages("selecting"):
             selection, unreachable = choose(graph, scores, options)
-        with dense.stages("rewriting"), uncollected():
+        with dense.stages("rewriting"):
             found, blame = _rewrite(dense, graph, selection.keep)
         if found is not None:
             if unreachable is not None:
@@ -289,7 +306,7 @@ def _finish(
     plan = PruningPlan.of(graph, keep)
     agreement = None
     if options.verify and not options.consume and not dense.on_meta:
-        with dense.stages("verifying"):
+        with dense.stages("verifying"), collected():
             inputs = _oracle_inputs(dense, options.seed, notes)
             agreement = mask_oracle(dense.module, pruned, graph, plan, keep, inputs)
     whole = options.budget.whole if options.budget.kind == "flops" else None

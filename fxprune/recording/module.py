@@ -108,35 +108,35 @@ def clone_tree(root: nn.Module, leaf_names: set[str]) -> nn.Module:
     A module reachable under two names stays one module.
     """
     leaves = {id(module) for name, module in named_modules(root) if name in leaf_names}
-    memo: dict[int, nn.Module] = {}
+    return _clone(root, False, leaves, {id(root): _shell(root)})
 
-    def clone(module: nn.Module, whole: bool) -> nn.Module:
-        if id(module) in memo:
-            return memo[id(module)]
-        whole = module is not root and (whole or id(module) in leaves or is_leaf(module))
-        new = _shallow_clone(module) if whole else _shell(module)
-        memo[id(module)] = new
-        new.__dict__["training"] = module.training
-        for name, child in module._modules.items():
-            new._modules[name] = None if child is None else clone(child, whole)
-        return new
 
-    return clone(root, False)
+def _clone(module: nn.Module, whole: bool, leaves: set[int], made: dict[int, nn.Module]) -> nn.Module:
+    """``whole``: inside a leaf. ``made``: identity of a module -> its clone."""
+    new = made[id(module)]
+    new.__dict__["training"] = module.training
+    for name, child in module._modules.items():
+        if child is not None and id(child) not in made:
+            inside = whole or id(child) in leaves or is_leaf(child)
+            made[id(child)] = _shallow_clone(child) if inside else _shell(child)
+            _clone(child, inside, leaves, made)
+        new._modules[name] = None if child is None else made[id(child)]
+    return new
 
 
 def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every module under every name it has, in torch's order, without its generators that nest as deep as the tree."""
     found: list[tuple[str, nn.Module]] = []
-
-    def visit(module: nn.Module, name: str) -> None:
-        found.append((name, module))
-        prefix = f"{name}." if name else ""
-        for child_name, child in module._modules.items():
-            if child is not None:
-                visit(child, prefix + child_name)
-
-    visit(root, "")
+    _collect(root, "", found)
     return found
+
+
+def _collect(module: nn.Module, name: str, found: list[tuple[str, nn.Module]]) -> None:
+    found.append((name, module))
+    prefix = f"{name}." if name else ""
+    for child_name, child in module._modules.items():
+        if child is not None:
+            _collect(child, prefix + child_name, found)
 
 
 def named_tensors(root: nn.Module) -> dict[str, Tensor]:
