@@ -12,6 +12,7 @@ from fxprune.recording.module import (
     clone_modules,
     clone_structure,
     evaluated,
+    named_modules,
     named_tensors,
     replace_tensors,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "clone_modules",
     "clone_structure",
     "evaluated",
+    "named_modules",
     "named_tensors",
     "raised_at",
     "record",

@@ -21,6 +21,7 @@ from fxprune.channels import ChannelGraph, channels_of
 from fxprune.cost import Keep
 from fxprune.labels.factors import cut_sizes
 from fxprune.labels.propagate import TensorLabels, labels_in
+from fxprune.recording import named_modules
 from fxprune.rewriting.slicing import adapt
 
 REPAIRED = "repaired"
@@ -65,14 +66,15 @@ class Repair:
         Raises:
             UnrepairableError: when a node's arguments cannot follow.
         """
-        adapted: set[str] = set()
+        modules = dict(named_modules(self.module))
         for node in list(self.code.nodes):
             if node.op == "output":
                 continue
             before = (node.op, node.target, node.args, node.kwargs)
-            if node.op == "call_module" and node.target not in adapted:
-                adapted.add(str(node.target))
-                self._adapt(node)
+            if node.op == "call_module":
+                module = modules.pop(str(node.target), None)
+                if module is not None:  # the first call
+                    self._adapt(node, module)
             elif node.op in ("call_method", "call_function"):
                 repair = REPAIRS.get(base_name(node))
                 if repair is not None and labels_in([self.dense(n) for n in (node, *node.all_input_nodes)]):
@@ -169,8 +171,7 @@ class Repair:
             items.append(item)
         return tuple(items)
 
-    def _adapt(self, node: fx.Node) -> None:
-        module = self.module.get_submodule(str(node.target))
+    def _adapt(self, node: fx.Node, module: nn.Module) -> None:
         first = next((self.dense(a) for a in node.all_input_nodes if isinstance(self.dense(a), TensorLabels)), None)
         if isinstance(first, TensorLabels):
             try:

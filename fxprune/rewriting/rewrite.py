@@ -56,7 +56,6 @@ def draft(graph_module: fx.GraphModule, graph: ChannelGraph, keep: Keep, other_b
     _gather(root, code, graph, keep, device)
     Repair(root, code, graph, keep, other_batch.numbers).run()
     result = RecordedModule(root, code, type(graph_module).__name__)
-    result.graph.lint()
     result.meta = {**graph_module.meta, CUTS_KEY: cuts}
     return Draft(result, uncut)
 

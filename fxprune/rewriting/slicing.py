@@ -26,12 +26,13 @@ def cut(tensor: Tensor, labels: Labels, keep: Keep, copy: bool = True) -> Tensor
     ``copy``: where none goes as well; else that is the tensor's own memory.
     """
     picks: list[tuple[int, Tensor]] = []
-    for factor in sorted(labels, key=lambda f: len(f.varying)):
-        stays = keep[np.moveaxis(left_rows(factor, labels, keep), factor.dim, -1)]
+    for factor in sorted(labels, key=lambda f: len(f.carriers)):
+        rows = left_rows(factor, labels, keep)
+        stays = keep[np.moveaxis(rows, factor.dim, -1) if factor.carriers else rows.reshape(-1)]
         if stays.all():
             continue
         index = torch.from_numpy(stays.nonzero()[-1]).to(tensor.device)
-        if len(factor.varying) > 1:
+        if factor.carriers:
             index = index.reshape(*stays.shape[:-1], -1).movedim(-1, factor.dim)
         picks.append((factor.dim, index))
     if not picks:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import io
 import random
 import sys
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.errors import ExampleInputsError, RecordError
-from fxprune.recording import RecordedModule, clone_structure, record
+from fxprune.recording import RecordedModule, clone_modules, clone_structure, record
 
 
 class Block(nn.Module):
@@ -51,6 +53,18 @@ def test_tensors_are_shared_and_in_order() -> None:
     assert all(a is b for a, b in zip(gm.buffers(), model.buffers(), strict=True))
     assert gm.conv is not model.conv
     assert type(gm.conv) is nn.Conv2d
+
+
+def test_a_second_tree_is_freed_with_its_last_reference() -> None:
+    """A cycle would keep the weights that it shares alive until Python looks for cycles."""
+    tree = clone_modules(record(Block(), torch.randn(1, 3, 5, 5)))
+    parts = [weakref.ref(module) for module in tree.modules()]
+    gc.disable()
+    try:
+        del tree
+        assert all(part() is None for part in parts)
+    finally:
+        gc.enable()
 
 
 def test_training_flags_are_the_models_own() -> None:
