@@ -79,21 +79,16 @@ def test_what_a_model_counts_stays_as_it_was(verify: bool) -> None:
     assert int(pruned.calls) == int(counts["calls"]) + 1
 
 
-class Watching(Small):
-    """Notes whether Python looks for cycles while it runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[bool] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(gc.isenabled())
-        return super().forward(x)
-
-
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_garbage_collector_stays_as_it_was(enabled: bool) -> None:
     """It pauses while graphs are made, and looks on while the model is run to compare."""
+    seen: list[bool] = []
+
+    class Watching(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(gc.isenabled())
+            return super().forward(x)
+
     model, before = make(Watching), gc.isenabled()
     (gc.enable if enabled else gc.disable)()
     try:
@@ -101,8 +96,8 @@ def test_the_garbage_collector_stays_as_it_was(enabled: bool) -> None:
         assert gc.isenabled() == enabled
     finally:
         (gc.enable if before else gc.disable)()
-    assert model.seen[0] is False
-    assert model.seen[-1] is enabled
+    assert seen[0] is False
+    assert seen[-1] is enabled
 
 
 def test_the_random_state_stays_as_it_was() -> None:
