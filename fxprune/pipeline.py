@@ -140,7 +140,7 @@ def record_and_analyse(
 ) -> Dense:
     """The first half of the pipeline: the model as a graph, and which of its channels belong together."""
     with stages("recording"):
-        module = recording.record(model, args, kwargs)
+        module = recording.recorded(model, args, kwargs, compiled=False)
     with stages("analysing"):
         graph = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore)
     kinds = {name: type(m).__name__ for name, m in model.named_modules(remove_duplicate=False)}

@@ -20,10 +20,19 @@ from fxprune.recording import clone_modules, evaluated, named_tensors, replace_t
 
 def placeholder_values(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """One value per placeholder, as a call with ``args`` and ``kwargs`` binds them."""
-    bound = inspect.signature(graph_module.forward).bind(*args, **kwargs)
-    bound.apply_defaults()
     nodes = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
-    return [bound.arguments[str(n.target).lstrip("*")] for n in nodes]
+    parameters: list[inspect.Parameter] = []
+    kind: Any = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    for node in nodes:
+        name, default = str(node.target), node.args[0] if node.args else inspect.Parameter.empty
+        stars = len(name) - len(name.lstrip("*"))
+        own = (kind, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)[stars]
+        parameters.append(inspect.Parameter(name.lstrip("*"), own, default=default))
+        if own == inspect.Parameter.VAR_POSITIONAL:
+            kind = inspect.Parameter.KEYWORD_ONLY
+    bound = inspect.Signature(parameters).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return [bound.arguments[parameter.name] for parameter in parameters]
 
 
 def labelled_shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[nn.Module, list[tuple[Tensor, Parameter]]]:

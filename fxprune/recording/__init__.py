@@ -16,7 +16,7 @@ from fxprune.recording.module import (
     named_tensors,
     replace_tensors,
 )
-from fxprune.recording.record import record
+from fxprune.recording.record import record, recorded
 from fxprune.recording.sources import raised_at
 from fxprune.recording.state import cached_tensor_dicts
 
@@ -30,5 +30,6 @@ __all__ = [
     "named_tensors",
     "raised_at",
     "record",
+    "recorded",
     "replace_tensors",
 ]

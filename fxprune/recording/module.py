@@ -29,16 +29,40 @@ class TrainingFlag(nn.Module):
 class RecordedModule(fx.GraphModule):
     """A model as a graph, with every parameter and buffer of the original under its original name and in its order.
 
-    ``root`` is taken over (its children are not copied): see ``clone_tree``.
+    ``root`` is taken over (its children are not copied): see ``clone_tree``. Not ``compiled``, its Python code is
+    written when it is first called or looked at: of a graph that is only read, never.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "RecordedModule") -> None:
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, class_name: str = "RecordedModule", *, compiled: bool = True
+    ) -> None:
         super().__init__(nn.Module(), fx.Graph(), class_name)
         _check_names(root)
         for table in _TABLES:
             self.__dict__[table] = root.__dict__[table]
         self.training = root.training
-        self.graph = graph
+        if compiled:
+            self.graph = graph
+        else:
+            self._graph, graph.owning_module = graph, self
+            del type(self).forward  # of the empty graph; every instance has a class of its own
+
+    @property
+    def forward(self) -> Callable[..., Any]:  # type: ignore[override]
+        """Seen only until there is code, which hides it."""
+        self.recompile()
+        return self.forward
+
+    @property
+    def code(self) -> str:
+        """The Python code of the graph."""
+        if "forward" not in vars(type(self)):
+            self.recompile()
+        return str(super().code)
+
+    def __reduce__(self) -> Any:
+        self.recompile()  # the state that is pickled holds the code
+        return super().__reduce__()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> RecordedModule:
         memo = {} if memo is None else memo

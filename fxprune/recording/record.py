@@ -48,8 +48,9 @@ def recorded(
     example_kwargs: dict[str, Any] | None = None,
     *,
     rehearse: bool = True,
+    compiled: bool = True,
 ) -> RecordedModule:
-    """:func:`record`; with ``rehearse``, without data where that is enough."""
+    """:func:`record`; with ``rehearse``, without data where that is enough. ``compiled``: see ``RecordedModule``."""
     args, kwargs = boundary.normalised(example_inputs, example_kwargs)
     bound = boundary.bind(model, args, kwargs)
     parts = Parts.of(model)
@@ -62,7 +63,7 @@ def recorded(
         add_training_flag(root, path)
     for name, tensor in writer.constants.items():
         add_constant(root, name, tensor)
-    result = RecordedModule(root, writer.graph, type(model).__name__)
+    result = RecordedModule(root, writer.graph, type(model).__name__, compiled=compiled)
     result.meta["notes"] = writer.notes
     return result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import inspect
 import io
 import random
 import sys
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.errors import ExampleInputsError, RecordError
-from fxprune.recording import RecordedModule, clone_modules, clone_structure, record
+from fxprune.recording import RecordedModule, clone_modules, clone_structure, record, recorded
 
 
 class Block(nn.Module):
@@ -53,6 +54,31 @@ def test_tensors_are_shared_and_in_order() -> None:
     assert all(a is b for a, b in zip(gm.buffers(), model.buffers(), strict=True))
     assert gm.conv is not model.conv
     assert type(gm.conv) is nn.Conv2d
+
+
+def test_code_is_written_when_it_is_asked_for() -> None:
+    model, x = Block().eval(), torch.randn(1, 3, 5, 5)
+    eager = record(model, x)
+    for ask in (
+        lambda gm: gm(x),
+        lambda gm: gm.forward(x),
+        lambda gm: copy.deepcopy(gm)(x),
+        lambda gm: _reloaded(gm)(x),
+    ):
+        lazy = recorded(model, x, compiled=False)
+        assert "forward" not in vars(type(lazy))
+        assert torch.equal(ask(lazy), model(x))
+        assert lazy.code == eager.code
+        assert inspect.signature(lazy.forward) == inspect.signature(eager.forward)
+    assert recorded(model, x, compiled=False).code == eager.code
+
+
+def _reloaded(gm: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(gm, file)
+    file.seek(0)
+    loaded: nn.Module = torch.load(file, weights_only=False)
+    return loaded
 
 
 def test_a_second_tree_is_freed_with_its_last_reference() -> None:
