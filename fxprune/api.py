@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -56,6 +56,8 @@ from fxprune.training import (
 from fxprune.training.distributed import from_first
 from fxprune.training.optimizer import held_names
 from fxprune.verify import Inputs, zero_slices
+
+_SMALL = 4096  # entries of a tensor
 
 
 def record(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None) -> fx.GraphModule:
@@ -609,20 +611,43 @@ def _check_model(model: Any) -> None:
 
 
 def _check_finite(model: nn.Module) -> None:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
         if tensor.layout != torch.strided or tensor.is_quantized:
             kind = "quantised" if tensor.is_quantized else "sparse"
             raise ModelError(f"{name} is {kind}; fxprune prunes dense weights. Prune first, then make them {kind}.")
-        if tensor.is_floating_point() and not tensor.is_meta and not _is_finite(tensor):
-            if isinstance(tensor, nn.Parameter):
-                raise ModelError(f"{name} holds NaN or inf. Load a sound checkpoint before pruning.")
-            if bool(torch.isnan(tensor).any()):
-                raise ModelError(f"{name} holds NaN. Load a sound checkpoint before pruning.")
+    known = [(name, t.detach(), isinstance(t, nn.Parameter)) for name, t in tensors if _has_values(t)]
+    weights = _extremes(tensor for _, tensor, trained in known if trained)
+    buffers = _extremes(tensor for _, tensor, trained in known if not trained)
+    if bool(weights.isfinite().all()) and not bool(buffers.isnan().any()):
+        return
+    for name, tensor, trained in known:
+        if trained and not bool(tensor.isfinite().all()):
+            raise ModelError(f"{name} holds NaN or inf. Load a sound checkpoint before pruning.")
+        if not trained and bool(tensor.isnan().any()):
+            raise ModelError(f"{name} holds NaN. Load a sound checkpoint before pruning.")
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
-    """In one pass without a mask: NaN is both the smallest and the largest value wherever there is one."""
-    return not tensor.numel() or all(map(math.isfinite, torch.stack(torch.aminmax(tensor)).tolist()))
+def _has_values(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and not tensor.is_meta and tensor.numel() > 0
+
+
+def _extremes(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The smallest and the largest values; NaN is both wherever there is one. One pass, without a mask.
+
+    Small tensors are looked at together: a network has hundreds.
+    """
+    large, small = [], defaultdict(list)
+    for tensor in tensors:
+        if tensor.numel() < _SMALL:
+            small[tensor.dtype, tensor.device].append(tensor.reshape(-1))
+        else:
+            large.append(tensor)
+    large += map(torch.cat, small.values())
+    extremes: dict[Any, list[torch.Tensor]] = defaultdict(list)
+    for tensor in large:
+        extremes[tensor.dtype, tensor.device] += torch.aminmax(tensor)
+    return torch.cat([torch.empty(0), *(torch.stack(found).double().cpu() for found in extremes.values())])
 
 
 def _ratios(max_ratio: Any) -> dict[str, float]:
