@@ -16,7 +16,7 @@ from fxprune.budget import Budget, select
 from fxprune.inputs import resolve_inputs
 from fxprune.labels.classes import Classes
 from fxprune.methods import ModelState, resolve, score_groups
-from fxprune.rewriting import MetaRun, check_rewrite, draft
+from fxprune.rewriting import check_rewrite, draft
 
 NETWORKS = ["resnet50", "mobilenetv3_large_100", "vit_small_patch16_224"]
 
@@ -65,7 +65,7 @@ def test_cost_of_a_plan(benchmark: Any, prepared: Prepared) -> None:
 
 def test_draft_and_check(benchmark: Any, prepared: Prepared) -> None:
     def both() -> None:
-        drafted = draft(prepared.module, prepared.graph, prepared.keep, MetaRun({}, (), None))
+        drafted = draft(prepared.module, prepared.graph, prepared.keep, {})
         assert check_rewrite(drafted.module, prepared.graph, prepared.keep, prepared.args, prepared.kwargs) is None
 
     benchmark(both)
@@ -73,7 +73,7 @@ def test_draft_and_check(benchmark: Any, prepared: Prepared) -> None:
 
 def test_fill(benchmark: Any, prepared: Prepared) -> None:
     def drafted() -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (draft(prepared.module, prepared.graph, prepared.keep, MetaRun({}, (), None)),), {}
+        return (draft(prepared.module, prepared.graph, prepared.keep, {}),), {}
 
     benchmark.pedantic(lambda found: found.finished(), setup=drafted, rounds=5)
 

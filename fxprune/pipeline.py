@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -91,6 +92,16 @@ class Dense:
     @property
     def on_meta(self) -> bool:
         return any(p.is_meta for p in self.module.parameters())
+
+    @cached_property
+    def other_batch(self) -> Inputs:
+        """Inputs like the example, with another batch size."""
+        return _other_batch(self.args, self.kwargs)
+
+    @cached_property
+    def other_run(self) -> MetaRun:
+        """The run on them, without data."""
+        return run_on_meta(self.module, *self.other_batch)
 
     def trained(self, values: Mapping[str, torch.Tensor]) -> Dense:
         """The same with the values of a whole state_dict, on their device."""
@@ -245,26 +256,23 @@ def _rewrite(dense: Dense, graph: ChannelGraph, keep: Keep) -> tuple[Draft | Non
     Another batch size is tried where the graph computes with numbers or an argument was repaired. A graph of which
     neither is true says word for word what the dense one says.
     """
-    module, args, kwargs = dense.module, dense.args, dense.kwargs
-    other = _other_batch(args, kwargs)
-    dense_run = run_on_meta(module, *other) if _computes_with_numbers(graph) else None
+    module, with_numbers = dense.module, _computes_with_numbers(graph)
     try:
-        found = draft(module, graph, keep, dense_run or MetaRun({}, (), None))
+        found = draft(module, graph, keep, dense.other_run.numbers if with_numbers else {})
     except UnrepairableError as error:
         return None, (
             _culprits(module, graph, error.node.name, error.channels),
             Reason(error.text, str(error.node.meta.get("source", ""))),
         )
     pruned = found.module
-    mismatch = check_rewrite(pruned, graph, keep, args, kwargs)
+    mismatch = check_rewrite(pruned, graph, keep, dense.args, dense.kwargs)
     if mismatch is not None:
         text = f"the rewritten graph does not follow ({mismatch.text})"
         return None, (_culprits(module, graph, mismatch.node, mismatch.channels), Reason(text, mismatch.source))
-    if dense_run is None and any(REPAIRED in n.meta for n in pruned.graph.nodes):
-        dense_run = run_on_meta(module, *other)
-    if dense_run is not None and dense_run.failed is None:
-        pruned_run = run_on_meta(pruned, *other)
-        if pruned_run.failed is not None or pruned_run.shapes != dense_run.shapes:
+    other = with_numbers or any(REPAIRED in n.meta for n in pruned.graph.nodes)
+    if other and dense.other_run.failed is None:
+        pruned_run = run_on_meta(pruned, *dense.other_batch)
+        if pruned_run.failed is not None or pruned_run.shapes != dense.other_run.shapes:
             node = pruned_run.failed or next(n for n in pruned.graph.nodes if n.op == "output")
             reason = Reason("the rewritten graph fails with another batch size", str(node.meta.get("source", "")))
             return None, (_culprits(module, graph, node.name, ()), reason)

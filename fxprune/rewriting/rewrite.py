@@ -33,7 +33,7 @@ class Draft:
         return self.module
 
 
-def draft(graph_module: fx.GraphModule, graph: ChannelGraph, keep: Keep, other_batch: MetaRun) -> Draft:
+def draft(graph_module: fx.GraphModule, graph: ChannelGraph, keep: Keep, numbers: Mapping[str, Any]) -> Draft:
     """A new module without the channels that go; the given one is not changed and shares nothing with it.
 
     Its weights are not cut yet: float parameters and buffers are on meta. Nodes that say something else than the
@@ -44,7 +44,7 @@ def draft(graph_module: fx.GraphModule, graph: ChannelGraph, keep: Keep, other_b
         graph_module: as recorded.
         graph: of ``graph_module``.
         keep: per channel.
-        other_batch: the dense graph's run with another batch size, to tell sizes that depend on it.
+        numbers: of the dense graph's run with another batch size (see ``MetaRun``), to tell sizes that depend on it.
 
     Raises:
         UnrepairableError: a node's arguments cannot follow the plan.
@@ -54,7 +54,7 @@ def draft(graph_module: fx.GraphModule, graph: ChannelGraph, keep: Keep, other_b
     uncut = stand_ins(root, cuts)
     device = next((p.device for p in graph_module.parameters() if not p.is_meta), torch.device("cpu"))
     _gather(root, code, graph, keep, device)
-    Repair(root, code, graph, keep, other_batch.numbers).run()
+    Repair(root, code, graph, keep, numbers).run()
     result = RecordedModule(root, code, type(graph_module).__name__)
     result.meta = {**graph_module.meta, CUTS_KEY: cuts}
     return Draft(result, uncut)
@@ -107,10 +107,10 @@ class _OnMeta(OpMode):
 
 
 def run_on_meta(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> MetaRun:
-    """Run a graph on inputs of these shapes, parameters and all on the meta device."""
+    """Run a graph in eval mode on inputs of these shapes, parameters and all on the meta device."""
     shadow = clone_modules(graph_module)
     shadow.eval()
-    replace_tensors(shadow, lambda t: torch.empty_like(t, device="meta"))
+    replace_tensors(shadow, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"))
     numbers: dict[str, Any] = {}
     current: list[fx.Node] = []
 

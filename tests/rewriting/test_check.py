@@ -67,7 +67,7 @@ def test_faults_are_found(fault: Callable[[fx.GraphModule], None] | None) -> Non
     keep = graph.everything()
     group = next(g for g in graph.groups if g.name == "a")
     keep[group.channels[0, [0, 3, 4, 6]]] = False
-    module = draft(dense, graph, keep, run_on_meta(dense, (torch.randn(3, 3, 8, 8),), {})).module
+    module = draft(dense, graph, keep, run_on_meta(dense, (torch.randn(3, 3, 8, 8),), {}).numbers).module
     if fault is None:
         assert check_rewrite(module, graph, keep, (x,), {}) is None
         return
@@ -85,7 +85,7 @@ def test_a_wrong_order_is_named_with_the_line() -> None:
     dense, graph = fxprune.record(model, x), fxprune.analyze(model, x)
     keep = graph.everything()
     keep[next(g for g in graph.groups if g.name == "a").channels[0, :2]] = False
-    module = draft(dense, graph, keep, run_on_meta(dense, (torch.randn(3, 3, 8, 8),), {})).module
+    module = draft(dense, graph, keep, run_on_meta(dense, (torch.randn(3, 3, 8, 8),), {}).numbers).module
     wrong_order(module)
     relu = next(n for n in module.graph.nodes if n.name == "relu")
     with module.graph.inserting_before(relu):
