@@ -1,7 +1,8 @@
 """Time and memory of the stages as a network grows: deeper, wider, with more parameters.
 
     python -m model_zoo.scaling                         everything, to model_zoo/results/scaling.jsonl
-    python -m model_zoo.scaling depth width             some: depth, width, parameters, large, families, search, consume
+    python -m model_zoo.scaling depth width             some: depth, width, parameters, large, families, search,
+                                                        consume, import
     python -m model_zoo.scaling --resume                what has no line in the file yet
     python -m model_zoo.scaling --page                  the file as a page with its plot
 
@@ -10,7 +11,8 @@
 10 M to 7 B parameters on meta (embedding, causal attention, gated perceptron, RMS norm; 64 tokens). *large*: three
 large networks of timm on meta. *families*: the smallest architecture of every module of timm, with weights, on images
 of the size that it is made for. *search*: plans for ResNet-152 at several budgets once scores are known. *consume*: a
-perceptron of half the machine's memory, or of ``--gib``, with weights, ``consume=True``.
+perceptron of half the machine's memory, or of ``--gib``, with weights, ``consume=True``. *import*: what ``import
+fxprune`` takes after torch, and with everything that ``fxprune.prune`` needs.
 
 Every point is a process of its own; times are its processor time, single-threaded, and so do not depend on what else
 runs. Memory is the most that the process held in all. Exponents are fitted by least squares to the logarithms of the
@@ -23,6 +25,8 @@ import argparse
 import multiprocessing
 import os
 import resource
+import subprocess
+import sys
 import time
 import traceback
 import warnings
@@ -51,6 +55,7 @@ DECODERS = {  # width, layers, vocabulary
 }
 LARGE = ("swin_large_patch4_window12_384", "vit_giant_patch14_224", "convnext_xxlarge")
 SLOW = {"label": 2.0, "all": 5.0}  # seconds that no family's smallest should need
+INTERPRETERS = 5
 SEARCHED = (0.9, 0.7, 0.5, 0.3, 0.1)
 
 
@@ -237,6 +242,15 @@ def _consume(gib: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _import(name: str) -> dict[str, Any]:
+    """Seconds of a new interpreter, the median of several."""
+    code = (
+        f"import time, torch; begun = time.process_time(); import fxprune; {name}; print(time.process_time() - begun)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True) for _ in range(INTERPRETERS)]
+    return {"import": float(np.median([float(run.stdout) for run in runs]))}
+
+
 KINDS: dict[str, tuple[Callable[[str], dict[str, Any]], Sequence[str]]] = {
     "depth": (_depth, [str(depth) for depth in DEPTHS]),
     "width": (_width, [f"{times}{where}" for where in ("", " meta") for times in WIDTHS]),
@@ -245,6 +259,7 @@ KINDS: dict[str, tuple[Callable[[str], dict[str, Any]], Sequence[str]]] = {
     "families": (_family, families()),
     "search": (_search, [str(ratio) for ratio in SEARCHED]),
     "consume": (_consume, []),
+    "import": (_import, ["fxprune", "fxprune.prune"]),
 }
 
 
@@ -341,6 +356,9 @@ def page(results: Path) -> str:
             f"process held {f['before_gib']:.1f} GiB before and {f['memory_gib']:.1f} GiB at most, of "
             f"{f['machine_gib']:.1f} that the machine has."
         )
+    imported = [f"`{r.figures['point']}` {r.figures['import']:.2f} s" for r in records if "import" in r.figures]
+    if imported:
+        parts.append("## Import, beyond torch\n\n" + "; ".join(imported) + ".")
     fails = [f"- {r.name}: {r.figures['fails']}" for r in records if "fails" in r.figures]
     if fails:
         parts.append("## Fails\n\n" + "\n".join(fails))

@@ -61,6 +61,16 @@ def test_points_are_measured_once_and_failures_are_told(tmp_path: Path, monkeypa
     assert out.with_suffix(".png").exists()
 
 
+def test_the_import_is_timed_in_interpreters_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "INTERPRETERS", 1)
+    out = tmp_path / "scaling.jsonl"
+    begin(out, "python -m model_zoo.scaling")
+    append(out, Record("import fxprune", {"kind": "import", "point": "fxprune", **scaling._import("fxprune")}))
+    (record,) = read(out)[1].values()
+    assert record.figures["import"] > 0
+    assert f"`fxprune` {record.figures['import']:.2f} s." in scaling.page(out)
+
+
 def test_families_that_are_slow_are_named(tmp_path: Path) -> None:
     out = tmp_path / "scaling.jsonl"
     begin(out, "python -m model_zoo.scaling")
