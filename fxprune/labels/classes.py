@@ -51,12 +51,16 @@ class Reason:
 
 
 class Classes:
-    """Union-find over atoms with locks. All arguments are integer arrays; shapes broadcast."""
+    """Union-find over atoms with locks. All arguments are integer arrays; shapes broadcast.
+
+    ``state``: another object whenever a join changed something: what was a root in the same state still is.
+    """
 
     def __init__(self) -> None:
         self._parent: Ids = np.empty(0, dtype=np.int64)
         self._locked: npt.NDArray[np.bool_] = np.empty(0, dtype=bool)
         self._size = 0
+        self.state = object()
         self.locks: list[tuple[Ids, Reason]] = []
         self.approximations: list[tuple[Ids, Reason]] = []
 
@@ -96,13 +100,19 @@ class Classes:
             differ = a != b
             if not np.count_nonzero(differ):
                 return
+            self.state = object()
             a, b = a[differ], b[differ]
             low, high = np.minimum(a, b), np.maximum(a, b)
             locked = self._locked[low] | self._locked[high]
-            np.minimum.at(self._parent, high, low)
+            self._parent[high] = low
+            linked = same(self._parent[high], low)
+            if not linked:  # one atom has several partners
+                np.minimum.at(self._parent, high, low)
+            if np.count_nonzero(locked):
+                self._locked[self.find(np.concatenate((low[locked], high[locked])))] = True
+            if linked:
+                return
             a, b = self.find(low), self.find(high)
-            self._locked[a[locked]] = True
-            self._locked[b[locked]] = True
 
     def lock(self, ids: Ids, reason: Reason) -> None:
         """No channel of these may be cut."""

@@ -10,8 +10,7 @@ A dimension of size > 1 that no factor cuts is *rigid*.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -22,19 +21,27 @@ from torch import Tensor
 from fxprune.labels.classes import Ids
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(slots=True, repr=False, eq=False)  # as many are made as a network has dims: too many to freeze each
 class Factor:
-    """``ids``: atoms, size 1 where constant; never written to. ``dim``: the dimension that is cut."""
+    """``ids``: atoms, size 1 where constant; never written to. ``dim``: the dimension that is cut. Neither changes.
+
+    ``roots_in``: the state of the classes in which it was last found canonical.
+    """
 
     ids: Ids
     dim: int
+    roots_in: object = field(default=None, init=False)
+    _varying: tuple[int, ...] | None = field(default=None, init=False)
+    _is_settled: bool | None = field(default=None, init=False)
 
     def __repr__(self) -> str:
         return f"Factor({list(self.ids.shape)}, dim={self.dim}, ids={self.ids.flatten()[:4].tolist()}...)"
 
     @property
     def varying(self) -> tuple[int, ...]:
-        return tuple([d for d, size in enumerate(self.ids.shape) if size > 1])
+        if self._varying is None:
+            self._varying = tuple([d for d, size in enumerate(self.ids.shape) if size > 1])
+        return self._varying
 
     @property
     def carriers(self) -> tuple[int, ...]:
@@ -42,17 +49,14 @@ class Factor:
             return ()
         return tuple([d for d in self.varying if d != self.dim])
 
-    @cached_property
-    def lowest(self) -> int:
-        """The smallest atom."""
-        return int(self.ids.min())
-
-    @cached_property
+    @property
     def is_settled(self) -> bool:
         """Compact, and cut along a dimension along which it varies."""
-        if self.ids.size == self.ids.shape[self.dim] > 1 and self.ids.item(0) != self.ids.item(-1):  # as nearly always
-            return True
-        return compact(self.ids) is self.ids and settle_dim(self.ids, self.dim) == self.dim
+        if self._is_settled is None:
+            ids = self.ids
+            plain = ids.size == ids.shape[self.dim] > 1 and ids.item(0) != ids.item(-1)  # as nearly always
+            self._is_settled = plain or (compact(ids) is ids and settle_dim(ids, self.dim) == self.dim)
+        return self._is_settled
 
     def settled(self) -> Factor:
         """The same, compact and cut along a dimension along which it varies."""

@@ -203,15 +203,23 @@ class Propagation(OpMode):
 
     def _rigid(self, factor: Factor) -> bool:
         """Sizes that the model makes itself and that met something fixed are no channels any more, but fixed too."""
-        return factor.lowest >= self.made and self.all_locked(factor)
+        return self._is_made(factor) and self.all_locked(factor)
+
+    def _is_made(self, factor: Factor) -> bool:
+        """Does none of its atoms belong to a parameter or an input?"""
+        return factor.ids.item(0) >= self.made and int(factor.ids.min()) >= self.made
 
     def canonical(self, factor: Factor) -> Factor:
         """Roots instead of atoms, compact, cut dimension along which they vary.
 
         A factor that is so already is given back itself: what tensors share is known by its identity later on.
         """
-        roots = self.classes.find(factor.ids)
-        return (factor if roots is factor.ids else Factor(roots, factor.dim)).settled()
+        state = self.classes.state
+        if factor.roots_in is not state:
+            roots = self.classes.find(factor.ids)
+            factor = (factor if roots is factor.ids else Factor(roots, factor.dim)).settled()
+            factor.roots_in = state
+        return factor
 
     def _settle(self, factors: list[Factor], shape: tuple[int, ...]) -> Labels:
         kept: dict[int, Factor] = {}
@@ -295,7 +303,7 @@ class Propagation(OpMode):
 
     def repeats(self, factor: Factor) -> bool:
         """Copies that the model makes of every row, ``[rows, copies]`` in one dimension: no row is any copy's own."""
-        return factor.lowest >= self.made and len(np.unique(factor.ids)) < factor.ids.size
+        return self._is_made(factor) and len(np.unique(factor.ids)) < factor.ids.size
 
     def approximate(self, ids: Ids, text: str) -> None:
         self.classes.approximate(ids, self.reason(text))
@@ -358,7 +366,7 @@ class Propagation(OpMode):
                 first = narrow(ids, d, 0, 1)
                 self.join(ids, first)
                 ids = first
-        return self.canonical(Factor(ids, factor.dim))
+        return self.canonical(factor if ids is factor.ids else Factor(ids, factor.dim))
 
     def mix(self, factor: Factor, dims: Sequence[int], text: str, *, ordered: bool = False) -> Factor | None:
         """An op that combines positions along ``dims``: carriers there are joined, a cut there is locked.
