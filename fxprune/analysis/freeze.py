@@ -44,8 +44,10 @@ def freeze(
 
     numbers = _Numbers(number[roots])
     translate = numbers.labels
+    in_atoms = [run.labels(stand) for stand, _ in holders]
     parameters = tuple(
-        Parameter(p.names, p.shape, translate(run.labels(stand)), p.trainable, p.groups) for stand, p in holders
+        Parameter(p.names, p.shape, translate(labels), p.trainable, p.groups)
+        for labels, (_, p) in zip(in_atoms, holders, strict=True)
     )
     terms = tuple(_without_fixed_sizes(term, numbers) for term in run.terms)
 
@@ -65,7 +67,7 @@ def freeze(
     made = np.zeros(channels, dtype=bool)
     made[members.channel[np.asarray(sources, dtype=bool)[members.owner]]] = True
     locked.note(np.flatnonzero(~made), Reason("constants of the model, made by no trainable parameter"))
-    locked.note(_whole_dimensions(run, holders, numbers), Reason("one channel fills a whole dimension"))
+    locked.note(_whole_dimensions(in_atoms, parameters, numbers), Reason("one channel fills a whole dimension"))
     groups = _groups(channels, members, terms, locked, approximate, blocks.translated(number, roots))
     group_of = np.empty(channels, dtype=np.int64)
     for index, group in enumerate(groups):
@@ -121,10 +123,11 @@ class _Numbers:
 
     def ids(self, ids: Ids) -> tuple[Ids, bool]:
         """Atoms as numbers, compact, and whether these are several channels and nothing else."""
-        if id(ids) not in self._known:
+        known = self._known.get(id(ids))
+        if known is None:
             result = compact(self.of_atom[ids])
-            self._known[id(ids)] = ids, result, result.size > 1 and int(result.min()) >= 0
-        return self._known[id(ids)][1:]
+            known = self._known[id(ids)] = ids, result, result.size > 1 and not np.count_nonzero(result < 0)
+        return known[1:]
 
     def labels(self, labels: Labels) -> Labels:
         """The factors that are several channels."""
@@ -166,11 +169,14 @@ def _without_fixed_sizes(term: Term, numbers: _Numbers) -> Term:
     return Term(term.node, constant, numbers.labels(tuple(factors)))
 
 
-def _whole_dimensions(run: Propagation, holders: Sequence[tuple[Tensor, Parameter]], numbers: _Numbers) -> Ids:
-    """Channels that are all there is along a dimension of a parameter, which cannot be cut then."""
+def _whole_dimensions(labels: Sequence[Labels], parameters: Sequence[Parameter], numbers: _Numbers) -> Ids:
+    """Channels that are all there is along a dimension of a parameter, which cannot be cut then.
+
+    ``labels``: of the parameters, in atoms.
+    """
     found = [np.empty(0, dtype=np.int64)]
-    for stand, _ in holders:
-        for factor in run.labels(stand):
+    for own, parameter in zip(labels, parameters, strict=True):
+        for factor in own if len(parameter.labels) < len(own) else ():
             ids = numbers.ids(factor.ids)[0]
             if ids.size == 1 < factor.ids.size and ids.item() >= 0:
                 found.append(ids.reshape(-1))
@@ -210,27 +216,28 @@ def _first_reasons(entries: Sequence[tuple[Ids, Reason]], of_atom: Ids, channels
 
 @dataclass(frozen=True)
 class _Incidence:
-    """Which owners each channel has: parallel arrays of channel (ascending), owner index and count."""
+    """Who owns which channel: parallel arrays of channel and owner index, one entry for every owned atom of one."""
 
     channel: Ids
     owner: Ids
-    count: Ids
     owners: tuple[Member, ...]
 
-    def of(self, channel: int) -> Ids:
-        """The owners of one channel."""
-        return self.owner[slice(*np.searchsorted(self.channel, [channel, channel + 1]))]
+    def of(self, channels: Ids) -> dict[int, list[int]]:
+        """The owners of each of these channels, ascending."""
+        width = max(len(self.owners), 1)
+        wanted = _are_among(channels, int(self.channel.max(initial=channels.max(initial=-1))) + 1)
+        hits = np.flatnonzero(wanted[self.channel])
+        pairs = np.unique(self.channel[hits] * width + self.owner[hits])
+        starts, ends = np.searchsorted(pairs, channels * width), np.searchsorted(pairs, (channels + 1) * width)
+        return {int(c): (pairs[i:j] % width).tolist() for c, i, j in zip(channels, starts, ends, strict=True)}
 
 
 def _members(run: Propagation, numbers: Ids) -> _Incidence:
     """``numbers``: of the owners' atoms, one owner's after the other's."""
-    width = max(len(run.owners), 1)
-    keys = numbers * width + np.repeat(np.arange(len(run.owners)), [o.count for o in run.owners])
-    keys = np.sort(keys[numbers >= 0], kind="stable")  # that makes use of the ascending runs, one per owner
-    starts = np.flatnonzero(np.diff(keys, prepend=-1))
-    pairs, counts = keys[starts], np.diff(starts, append=len(keys))
+    owner = np.repeat(np.arange(len(run.owners)), [o.count for o in run.owners])
+    named = numbers >= 0
     members = tuple(Member(o.name, o.dim, (o.name, o.dim) in run.consumed) for o in run.owners)
-    return _Incidence(pairs // width, pairs % width, counts, members)
+    return _Incidence(numbers[named], owner[named], members)
 
 
 def _groups(
@@ -244,20 +251,16 @@ def _groups(
     """Channels with the same signature form a group; blocks that keep equal counts form one group together."""
     random = np.random.default_rng(0)
     signature = np.zeros(channels, dtype=np.uint64)
-
-    def mix(ids: Ids, counts: Ids | int = 1) -> None:
-        weight = random.integers(1, 2**63, dtype=np.uint64)
-        np.add.at(signature, ids, weight * np.asarray(counts, dtype=np.uint64))
-
     weights = random.integers(1, 2**63, size=len(members.owners), dtype=np.uint64)
-    np.add.at(signature, members.channel, weights[members.owner] * members.count.astype(np.uint64))
+    np.add.at(signature, members.channel, weights[members.owner])
     seen: set[bytes] = set()
     for term in terms:
         for factor in term.factors:
-            key = factor.rows().tobytes()
+            rows = factor.rows()
+            key = rows.tobytes()
             if key not in seen:
                 seen.add(key)
-                mix(factor.rows().reshape(-1))
+                np.add.at(signature, rows.reshape(-1), random.integers(1, 2**63, dtype=np.uint64))
     by_reason = random.integers(1, 2**63, size=len(locked.reasons), dtype=np.uint64)
     stays = locked.index >= 0
     signature[stays] += by_reason[locked.index[stays]]
@@ -279,11 +282,12 @@ def _groups(
     splits = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
     sets += [[rest[part]] for part in np.split(order, splits) if len(part)]
     sets.sort(key=lambda s: int(min(block.min() for block in s)))
+    owners_of = members.of(np.array([block[0] for block_set in sets for block in block_set], dtype=np.int64))
     taken: dict[str, int] = {}
     result = []
     for block_set in sets:
         ids = np.stack(block_set)
-        own = tuple(members.owners[o] for o in np.unique(np.concatenate([members.of(b[0]) for b in block_set])))
+        own = tuple(members.owners[o] for o in sorted({o for block in block_set for o in owners_of[int(block[0])]}))
         rough = approximate.first(ids)
         result.append(ChannelGroup(_name(own, taken), ids, own, rough is None, rough, locked.first(ids[:1, :1])))
     return tuple(result)
@@ -316,6 +320,6 @@ def _extents(parameters: Sequence[Parameter], nodes: Mapping[str, Any]) -> tuple
             if key not in seen:
                 seen.add(key)
                 for row in distinct_rows(_ascending(factor.rows()))[0]:
-                    unique = row[np.diff(row, prepend=-1) > 0]
+                    unique = np.concatenate((row[:1], row[1:][row[1:] != row[:-1]]))
                     found.setdefault(unique.tobytes(), unique)
     return tuple(found.values())

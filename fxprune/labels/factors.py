@@ -53,9 +53,7 @@ class Factor:
     def is_settled(self) -> bool:
         """Compact, and cut along a dimension along which it varies."""
         if self._is_settled is None:
-            ids = self.ids
-            plain = ids.size == ids.shape[self.dim] > 1 and ids.item(0) != ids.item(-1)  # as nearly always
-            self._is_settled = plain or (compact(ids) is ids and settle_dim(ids, self.dim) == self.dim)
+            self._is_settled = compact(self.ids) is self.ids and settle_dim(self.ids, self.dim) == self.dim
         return self._is_settled
 
     def settled(self) -> Factor:
@@ -87,6 +85,8 @@ def narrow(ids: Ids, dim: int, start: int, size: int) -> Ids:
 
 def compact(ids: Ids) -> Ids:
     """``ids`` with size 1 in every dimension along which they do not vary; themselves if there is none to shrink."""
+    if ids.size == max(ids.shape, default=1) > 1 and ids.item(0) != ids.item(-1):  # one row, as nearly always
+        return ids
     for d, size in enumerate(ids.shape):
         if size > 1 and ids.size:
             first, last = narrow(ids, d, 0, 1), narrow(ids, d, size - 1, 1)
