@@ -98,10 +98,12 @@ class Classes:
         a, b = self.find(a.reshape(-1)), self.find(b.reshape(-1))
         while True:
             differ = a != b
-            if not np.count_nonzero(differ):
+            count = np.count_nonzero(differ)
+            if not count:
                 return
             self.state = object()
-            a, b = a[differ], b[differ]
+            if count < len(a):
+                a, b = a[differ], b[differ]
             low, high = np.minimum(a, b), np.maximum(a, b)
             locked = self._locked[low] | self._locked[high]
             self._parent[high] = low

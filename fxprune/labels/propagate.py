@@ -351,10 +351,12 @@ class Propagation(OpMode):
 
     def parameter_dims(self, tensor: Tensor) -> tuple[str, tuple[int, ...]] | None:
         """The name of the parameter or buffer that this is, itself or transposed, and its dims in this order."""
-        owner = tensor if hasattr(tensor, _NAME) else tensor._base
+        name, straight = getattr(tensor, _NAME, None), tuple(range(tensor.ndim))
+        if name is not None:
+            return name, straight
+        owner = tensor._base
         if owner is None or not hasattr(owner, _NAME) or owner.ndim != tensor.ndim:
             return None
-        straight = tuple(range(tensor.ndim))
         order = straight if tensor.stride() == owner.stride() and tensor.shape == owner.shape else straight[::-1]
         return getattr(owner, _NAME), order
 

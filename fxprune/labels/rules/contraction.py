@@ -40,24 +40,28 @@ class _Plan:
     """What follows from the letters alone. ``letters``: all of them, a dimension each while operands are combined.
 
     ``batch``: dims of batch letters. ``contracted``, ``kept``: dims missing in the output, and the output's in its
-    order. ``spread``: per operand the order of its dims, and the index that gives it one for each letter.
+    order. ``free``: for every dim the others that are no batch dims. ``spread``: per operand the order of its dims, and
+    the index that gives it one for each letter.
     """
 
     letters: str
     batch: tuple[int, ...]
     contracted: tuple[int, ...]
     kept: tuple[int, ...]
+    free: tuple[tuple[int, ...], ...]
     spread: tuple[tuple[tuple[int, ...], tuple[slice | None, ...]], ...]
 
 
 @cache
 def _plan(operands: tuple[str, ...], out: str) -> _Plan:
     letters = "".join(dict.fromkeys("".join(operands)))
+    batch = tuple(d for d, c in enumerate(letters) if c in out and sum(c in own for own in operands) > 1)
     return _Plan(
         letters,
-        tuple(d for d, c in enumerate(letters) if c in out and sum(c in own for own in operands) > 1),
+        batch,
         tuple(d for d, c in enumerate(letters) if c not in out),
         tuple(letters.index(c) for c in out),
+        tuple(tuple(d for d in range(len(letters)) if d != dim and d not in batch) for dim in range(len(letters))),
         tuple(
             (
                 tuple(own.index(c) for c in letters if c in own),
@@ -100,7 +104,7 @@ def contract(run: Propagation, operands: Sequence[Operand], out: str, *, counted
         run,
         [(_shape(o, letters), tuple([f for f in factors if f.dim not in plan.contracted]))
          for o, factors in zip(operands, spread, strict=True)],
-        tuple([size[c] for c in letters]),
+        tuple(size.values()),
     )  # fmt: skip
     labels = []
     for factor in result:
@@ -136,7 +140,6 @@ def _contract_dim(
     run: Propagation, operands: Sequence[Operand], spread: list[list[Factor]], plan: _Plan, dim: int
 ) -> None:
     """Join the channels along the contracted ``dim``."""
-    free = [d for d in range(len(plan.letters)) if d != dim and d not in plan.batch]
     found, rigid = [], False
     for operand, factors in zip(operands, spread, strict=True):
         own = operand.letters.find(plan.letters[dim])
@@ -148,14 +151,14 @@ def _contract_dim(
         mine = [i for i, f in enumerate(factors) if f.dim == dim and f.ids.shape[dim] > 1]
         rigid |= not mine
         for i in mine:
-            factors[i] = run.collapse(factors[i], free)
+            factors[i] = run.collapse(factors[i], plan.free[dim])
             if factors[i].dim == dim:
                 found.append(factors[i])
     for factor in found:
         run.join(found[0].ids, factor.ids)
         if rigid:
             run.lock(factor.ids, "contracted with something that cannot be cut")
-    if found and any(f.carriers for f in found) and run.attention == "heads":
+    if run.attention == "heads":
         for factor in found:
             if factor.carriers and not run.all_locked(factor):
                 run.collapse(factor, [dim])
@@ -184,7 +187,7 @@ def _count(run: Propagation, spread: list[list[Factor]], letters: str, size: dic
     cut: dict[int, Factor] = {}
     for factors in spread:
         for factor in factors:
-            if factor.varying and factor.ids.shape[factor.dim] > 1:
+            if factor.ids.shape[factor.dim] > 1:
                 cut.setdefault(factor.dim, factor)
     constant = 1.0
     for place, c in enumerate(letters):
@@ -237,9 +240,10 @@ def _linear(run: Propagation, call: Call) -> Labels:
 
 
 def _with_bias(run: Propagation, call: Call, labels: Labels, dim: int) -> Labels:
-    bias, shape = call.get("bias"), tuple(call.out.shape)
+    bias = call.get("bias")
     if bias is None:
         return labels
+    shape = tuple(call.out.shape)
     sizes = tuple(shape[dim] if d == dim else 1 for d in range(len(shape)))
     spread = tuple(Factor(f.ids.reshape(sizes), dim) for f in run.labels(bias))
     return join_positions(run, [(shape, labels), (sizes, spread)], shape)
@@ -247,35 +251,30 @@ def _with_bias(run: Propagation, call: Call, labels: Labels, dim: int) -> Labels
 
 @rule("convolution", "_convolution", "convolution_overrideable")
 def _convolution(run: Propagation, call: Call) -> Labels:
-    x, weight, groups = call["input"], call["weight"], call["groups"]
-    spatial = list(range(2, x.ndim))
+    x, weight, groups, transposed = call["input"], call["weight"], call["groups"], call["transposed"]
     across = _sliding(run, call)
     run.statistic("convolution", across)
     if across:
         return across
-    inputs = [f for f in (run.mix(f, spatial, "cut along a convolved dimension") for f in _cut_channels(run, x)) if f]
-    kernel = list(range(2, weight.ndim))
+    shape, shape_in = tuple(weight.shape), tuple(x.shape)
+    spatial = range(2, len(shape))
+    inputs = [run.mix(f, spatial, "cut along a convolved dimension") for f in _cut_channels(run, x)]
     weights = []
     for factor in run.labels(weight):
-        if factor.dim in kernel and all(d in kernel for d in factor.varying):
+        if factor.dim > 1 and min(factor.varying, default=2) > 1:
             run.fix(factor.ids, "kernel size")
         else:
-            weights.append(run.collapse(factor, kernel))
-    channels_in = Operand((x.shape[0], x.shape[1]), tuple(_flat(f) for f in inputs), "bi")
-    letters = "io" if call["transposed"] else "oi"
-    positions = x if call["transposed"] else call.out
-    scale = 1
-    for d in range(2, x.ndim):
-        scale *= positions.shape[d] * weight.shape[d]
-    kernel_only = Operand(
-        tuple(weight.shape[:2]), tuple(_flat(f) for f in weights), letters, run.parameter_dims(weight)
-    )
-    with run.scaled(scale):
+            weights.append(run.collapse(factor, spatial))
+    channels_in = Operand(shape_in[:2], tuple([_flat(f) for f in inputs if f is not None]), "bi")
+    letters = "io" if transposed else "oi"
+    kernel_only = Operand(shape[:2], tuple([_flat(f) for f in weights]), letters, run.parameter_dims(weight))
+    positions = shape_in if transposed else tuple(call.out.shape)
+    with run.scaled(math.prod(positions[2:]) * math.prod(shape[2:])):
         if groups == 1:
             labels = contract(run, [channels_in, kernel_only], "bo")
         else:
-            labels = _grouped(run, channels_in, kernel_only, groups, call["transposed"])
-    grown = tuple(Factor(f.ids.reshape(f.ids.shape + (1,) * (x.ndim - 2)), f.dim) for f in labels)
+            labels = _grouped(run, channels_in, kernel_only, groups, transposed)
+    grown = tuple([Factor(f.ids.reshape(f.ids.shape + (1,) * len(spatial)), f.dim) for f in labels])
     return _with_bias(run, call, grown, 1)
 
 
@@ -286,9 +285,11 @@ def _sliding(run: Propagation, call: Call) -> Labels:
     they become neighbours.
     """
     x, weight, out = call["input"], call["weight"], call.out
-    across = tuple(f for f in run.labels(x) if f.dim > 1 and f.varying == (f.dim,))
+    across = tuple([f for f in run.labels(x) if f.dim > 1 and f.varying == (f.dim,)])
+    if not across:
+        return ()
     same = all(s == 1 for s in call["stride"]) and all(out.shape[f.dim] == x.shape[f.dim] for f in across)
-    if not across or not same or weight.shape[:2] != (1, 1) or call["transposed"]:
+    if not same or weight.shape[:2] != (1, 1) or call["transposed"]:
         return ()
     for factor in run.labels(weight):
         run.fix(factor.ids, "kernel size")
@@ -302,8 +303,9 @@ def _sliding(run: Propagation, call: Call) -> Labels:
 def _cut_channels(run: Propagation, x: Tensor) -> Labels:
     """A convolution's input is cut along dim 1 if it varies there, whatever a view before it suggested."""
     labels = run.labels(x)
-    taken = any(f.dim == 1 for f in labels)
-    return tuple(Factor(f.ids, 1) if f.ids.shape[1] > 1 and not taken and f.dim > 1 else f for f in labels)
+    if any(f.dim == 1 for f in labels):
+        return labels
+    return tuple(Factor(f.ids, 1) if f.ids.shape[1] > 1 and f.dim > 1 else f for f in labels)
 
 
 def _flat(factor: Factor) -> Factor:

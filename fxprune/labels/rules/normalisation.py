@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 def _affine(run: Propagation, x: Tensor, labels: Labels, parameters: list[Tensor | None], dim: int) -> Labels:
     """Join 1-D ``parameters`` with dimension ``dim`` of ``x``."""
-    operands = [(tuple(x.shape), labels)]
+    shape = tuple(x.shape)
+    sizes = tuple([size if d == dim else 1 for d, size in enumerate(shape)])
+    operands = [(shape, labels)]
     for parameter in parameters:
         if parameter is not None:
-            shape = [1] * x.ndim
-            shape[dim] = parameter.shape[0]
-            operands.append((tuple(shape), tuple(Factor(f.ids.reshape(shape), dim) for f in run.labels(parameter))))
-    return join_positions(run, operands, tuple(x.shape))
+            operands.append((sizes, tuple([Factor(f.ids.reshape(sizes), dim) for f in run.labels(parameter)])))
+    return join_positions(run, operands, shape)
 
 
 @rule(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fxprune.labels.classes import same
 from fxprune.labels.factors import Factor, Labels, aligned, expanded
 from fxprune.labels.rules.table import Call, rule
 
@@ -32,25 +33,34 @@ def join_positions(run: Propagation, operands: Sequence[Operand], shape: tuple[i
         for factor in factors:
             cuts[factor.dim].append(factor)
     result = []
-    for dim, factors in sorted(cuts.items()):
-        first, *others = factors
-        alike = [other.ids for other in others if other.ids.shape == first.ids.shape]
+    for dim, (first, *others) in sorted(cuts.items()):
+        ids = first.ids
+        unlike = [other.ids for other in others if not same(other.ids, ids)]
+        alike = [other for other in unlike if other.shape == ids.shape]
         if alike:  # all at once
-            run.join(np.concatenate(alike), np.concatenate([first.ids] * len(alike)))
-        for other in others:
-            if first.ids.shape != other.ids.shape:
-                run.join(first.ids, other.ids)
-                first = Factor(expanded(first.ids, np.broadcast_shapes(first.ids.shape, other.ids.shape)), dim)
-        result.append(first)
-    rigid: set[int] = set()
-    for sizes, factors in lifted:  # only now: rows that were joined above are one, and hold no dimension
-        settled = [run.canonical(f) if f.carriers else f for f in factors]
-        held = {d for f in settled for d in (f.dim, *f.carriers)}
-        rigid |= {d for d, size in enumerate(sizes, ndim - len(sizes)) if size > 1 and d not in held}
-    for factor in result:
-        if factor.dim in rigid and shape[factor.dim] > 1:
+            run.join(np.concatenate(alike), np.concatenate([ids] * len(alike)))
+        for other in unlike:
+            if ids.shape != other.shape:
+                run.join(ids, other)
+                ids = expanded(ids, np.broadcast_shapes(ids.shape, other.shape))
+        result.append(first if ids is first.ids else Factor(ids, dim))
+    for factor in result:  # only now: rows that were joined above are one, and hold no dimension
+        dim = factor.dim
+        if shape[dim] > 1 and not all(_can_be_cut(run, sizes, own, dim, ndim) for sizes, own in lifted):
             run.lock(factor.ids, "combined with something that cannot be cut")
     return tuple(result)
+
+
+def _can_be_cut(run: Propagation, sizes: tuple[int, ...], factors: Sequence[Factor], dim: int, ndim: int) -> bool:
+    """Has an operand of these ``sizes`` channels along ``dim`` of ``ndim``, or no more than one position?"""
+    place = dim - ndim + len(sizes)
+    if place < 0 or sizes[place] <= 1:
+        return True
+    for factor in factors:
+        settled = run.canonical(factor) if factor.carriers else factor
+        if settled.dim == dim or dim in settled.carriers:
+            return True
+    return False
 
 
 @rule("copy_")

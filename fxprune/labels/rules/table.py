@@ -22,7 +22,7 @@ class Signature:
 
     name: str
     arguments: tuple[str, ...]
-    defaults: tuple[tuple[str, Any], ...]
+    defaults: dict[str, Any]
     is_mutable: bool
     is_pointwise: bool
 
@@ -33,14 +33,14 @@ def signature(func: Any) -> Signature:
     return Signature(
         own if own in RULES else op_name(func),
         tuple(a.name for a in schema.arguments),
-        tuple((a.name, a.default_value) for a in schema.arguments if a.has_default_value()),
+        {a.name: a.default_value for a in schema.arguments if a.has_default_value()},
         schema.is_mutable,
         is_pointwise(func),
     )
 
 
 class Call:
-    """One aten call. ``arguments``: by the schema's names, defaults filled in; ``outputs``: the tensors it made."""
+    """One aten call. ``arguments``: those given, by the schema's names; ``outputs``: the tensors it made."""
 
     def __init__(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]):
         self.func = func
@@ -49,9 +49,6 @@ class Call:
         self.outputs = outputs
         arguments: dict[str, Any] = dict(kwargs)
         arguments.update(zip(self.signature.arguments, args, strict=False))
-        for name, value in self.signature.defaults:
-            if name not in arguments:
-                arguments[name] = value
         written = arguments.pop("out", None)
         self.tensors = tensors_in(arguments.values())
         if written is not None and self.signature.is_mutable:
@@ -59,10 +56,10 @@ class Call:
         self.arguments = arguments
 
     def __getitem__(self, name: str) -> Any:
-        return self.arguments[name]
+        return self.arguments[name] if name in self.arguments else self.signature.defaults[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self.arguments.get(name, default)
+        return self.arguments[name] if name in self.arguments else self.signature.defaults.get(name, default)
 
     @property
     def input(self) -> Tensor:
