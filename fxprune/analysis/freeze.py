@@ -126,7 +126,7 @@ class _Numbers:
         known = self._known.get(id(ids))
         if known is None:
             result = compact(self.of_atom[ids])
-            known = self._known[id(ids)] = ids, result, result.size > 1 and not np.count_nonzero(result < 0)
+            known = self._known[id(ids)] = ids, result, result.size > 1 and result.item(result.argmin()) >= 0
         return known[1:]
 
     def labels(self, labels: Labels) -> Labels:

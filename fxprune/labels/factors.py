@@ -56,6 +56,12 @@ class Factor:
             self._is_settled = compact(self.ids) is self.ids and settle_dim(self.ids, self.dim) == self.dim
         return self._is_settled
 
+    def laid(self, ids: Ids, dim: int) -> Factor:
+        """The same, where dims changed places and dims of size 1 came or went: ``ids``, cut along ``dim``."""
+        result = Factor(ids, dim)
+        result.roots_in = self.roots_in
+        return result
+
     def settled(self) -> Factor:
         """The same, compact and cut along a dimension along which it varies."""
         if self.is_settled:
@@ -102,13 +108,13 @@ def vector(ids: Ids, dim: int, ndim: int) -> Ids:
 
 def moved(factor: Factor, order: Sequence[int]) -> Factor:
     """The factor after ``permute(order)``."""
-    return Factor(factor.ids.transpose(order), list(order).index(factor.dim))
+    return factor.laid(factor.ids.transpose(order), list(order).index(factor.dim))
 
 
 def aligned(factor: Factor, ndim: int) -> Factor:
     """The factor with leading dimensions of size 1 added, as broadcasting does."""
     extra = ndim - factor.ids.ndim
-    return factor if not extra else Factor(factor.ids.reshape((1,) * extra + factor.ids.shape), factor.dim + extra)
+    return factor if not extra else factor.laid(factor.ids.reshape((1,) * extra + factor.ids.shape), factor.dim + extra)
 
 
 def view_blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -192,8 +198,9 @@ def cut_sizes(shape: Sequence[int], labels: Labels, keep: npt.NDArray[np.bool_])
 def left_rows(factor: Factor, labels: Labels, keep: npt.NDArray[np.bool_]) -> Ids:
     """The factor's ids where the other factors of ``labels`` leave its carriers (the groups of a weight)."""
     ids = factor.ids
-    for other in labels if factor.carriers else ():
-        if other is not factor and other.dim in factor.carriers:
+    carriers = factor.carriers
+    for other in labels if carriers else ():
+        if other is not factor and other.dim in carriers:
             ids = ids.take(np.flatnonzero(keep[other.rows()[0]]), other.dim)
     return ids
 

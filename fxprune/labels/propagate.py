@@ -186,8 +186,8 @@ class Propagation(OpMode):
     def attach(self, tensor: Tensor, labels: Sequence[Factor]) -> None:
         """Give ``tensor`` its labels: canonical, compact, at most one factor per cut dimension."""
         filled = [self.canonical(f) for f in labels if f.ids.size]  # along a dimension of size 0 there are no channels
-        settled = self._settle([f for f in filled if not self._rigid(f)], tuple(tensor.shape))
-        settled = tuple([self._shared(f) for f in settled])
+        alive = [f for f in filled if not self._rigid(f)]
+        settled = tuple([self._shared(f) for f in self._settle(alive, tuple(tensor.shape))]) if alive else ()
         setattr(tensor, _LABELS, settled)
         for factor in settled:
             if len(factor.varying) > 1:
@@ -316,7 +316,8 @@ class Propagation(OpMode):
         """Note an op that mixes channels, for the mask oracle. Called by a rule exactly once per op of its kind."""
         index = self._statistic_counts.get(op, 0)
         self._statistic_counts[op] = index + 1
-        self.statistics.append(Statistic(self.node_name, index, op, labels))
+        if labels:
+            self.statistics.append(Statistic(self.node_name, index, op, labels))
 
     def note_norm_scale(self, scale: Tensor | None) -> None:
         """``scale`` multiplies normalised channels: criteria on norm layers read it."""

@@ -88,7 +88,7 @@ def contract(run: Propagation, operands: Sequence[Operand], out: str, *, counted
     letters = plan.letters
     size = {c: n for o in operands for c, n in zip(o.letters, o.shape, strict=True)}
     spread = [
-        [Factor(f.ids.transpose(order)[index], letters.index(o.letters[f.dim])) for f in o.labels]
+        [f.laid(f.ids.transpose(order)[index], letters.index(o.letters[f.dim])) for f in o.labels]
         for o, (order, index) in zip(operands, plan.spread, strict=True)
     ]
     _resolve_cuts(spread, plan)
@@ -111,7 +111,7 @@ def contract(run: Propagation, operands: Sequence[Operand], out: str, *, counted
         collapsed = run.collapse(factor, plan.contracted)
         ids = collapsed.ids.transpose(plan.kept + plan.contracted)
         ids = ids.reshape(ids.shape[: len(out)])
-        labels.append(Factor(ids, settle_dim(ids, plan.kept.index(collapsed.dim) if collapsed.dim in plan.kept else 0)))
+        labels.append(collapsed.laid(ids, settle_dim(ids, plan.kept.index(collapsed.dim) if collapsed.dim in plan.kept else 0)))
     return tuple(labels)
 
 
@@ -245,7 +245,7 @@ def _with_bias(run: Propagation, call: Call, labels: Labels, dim: int) -> Labels
         return labels
     shape = tuple(call.out.shape)
     sizes = tuple(shape[dim] if d == dim else 1 for d in range(len(shape)))
-    spread = tuple(Factor(f.ids.reshape(sizes), dim) for f in run.labels(bias))
+    spread = tuple([f.laid(f.ids.reshape(sizes), dim) for f in run.labels(bias)])
     return join_positions(run, [(shape, labels), (sizes, spread)], shape)
 
 
@@ -274,7 +274,7 @@ def _convolution(run: Propagation, call: Call) -> Labels:
             labels = contract(run, [channels_in, kernel_only], "bo")
         else:
             labels = _grouped(run, channels_in, kernel_only, groups, transposed)
-    grown = tuple([Factor(f.ids.reshape(f.ids.shape + (1,) * len(spatial)), f.dim) for f in labels])
+    grown = tuple([f.laid(f.ids.reshape(f.ids.shape + (1,) * len(spatial)), f.dim) for f in labels])
     return _with_bias(run, call, grown, 1)
 
 
@@ -310,7 +310,7 @@ def _cut_channels(run: Propagation, x: Tensor) -> Labels:
 
 def _flat(factor: Factor) -> Factor:
     """Without the trailing dimensions, along which it does not vary."""
-    return Factor(factor.ids.reshape(factor.ids.shape[:2]), min(factor.dim, 1))
+    return factor.laid(factor.ids.reshape(factor.ids.shape[:2]), min(factor.dim, 1))
 
 
 def _grouped(run: Propagation, x: Operand, weight: Operand, groups: int, transposed: bool) -> Labels:

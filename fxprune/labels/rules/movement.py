@@ -68,7 +68,7 @@ def _unsqueeze(run: Propagation, call: Call) -> Labels:
 
 def _with_dim(factor: Factor, dim: int) -> Factor:
     """The factor of a tensor that got a dimension of size 1 at ``dim``."""
-    return Factor(np.expand_dims(factor.ids, dim), factor.dim + (factor.dim >= dim))
+    return factor.laid(np.expand_dims(factor.ids, dim), factor.dim + (factor.dim >= dim))
 
 
 @rule("squeeze")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fxprune.labels.factors import Factor, Labels
+from fxprune.labels.factors import Labels
 from fxprune.labels.rules.pointwise import join_positions
 from fxprune.labels.rules.table import Call, rule
 
@@ -21,7 +21,7 @@ def _affine(run: Propagation, x: Tensor, labels: Labels, parameters: list[Tensor
     operands = [(shape, labels)]
     for parameter in parameters:
         if parameter is not None:
-            operands.append((sizes, tuple([Factor(f.ids.reshape(sizes), dim) for f in run.labels(parameter)])))
+            operands.append((sizes, tuple([f.laid(f.ids.reshape(sizes), dim) for f in run.labels(parameter)])))
     return join_positions(run, operands, shape)
 
 

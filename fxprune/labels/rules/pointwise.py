@@ -45,20 +45,22 @@ def join_positions(run: Propagation, operands: Sequence[Operand], shape: tuple[i
                 ids = expanded(ids, np.broadcast_shapes(ids.shape, other.shape))
         result.append(first if ids is first.ids else Factor(ids, dim))
     for factor in result:  # only now: rows that were joined above are one, and hold no dimension
-        dim = factor.dim
-        if shape[dim] > 1 and not all(_can_be_cut(run, sizes, own, dim, ndim) for sizes, own in lifted):
+        if shape[factor.dim] > 1 and _is_rigid(run, lifted, factor.dim, ndim):
             run.lock(factor.ids, "combined with something that cannot be cut")
     return tuple(result)
 
 
-def _can_be_cut(run: Propagation, sizes: tuple[int, ...], factors: Sequence[Factor], dim: int, ndim: int) -> bool:
-    """Has an operand of these ``sizes`` channels along ``dim`` of ``ndim``, or no more than one position?"""
-    place = dim - ndim + len(sizes)
-    if place < 0 or sizes[place] <= 1:
-        return True
-    for factor in factors:
-        settled = run.canonical(factor) if factor.carriers else factor
-        if settled.dim == dim or dim in settled.carriers:
+def _is_rigid(run: Propagation, operands: Sequence[tuple[tuple[int, ...], list[Factor]]], dim: int, ndim: int) -> bool:
+    """Has one of the operands several positions along ``dim`` of ``ndim``, and no channels there?"""
+    for sizes, factors in operands:
+        place = dim - ndim + len(sizes)
+        if place < 0 or sizes[place] <= 1:
+            continue
+        for factor in factors:
+            settled = run.canonical(factor) if factor.carriers else factor
+            if settled.dim == dim or dim in settled.carriers:
+                break
+        else:
             return True
     return False
 
