@@ -14,7 +14,7 @@ from fxprune.analysis.order import settle_order
 from fxprune.analysis.shadow import labelled_shadow, placeholder_values
 from fxprune.channels import ChannelGraph
 from fxprune.labels.blocks import BlockSets
-from fxprune.labels.classes import distinct_rows
+from fxprune.labels.classes import Ids, distinct_rows
 from fxprune.labels.propagate import Attention, Facts, Family, Propagation, propagate
 from fxprune.meta import MetaKernels
 
@@ -37,7 +37,8 @@ def analyse_graph(
         ignore: names of modules and parameters whose output channels stay.
     """
     values = placeholder_values(graph_module, args, kwargs)
-    facts, before, kernels = Facts(), None, MetaKernels()
+    facts, kernels = Facts(), MetaKernels()
+    before: Ids | None = None  # the partition that was found last
     while True:
         run = Propagation(attention, facts, ignore=ignore, kernels=kernels)
         shadow, holders = labelled_shadow(graph_module, run)
@@ -49,23 +50,24 @@ def analyse_graph(
             facts = Facts({**facts.layouts, **run.new_layouts}, [])
             before = None
             continue
-        if before is None:
-            before = np.arange(owned)
-        partition = run.classes.find(np.arange(owned))
-        if run.rows_joined and not np.array_equal(partition, before):
-            # order and blocks are settled when all rows are known: half of them joined would look like ragged blocks
-            facts = replace(facts, joins=[(np.arange(owned), partition)])
-            before = partition
-            continue
-        gathers = settle_order(run, graph_module)
-        blocks = _settle_blocks(run, {name for gather in gathers for name in gather[1]})
-        partition = run.classes.find(np.arange(owned))
-        changed = blocks.realigned or any(not g[1] for g in gathers)
-        if changed and not np.array_equal(partition, before):
-            facts = replace(facts, joins=[(np.arange(owned), partition)])
-            before = partition
+        # order and blocks are settled when all rows are known: half of them joined would look like ragged blocks
+        changed = run.rows_joined and _is_new(run, owned, before)
+        if not changed:
+            gathers = settle_order(run, graph_module)
+            blocks = _settle_blocks(run, {name for gather in gathers for name in gather[1]})
+            realigned = blocks.realigned or any(not g[1] for g in gathers)
+            changed = realigned and _is_new(run, owned, before)
+        if changed:
+            before = run.classes.find(np.arange(owned))
+            facts = replace(facts, joins=[(np.arange(owned), before)])
             continue
         return freeze(run, graph_module, holders, blocks, [g[0] for g in gathers if g[0] is not None])
+
+
+def _is_new(run: Propagation, owned: int, before: Ids | None) -> bool:
+    """Are the first ``owned`` atoms joined otherwise than ``before``, which None says they were not at all?"""
+    atoms = np.arange(owned)
+    return not np.array_equal(run.classes.find(atoms), atoms if before is None else before)
 
 
 def _settle_blocks(run: Propagation, gathered: set[str]) -> BlockSets:
