@@ -111,7 +111,8 @@ def contract(run: Propagation, operands: Sequence[Operand], out: str, *, counted
         collapsed = run.collapse(factor, plan.contracted)
         ids = collapsed.ids.transpose(plan.kept + plan.contracted)
         ids = ids.reshape(ids.shape[: len(out)])
-        labels.append(collapsed.laid(ids, settle_dim(ids, plan.kept.index(collapsed.dim) if collapsed.dim in plan.kept else 0)))
+        dim = plan.kept.index(collapsed.dim) if collapsed.dim in plan.kept else 0
+        labels.append(collapsed.laid(ids, settle_dim(ids, dim)))
     return tuple(labels)
 
 
