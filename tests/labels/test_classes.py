@@ -68,3 +68,19 @@ def test_classes_are_the_connected_components(pairs: list[tuple[int, int]], lock
     assert classes.find(np.arange(20)).tolist() == component
     held = {component[i] for i in locked}
     assert classes.locked(np.arange(20)).tolist() == [c in held for c in component]
+
+
+def test_only_a_join_that_changes_something_gives_another_state() -> None:
+    classes = Classes()
+    atoms = classes.allocate(6)
+    before = classes.state
+    classes.join(atoms[:3], atoms[:3].copy())
+    classes.lock(atoms[:1], Reason("test"))
+    classes.allocate(3)
+    assert classes.state is before
+    classes.join(atoms[[3, 3, 4]], atoms[[5, 1, 1]])  # one atom with several partners
+    assert classes.state is not before
+    assert classes.find(atoms).tolist() == [0, 1, 2, 1, 1, 1]
+    after = classes.state
+    classes.join(atoms[3:4], atoms[4:5])
+    assert classes.state is after
