@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 _TORCH = str(Path(torch.__file__).parent) + "/"
 _RECORDER = str(Path(__file__).parent) + "/"
+_RUN = _RECORDER + "recorder.py"
 _STDLIB = str(Path(os.__file__).parent) + "/"
 _TORCH_LAYERS = _TORCH + "nn/modules/"
 
@@ -41,9 +42,10 @@ def _describe(code: CodeType, line: int | None, module: str) -> str:
 
 def _frame_source(frame: FrameType) -> str:
     """The frame's line; in the generated code of a graph module, the line that its node was recorded from."""
-    module = frame.f_locals.get("self")
-    if frame.f_code.co_filename.startswith("<eval_with_key>") and isinstance(module, GraphModule):
-        return _node_source(module, frame.f_lineno) or f"the generated code of {type(module).__name__}"
+    if frame.f_code.co_filename.startswith("<eval_with_key>"):
+        module = frame.f_locals.get("self")  # gathers all locals, so only here
+        if isinstance(module, GraphModule):
+            return _node_source(module, frame.f_lineno) or f"the generated code of {type(module).__name__}"
     return _describe(frame.f_code, frame.f_lineno, frame.f_globals.get("__name__") or "__main__")
 
 
@@ -58,18 +60,16 @@ def current_source() -> str:
     """The model's innermost running line outside torch; in a model of torch's own containers only, the container's."""
     frame: FrameType | None = sys._getframe(1)
     container: FrameType | None = None
-    while frame is not None and not _starts_the_run(frame):
-        filename = frame.f_code.co_filename
+    while frame is not None:
+        filename, name = frame.f_code.co_filename, frame.f_code.co_name
         if _is_user_code(filename):
             return _frame_source(frame)
-        if container is None and filename.startswith(_TORCH_LAYERS) and frame.f_code.co_name == "forward":
+        if name == "run" and filename == _RUN:
+            break
+        if name == "forward" and container is None and filename.startswith(_TORCH_LAYERS):
             container = frame
         frame = frame.f_back
     return "" if container is None else _frame_source(container)
-
-
-def _starts_the_run(frame: FrameType) -> bool:
-    return frame.f_code.co_name == "run" and frame.f_code.co_filename == _RECORDER + "recorder.py"
 
 
 def defined_at(function: Callable[..., Any]) -> str:

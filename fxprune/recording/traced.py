@@ -32,13 +32,13 @@ class Lazy:
 
 def plain(value: Any) -> Any:
     """The number without its memory; any other value as it is."""
+    if not isinstance(value, (TracedInt, TracedFloat, TracedFlag)):
+        return value
     if isinstance(value, TracedFlag):
         return value.value
     if isinstance(value, TracedInt):
         return int.__add__(value, 0)
-    if isinstance(value, TracedFloat):
-        return float.__add__(value, 0.0) if value else float(value)
-    return value
+    return float.__add__(value, 0.0) if value else float(value)
 
 
 def _traced(value: Any, lazy: Lazy) -> Any:

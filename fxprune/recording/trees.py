@@ -8,25 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PLAIN = (int, float, bool, str, type(None))  # most arguments
+_PLAIN = frozenset([int, float, bool, str, type(None)])  # most arguments
 
 
 def map_sequence(old: Any, items: list[Any]) -> Any:
     """The items as a sequence of ``old``'s type."""
+    if type(old) is tuple:
+        return tuple(items)
     if isinstance(old, torch.Size):
         return tuple(items)
     if hasattr(old, "_fields"):
         return type(old)(*items)
-    if isinstance(old, tuple) and type(old) is not tuple:
+    if isinstance(old, tuple):
         try:
             return type(old)(items)
         except TypeError:
             return tuple(items)
-    return tuple(items) if isinstance(old, tuple) else items
+    return items
 
 
 def map_tree(function: Callable[[Any], Any], value: Any) -> Any:
     """``value`` with ``function`` applied to everything that is not a tuple, list, dict or slice."""
+    if isinstance(value, Tensor):
+        return function(value)
     if isinstance(value, (tuple, list)):
         return map_sequence(value, [map_tree(function, item) for item in value])
     if isinstance(value, dict):
@@ -58,7 +62,9 @@ def _collect(value: Any, found: list[Tensor]) -> None:
         found.append(value)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            if type(item) not in _PLAIN:
+            if isinstance(item, Tensor):
+                found.append(item)
+            elif type(item) not in _PLAIN:
                 _collect(item, found)
     elif isinstance(value, dict):
         for item in value.values():
@@ -66,7 +72,7 @@ def _collect(value: Any, found: list[Tensor]) -> None:
 
 
 def has_tensors(value: Any) -> bool:
-    return bool(tensors(value))
+    return isinstance(value, Tensor) or bool(tensors(value))
 
 
 def is_only_tensors(value: Any) -> bool:
