@@ -14,7 +14,7 @@ import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -92,19 +92,18 @@ class _Paused:
         return last >= 0 and _get_function_stack_at(last) is self.mode
 
     def __enter__(self) -> None:
-        self.taken.append(self._is_on())
-        if self.taken[-1]:
+        is_on = self._is_on()
+        self.taken.append(is_on)
+        if is_on:
             _pop_torch_function_stack()
 
     def __exit__(self, *error: Any) -> None:
         if self.taken.pop():
             _push_on_torch_function_stack(self.mode)
 
-    @contextmanager
-    def lifted(self) -> Iterator[None]:
-        """The mode is on again, if it was before."""
-        with self.mode if any(self.taken) and not self._is_on() else nullcontext():
-            yield
+    def lifted(self) -> AbstractContextManager[Any]:
+        """``with`` this, the mode is on again, if it was before."""
+        return self.mode if any(self.taken) and not self._is_on() else nullcontext()
 
 
 class _DispatchMode(OpMode):
@@ -360,17 +359,16 @@ class Recorder:
         """An aten op, inside a recorded call or called where no torch function announced it."""
         if func in _VALUE_READS:
             self._value_read = True
-        if func._schema.is_mutable:
-            with self._unrecorded():
-                self._save_before_write(func, args, kwargs)
+        is_inner = self._is_inner()
         run = func if self.rehearsal is None else partial(self.rehearsal.op, func)
-        if self._is_inner():
-            with self._unrecorded():
-                result = run(*args, **kwargs)
-        else:
-            self._needs_data()  # what calls an op that no torch function announced cannot be watched
-            result = self._record(lambda: Call("call_function", func, args, kwargs), run, args, kwargs)
         with self._unrecorded():
+            if func._schema.is_mutable:
+                self._save_before_write(func, args, kwargs)
+            if is_inner:
+                result = run(*args, **kwargs)
+            else:
+                self._needs_data()  # what calls an op that no torch function announced cannot be watched
+                result = self._record(lambda: Call("call_function", func, args, kwargs), run, args, kwargs)
             for tensor in trees.tensors(result):
                 self._written_storages.created(tensor)
         return result

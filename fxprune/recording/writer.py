@@ -20,6 +20,7 @@ from fxprune.recording.parts import Parts
 from fxprune.recording.sources import current_source
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
 
+_PLAIN = frozenset([int, float, bool, str, type(None)])  # most literals
 _LITERALS = (
     bool,
     int,
@@ -206,7 +207,10 @@ class GraphWriter:
     def create(self, call: Call, instead: dict[int, Node] | None = None) -> Node:
         args = self.argument(call.args, instead)
         kwargs = self.argument(call.kwargs, instead)
-        node = self.graph.create_node(call.op, call.target, args, kwargs)
+        node = self.graph.create_node(call.op, call.target)
+        node.args = args  # passed above, every one is looked through for what never is among them
+        if kwargs:
+            node.kwargs = kwargs
         self.describe(node, None)
         return node
 
@@ -217,6 +221,8 @@ class GraphWriter:
 
     def argument(self, value: Any, instead: dict[int, Node] | None = None) -> Any:
         """``value`` as a node argument: tensors and traced numbers as nodes, literals as they are."""
+        if type(value) in _PLAIN:
+            return value
         if instead and id(value) in instead:
             return instead[id(value)]
         if isinstance(value, Node):
