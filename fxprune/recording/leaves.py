@@ -53,7 +53,7 @@ def _is_torch_layer(module: nn.Module) -> bool:
     for cls in type(module).__mro__:
         if cls.__module__.startswith("torch.nn.modules."):
             return cls is not nn.Module
-        if any(callable(value) and name not in _HARMLESS for name, value in vars(cls).items()):
+        if any(name not in _HARMLESS and callable(value) for name, value in vars(cls).items()):
             return False
     return False
 
@@ -65,8 +65,14 @@ def _is_mode_dependent(module: nn.Module) -> bool:
         return False
     if any(parameter.ndim > 1 for parameter in module._parameters.values() if parameter is not None):
         return False
-    children = list(module.children())
-    return not any(True for child in children for _ in (*child.parameters(), *child.buffers()))
+    return not any(_holds_tensors(child) for child in module._modules.values() if child is not None)
+
+
+def _holds_tensors(module: nn.Module) -> bool:
+    own = (*module._parameters.values(), *module._buffers.values())
+    if any(tensor is not None for tensor in own):
+        return True
+    return any(_holds_tensors(child) for child in module._modules.values() if child is not None)
 
 
 @lru_cache(maxsize=4096)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,26 @@ class Parts:
 
     @classmethod
     def of(cls, model: nn.Module) -> Parts:
-        return cls(dict(model.named_modules()), dict(model.named_parameters()), dict(model.named_buffers()))
+        """The names and the order that ``named_modules`` and its like give, in one walk."""
+        modules: dict[str, nn.Module] = {}
+        parameters: dict[str, Tensor] = {}
+        buffers: dict[str, Tensor] = {}
+        seen: set[nn.Module] = set()
+        seen_parameters: set[int] = set()
+        seen_buffers: set[int] = set()
+        pending: list[tuple[str, nn.Module]] = [("", model)]
+        while pending:
+            path, module = pending.pop()
+            if module in seen:
+                continue
+            seen.add(module)
+            modules[path] = module
+            prefix = f"{path}." if path else ""
+            _add(parameters, seen_parameters, prefix, module._parameters)
+            _add(buffers, seen_buffers, prefix, module._buffers)
+            children = [(prefix + name, child) for name, child in module._modules.items() if child is not None]
+            pending += reversed(children)
+        return cls(modules, parameters, buffers)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -32,3 +51,10 @@ class Parts:
 
     def scripted(self) -> list[torch.jit.ScriptModule]:
         return [module for module in self.modules.values() if isinstance(module, torch.jit.ScriptModule)]
+
+
+def _add(found: dict[str, Tensor], seen: set[int], prefix: str, table: Mapping[str, Tensor | None]) -> None:
+    for name, tensor in table.items():
+        if tensor is not None and id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[prefix + name] = tensor

@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 from fxprune.recording.traced import traced_float, traced_int
 
 _APPLY = "apply"
-_BOUND = (types.BuiltinMethodType, types.MethodType)
+_BOUND = frozenset([types.BuiltinMethodType, types.MethodType])
 
 
 def apply_function(cls: type, args: tuple[Any, ...]) -> Any:
@@ -32,9 +33,9 @@ _torch_apply: Any = torch.autograd.Function.__dict__[_APPLY]
 
 @contextmanager
 def intercepted_apply(
-    modules: list[types.ModuleType], handler: Callable[[type, tuple[Any, ...]], Any]
+    namespaces: list[dict[str, Any]], handler: Callable[[type, tuple[Any, ...]], Any]
 ) -> Iterator[None]:
-    """``Function.apply`` goes to ``handler(cls, args)``, also where one of the Python modules bound it to a name."""
+    """``Function.apply`` goes to ``handler(cls, args)``, also where one of the namespaces has it bound to a name."""
 
     def apply(cls: type, *args: Any) -> Any:
         return handler(cls, args)
@@ -42,9 +43,11 @@ def intercepted_apply(
     replaced: list[tuple[dict[str, Any], str, Any]] = []
     torch.autograd.Function.apply = classmethod(apply)
     try:
-        for namespace in [module.__dict__ for module in modules]:
-            for name, value in [item for item in namespace.items() if type(item[1]) in _BOUND]:
-                if _is_bound_apply(value):
+        for namespace in namespaces:
+            if _BOUND.isdisjoint(map(type, namespace.values())):  # nearly all, and there are hundreds
+                continue
+            for name, value in list(namespace.items()):
+                if type(value) in _BOUND and _is_bound_apply(value):
                     replaced.append((namespace, name, value))
                     namespace[name] = value.__self__.apply
         yield
@@ -138,28 +141,31 @@ class Float(float, metaclass=_NumberMeta):
 
 
 @contextmanager
-def size_preserving_builtins(modules: list[types.ModuleType], replacements: Mapping[str, Any]) -> Iterator[None]:
-    """The Python modules see the replacements instead of the builtins of these names."""
+def size_preserving_builtins(namespaces: list[dict[str, Any]], replacements: Mapping[str, Any]) -> Iterator[None]:
+    """Code in the namespaces sees the replacements instead of the builtins of these names."""
     replaced: list[tuple[dict[str, Any], str]] = []
     try:
-        for module in modules:
+        for namespace in namespaces:
             for name, value in replacements.items():
-                if name not in module.__dict__:
-                    module.__dict__[name] = value
-                    replaced.append((module.__dict__, name))
+                if name not in namespace:
+                    namespace[name] = value
+                    replaced.append((namespace, name))
         yield
     finally:
         for namespace, name in replaced:
             namespace.pop(name, None)
 
 
-def defining_modules(modules: Iterable[nn.Module]) -> list[types.ModuleType]:
-    """All Python modules of the packages that define the classes of these layers; not torch's own."""
+def defining_namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
+    """Those of all Python modules of the packages that define the classes of these layers; not torch's own."""
     classes = {base for cls in {type(module) for module in modules} for base in cls.__mro__}
     packages = {cls.__module__.partition(".")[0] for cls in classes}
     packages -= {"torch", "fxprune", *sys.stdlib_module_names}
-    return [
-        module
-        for name, module in list(sys.modules.items())
-        if name.partition(".")[0] in packages and isinstance(module, types.ModuleType)
-    ]
+    found = [sys.modules.get(name) for name in _names_below(frozenset(packages), tuple(sys.modules))]
+    return [module.__dict__ for module in found if isinstance(module, types.ModuleType)]
+
+
+@lru_cache(maxsize=4)
+def _names_below(packages: frozenset[str], names: tuple[str, ...]) -> list[str]:
+    """The dotted names that begin with one of the packages."""
+    return [name for name in names if name.partition(".")[0] in packages]

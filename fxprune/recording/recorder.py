@@ -13,7 +13,7 @@ import operator
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -154,11 +154,11 @@ class Recorder:
             hooks.enter_context(torch.enable_grad())
             hooks.enter_context(patches.without_fast_path())
             hooks.enter_context(patches.intercepted_modules(self.seen_module))
-            python_modules = patches.defining_modules(self.parts.modules.values())
-            hooks.enter_context(patches.intercepted_apply(python_modules, self.seen_apply))
+            namespaces = patches.defining_namespaces(self.parts.modules.values())
+            hooks.enter_context(patches.intercepted_apply(namespaces, self.seen_apply))
             hooks.enter_context(patches.intercepted_autocast(self.entered_autocast, self.left_autocast))
             if self.options.traced_builtins:
-                hooks.enter_context(patches.size_preserving_builtins(python_modules, self._builtins()))
+                hooks.enter_context(patches.size_preserving_builtins(namespaces, self._builtins()))
             hooks.enter_context(self._function_mode)
             with self._unrecorded():
                 if self.rehearsal is not None:
@@ -213,11 +213,16 @@ class Recorder:
 
     def _put_in_eval_mode(self) -> None:
         """Through train mode, so that models which drop their caches in ``train()`` do."""
-        with self._function_mode.paused.lifted():
-            self.model.train(True)
-            self.model.eval()
+        modules = self.parts.modules.values()
+        if _have_their_own_modes(modules):
+            with self._function_mode.paused.lifted():
+                self.model.train(True)
+                self.model.eval()
+        else:
+            for module in modules:
+                module.__dict__["training"] = False
         if self.options.clear_caches:
-            for cache in state.cached_tensor_dicts(self.parts.modules.values()):
+            for cache in state.cached_tensor_dicts(modules):
                 cache.clear()
         if not self.options.traced_flags:
             return
@@ -325,9 +330,10 @@ class Recorder:
 
     def _has_its_own_tensors(self, module: nn.Module) -> bool:
         """Not so if the model put computed tensors in the place of the layer's parameters for this call."""
-        inside = module.modules() if module._modules else (module,)
-        tables = [table for each in inside for table in (each._parameters, each._buffers)]
-        return all(tensor is None or self.writer.knows(tensor) for table in tables for tensor in table.values())
+        own = (*module._parameters.values(), *module._buffers.values())
+        if not all(tensor is None or self.writer.knows(tensor) for tensor in own):
+            return False
+        return all(self._has_its_own_tensors(child) for child in module._modules.values() if child is not None)
 
     def _leaf(
         self, call: Callable[..., Any], module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -435,6 +441,19 @@ class Recorder:
             return len(value)
         with self._unrecorded():
             return self.writer.size(value, 0) if value.ndim else len(value)
+
+
+# What ``train()`` and ``eval()`` go through.
+_MODES = ("train", "eval", "training", "children", "named_children", "__setattr__")
+
+
+def _have_their_own_modes(modules: Iterable[nn.Module]) -> bool:
+    """Whether ``train()`` and ``eval()`` may do anything else than to set ``training``."""
+    if any("train" in module.__dict__ or "eval" in module.__dict__ for module in modules):
+        return True
+    torchs = {name: getattr(nn.Module, name, None) for name in _MODES}
+    classes = {type(module) for module in modules}
+    return any(getattr(cls, name, None) is not own for cls in classes for name, own in torchs.items())
 
 
 class _NotTensorsError(Exception):

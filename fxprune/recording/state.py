@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fxprune.recording.parts import Parts
 
-_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+_CONTAINERS = frozenset([dict, OrderedDict, defaultdict, list, set, deque])
 
 
 class Storages:
@@ -99,13 +99,17 @@ def _refill(container: Any, contents: list[Any]) -> None:
 
 def cached_tensor_dicts(modules: Iterable[nn.Module]) -> list[dict[Any, Any]]:
     """Plain dict attributes that hold tensors: results of an earlier call, kept by a module itself."""
-    own = set(nn.Module().__dict__)
-    return [
-        value
+    own = nn.Module().__dict__.keys()
+    attributes = [
+        module.__dict__[name]
         for module in modules
         if not isinstance(module, torch.jit.ScriptModule)
-        for name, value in module.__dict__.items()
-        if name not in own and isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
+        for name in module.__dict__.keys() - own
+    ]
+    return [
+        value
+        for value in attributes
+        if isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
     ]
 
 
