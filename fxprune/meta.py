@@ -75,8 +75,7 @@ class MetaKernels:
 
     def __init__(self) -> None:
         self._known: dict[Any, tuple[bool, bool, tuple[Any, ...]] | None] = {}
-        self._pure: dict[Any, bool] = {}
-        self._pointwise: dict[Any, bool] = {}
+        self._kinds: dict[Any, tuple[bool, bool]] = {}  # makes new tensors?, pointwise?
 
     def __call__(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What ``func(*args, **kwargs)`` returns."""
@@ -85,28 +84,28 @@ class MetaKernels:
             result = direct(*args, **kwargs)
             if result is not None:
                 return result
-        pure = self._pure.get(func)
-        if pure is None:
-            pure = self._pure[func] = _makes_new_tensors(func)
-            self._pointwise[func] = is_pointwise(func)
+        kinds = self._kinds.get(func)
+        if kinds is None:
+            kinds = self._kinds[func] = _makes_new_tensors(func), is_pointwise(func)
+        pure, pointwise = kinds
         if not pure:
-            return args[0] if self._pointwise[func] and _in_place(func, args, kwargs) else func(*args, **kwargs)
+            return args[0] if pointwise and _in_place(func, args, kwargs) else func(*args, **kwargs)
         tensors: list[Tensor] = []
         try:
-            key = (func, _key(args, tensors), _key(kwargs, tensors) if kwargs else ())
-            hash(key)
-        except (TypeError, _NotMetaError):
+            arguments = _key(args, tensors), _key(kwargs, tensors) if kwargs else ()
+            like = _common(tensors) if pointwise else None
+            sizes = None if like is not None else tuple([(t.shape, t.stride()) for t in tensors])
+            key = func, arguments, sizes
+            known = self._known.get(key, _UNKNOWN)
+        except (TypeError, _NotMetaError):  # an argument that has no hash, or a real tensor
             return func(*args, **kwargs)
-        like = _common(tensors) if self._pointwise[func] else None
-        sizes: Any = None if like is not None else tuple((tuple(t.shape), t.stride()) for t in tensors)
-        if (key, sizes) not in self._known:
+        if known is _UNKNOWN:
             dtype = None if like is None else _dtype_of(func, args, kwargs, like)
             if dtype is None:
                 result = func(*args, **kwargs)
-                self._known[key, sizes] = _described(result, like)
+                self._known[key] = _described(result, like)
                 return result
-            self._known[key, sizes] = False, False, ((None, None, dtype),)
-        known = self._known[key, sizes]
+            known = self._known[key] = False, False, ((None, None, dtype),)
         if known is None:
             return func(*args, **kwargs)
         several, is_list, outputs = known
@@ -114,6 +113,9 @@ class MetaKernels:
         if not several:
             return made[0]
         return made if is_list else tuple(made)
+
+
+_UNKNOWN: Any = object()
 
 
 class _NotMetaError(Exception):

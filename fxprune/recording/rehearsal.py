@@ -131,7 +131,7 @@ class Rehearsal:
     def op(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run an aten op: for real if no operand is a stand-in, else on meta."""
         try:
-            operands = list(trees.tensors((args, kwargs)))
+            operands = trees.tensors((args, kwargs))
             stand_ins = [tensor for tensor in operands if tensor.is_meta]
             if not stand_ins or (kwargs.get("device") == _CPU and op_name(func) in _FILLED):
                 result = func(*args, **kwargs)
@@ -261,8 +261,7 @@ def _place(value: Any, here: torch.device) -> Any:
 
 def _check_blind(func: Any, args: tuple[Any, ...], operands: list[Tensor]) -> None:
     """Whether the op does the same with these operands, and refuses the same, whatever their values."""
-    refused = _REFUSED_BY_REAL_KERNELS_ONLY.get(op_name(func))
-    taken = _taken(func)
+    taken, refused = _taken(func)
     fits = _DTYPES[taken]({tensor.dtype for tensor in operands})
     fits = fits and (taken == "anything" or all(tensor.numel() for tensor in operands))  # a maximum of nothing, say
     if not fits or (refused is not None and refused(*args)):
@@ -270,16 +269,17 @@ def _check_blind(func: Any, args: tuple[Any, ...], operands: list[Tensor]) -> No
 
 
 @lru_cache(maxsize=4096)
-def _taken(func: Any) -> str:
-    """What the op takes blindly, by dtype."""
+def _taken(func: Any) -> tuple[str, Callable[..., bool] | None]:
+    """What the op takes blindly, by dtype, and what else to ask: is it refused?"""
     name = op_name(func)
+    refused = _REFUSED_BY_REAL_KERNELS_ONLY.get(name)
     if func.namespace != "aten":
-        return "nothing"
+        return "nothing", refused
     if _is_view(func) or name in _MOVES or name in _LOOKUPS:
-        return "anything"
+        return "anything", refused
     if is_pointwise(func) and name not in _LOOKS:
-        return "floats"
-    return "floats of one kind" if name in _BLIND else "nothing"
+        return "floats", refused
+    return "floats of one kind" if name in _BLIND else "nothing", refused
 
 
 _DTYPES: dict[str, Callable[[set[torch.dtype]], bool]] = {

@@ -27,13 +27,17 @@ class Storages:
 
     def created(self, tensor: Tensor) -> None:
         """``tensor`` was computed during the run, by an op that made its storage or a view of a known one."""
+        if tensor.is_meta:
+            return
         key = storage_id(tensor)
         if key is not None and key not in self._saved:
             self._created.add(key)
 
     def before_write(self, tensor: Tensor) -> None:
+        if tensor.is_meta:  # has no contents
+            return
         key = storage_id(tensor)
-        if key is None or key in self._created or key in self._saved or tensor.device.type == "meta":
+        if key is None or key in self._created or key in self._saved:
             return
         storage = tensor.untyped_storage()
         self._saved[key] = (storage, storage.clone())
