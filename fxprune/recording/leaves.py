@@ -8,7 +8,6 @@ from its name.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 from types import CodeType
 from typing import Any
 
@@ -75,7 +74,6 @@ def _holds_tensors(module: nn.Module) -> bool:
     return any(_holds_tensors(child) for child in module._modules.values() if child is not None)
 
 
-@lru_cache(maxsize=4096)
 def _mentions_training(code: CodeType) -> bool:
     if "training" in code.co_names:
         return True
@@ -86,5 +84,7 @@ def _computes_its_weights(module: nn.Module) -> bool:
     """Parametrized, or its weights are set by a hook of torch.nn.utils (weight_norm, spectral_norm, pruning masks)."""
     if "parametrizations" in module._modules:
         return True
+    if not module._forward_pre_hooks:
+        return False
     hooks: Iterable[Any] = module._forward_pre_hooks.values()
     return any(type(hook).__module__.startswith("torch.nn.utils") for hook in hooks)

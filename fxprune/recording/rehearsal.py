@@ -160,10 +160,9 @@ class Rehearsal:
     def function(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run a torch function as if its stand-ins were on the device of the real tensors."""
         try:
-            of_stand_ins = any(tensor.is_meta for tensor in trees.tensors((args, kwargs)))
-            if not of_stand_ins:
+            if not _has_stand_ins((args, kwargs)):
                 result = func(*args, **kwargs)
-                if any(tensor.is_meta for tensor in trees.tensors(result)):
+                if _has_stand_ins(result):
                     raise DataNeededError("the model itself works on meta")
                 return result
             name = property_name(func) or str(getattr(func, "__name__", ""))
@@ -227,6 +226,10 @@ def without_data(bound: inspect.BoundArguments) -> inspect.BoundArguments:
     return inspect.BoundArguments(bound.signature, OrderedDict(arguments))
 
 
+def _has_stand_ins(value: Any) -> bool:
+    return any([tensor.is_meta for tensor in trees.tensors(value)])
+
+
 def _on_meta(value: Any) -> Any:
     if not isinstance(value, Tensor) or value.is_meta:
         return value
@@ -263,7 +266,7 @@ def _check_blind(func: Any, args: tuple[Any, ...], operands: list[Tensor]) -> No
     """Whether the op does the same with these operands, and refuses the same, whatever their values."""
     taken, refused = _taken(func)
     fits = _DTYPES[taken]({tensor.dtype for tensor in operands})
-    fits = fits and (taken == "anything" or all(tensor.numel() for tensor in operands))  # a maximum of nothing, say
+    fits = fits and (taken == "anything" or all([tensor.numel() for tensor in operands]))  # a maximum of nothing, say
     if not fits or (refused is not None and refused(*args)):
         raise DataNeededError(str(func))
 

@@ -69,12 +69,15 @@ class GraphWriter:
         self._sizes: dict[tuple[Node, int], Lazy] = {}
         self._last_size: dict[Node, Node] = {}
         self._devices: dict[int, Node] = {}
-        self._taken = {*parts.tensors, *parts.modules}
+        tensors = parts.tensors
+        self._taken = {*tensors, *parts.modules}
         self._names: dict[int, str] = {}
-        for name, tensor in parts.tensors.items():
+        for name, tensor in tensors.items():
             self._names[id(tensor)] = name
             self._kept.append(tensor)
-            self._lasting |= _storage_of(tensor)
+            storage = state.storage_id(tensor)
+            if storage is not None:
+                self._lasting.add(storage)
 
     def note(self, text: str, source: str | None = None) -> None:
         line = f"{current_source() if source is None else source}: {text}"
@@ -206,7 +209,7 @@ class GraphWriter:
 
     def create(self, call: Call, instead: dict[int, Node] | None = None) -> Node:
         args = self.argument(call.args, instead)
-        kwargs = self.argument(call.kwargs, instead)
+        kwargs = self.argument(call.kwargs, instead) if call.kwargs else {}
         node = self.graph.create_node(call.op, call.target)
         node.args = args  # passed above, every one is looked through for what never is among them
         if kwargs:
@@ -225,10 +228,10 @@ class GraphWriter:
             return value
         if instead and id(value) in instead:
             return instead[id(value)]
-        if isinstance(value, Node):
-            return value
         if isinstance(value, Tensor):
             return self.node_of(value)
+        if isinstance(value, Node):
+            return value
         if isinstance(value, (TracedInt, TracedFloat, TracedFlag)):
             return self._number(value)
         if isinstance(value, boundary.Rebuilt):
@@ -338,4 +341,4 @@ def _view_key(tensor: Tensor, storage: int | None) -> Any:
     """What two tensor objects that are the same view of the same memory have in common."""
     if storage is None:
         return id(tensor)
-    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj()
+    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj()
