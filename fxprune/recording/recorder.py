@@ -417,7 +417,7 @@ class Recorder:
             )
         with self._unrecorded():
             self._value_read = False
-            before = [(tensor, _version(tensor)) for tensor in trees.tensors((args, kwargs))]
+            before = [(tensor, _version(tensor)) for tensor in trees.tensors(*args, *kwargs.values())]
             result = run(*trees.map_tree(plain, args), **(trees.map_tree(plain, kwargs) if kwargs else {}))
             changed = [t for t, version in before if _version(t) != version or id(t) in self._written_tensors]
             self._written_tensors.clear()

@@ -131,7 +131,7 @@ class Rehearsal:
     def op(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run an aten op: for real if no operand is a stand-in, else on meta."""
         try:
-            operands = trees.tensors((args, kwargs))
+            operands = trees.tensors(*args, *kwargs.values())
             stand_ins = [tensor for tensor in operands if tensor.is_meta]
             if not stand_ins or (kwargs.get("device") == _CPU and op_name(func) in _FILLED):
                 result = func(*args, **kwargs)
@@ -160,7 +160,7 @@ class Rehearsal:
     def function(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run a torch function as if its stand-ins were on the device of the real tensors."""
         try:
-            if not _has_stand_ins((args, kwargs)):
+            if not _has_stand_ins(*args, *kwargs.values()):
                 result = func(*args, **kwargs)
                 if _has_stand_ins(result):
                     raise DataNeededError("the model itself works on meta")
@@ -226,8 +226,8 @@ def without_data(bound: inspect.BoundArguments) -> inspect.BoundArguments:
     return inspect.BoundArguments(bound.signature, OrderedDict(arguments))
 
 
-def _has_stand_ins(value: Any) -> bool:
-    return any([tensor.is_meta for tensor in trees.tensors(value)])
+def _has_stand_ins(*values: Any) -> bool:
+    return any([tensor.is_meta for tensor in trees.tensors(*values)])
 
 
 def _on_meta(value: Any) -> Any:

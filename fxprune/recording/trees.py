@@ -50,10 +50,10 @@ def _same_mapping(old: Any, items: dict[Any, Any]) -> Any:
     return new
 
 
-def tensors(value: Any) -> list[Tensor]:
-    """The tensors in ``value``, in order."""
+def tensors(*values: Any) -> list[Tensor]:
+    """The tensors in the values, in order."""
     found: list[Tensor] = []
-    _collect(value, found)
+    _collect(values, found)
     return found
 
 
