@@ -227,7 +227,7 @@ def without_data(bound: inspect.BoundArguments) -> inspect.BoundArguments:
 
 
 def _has_stand_ins(*values: Any) -> bool:
-    return any([tensor.is_meta for tensor in trees.tensors(*values)])
+    return any(tensor.is_meta for tensor in trees.tensors(*values))
 
 
 def _on_meta(value: Any) -> Any:
@@ -266,7 +266,7 @@ def _check_blind(func: Any, args: tuple[Any, ...], operands: list[Tensor]) -> No
     """Whether the op does the same with these operands, and refuses the same, whatever their values."""
     taken, refused = _taken(func)
     fits = _DTYPES[taken]({tensor.dtype for tensor in operands})
-    fits = fits and (taken == "anything" or all([tensor.numel() for tensor in operands]))  # a maximum of nothing, say
+    fits = fits and (taken == "anything" or all(tensor.numel() for tensor in operands))  # a maximum of nothing, say
     if not fits or (refused is not None and refused(*args)):
         raise DataNeededError(str(func))
 
