@@ -15,7 +15,7 @@ from fxprune.channels import ChannelGraph, Parameter
 from fxprune.cost import Keep
 from fxprune.labels.factors import pruned
 from fxprune.labels.propagate import Propagation, Watch, label_parameter, propagate, set_labels
-from fxprune.recording import clone_modules, evaluated, named_tensors, replace_tensors
+from fxprune.recording import clone_modules, evaluated, named_tensors, put_in_eval_mode, replace_tensors
 
 
 def placeholder_values(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -38,7 +38,7 @@ def placeholder_values(graph_module: fx.GraphModule, args: Sequence[Any], kwargs
 def labelled_shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[nn.Module, list[tuple[Tensor, Parameter]]]:
     """Its modules over labelled meta tensors; integers stay real. Also returns each tensor with its description."""
     shadow = clone_modules(graph_module)
-    shadow.eval()
+    put_in_eval_mode(shadow)
     names: dict[int, list[str]] = defaultdict(list)
     for name, tensor in named_tensors(shadow).items():
         names[id(tensor)].append(name)

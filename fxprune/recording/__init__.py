@@ -14,6 +14,7 @@ from fxprune.recording.module import (
     evaluated,
     named_modules,
     named_tensors,
+    put_in_eval_mode,
     replace_tensors,
 )
 from fxprune.recording.record import record, recorded
@@ -28,6 +29,7 @@ __all__ = [
     "evaluated",
     "named_modules",
     "named_tensors",
+    "put_in_eval_mode",
     "raised_at",
     "record",
     "recorded",

@@ -13,7 +13,7 @@ import operator
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,7 @@ from fxprune.meta import OpMode
 from fxprune.recording import boundary, patches, state, trees
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
 from fxprune.recording.leaves import is_leaf, is_only_torch
-from fxprune.recording.module import TrainingFlag
+from fxprune.recording.module import TrainingFlag, have_their_own_modes
 from fxprune.recording.parts import Parts
 from fxprune.recording.rehearsal import Rehearsal
 from fxprune.recording.sources import caller_is_user_code, current_source, defined_at
@@ -214,7 +214,7 @@ class Recorder:
     def _put_in_eval_mode(self) -> None:
         """Through train mode, so that models which drop their caches in ``train()`` do."""
         modules = self.parts.modules.values()
-        if _have_their_own_modes(modules):
+        if have_their_own_modes(modules):
             with self._function_mode.paused.lifted():
                 self.model.train(True)
                 self.model.eval()
@@ -441,19 +441,6 @@ class Recorder:
             return len(value)
         with self._unrecorded():
             return self.writer.size(value, 0) if value.ndim else len(value)
-
-
-# What ``train()`` and ``eval()`` go through.
-_MODES = ("train", "eval", "training", "children", "named_children", "__setattr__")
-
-
-def _have_their_own_modes(modules: Iterable[nn.Module]) -> bool:
-    """Whether ``train()`` and ``eval()`` may do anything else than to set ``training``."""
-    if any("train" in module.__dict__ or "eval" in module.__dict__ for module in modules):
-        return True
-    torchs = {name: getattr(nn.Module, name, None) for name in _MODES}
-    classes = {type(module) for module in modules}
-    return any(getattr(cls, name, None) is not own for cls in classes for name, own in torchs.items())
 
 
 class _NotTensorsError(Exception):

@@ -15,7 +15,7 @@ from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.meta import MetaKernels, OpMode
-from fxprune.recording import RecordedModule, clone_modules, replace_tensors
+from fxprune.recording import RecordedModule, clone_modules, put_in_eval_mode, replace_tensors
 from fxprune.rewriting.literals import REPAIRED, Repair, new_constant
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, Uncut, stand_ins
 
@@ -109,7 +109,7 @@ class _OnMeta(OpMode):
 def run_on_meta(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> MetaRun:
     """Run a graph in eval mode on inputs of these shapes, parameters and all on the meta device."""
     shadow = clone_modules(graph_module)
-    shadow.eval()
+    put_in_eval_mode(shadow)
     replace_tensors(shadow, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"))
     numbers: dict[str, Any] = {}
     current: list[fx.Node] = []
