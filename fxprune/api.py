@@ -585,6 +585,8 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def _ignored(model: nn.Module, ignore: Sequence[str | nn.Module]) -> tuple[str, ...]:
+    if ignore == ():
+        return ()
     modules = dict(model.named_modules(remove_duplicate=False))
     known = {*modules, *dict(model.named_parameters(remove_duplicate=False))}
     names = []

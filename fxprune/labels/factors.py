@@ -143,7 +143,8 @@ def viewed(factor: Factor, old: Sequence[int], new: Sequence[int]) -> tuple[Fact
     cutting before the view and cutting after it give a different order.
     """
     pattern_old, pattern_new = [1] * len(old), [1] * len(new)
-    cut, interleaved = -1, False
+    cut: list[int] = []
+    interleaved = False
     for a, b in view_blocks(old, new):
         varying = [d for d in a if factor.ids.shape[d] > 1]
         if not varying:
@@ -153,10 +154,10 @@ def viewed(factor: Factor, old: Sequence[int], new: Sequence[int]) -> tuple[Fact
         for d in b:
             pattern_new[d] = new[d]
         if factor.dim in a:
-            cut = b[-1]
+            cut = b
             interleaved = len(a) > 1 and factor.dim != varying[-1]
     ids = compact(expanded(factor.ids, pattern_old).reshape(pattern_new))
-    return Factor(ids, settle_dim(ids, cut)), interleaved
+    return Factor(ids, settle_dim(ids, next((d for d in reversed(cut) if ids.shape[d] > 1), -1))), interleaved
 
 
 def settle_dim(ids: Ids, hint: int) -> int:

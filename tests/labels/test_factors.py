@@ -106,6 +106,14 @@ def test_a_view_that_interleaves_is_told(data: st.DataObject) -> None:
         assert np.array_equal(full.reshape(wanted.shape), wanted)
 
 
+def test_a_view_cuts_where_the_channels_went() -> None:
+    """Not along what carries them, although that lies further in."""
+    factor = Factor(np.array([0, 1, 8, 9]).reshape(2, 1, 1, 1, 2), 0)
+    after, interleaved = viewed(factor, [2, 4, 1, 1, 2], [4, 1, 2, 1, 2, 1])
+    assert (after.dim, interleaved) == (0, False)
+    assert np.array_equal(after.ids.reshape(4, 2), [[0, 1], [0, 1], [8, 9], [8, 9]])
+
+
 def test_channels_of_two_rows_side_by_side_are_interleaved() -> None:
     ids = np.arange(6).reshape(1, 3, 2)
     assert viewed(Factor(ids, 2), [5, 3, 2], [5, 6])[1] is False
