@@ -21,7 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxprune.errors import ExampleInputsError, RecordError
-from fxprune.recording import RecordedModule, clone_modules, clone_structure, record, recorded
+from fxprune.recording import (
+    RecordedModule,
+    clone_modules,
+    clone_structure,
+    evaluated,
+    named_tensors,
+    record,
+    recorded,
+)
+from fxprune.recording.parts import Parts
 
 
 class Block(nn.Module):
@@ -611,3 +620,63 @@ def test_meta_device() -> None:
         model = Block().eval()
         gm = record(model, torch.randn(1, 3, 5, 5))
         assert gm(torch.randn(7, 3, 5, 5)).shape == (7, 4, 3, 3)
+
+
+# --- what the recorder looks up by itself ---------------------------------------------------------------------------
+
+
+class Folding(nn.Module):
+    """Keeps its weight times two until it is put in another mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(4))
+        self.kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Folding:
+        self.kept = None
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = self.weight * 2
+        return x * self.kept
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_mode_that_does_more_is_called(inside: bool) -> None:
+    model: nn.Module = nn.Sequential(nn.Linear(4, 4), Folding()) if inside else Folding()
+    model.eval()
+    x = torch.rand(2, 4)
+    expected = model(x)  # and what it keeps is made
+    gm = record(model, x)
+    assert "weight" in {target.rpartition(".")[2] for target in map(str, _targets(gm))}
+    assert not any("_constant" in str(target) for target in _targets(gm))
+    assert torch.equal(gm(x), expected)
+
+
+def test_eval_mode_for_a_while_calls_what_a_class_overrides() -> None:
+    folding = Folding()
+    folding(torch.rand(4))
+    assert folding.kept is not None
+    with evaluated(nn.Sequential(folding, nn.ReLU())):
+        assert folding.kept is None
+        assert not folding.training
+    assert folding.training
+
+
+def test_parts_have_the_names_that_torch_gives() -> None:
+    shared, tied = nn.Linear(2, 2), nn.Linear(2, 2)
+    tied.weight = shared.weight
+    norm = nn.BatchNorm1d(2)
+    model = nn.Sequential(OrderedDict(b=nn.Sequential(shared, norm), a=shared, c=tied, d=norm))
+    parts = Parts.of(model)
+    assert list(parts.modules.items()) == list(model.named_modules())
+    for own, torchs in ((parts.parameters, model.named_parameters()), (parts.buffers, model.named_buffers())):
+        wanted = dict(torchs)
+        assert list(own) == list(wanted)
+        assert all(own[name] is tensor for name, tensor in wanted.items())
+    every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    named = named_tensors(model)
+    assert list(named) == [name for name, _ in every]
+    assert all(named[name] is tensor for name, tensor in every)
