@@ -48,7 +48,8 @@ def _picked(tensor: Tensor, picks: Sequence[tuple[int, Tensor]]) -> Tensor:
     Of a large tensor a few rows at a time, so that what lies between two picks stays in the processor's cache.
     """
     (dim, rows), *others = picks
-    if tensor.numel() > _LARGE and others and dim == 0 and all(index.ndim == 1 for _, index in picks):
+    in_parts = tensor.numel() > _LARGE and not tensor.is_meta and bool(others) and dim == 0
+    if in_parts and all(index.ndim == 1 for _, index in picks):
         sizes = list(tensor.shape)
         for d, index in picks:
             sizes[d] = len(index)
