@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import ConversionError, InputError, PlanError
 from fxprune.inputs import RECORD_KEY, batch_size, like_parameters, make_inputs
-from fxprune.recording import cached_tensor_dicts, evaluated, raised_at, replace_tensors
+from fxprune.recording import cached_tensor_dicts, evaluated, named_tensors, raised_at, replace_tensors
 from fxprune.rewriting import CUTS_KEY, REPAIRED, Cuts, adapt, adapts_by_itself
 from fxprune.text import some
 from fxprune.verify import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_error
@@ -60,10 +60,6 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     return result
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)])
-
-
 def _check_same(model: nn.Module, cuts: Cuts) -> None:
     own = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     others = [name for name, shape in own.items() if cuts.shapes.get(name) != shape]
@@ -76,8 +72,8 @@ def _check_same(model: nn.Module, cuts: Cuts) -> None:
 
 def _put_tensors(result: nn.Module, pruned: nn.Module) -> None:
     """Copies of the pruned parameters and buffers; what is one tensor in the model stays one."""
-    given = _tensors(pruned)
-    names = {id(tensor): name for name, tensor in _tensors(result).items() if name in given}
+    given = named_tensors(pruned)
+    names = {id(tensor): name for name, tensor in named_tensors(result).items() if name in given}
     made: dict[int, Tensor] = {}
 
     def put(tensor: Tensor) -> Tensor:
@@ -109,7 +105,7 @@ def _put_sizes(result: nn.Module, pruned: nn.Module) -> None:
 
 def _obstacles(result: nn.Module, pruned: fx.GraphModule, cuts: Cuts) -> Iterator[str]:
     """Source lines where the pruned graph says something that the class does not."""
-    known = _tensors(result)
+    known = named_tensors(result)
     for node in pruned.graph.nodes:
         source = str(node.meta.get("source", node.name))
         if node.meta.get(REPAIRED) and not adapts_by_itself(result.get_submodule(node.meta.get("module", ""))):

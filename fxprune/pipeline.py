@@ -154,7 +154,7 @@ def record_and_analyse(
         module = recording.recorded(model, args, kwargs, compiled=False)
     with stages("analysing"):
         graph = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore)
-    kinds = {name: type(m).__name__ for name, m in model.named_modules(remove_duplicate=False)}
+    kinds = {name: type(m).__name__ for name, m in recording.named_modules(model)}
     return Dense(module, replace(graph, kinds=kinds), args, kwargs, type(model).__name__, stages)
 
 

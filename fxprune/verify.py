@@ -26,6 +26,7 @@ from fxprune.labels.factors import Labels
 from fxprune.labels.propagate import Propagation, TensorLabels
 from fxprune.meta import OpMode
 from fxprune.plan import PruningPlan
+from fxprune.recording import named_tensors
 
 TOLERANCE = 1e-5
 """Largest accepted relative error in float32: ``max |pruned - masked| / max |masked|`` over every output."""
@@ -153,7 +154,7 @@ def _masks(run: Propagation, kept: Tensor) -> _Masks:
 
 def zero_slices(module: nn.Module, plan: PruningPlan) -> None:
     """Set every slice that ``plan`` drops to zero, in place."""
-    tensors = dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)])
+    tensors = named_tensors(module)
     with torch.no_grad():
         for name, dims in plan.kept.items():
             tensor = tensors[name]

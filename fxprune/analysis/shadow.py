@@ -49,7 +49,7 @@ def labelled_shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[nn.
         if id(tensor) not in replaced:
             own = tuple(names[id(tensor)])
             if tensor.is_floating_point() or tensor.is_complex():
-                stand = on_meta(tensor)
+                stand = _without_data(tensor)
                 label_parameter(run, own[0], stand)
                 shape = tuple(tensor.shape)
                 groups = run.facts.layouts.get(own[0], 1)
@@ -75,41 +75,17 @@ def replay(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     watch: Watch | None = None,
+    shadow: nn.Module | None = None,
 ) -> tuple[Propagation, str]:
     """Propagate the channel numbers of ``graph`` through ``module`` on other inputs or after a rewriting.
 
-    ``watch``: called after every aten op, see ``Propagation``.
+    ``watch``: called after every aten op, see ``Propagation``. ``shadow``: its modules, floats on meta already, which
+    carry the labels from now on (of a draft, ``module`` itself); else a copy is made.
 
     Returns:
         The run, whose atoms below ``graph.channel_count`` are channel numbers, and the error that ended it, or "".
     """
-    shadow = clone_modules(module)
-    made: dict[int, Tensor] = {}
-
-    def stand_in(tensor: Tensor) -> Tensor:
-        if id(tensor) not in made:
-            made[id(tensor)] = (
-                on_meta(tensor) if tensor.is_floating_point() or tensor.is_complex() else _as_it_is(tensor)
-            )
-        return made[id(tensor)]
-
-    replace_tensors(shadow, stand_in)
-    return replay_on(shadow, module, graph, keep, args, kwargs, watch)
-
-
-def replay_on(
-    shadow: nn.Module,
-    module: fx.GraphModule,
-    graph: ChannelGraph,
-    keep: Keep,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    watch: Watch | None = None,
-) -> tuple[Propagation, str]:
-    """``replay`` on modules whose floats are on meta already; they carry the labels from now on.
-
-    ``shadow``: the modules of ``module``, or ``module`` itself.
-    """
+    shadow = _on_meta(module) if shadow is None else shadow
     run = Propagation(graph.attention, seeded=True, watch=watch)
     run.fresh(graph.channel_count)
     run.lock(np.flatnonzero(graph.locked), "locked before")
@@ -128,6 +104,21 @@ def replay_on(
     return run, ""
 
 
-def on_meta(tensor: Tensor) -> Tensor:
+def _on_meta(module: fx.GraphModule) -> nn.Module:
+    """A copy of its modules over stand-ins, one for every tensor."""
+    shadow = clone_modules(module)
+    made: dict[int, Tensor] = {}
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            labelled = tensor.is_floating_point() or tensor.is_complex()
+            made[id(tensor)] = _without_data(tensor) if labelled else _as_it_is(tensor)
+        return made[id(tensor)]
+
+    replace_tensors(shadow, stand_in)
+    return shadow
+
+
+def _without_data(tensor: Tensor) -> Tensor:
     """Its like without data. Torch takes other ways through its ops for tensors that need gradients."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta", requires_grad=tensor.requires_grad)

@@ -56,12 +56,15 @@ class RecordedModule(fx.GraphModule):
     @property
     def code(self) -> str:
         """The Python code of the graph."""
-        if "forward" not in vars(type(self)):
-            self.recompile()
+        self._write()
         return str(super().code)
 
+    def _write(self) -> None:
+        if "forward" not in vars(type(self)):
+            self.recompile()
+
     def __reduce__(self) -> Any:
-        self.recompile()  # the state that is pickled holds the code
+        self._write()  # the state that is pickled holds the code
         return super().__reduce__()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> RecordedModule:

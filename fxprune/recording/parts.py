@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from fxprune.recording.module import named_modules
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -23,21 +25,17 @@ class Parts:
         modules: dict[str, nn.Module] = {}
         parameters: dict[str, Tensor] = {}
         buffers: dict[str, Tensor] = {}
-        seen: set[nn.Module] = set()
+        seen: set[int] = set()
         seen_parameters: set[int] = set()
         seen_buffers: set[int] = set()
-        pending: list[tuple[str, nn.Module]] = [("", model)]
-        while pending:
-            path, module = pending.pop()
-            if module in seen:
+        for path, module in named_modules(model):
+            if id(module) in seen:
                 continue
-            seen.add(module)
+            seen.add(id(module))
             modules[path] = module
             prefix = f"{path}." if path else ""
             _add(parameters, seen_parameters, prefix, module._parameters)
             _add(buffers, seen_buffers, prefix, module._buffers)
-            children = [(prefix + name, child) for name, child in module._modules.items() if child is not None]
-            pending += reversed(children)
         return cls(modules, parameters, buffers)
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PLAIN = frozenset([int, float, bool, str, type(None)])  # most arguments
+PLAIN = frozenset([int, float, bool, str, type(None)])  # most arguments
 
 
 def map_sequence(old: Any, items: list[Any]) -> Any:
@@ -64,7 +64,7 @@ def _collect(value: Any, found: list[Tensor]) -> None:
         for item in value:
             if isinstance(item, Tensor):
                 found.append(item)
-            elif type(item) not in _PLAIN:
+            elif type(item) not in PLAIN:
                 _collect(item, found)
     elif isinstance(value, dict):
         for item in value.values():

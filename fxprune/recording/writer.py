@@ -20,7 +20,6 @@ from fxprune.recording.parts import Parts
 from fxprune.recording.sources import current_source
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
 
-_PLAIN = frozenset([int, float, bool, str, type(None)])  # most literals
 _LITERALS = (
     bool,
     int,
@@ -224,7 +223,7 @@ class GraphWriter:
 
     def argument(self, value: Any, instead: dict[int, Node] | None = None) -> Any:
         """``value`` as a node argument: tensors and traced numbers as nodes, literals as they are."""
-        if type(value) in _PLAIN:
+        if type(value) in trees.PLAIN:
             return value
         if instead and id(value) in instead:
             return instead[id(value)]

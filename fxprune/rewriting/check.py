@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from fxprune.analysis import replay_on
+from fxprune.analysis import replay
 from fxprune.channels import ChannelGraph, channels_of
 from fxprune.cost import Keep
 from fxprune.labels.classes import Ids
@@ -49,7 +49,7 @@ def check_rewrite(
         args: the example inputs that ``graph`` was made with.
         kwargs: the same, keyword inputs.
     """
-    run, failed = replay_on(module, module, graph, keep, args, kwargs)
+    run, failed = replay(module, graph, keep, args, kwargs, shadow=module)
     roots = run.classes.find(np.arange(len(run.classes)))
     merged = _merged(roots[: graph.channel_count], graph.locked)
     comparison = _Comparison(graph, keep, roots, merged)
