@@ -24,6 +24,7 @@ from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows, same
 from fxprune.labels.factors import Factor, Labels, narrow, vector
 from fxprune.meta import MetaKernels, OpMode, tensors_in
+from fxprune.recording.guards import NUMBER, is_guard
 
 Attention = Literal["head_dim", "heads"]
 _LABELS = "_fxprune_labels"
@@ -537,6 +538,10 @@ class _Runner:
     def _result(self, n: fx.Node) -> Any:
         if n.op == "placeholder":
             return self._values[n]
+        if is_guard(n):
+            return None
+        if NUMBER in n.meta:  # read from a tensor, of which only the recorded run knows it
+            return n.meta[NUMBER]
         args, kwargs = self._arguments(n)
         target: Any = n.target
         if n.op == "output":

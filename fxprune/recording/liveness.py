@@ -7,7 +7,7 @@ parameter, a buffer or an input.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch.fx import Graph, Node
 
@@ -18,15 +18,17 @@ def eliminate_dead_nodes(
     writes: Mapping[Node, frozenset[int]],
     lasting: frozenset[int],
     regions: Sequence[tuple[Node, Node]] = (),
+    wanted: Collection[Node] = (),
 ) -> None:
     """Erase what neither the output nor anything outlasting the call depends on.
 
     ``storages``: the storages of a node's results. ``writes``: those it writes to. ``lasting``: those that outlive
     the call. ``regions``: pairs of nodes that open and close a context; they stay if a node between them does.
+    ``wanted``: nodes that stay for what they do: guards.
     """
     alive: set[Node] = set()
     reachable = set(lasting)
-    pending = [node for node in graph.nodes if node.op in ("output", "placeholder")]
+    pending = [node for node in graph.nodes if node.op in ("output", "placeholder") or node in wanted]
     while pending:
         _visit(pending, alive, reachable, storages)
         pending = [node for node, written in writes.items() if node not in alive and written & reachable]

@@ -1,5 +1,7 @@
 """What recording replaces in torch and in the model's own Python modules, for as long as it lasts.
 
+Other threads never notice: every replacement does what the original does for them, and one thread records at a time.
+
 ``nn.Module.__call__`` and ``autograd.Function.apply`` are not torch functions, so no mode sees them. ``int()`` and
 ``len()`` return exact ints whatever ``__int__`` and ``__len__`` give, so a size that passes through them would become
 a literal: the Python packages that define the model's layers see versions that keep the memory of a ``TracedInt``.
@@ -8,6 +10,7 @@ a literal: the Python packages that define the model's layers see versions that 
 from __future__ import annotations
 
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -103,14 +106,33 @@ def intercepted_autocast(
 
 
 @contextmanager
-def without_fast_path() -> Iterator[None]:
-    """nn.MultiheadAttention and nn.TransformerEncoder take their Python path, not the fused inference kernel."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+def answered(answers: Mapping[tuple[Any, str], Callable[[], bool]], is_asked: Callable[[], bool]) -> Iterator[None]:
+    """The functions ``(owner, name)`` give another answer wherever ``is_asked()``, and their own elsewhere."""
+    before = [(owner, name, getattr(owner, name)) for owner, name in answers]
+    for owner, name, original in before:
+        setattr(owner, name, _answering(original, answers[owner, name], is_asked))
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        for owner, name, original in before:
+            setattr(owner, name, original)
+
+
+def _answering(original: Callable[..., Any], answer: Callable[[], bool], is_asked: Callable[[], bool]) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return answer() if is_asked() else original(*args, **kwargs)
+
+    return call
+
+
+_exclusive = threading.RLock()
+
+
+@contextmanager
+def exclusively() -> Iterator[None]:
+    """One recording at a time in the whole process: what is replaced below is everybody's."""
+    with _exclusive:
+        yield
 
 
 class _NumberMeta(type):

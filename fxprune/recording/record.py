@@ -19,6 +19,9 @@ from fxprune.recording.traced import TracedFlag
 from fxprune.recording.writer import GraphWriter
 
 
+_DEFAULT = Options()
+
+
 def record(
     model: nn.Module,
     example_inputs: Tensor | tuple[Any, ...],
@@ -49,20 +52,26 @@ def recorded(
     *,
     rehearse: bool = True,
     compiled: bool = True,
+    options: Options = _DEFAULT,
 ) -> RecordedModule:
-    """:func:`record`; with ``rehearse``, without data where that is enough. ``compiled``: see ``RecordedModule``."""
+    """:func:`record`; with ``rehearse``, without data where that is enough. ``compiled``: see ``RecordedModule``.
+
+    ``options``: how to record; given up one by one where they are what fails.
+    """
     args, kwargs = boundary.normalised(example_inputs, example_kwargs)
     bound = boundary.bind(model, args, kwargs)
     parts = Parts.of(model)
     _check_initialised(model, parts)
-    writer = _rehearsed(model, parts, bound) if rehearse and rehearsal.is_possible(parts, bound) else None
-    if writer is None:
-        writer = _recorded(model, parts, bound, boundary.describe(args, kwargs)).writer
+    recorder = _rehearsed(model, parts, bound, options) if rehearse and rehearsal.is_possible(parts, bound) else None
+    if recorder is None:
+        recorder = _recorded(model, parts, bound, boundary.describe(args, kwargs), options)
+    writer = recorder.writer
     root = clone_tree(model, {str(node.target) for node in writer.graph.nodes if node.op == "call_module"})
     for path in writer.flags:
         add_training_flag(root, path)
-    for name, tensor in writer.constants.items():
+    for name, tensor in recorder.constants().items():
         add_constant(root, name, tensor)
+    recorder.forget()
     result = RecordedModule(root, writer.graph, type(model).__name__, compiled=compiled)
     result.meta["notes"] = writer.notes
     return result
@@ -74,42 +83,62 @@ def _check_initialised(model: nn.Module, parts: Parts) -> None:
             raise RecordError(f"{name} of {type(model).__name__} is not initialised yet. Call the model once first.")
 
 
-def _rehearsed(model: nn.Module, parts: Parts, bound: inspect.BoundArguments) -> GraphWriter | None:
+def _rehearsed(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, options: Options) -> Recorder | None:
     """Record without data; None if the run needs it, or does not end."""
-    run = rehearsal.Rehearsal()
-    recorder = Recorder(model, parts, Options(clear_caches=False), run)
+    recorder = Recorder(model, parts, replace(options, clear_caches=False), rehearse=True)
+    run = recorder.rehearsal
+    assert run is not None
     try:
         recorder.run(rehearsal.without_data(bound))
     except Exception:
+        recorder.forget()
         return None
+    recorder.forget()
     writer = recorder.writer
     if run.needs_data or writer.hashed or run.is_kept() or not run.are_innocent(writer.constants.values()):
         return None
-    return writer
+    return _noted(recorder)
 
 
-def _recorded(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, given: str) -> Recorder:
+def _recorded(
+    model: nn.Module, parts: Parts, bound: inspect.BoundArguments, given: str, options: Options
+) -> Recorder:
     """Record; where a liberty taken by ``Options`` is what fails, record again without it."""
-    options = Options(clear_caches=bool(state.cached_tensor_dicts(parts.modules.values())))
+    caches = bool(state.cached_tensor_dicts(parts.modules.values()))
+    options, private = replace(options, clear_caches=options.clear_caches and caches), False
     while True:
-        recorder = Recorder(model, parts, options)
+        recorder = Recorder(model, parts, options, private)
         try:
             output = recorder.run(bound)
         except FxpruneError:
             raise
         except Exception as error:
+            if recorder.memory.was_refused:
+                private = True
+                continue
             fewer = _without_culprit(options, error)
             if fewer is None:
                 raise _explained(model, parts, bound, given, error) from error
             options = fewer
             continue
+        if recorder.memory.was_refused:
+            private = True
+            continue
         liberties = options.clear_caches or (options.own_hashes and recorder.writer.hashed)
-        if liberties and not _same(output, Recorder(model, parts, options).run_unrecorded(bound)):
+        if liberties and not _same(output, Recorder(model, parts, options, private=True).run_unrecorded(bound)):
             options = replace(options, clear_caches=False, own_hashes=False)
             continue
         if not options.traced_flags:
             recorder.writer.note("functional dropout is recorded as it goes in eval mode", source=type(model).__name__)
-        return recorder
+        return _noted(recorder)
+
+
+def _noted(recorder: Recorder) -> Recorder:
+    if recorder.foreign_randomness:
+        recorder.writer.note(
+            "forward draws random numbers from Python or NumPy, which are kept as constants", source="the model"
+        )
+    return recorder
 
 
 def _without_culprit(options: Options, error: Exception) -> Options | None:
@@ -139,7 +168,7 @@ def _explained(
     """The model's own failure as an ``ExampleInputsError``; a failure of the recording alone as a ``RecordError``."""
     name = type(model).__name__
     try:
-        Recorder(model, parts, Options()).run_unrecorded(bound)
+        Recorder(model, parts, Options(), private=True).run_unrecorded(bound)
     except Exception as own:
         return ExampleInputsError(
             f"{name}.forward raised {type(own).__name__}: {own}{_where(own)}. It was called with {given}. "

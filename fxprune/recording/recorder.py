@@ -13,12 +13,13 @@ import operator
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
@@ -35,12 +36,14 @@ from fxprune.errors import RecordError
 from fxprune.meta import OpMode
 from fxprune.recording import boundary, patches, state, trees
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
+from fxprune.recording.copies import Copier, forget
+from fxprune.recording.guards import NUMBER
 from fxprune.recording.leaves import is_leaf, is_only_torch
 from fxprune.recording.module import TrainingFlag, have_their_own_modes
 from fxprune.recording.parts import Parts
 from fxprune.recording.rehearsal import Rehearsal
 from fxprune.recording.sources import caller_is_user_code, current_source, defined_at
-from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
+from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain, traced_call
 from fxprune.recording.writer import GraphWriter
 
 _VALUE_READS = {
@@ -48,6 +51,21 @@ _VALUE_READS = {
     torch.ops.aten.equal.default,
     torch.ops.aten.is_nonzero.default,
 }
+# Calls that take values out of a tensor without such an op.
+_READS = {"tolist", "numpy", "__array__"}
+# Where the arguments begin that are sizes, or numbers at least; a tensor among them stands for its value.
+_SIZED = {
+    **dict.fromkeys(("view", "reshape", "expand", "repeat", "tile", "new_zeros", "new_ones", "new_empty"), 1),
+    **dict.fromkeys(("zeros", "ones", "empty", "rand", "randn", "arange"), 0),
+}
+# What libraries ask to find out whether they must take their general branch.
+_EXPORTING = [
+    (torch.compiler, "is_exporting"),
+    (torch.compiler, "is_compiling"),
+    (torch.compiler, "is_dynamo_compiling"),
+    (torch.jit, "is_tracing"),
+]
+_FAST_PATH = (torch.backends.mha, "get_fastpath_enabled")  # of nn.MultiheadAttention and nn.TransformerEncoder
 # Calls that change how autograd treats a tensor, or a mode of torch, and compute nothing.
 _NO_OPS = {"requires_grad_", "retain_grad", "register_hook", "_set_grad_enabled", "set_grad_enabled"}
 
@@ -60,12 +78,20 @@ class Options:
     functional dropout follow train and eval. ``traced_builtins``: let sizes keep their memory through ``int()`` and
     ``len()``. ``own_hashes``: a size is found in a dict or set only under its own expression, so that functions that
     memoise by sizes are run.
+
+    The others are other ways to record the same model, of which the one that agrees with it is taken (see
+    ``fxprune.probes``). ``exporting``: the model is told that it is being exported, where most libraries take their
+    general branch. ``flipped``: source lines where a branch on a tensor's value goes the other way. ``cleared``: (name
+    of a module, attribute) that the model keeps for one size, as good as never set.
     """
 
     clear_caches: bool = True
     traced_flags: bool = True
     traced_builtins: bool = True
     own_hashes: bool = True
+    exporting: bool = False
+    flipped: frozenset[str] = frozenset()
+    cleared: frozenset[tuple[str, str]] = frozenset()
 
 
 class _FunctionMode(TorchFunctionMode):
@@ -120,28 +146,31 @@ class _DispatchMode(OpMode):
 class Recorder:
     """One run of ``model``, written down by ``writer``."""
 
-    def __init__(self, model: nn.Module, parts: Parts, options: Options, rehearsal: Rehearsal | None = None) -> None:
-        self.model = model
-        self.parts = parts
+    def __init__(self, model: nn.Module, parts: Parts, options: Options, private: bool = False,
+                 rehearse: bool = False) -> None:  # fmt: skip
+        """``parts``: of the caller's ``model``, a copy of which is run. ``private``: its parameters are copied too."""
+        self.memory = state.Memory(parts, private)
+        self.rehearsal = Rehearsal(self.memory) if rehearse else None
+        if self.rehearsal is not None:
+            self.rehearsal.expect(parts)
+        copier = Copier(self.memory.stand_in if self.rehearsal is None else self.rehearsal.stand_in)
+        self.model = copier(model)
+        self._copies = copier
+        self.parts = Parts.of(self.model)
         self.options = options
-        self.rehearsal = rehearsal
-        seen = parts if rehearsal is None else rehearsal.parts(parts)
-        self.writer = GraphWriter(seen, options.own_hashes)
-        self._written_storages = state.Storages()
+        self.foreign_randomness = False
+        self.writer = GraphWriter(self.parts, options.own_hashes, self.decided)
+        for name, tensor in parts.tensors.items():
+            self.writer.also_named(name, tensor)
         self._thread = threading.get_ident()
         self._depth = 0
         self._value_read = False
         self._written_tensors: set[int] = set()
         self._function_mode = _FunctionMode(self)
-        self._module_names = {id(module): name for name, module in parts.modules.items()}
+        self._module_names = {id(module): name for name, module in self.parts.modules.items()}
         self._buffers = [
-            (
-                module,
-                name,
-                f"{path}.{name}" if path else name,
-                buffer if rehearsal is None else rehearsal.stand_in(buffer),
-            )
-            for path, module in parts.modules.items()
+            (module, name, f"{path}.{name}" if path else name, buffer)
+            for path, module in self.parts.modules.items()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
@@ -149,20 +178,21 @@ class Recorder:
     # --- the run ------------------------------------------------------------------------------------------------------
 
     def run(self, bound: inspect.BoundArguments) -> Any:
-        """Run the model on copies of the example inputs, write the graph, and return the output."""
-        with self._surroundings(), ExitStack() as hooks:
+        """Run the copy on copies of the example inputs, write the graph, and return the output."""
+        namespaces = patches.defining_namespaces(self.parts.modules.values())
+        with patches.exclusively(), self._surroundings(), ExitStack() as hooks:
             hooks.enter_context(torch.enable_grad())
-            hooks.enter_context(patches.without_fast_path())
+            hooks.enter_context(patches.answered({_FAST_PATH: lambda: False}, self._is_here))
+            if self.options.exporting:
+                answers = dict.fromkeys(_EXPORTING, lambda: True)
+                hooks.enter_context(patches.answered(answers, self._is_asked_by_the_model))
             hooks.enter_context(patches.intercepted_modules(self.seen_module))
-            namespaces = patches.defining_namespaces(self.parts.modules.values())
             hooks.enter_context(patches.intercepted_apply(namespaces, self.seen_apply))
             hooks.enter_context(patches.intercepted_autocast(self.entered_autocast, self.left_autocast))
             if self.options.traced_builtins:
                 hooks.enter_context(patches.size_preserving_builtins(namespaces, self._builtins()))
             hooks.enter_context(self._function_mode)
             with self._unrecorded():
-                if self.rehearsal is not None:
-                    self.rehearsal.install(self.parts.modules.values())
                 self._put_in_eval_mode()
                 args, kwargs = self._place_inputs(bound)
                 self._written_tensors.clear()
@@ -176,24 +206,41 @@ class Recorder:
         return output
 
     def run_unrecorded(self, bound: inspect.BoundArguments) -> Any:
-        """The model's own output in eval mode, without a graph; everything is put back all the same."""
+        """The model's own output in eval mode, without a graph."""
         with self._surroundings(), torch.no_grad(), self._unrecorded():
             self.model.eval()
             fresh = {name: boundary.with_fresh_tensors(value) for name, value in bound.arguments.items()}
             inputs = inspect.BoundArguments(bound.signature, OrderedDict(fresh))
             return self.model(*inputs.args, **inputs.kwargs)
 
+    def constants(self) -> dict[str, Tensor]:
+        """The tensors that the run did not compute, by the name of their buffer: the caller's own, not their copies."""
+        return {name: self._copies.original(tensor) for name, tensor in self.writer.constants.items()}
+
+    def forget(self) -> None:
+        """Let go of the copy."""
+        forget(self.model)
+
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
         """What is put back after any run, and the dispatch mode that sees what there is to put back."""
-        with ExitStack() as stack:
-            stack.callback(self._written_storages.restore)
-            stack.enter_context(state.preserved(self.parts))
-            stack.enter_context(state.forked_random_state(self.parts))
-            stack.enter_context(state.without_compilation())
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(_DispatchMode(self))
-            yield
+        states = state.RandomStates(self.parts.tensors.values())
+        try:
+            with ExitStack() as stack:
+                stack.callback(self.memory.restore)
+                stack.enter_context(state.without_compilation())
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(_DispatchMode(self))
+                yield
+        finally:
+            states.restore()
+            self.foreign_randomness = states.foreign
+
+    def _is_here(self) -> bool:
+        return threading.get_ident() == self._thread
+
+    def _is_asked_by_the_model(self) -> bool:
+        return self._is_here() and caller_is_user_code()
 
     def _unrecorded(self) -> Recorder:
         """``with`` this, nothing is recorded, and the function mode is off; ``lifted`` is for code of the model."""
@@ -209,7 +256,7 @@ class Recorder:
 
     def _is_inner(self) -> bool:
         """Whether what runs now belongs to a call that is recorded as a whole, or to another thread."""
-        return self._depth > 0 or threading.get_ident() != self._thread
+        return self._depth > 0 or not self._is_here()
 
     def _put_in_eval_mode(self) -> None:
         """Through train mode, so that models which drop their caches in ``train()`` do."""
@@ -224,6 +271,8 @@ class Recorder:
         if self.options.clear_caches:
             for cache in state.cached_tensor_dicts(modules):
                 cache.clear()
+        for path, name in self.options.cleared:
+            unset(self.parts.modules[path], name)
         if not self.options.traced_flags:
             return
         for name, module in self.parts.modules.items():
@@ -291,7 +340,36 @@ class Recorder:
             return func(*args, **kwargs)
         if setter_name(func) is not None:
             return self._assigned(setter_name(func), args[0], args[1])
-        return self._record(lambda: written_as(func, args, kwargs), self._run(func), args, kwargs)
+        name = str(getattr(func, "__name__", ""))
+        args = self._with_numbers(name, args)
+        return self._record(lambda: written_as(func, args, kwargs), self._run(func), args, kwargs, name)
+
+    def _with_numbers(self, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments with numbers where tensors stand for numbers: bounds of slices, sizes among others."""
+        if name in ("__getitem__", "__setitem__"):
+            index = args[1]
+            parts = index if isinstance(index, tuple) else (index,)
+            if any(isinstance(part, slice) and trees.has_tensors([part.start, part.stop, part.step]) for part in parts):
+                new = [self._number_slice(part) if isinstance(part, slice) else part for part in parts]
+                return (args[0], tuple(new) if isinstance(index, tuple) else new[0], *args[2:])
+            return args
+        if name in _SIZED:
+            given = [self._number(arg) if isinstance(arg, Tensor) and place >= _SIZED[name] else arg
+                     for place, arg in enumerate(args)]  # fmt: skip
+            args = tuple(given)
+        if any(type(arg) in (tuple, list) and _is_mixed(arg) for arg in args):
+            return tuple([*map(self._number, arg)] if type(arg) in (tuple, list) and _is_mixed(arg) else arg
+                         for arg in args)  # fmt: skip
+        return args
+
+    def _number_slice(self, part: slice) -> slice:
+        return slice(*(self._number(bound) for bound in (part.start, part.stop, part.step)))
+
+    def _number(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        item = self.seen_function(Tensor.item, (value,), {}, self._function_mode)
+        return patches.Int(item) if isinstance(item, float) else item
 
     def _run(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """How a torch function is run."""
@@ -313,6 +391,7 @@ class Recorder:
         """A module that is called: a leaf becomes one node, any other runs on under its name."""
         if self._is_inner():
             return call(module, *args, **kwargs)
+        module = self._copies.modules.get(id(module), module)  # of the caller's own, reached by a closure
         name = self._module_names.get(id(module))
         if isinstance(module, TrainingFlag) and name is not None and self.options.traced_flags:
             return self.writer.flag(name.rpartition(".")[0], self._branched_on_flag)
@@ -369,24 +448,15 @@ class Recorder:
         run = func if self.rehearsal is None else partial(self.rehearsal.op, func)
         with self._unrecorded():
             if func._schema.is_mutable:
-                self._save_before_write(func, args, kwargs)
+                self._written_tensors.update(map(id, self.memory.before_op(func, args, kwargs)))
             if is_inner:
                 result = run(*args, **kwargs)
             else:
                 self._needs_data()  # what calls an op that no torch function announced cannot be watched
                 result = self._record(lambda: Call("call_function", func, args, kwargs), run, args, kwargs)
             for tensor in trees.tensors(result):
-                self._written_storages.created(tensor)
+                self.memory.created(tensor)
         return result
-
-    def _save_before_write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for index, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            value = args[index] if index < len(args) else kwargs.get(argument.name)
-            for tensor in trees.tensors(value):
-                self._written_storages.before_write(tensor)
-                self._written_tensors.add(id(tensor))
 
     def _needs_data(self) -> None:
         if self.rehearsal is not None:
@@ -407,9 +477,10 @@ class Recorder:
             self.writer.region(enter, leave)
 
     def _record(
-        self, written: Callable[[], Call], run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, written: Callable[[], Call], run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+        name: str = "",
     ) -> Any:
-        """Run one call, then write it down unless it computed no tensor and changed none."""
+        """Run one call, then write it down unless it computed no tensor and changed none. ``name``: of the function."""
         if torch._C._functorch.peek_interpreter_stack() is not None:
             raise RecordError(
                 f"{current_source()}: code inside torch.vmap, torch.func.grad and the like cannot be recorded. "
@@ -422,18 +493,59 @@ class Recorder:
             changed = [t for t, version in before if _version(t) != version or id(t) in self._written_tensors]
             self._written_tensors.clear()
             if not changed and not trees.has_tensors(result):
-                if self._value_read:
-                    self.writer.note("a value read from a tensor is kept as a constant")
-                return result
+                return self._read(written(), result) if self._value_read or name in _READS else result
             return self.writer.write(written(), result, changed)
 
+    def _read(self, call: Call, result: Any) -> Any:
+        """A value was read from a tensor. It goes on as a node where it is a number, else the graph is bound to it."""
+        name = str(getattr(call.target, "__name__", call.target))
+        operand = call.args[0]
+        is_truth = name in ("__bool__", "is_nonzero") and isinstance(operand, Tensor)
+        node = self.writer.node_of(operand) if is_truth else self.writer.create(call)
+        if not self.writer.depends_on_inputs(node):
+            self.writer.note("a value read from a tensor is kept as a constant")
+            return result
+        if isinstance(result, bool):
+            line = current_source()
+            if line in self.options.flipped:
+                return not result
+        if not is_truth:
+            node.meta[NUMBER] = result
+        if name == "item" and type(result) in (int, float):
+            lazy = Lazy(self.writer, "call_method", "item", (operand,))
+            lazy.node = node
+            return TracedInt(result, lazy) if type(result) is int else TracedFloat(result, lazy)
+        if isinstance(result, np.ndarray):
+            node, result_known = self.writer.node_of(operand), result.tolist()
+        else:
+            result_known = result
+        if not _is_plain(result_known):
+            raise RecordError(
+                f"{current_source()}: {name} takes values out of a tensor that depends on the inputs, as a "
+                f"{type(result).__name__}, which no graph can follow. Express what follows with torch functions."
+            )
+        self.writer.guard(node, "==", result_known)
+        return result
+
+    def decided(self, value: Any, relation: str, other: Any, outcome: bool) -> None:
+        """The model branched on a number that it got from sizes or values."""
+        if not self._is_inner():
+            with self._unrecorded():
+                self.writer.guard(value, relation, other, outcome)
+
     def _builtins(self) -> dict[str, Any]:
-        return {"int": patches.Int, "float": patches.Float, "len": self._length, "range": self._range}
+        return {"int": patches.Int, "float": patches.Float, "len": self._length, "range": self._range,
+                "max": traced_call(max), "min": traced_call(min)}  # fmt: skip
 
     def _range(self, *bounds: Any) -> range:
-        if any(isinstance(bound, TracedInt) for bound in bounds) and not self._is_inner():
+        if not self._is_here():
+            return range(*bounds)
+        traced = [bound for bound in bounds if isinstance(bound, TracedInt)]
+        if traced and not self._is_inner():
             self.writer.note(f"a loop over range{bounds}, which depends on the shape of a tensor, is unrolled")
-        return range(*bounds)
+            for bound in traced:
+                self.decided(bound, "==", plain(bound), True)
+        return range(*map(plain, bounds))
 
     def _length(self, value: Any) -> int:
         """``len(value)`` that keeps the memory of a tensor's first size."""
@@ -441,6 +553,30 @@ class Recorder:
             return len(value)
         with self._unrecorded():
             return self.writer.size(value, 0) if value.ndim else len(value)
+
+
+def _is_mixed(sequence: Sequence[Any]) -> bool:
+    """Numbers, and tensors that stand for numbers."""
+    kinds = [isinstance(item, Tensor) for item in sequence]
+    return any(kinds) and any(isinstance(item, int) for item in sequence)
+
+
+def _is_plain(value: Any) -> bool:
+    """A number or a nested list of numbers."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float))
+
+
+def unset(module: nn.Module, name: str) -> None:
+    """As if nobody had set the attribute yet: what its class says, else None."""
+    if name in module.__dict__:
+        if any(name in vars(cls) for cls in type(module).__mro__):
+            del module.__dict__[name]
+        else:
+            module.__dict__[name] = None
+    elif name in module._buffers:
+        module._buffers[name] = None
 
 
 class _NotTensorsError(Exception):

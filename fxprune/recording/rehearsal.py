@@ -80,41 +80,34 @@ class DataNeededError(Exception):
 
 
 class Rehearsal:
-    """The stand-ins of one run, and what was asked of them."""
+    """The stand-ins of one run, and what was asked of them. ``memory``: of the tensors that are real."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: state.Memory | None = None) -> None:
         self.needs_data = False
-        self._stand_ins: dict[int, Tensor] = {}
+        self._memory = memory or state.Memory(Parts({}, {}, {}))
+        self._named: set[int] = set()
         self._storages: set[int | None] = set()
         self._made: list[weakref.ref[Tensor]] = []
         self._kernels = MetaKernels()
 
     # --- before the run -----------------------------------------------------------------------------------------------
 
-    def parts(self, parts: Parts) -> Parts:
-        """The same with stand-ins for the tensors, one for every tensor object."""
+    def expect(self, parts: Parts) -> None:
+        """These are the parameters and buffers of the model."""
         for tensor in parts.tensors.values():
             self._storages.add(state.storage_id(tensor))
-            if not tensor.is_floating_point():
-                continue
-            stand_in = _on_meta(tensor)
-            if isinstance(tensor, nn.Parameter):
-                stand_in = nn.Parameter(stand_in, requires_grad=False)
-            stand_in.__dict__.update(tensor.__dict__)
-            self._stand_ins[id(tensor)] = stand_in
-        return parts.with_tensors(self.stand_in)
+            if tensor.is_floating_point():
+                self._named.add(id(tensor))
 
     def stand_in(self, tensor: Tensor) -> Tensor:
-        return self._stand_ins.get(id(tensor), tensor)
-
-    def install(self, modules: Iterable[nn.Module]) -> None:
-        """Put them into the modules' tables. What puts the modules' attributes back puts these back."""
-        for module in modules:
-            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for table in tables:
-                for name, tensor in table.items():
-                    if tensor is not None:
-                        table[name] = self.stand_in(tensor)
+        """What takes the place of a tensor of the model in its copy."""
+        if id(tensor) not in self._named:
+            return self._memory.stand_in(tensor)
+        stand_in = _on_meta(tensor)
+        if isinstance(tensor, nn.Parameter):
+            stand_in = nn.Parameter(stand_in, requires_grad=False)
+        stand_in.__dict__.update(tensor.__dict__)
+        return stand_in
 
     def begin(self) -> None:
         """The inputs are in place; what is made from now on belongs to the run."""

@@ -1,46 +1,100 @@
-"""Recording leaves no trace: flags, attributes, in-place writes, RNG and torch settings are put back, also after an
-error."""
+"""Recording leaves no trace: what the run of a private copy (see ``copies``) may still reach is put back, or refused."""
 
 from __future__ import annotations
 
 import random
 import sys
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fxprune.meta import tensors_in
 from fxprune.recording.parts import Parts
 
-_CONTAINERS = frozenset([dict, OrderedDict, defaultdict, list, set, deque])
+
+class PrivateMemoryNeededError(Exception):
+    """The run is about to write to memory of the caller's: it must have a copy of it."""
 
 
-class Storages:
-    """The contents of storages that existed before the run, kept just before their first in-place write."""
+class Memory:
+    """The memory behind a private copy's tensors, watched for writes.
 
-    def __init__(self) -> None:
+    Parameters are views of the caller's memory; everything else, buffers above all, is copied. A run that is about to
+    write to a parameter is ended, to be made again with ``private`` memory, where parameters are copied too. What is
+    neither the copy's nor made by the run (a tensor that a function keeps) is saved before its first write.
+    """
+
+    def __init__(self, parts: Parts, private: bool = False) -> None:
+        self.was_refused = False
+        self._private = private
+        self._views = {storage_id(tensor) for tensor in parts.parameters.values()} - {None}
+        self._copies: dict[int, torch.UntypedStorage] = {}
         self._created: set[int] = set()
         self._saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def stand_in(self, tensor: Tensor) -> Tensor:
+        """What takes the place of a tensor of the model in its copy."""
+        storage = storage_id(tensor)
+        if storage is None or tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter):
+            own = tensor.detach() if storage in self._views and not self._private else tensor.detach().clone()
+        elif storage in self._views and not self._private:
+            own = tensor.data
+        else:
+            own = self._copied(tensor, storage)
+        if isinstance(tensor, nn.Parameter):
+            own = nn.Parameter(own, requires_grad=False)
+            own.grad = tensor.grad
+        own.__dict__.update(tensor.__dict__)
+        return own
+
+    def _copied(self, tensor: Tensor, storage: int) -> Tensor:
+        """The same view of a copy of its memory: what shares memory goes on to share it."""
+        if storage not in self._copies:
+            self._copies[storage] = tensor.untyped_storage().clone()
+        memory = self._copies[storage]
+        own = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        own.set_(memory, tensor.storage_offset(), tensor.size(), tensor.stride())  # type: ignore[call-overload]
+        own = own.conj() if tensor.is_conj() else own
+        self.created(own)
+        return own
 
     def created(self, tensor: Tensor) -> None:
         """``tensor`` was computed during the run, by an op that made its storage or a view of a known one."""
         if tensor.is_meta:
             return
         key = storage_id(tensor)
-        if key is not None and key not in self._saved:
+        if key is not None and key not in self._saved and key not in self._views:
             self._created.add(key)
 
     def before_write(self, tensor: Tensor) -> None:
+        """An op is about to write to ``tensor``.
+
+        Raises:
+            PrivateMemoryNeededError: this is the caller's memory.
+        """
         if tensor.is_meta:  # has no contents
             return
         key = storage_id(tensor)
         if key is None or key in self._created or key in self._saved:
             return
+        if not self._private:
+            self.was_refused = True
+            raise PrivateMemoryNeededError
         storage = tensor.untyped_storage()
         self._saved[key] = (storage, storage.clone())
+
+    def before_op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """``before_write`` for all that an aten op writes to, which are returned."""
+        found: list[Tensor] = []
+        for index, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                found += tensors_in((args[index] if index < len(args) else kwargs.get(argument.name),))
+        for tensor in found:
+            self.before_write(tensor)
+        return found
 
     def restore(self) -> None:
         for storage, contents in self._saved.values():
@@ -53,52 +107,6 @@ def storage_id(tensor: Tensor) -> int | None:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return None
-
-
-@contextmanager
-def preserved(parts: Parts) -> Iterator[None]:
-    """Put back every module's attributes and training flag and every tensor's ``requires_grad`` afterwards."""
-    scripted = [(module, module.training) for module in parts.scripted()]
-    modules = [module for module in parts.modules.values() if not isinstance(module, torch.jit.ScriptModule)]
-    attributes = [(module, dict(module.__dict__)) for module in modules]
-    containers = [value for module in modules for value in module.__dict__.values() if type(value) in _CONTAINERS]
-    empty = [container for container in containers if not container]  # nearly all: a module has a dozen tables of hooks
-    full = [(container, _contents(container)) for container in containers if container]
-    tensors = list(parts.tensors.values())
-    needed_grad = [tensor for tensor in tensors if tensor.requires_grad and tensor.is_leaf]
-    data = [(tensor, tensor.data) for tensor in tensors]
-    try:
-        for tensor in needed_grad:
-            tensor.requires_grad_(False)
-        yield
-    finally:
-        for module, values in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(values)
-        for container in empty:
-            if container:
-                container.clear()
-        for container, contents in full:
-            _refill(container, contents)
-        for module, training in scripted:
-            module.training = training
-        for tensor, before in data:
-            if storage_id(tensor) != storage_id(before):
-                tensor.data = before
-        for tensor in needed_grad:
-            tensor.requires_grad_(True)
-
-
-def _contents(container: Any) -> list[Any]:
-    return list(container.items() if isinstance(container, dict) else container)
-
-
-def _refill(container: Any, contents: list[Any]) -> None:
-    container.clear()
-    if isinstance(container, (list, deque)):
-        container.extend(contents)
-    else:
-        container.update(contents)
 
 
 def cached_tensor_dicts(modules: Iterable[nn.Module]) -> list[dict[Any, Any]]:
@@ -117,21 +125,45 @@ def cached_tensor_dicts(modules: Iterable[nn.Module]) -> list[dict[Any, Any]]:
     ]
 
 
-@contextmanager
-def forked_random_state(parts: Parts) -> Iterator[None]:
-    """Random numbers drawn inside are drawn again afterwards: torch's, Python's and numpy's."""
-    devices = {tensor.device for tensor in parts.tensors.values() if tensor.device.type == "cuda"}
-    numpy = sys.modules.get("numpy")
-    python_state = random.getstate()
-    numpy_state = numpy.random.get_state() if numpy is not None else None
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            if numpy is not None:
-                numpy.random.set_state(numpy_state)
+class RandomStates:
+    """Where the process's random generators stood, to put back those that moved.
+
+    Torch's for the CPU and for the devices of ``tensors``, Python's and NumPy's. ``foreign``: whether one of the last
+    two moved.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
+        self.foreign = False
+        devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
+        self._devices = [device for device in devices if hasattr(torch.get_device_module(device), "get_rng_state")]
+        self._numpy = sys.modules.get("numpy")
+        self._before = self._now()
+
+    def _now(self) -> tuple[Any, ...]:
+        ours = [torch.get_rng_state(), *(torch.get_device_module(d).get_rng_state(d) for d in self._devices)]
+        numpy = None if self._numpy is None else self._numpy.random.get_state()
+        return ours, random.getstate(), numpy
+
+    def restore(self) -> None:
+        """Put back what moved; what did not is not touched, since another thread may draw from it."""
+        ours, python, numpy = self._before
+        now, python_now, numpy_now = self._now()
+        if not torch.equal(ours[0], now[0]):
+            torch.set_rng_state(ours[0])
+        for device, before, after in zip(self._devices, ours[1:], now[1:], strict=True):
+            if not torch.equal(before, after):
+                torch.get_device_module(device).set_rng_state(before, device)
+        if python != python_now:
+            self.foreign = True
+            random.setstate(python)
+        if self._numpy is not None and not _same_state(numpy, numpy_now):
+            self.foreign = True
+            self._numpy.random.set_state(numpy)
+
+
+def _same_state(one: Any, other: Any) -> bool:
+    """Of NumPy's: name, keys, position, and two numbers more."""
+    return bool(one[0] == other[0] and one[2:] == other[2:] and (one[1] == other[1]).all())
 
 
 @contextmanager

@@ -1,17 +1,20 @@
 """Numbers that remember the graph node they came from.
 
 ``x.shape`` yields ``TracedInt``s. Arithmetic on them is remembered as a ``Lazy`` expression, which becomes nodes only
-when a recorded op takes the number as an argument. Everything else sees a plain number. A module's ``training`` flag
-reads as a ``TracedFlag``.
+when a recorded op takes the number as an argument. A comparison gives a plain truth value, and so does ``int()`` in
+code that keeps no memory give a plain number: the owner is told of both (``decided``), since no graph can follow them.
+Everything else sees a plain number. A module's ``training`` flag reads as a ``TracedFlag``.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 
@@ -37,8 +40,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, TracedFlag):
         return value.value
     if isinstance(value, TracedInt):
-        return int.__add__(value, 0)
-    return float.__add__(value, 0.0) if value else float(value)
+        return int.__pos__(value)
+    return float.__pos__(value)
 
 
 def _traced(value: Any, lazy: Lazy) -> Any:
@@ -72,6 +75,29 @@ def _binary(function: Callable[[Any, Any], Any], *, swap: bool = False) -> Calla
     return method
 
 
+def _comparison(function: Callable[[Any, Any], Any], relation: str) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        if not _is_number(other):
+            return NotImplemented
+        outcome = function(plain(self), plain(other))
+        self.lazy.owner.decided(self, relation, other, outcome)
+        return outcome
+
+    return method
+
+
+def _leaving(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A conversion to a plain number, which takes the value out of the graph."""
+
+    def method(self: Any) -> Any:
+        value = plain(self)
+        self.lazy.owner.decided(self, "==", value, True)
+        return convert(value)
+
+    return method
+
+
+_COMPARISONS = {"__eq__": "==", "__ne__": "!=", "__lt__": "<", "__le__": "<=", "__gt__": ">", "__ge__": ">="}
 _UNARY: dict[str, Callable[..., Any]] = {
     "__neg__": operator.neg,
     "__abs__": abs,
@@ -97,6 +123,11 @@ def _with_arithmetic(cls: type) -> None:
     for name, binary in _BINARY.items():
         setattr(cls, f"__{name}__", _binary(binary))
         setattr(cls, f"__r{name}__", _binary(binary, swap=True))
+    for name, relation in _COMPARISONS.items():
+        setattr(cls, name, _comparison(getattr(operator, name), relation))
+    cls.__bool__ = lambda self: self != 0  # type: ignore[attr-defined]
+    cls.__int__ = _leaving(int)  # type: ignore[attr-defined]
+    cls.__float__ = _leaving(float)  # type: ignore[attr-defined]
 
 
 class TracedInt(int):
@@ -141,6 +172,9 @@ class TracedFloat(float):
 
     def __pos__(self) -> TracedFloat:
         return self
+
+    def __hash__(self) -> int:
+        return hash(plain(self))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedFloat:
         return self
@@ -190,15 +224,35 @@ def traced_int(value: Any = 0, *args: Any, **kwargs: Any) -> int:
         return int(value, *args, **kwargs)
     if isinstance(value, TracedInt):
         return value
+    if isinstance(value, torch.Tensor):
+        return traced_int(value.item()) if value.numel() == 1 else int(value)
     if isinstance(value, TracedFloat):
-        return TracedInt(int(value), Lazy(value.lazy.owner, "call_function", int, (value,)))
+        return TracedInt(int(plain(value)), Lazy(value.lazy.owner, "call_function", int, (value,)))
     return int(value)
 
 
 def traced_float(value: Any = 0.0) -> float:
     """``float(value)`` that keeps the memory of a traced number."""
+    if isinstance(value, torch.Tensor):
+        return traced_float(value.item()) if value.numel() == 1 else float(value)
     if isinstance(value, TracedFloat):
         return value
     if isinstance(value, TracedInt):
-        return TracedFloat(float(value), Lazy(value.lazy.owner, "call_function", float, (value,)))
+        return TracedFloat(float(plain(value)), Lazy(value.lazy.owner, "call_function", float, (value,)))
     return float(value)
+
+
+def traced_call(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` of numbers that keeps the memory of traced ones: ``max``, ``math.sqrt``."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        numbers = args[0] if len(args) == 1 and type(args[0]) in (tuple, list, torch.Size) else args
+        owner = next((n.lazy.owner for n in numbers if isinstance(n, (TracedInt, TracedFloat))), None)
+        if owner is None or kwargs or not all(map(_is_number, numbers)):
+            return function(*args, **kwargs)
+        value = function(*map(plain, numbers)) if numbers is args else function(tuple(map(plain, numbers)))
+        given = tuple(numbers) if numbers is args else (tuple(numbers),)
+        return _traced(value, Lazy(owner, "call_function", function, given))
+
+    return call

@@ -5,8 +5,10 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Iterable
+from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
@@ -14,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxprune.recording import boundary, state, trees
 from fxprune.recording.calls import Call, Constant
+from fxprune.recording.guards import OPPOSITE, holds
 from fxprune.recording.liveness import eliminate_dead_nodes
 from fxprune.recording.module import TRAINING_FLAG
 from fxprune.recording.parts import Parts
@@ -21,12 +24,6 @@ from fxprune.recording.sources import current_source
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
 
 _LITERALS = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
     type(None),
     type(Ellipsis),
     torch.dtype,
@@ -35,6 +32,11 @@ _LITERALS = (
     torch.device,
     torch._ops.OpOverload,
 )
+
+
+# Calls that give as many tensors as a size says.
+_PARTS = frozenset("unbind split chunk tensor_split hsplit vsplit dsplit unsafe_split unsafe_chunk".split())
+OnDecision = Callable[[Any, str, Any, bool], None]
 
 
 class GraphWriter:
@@ -46,9 +48,12 @@ class GraphWriter:
     inputs apart. ``hashed``: has a size been looked up by its hash?
     """
 
-    def __init__(self, parts: Parts, own_hashes: bool = True) -> None:
+    def __init__(self, parts: Parts, own_hashes: bool = True, on_decision: OnDecision | None = None) -> None:
         self.graph = Graph()
         self.own_hashes = own_hashes
+        self._on_decision = on_decision
+        self._guarded: set[Any] = set()
+        self._alive: set[Node] = set()
         self.hashed = False
         self.path = [""]
         self.inputs_end: Node | None = None
@@ -83,6 +88,48 @@ class GraphWriter:
         if line not in self.notes:
             self.notes.append(line)
 
+    def also_named(self, name: str, tensor: Tensor) -> None:
+        """Another tensor that stands for the parameter or buffer ``name``: the caller's own, which a closure reaches."""
+        self._names.setdefault(id(tensor), name)
+        storage = state.storage_id(tensor)
+        if storage is not None:
+            self._lasting.add(storage)
+
+    def decided(self, value: Any, relation: str, other: Any, outcome: bool) -> None:
+        """Python code branched on ``value relation other``, or took ``value`` out of the graph."""
+        if self._on_decision is not None:
+            self._on_decision(value, relation, other, outcome)
+
+    def guard(self, value: Any, relation: str, recorded: Any, outcome: bool = True) -> None:
+        """Write down that the graph holds only where ``value relation recorded`` comes out as it did."""
+        relation = relation if outcome else OPPOSITE[relation]
+        key = self._identity(value), relation, self._identity(recorded)
+        if key in self._guarded:
+            return
+        self._guarded.add(key)
+        source = current_source()
+        node = self.create(Call("call_function", holds, (value, relation, recorded, source), {}))
+        self._alive.add(node)
+
+    def _identity(self, value: Any) -> Any:
+        if isinstance(value, (TracedInt, TracedFloat)):
+            return self._number(value)
+        if isinstance(value, Tensor):
+            return self.node_of(value)
+        return type(value), str(value) if isinstance(value, list) else value
+
+    def depends_on_inputs(self, node: Node) -> bool:
+        """Whether anything of an input, its sizes included, goes into what the node computes."""
+        pending, seen = [node], {node}
+        while pending:
+            each = pending.pop()
+            if each.op == "placeholder":
+                return True
+            new = [n for n in each.all_input_nodes if n not in seen]
+            seen.update(new)
+            pending += new
+        return False
+
     def hash_of(self, lazy: Lazy, value: int) -> int:
         """The hash of a size: with ``own_hashes`` another one for every expression."""
         self.hashed = True
@@ -90,7 +137,8 @@ class GraphWriter:
 
     def finish(self) -> None:
         """Drop dead nodes; say which constants stayed."""
-        eliminate_dead_nodes(self.graph, self._storages, self._writes, frozenset(self._lasting), self._regions)
+        lasting = frozenset(self._lasting)
+        eliminate_dead_nodes(self.graph, self._storages, self._writes, lasting, self._regions, self._alive)
         used: dict[str, Tensor] = {}
         for node in self.graph.nodes:
             if node.op == "get_attr" and node.target in self.constants:
@@ -114,7 +162,13 @@ class GraphWriter:
         detached = self._detached(changed)
         node = self.create(call, detached)
         self.mark_writes(node, changed)
+        if getattr(call.target, "__name__", call.target) in _PARTS:
+            self.guard(self._count(node, len(result)), "==", len(result))
         return self._bind(result, node, {id(tensor) for tensor in changed}, set(detached))
+
+    def _count(self, node: Node, count: int) -> TracedInt:
+        """How many tensors a call gave, which Python code goes through one by one."""
+        return TracedInt(count, Lazy(self, "call_function", len, (node,)))
 
     def region(self, enter: Node, leave: Node) -> None:
         """The nodes between the two belong in the context that they open and close."""
@@ -246,12 +300,17 @@ class GraphWriter:
         return self._literal(value)
 
     def _literal(self, value: Any) -> Any:
+        if isinstance(value, np.generic):  # some are floats, and would be written as np.float64(0.7)
+            return value.item()
+        if isinstance(value, Enum) and isinstance(value, (int, float, str)):
+            return value.value
+        for exact in (bool, int, float, complex, str, bytes):
+            if isinstance(value, exact):
+                return exact(value)
         if isinstance(value, _LITERALS):
             return value
         if isinstance(value, range):
             return tuple(value)
-        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-            return value.item()
         return self.create(Call("call_function", Constant(value), (), {}))
 
     def node_of(self, tensor: Tensor) -> Node:

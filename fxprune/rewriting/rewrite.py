@@ -16,6 +16,7 @@ from fxprune.cost import Keep
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.meta import MetaKernels, OpMode
 from fxprune.recording import RecordedModule, clone_modules, put_in_eval_mode, replace_tensors
+from fxprune.recording.guards import NUMBER, is_guard
 from fxprune.rewriting.literals import REPAIRED, Repair, new_constant
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, Uncut, stand_ins
 
@@ -117,7 +118,10 @@ def run_on_meta(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mappi
     class Record(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             current[:] = [n]
-            value = super().run_node(n)
+            if is_guard(n):
+                numbers[n.name] = tuple(self.fetch_args_kwargs_from_env(n)[0][:3])
+                return None
+            value = n.meta[NUMBER] if NUMBER in n.meta else super().run_node(n)
             if not tensors_of(value):
                 numbers[n.name] = value
             return value

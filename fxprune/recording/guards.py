@@ -1,0 +1,127 @@
+"""Guards: nodes that stand for what a recording fixed and cannot follow.
+
+A branch on a size, a loop over it, a value that was read from a tensor: the graph has one outcome of them. ``holds`` is
+that outcome as a node, which raises when a call would have had another. It is an ordinary function of the graph, so it
+survives copying, saving, compiling and exporting.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import has_side_effect
+
+from fxprune.errors import GuardError
+
+NUMBER = "number"
+"""In the ``meta`` of a node whose value is read from a tensor: what it was in the recorded run."""
+
+RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+_FREE = (torch.SymInt, torch.SymFloat, torch.SymBool)
+_SHOWN = 40  # characters of a value
+
+
+@has_side_effect
+def holds(value: Any, relation: str, recorded: Any, source: str) -> None:
+    """Go on if ``value relation recorded``, as in the recorded run.
+
+    Args:
+        value: a number, or a tensor: of one entry, or compared as a whole.
+        relation: one of ``== != < <= > >=``.
+        recorded: what it is compared with: a number, or for a tensor also a nested list of them.
+        source: the user's line that asked.
+
+    Raises:
+        GuardError: it does not hold. While a graph is compiled or exported, the check becomes part of the result.
+    """
+    if isinstance(value, Tensor):
+        _holds_of_tensor(value, relation, recorded, source)
+        return
+    condition = RELATIONS[relation](value, recorded)
+    if isinstance(condition, _FREE) or torch.compiler.is_compiling():
+        torch._check(condition, lambda: _text(value, relation, recorded, source))
+    elif not condition:
+        raise GuardError(_text(value, relation, recorded, source))
+
+
+def _holds_of_tensor(value: Tensor, relation: str, recorded: Any, source: str) -> None:
+    if value.is_meta:
+        return
+    if isinstance(recorded, bool):
+        value = value.bool()
+    other = recorded if isinstance(recorded, (int, float)) else torch.as_tensor(recorded, device=value.device)
+    if isinstance(other, Tensor) and other.shape != value.shape:
+        condition = torch.zeros((), dtype=torch.bool, device=value.device)
+    else:
+        condition = RELATIONS[relation](value, other).all()
+    if torch.compiler.is_compiling():
+        torch._assert_async(condition, _text("the value", relation, recorded, source))
+    elif not bool(condition):
+        raise GuardError(_text(value.tolist(), relation, recorded, source))
+
+
+def _text(value: Any, relation: str, recorded: Any, source: str) -> str:
+    return (
+        f"{source or 'the model'}: forward goes another way for these inputs than in the recorded run, where "
+        f"{_shown(value)} {relation} {_shown(recorded)} would have held. Call the network with inputs like the "
+        "example's in this, or record it with an example of this kind."
+    )
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def is_guard(node: fx.Node) -> bool:
+    return node.target is holds
+
+
+def guards_of(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.target is holds]
+
+
+def settle(graph: fx.Graph, recorded: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
+    """Drop the guards on numbers that no input decides.
+
+    Args:
+        graph: with its guards; is changed.
+        recorded: node name -> its number, on the example inputs; of a guard the pair of numbers that it compares.
+        others: the same on inputs of other sizes; what a run did not come to is not there.
+    """
+    for node in guards_of(graph):
+        known = recorded.get(node.name)
+        seen = [numbers[node.name] for numbers in others if node.name in numbers]
+        if known is not None and len(seen) == len(others) and all(numbers == known for numbers in seen):
+            erase(graph, node)
+
+
+def erase(graph: fx.Graph, guard: fx.Node) -> None:
+    """Take a guard out of the graph, with the numbers that were computed for it alone."""
+    pending = [guard]
+    while pending:
+        node = pending.pop()
+        if node.users or node.op == "placeholder":
+            continue
+        inputs = node.all_input_nodes
+        graph.erase_node(node)
+        pending += [each for each in inputs if _is_number(each)]
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether the node computes with sizes, and nothing else."""
+    if "mutates" in node.meta or node.meta.get("shape") is not None or node.op not in ("call_function", "call_method"):
+        return False
+    return node.target == "size" or getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
