@@ -3,15 +3,18 @@
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import ExampleInputsError
+from fxprune.structure import StandIn, path_text, paths
+from fxprune.structure import leaves_of as leaves_of  # noqa: PLC0414
+from fxprune.structure import map_leaves as map_leaves  # noqa: PLC0414
+from fxprune.structure import tensors_of as tensors_of  # noqa: PLC0414
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -27,7 +30,7 @@ _TORCHVISION_OTHER_TASKS = ("detection", "video", "optical_flow")
 
 
 @dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(StandIn):
     """What it takes to make a tensor like one that was seen: its shape, its dtype and, for integers, its range.
 
     The range of an integer tensor matters because its values are indices as a rule (tokens, positions, classes), and
@@ -130,7 +133,7 @@ def resolve_inputs(model: nn.Module, example_inputs: Any = None, example_kwargs:
 
 
 def describe_inputs(args: Args, kwargs: Kwargs) -> dict[str, Any]:
-    """Plain data that says how to make such inputs again: the same pytree with a :class:`TensorSpec` per tensor."""
+    """Plain data that says how to make such inputs again: the same structure with a :class:`TensorSpec` per tensor."""
 
     def describe(leaf: Any) -> Any:
         return TensorSpec.of(leaf) if isinstance(leaf, Tensor) else leaf
@@ -245,36 +248,21 @@ def specs_of(record: Mapping[str, Any]) -> list[TensorSpec]:
     return [leaf for leaf in leaves_of((record["args"], record["kwargs"])) if isinstance(leaf, TensorSpec)]
 
 
-def tensors_of(tree: Any) -> list[Tensor]:
-    """The tensors in a pytree, in its order; dataclass instances count as nodes."""
-    return [leaf for leaf in leaves_of(tree) if isinstance(leaf, Tensor)]
+def input_names(record: Mapping[str, Any], positional: Sequence[str] = ()) -> list[str]:
+    """Of every tensor of a record what Python calls it: ``x``, ``batch['ids']``, ``cache.layers[0].keys``.
 
-
-def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    """``tree_map`` that also rebuilds dataclass instances which nobody registered as pytree nodes."""
-
-    def visit(leaf: Any) -> Any:
-        if not _is_unregistered_node(leaf):
-            return function(leaf)
-        fields = [field.name for field in dataclasses.fields(leaf) if field.init]
-        return dataclasses.replace(leaf, **{name: map_leaves(function, getattr(leaf, name)) for name in fields})
-
-    return pytree.tree_map(visit, tree)
-
-
-def leaves_of(tree: Any) -> list[Any]:
-    """``tree_leaves`` that also takes dataclass instances apart which nobody registered as pytree nodes."""
-    leaves: list[Any] = []
-    for leaf in pytree.tree_leaves(tree):
-        if _is_unregistered_node(leaf):
-            leaves += leaves_of([getattr(leaf, field.name) for field in dataclasses.fields(leaf) if field.init])
-        else:
-            leaves.append(leaf)
-    return leaves
-
-
-def _is_unregistered_node(leaf: Any) -> bool:
-    return dataclasses.is_dataclass(leaf) and not isinstance(leaf, (type, TensorSpec))
+    Args:
+        record: of inputs.
+        positional: the names of the positional parameters of ``forward``; ``input_0`` and so on for those not given.
+    """
+    args, kwargs = record["args"], record["kwargs"]
+    prefixes = [positional[n] if n < len(positional) else f"input_{n}" for n in range(len(args))] + list(kwargs)
+    values = (*args, *kwargs.values())
+    return [
+        prefixes[first.key] + path_text(values[first.key], path)
+        for (first, *path), leaf in paths(values)
+        if isinstance(leaf, TensorSpec)
+    ]
 
 
 def _as_args(example_inputs: Any) -> Args:

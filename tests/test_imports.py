@@ -19,6 +19,7 @@ STAGES = [
     "rows",
     "page",
     "plots",
+    "structure",
     "inputs",
     "meta",
     "recording",

@@ -17,6 +17,7 @@ from fxprune.inputs import (
     describe_inputs,
     infer_example_inputs,
     infer_inputs,
+    input_names,
     make_inputs,
     normalise_inputs,
     resolve_inputs,
@@ -190,6 +191,26 @@ def test_made_inputs_are_like_those_described() -> None:
     assert set(made_args[1]["pair"].left.flatten().tolist()) == {5, 6, 7, 8, 9}
     assert set(made_kwargs["batch"].ids.tolist()) == {True, False}
     assert 0.7 < made_args[0].std() < 1.3
+
+
+class Cache:
+    def __init__(self, keys: Tensor) -> None:
+        self.layers, self.length = [{"keys": keys}], 3
+
+
+def test_objects_are_described_and_made_like_containers() -> None:
+    cache, x = Cache(torch.zeros(2, 4)), torch.zeros(2, 3)
+    record = describe_inputs((x, [x, Batch(x, 1.0)]), {"cache": cache})
+    assert specs_of(record) == 3 * [TensorSpec((2, 3), torch.float32)] + [TensorSpec((2, 4), torch.float32)]
+    (_, (_, batch)), kwargs = make_inputs(record, batch=3)
+    made = kwargs["cache"]
+    assert type(made) is Cache
+    assert (made.length, made.layers[0]["keys"].shape, batch.ids.shape) == (3, (3, 4), (3, 3))
+    assert cache.layers[0]["keys"].shape == (2, 4)
+    assert isinstance(record["kwargs"]["cache"].layers[0]["keys"], TensorSpec)
+    assert normalise_inputs((cache,)) == ((cache,), {})
+    assert input_names(record) == ["input_0", "input_1[0]", "input_1[1].ids", "cache.layers[0]['keys']"]
+    assert input_names(record, ["x"])[:2] == ["x", "input_1[0]"]
 
 
 def test_made_inputs_depend_on_the_seed_alone() -> None:
