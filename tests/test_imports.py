@@ -20,6 +20,7 @@ STAGES = [
     "page",
     "plots",
     "structure",
+    "near",
     "inputs",
     "meta",
     "recording",
