@@ -2,16 +2,22 @@
 
 import dataclasses
 import inspect
+import itertools
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from fxprune import near
 from fxprune.errors import ExampleInputsError
+from fxprune.structure import StandIn, path_text, paths
+from fxprune.structure import leaves_of as leaves_of  # noqa: PLC0414
+from fxprune.structure import map_leaves as map_leaves  # noqa: PLC0414
+from fxprune.structure import tensors_of as tensors_of  # noqa: PLC0414
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -25,42 +31,135 @@ _TORCHVISION_SIZES = {"Inception3": 299}
 # Models of these packages take lists of images, clips or pairs of frames: no single tensor fits them.
 _TORCHVISION_OTHER_TASKS = ("detection", "video", "optical_flow")
 
+# As many integers as a few thousand sentences have, and a square mask of a few thousand tokens, if it has few runs.
+_MOST_VALUES = 2**16
+_LARGEST_MASK = 2**24
+
 
 @dataclass(frozen=True)
-class TensorSpec:
-    """What it takes to make a tensor like one that was seen: its shape, its dtype and, for integers, its range.
+class TensorSpec(StandIn):
+    """What it takes to make a tensor like one that was seen: its shape and dtype, and for integers, booleans and masks
+    (see ``fxprune.near``) its values.
 
-    The range of an integer tensor matters because its values are indices as a rule (tokens, positions, classes), and
-    an embedding refuses those outside its table. On meta it has none and counts as zeros.
+    Values matter because integers are indices as a rule (tokens, positions, classes): an embedding refuses those
+    outside its table. On meta there are none, and integers count as zeros.
+
+    Attributes:
+        shape: of the tensor.
+        dtype: of the tensor.
+        low, high: the range of an integer tensor.
+        values: of integers, booleans and masks, in order; None for other tensors, and for those too large to keep:
+            such integers are drawn from their range.
+        counts: how often each of ``values`` comes in a row, for large masks; None for once.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     low: int = 0
     high: int = 0
+    values: tuple[float, ...] | None = field(default=None, repr=False)
+    counts: tuple[int, ...] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, tensor: Tensor) -> "TensorSpec":
         low = high = 0
-        if _is_integer(tensor.dtype) and tensor.numel() and not tensor.is_meta:
+        shape = tuple(int(size) for size in tensor.shape)
+        if tensor.is_meta:
+            return cls(shape, tensor.dtype)
+        tensor = tensor.detach()
+        if _is_integer(tensor.dtype) and tensor.numel():
             low, high = int(tensor.min()), int(tensor.max())
-        return cls(tuple(int(size) for size in tensor.shape), tensor.dtype, low, high)
+        return cls(shape, tensor.dtype, low, high, *_values_to_keep(tensor))
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether the values are kept and are those of a mask."""
+        return self.values is not None and (self.dtype.is_floating_point or near.is_mask(self._distinct()))
+
+    @property
+    def is_ids(self) -> bool:
+        """Whether the values are kept and are integers, but no mask."""
+        return self.values is not None and not self.is_mask
+
+    def example(self) -> Tensor:
+        """The values that were kept, on the CPU, as booleans, int64 or float64."""
+        assert self.values is not None
+        values = torch.tensor(self.values, dtype=_wide(self.dtype))
+        if self.counts is not None:
+            values = values.repeat_interleave(torch.tensor(self.counts))
+        return values.reshape(self.shape)
+
+    def with_values(self, values: Tensor) -> "TensorSpec":
+        """The same with other values, of any shape."""
+        fresh = dataclasses.replace(self, shape=tuple(values.shape), values=None, counts=None)
+        if values.numel() <= _MOST_VALUES:
+            return dataclasses.replace(fresh, values=tuple(values.reshape(-1).tolist()))
+        runs, counts = values.reshape(-1).unique_consecutive(return_counts=True)
+        return dataclasses.replace(fresh, values=tuple(runs.tolist()), counts=tuple(counts.tolist()))
+
+    def with_shape(self, shape: Sequence[int], batched: bool = True) -> "TensorSpec":
+        """The same at another size of any dim; for the values see ``fxprune.near.fitted``."""
+        if self.values is None or 0 in self.shape:
+            return dataclasses.replace(self, shape=tuple(shape), values=None, counts=None)
+        return self.with_values(near.fitted(self.example(), shape, self.is_mask, batched))
 
     def with_batch(self, batch: int) -> "TensorSpec":
         """The same with ``batch`` as dim 0."""
-        return dataclasses.replace(self, shape=(batch, *self.shape[1:]))
+        return self.with_shape((batch, *self.shape[1:]))
 
-    def make(self, generator: torch.Generator, device: torch.device | str) -> Tensor:
-        """A tensor of this shape and dtype: standard normal, integers within the range, or coin flips."""
-        if self.dtype == torch.bool:
-            values = torch.randint(0, 2, self.shape, generator=generator).bool()
+    def make(
+        self,
+        generator: torch.Generator,
+        device: torch.device | str,
+        batch: int | None = None,
+        permute: bool = True,
+    ) -> Tensor:
+        """A tensor of this shape and dtype.
+
+        Floats are standard normal. Masks are the example's. Integers are the example's, permuted along the last dim
+        within each row; where they were not kept, random within their range, and booleans coin flips.
+
+        Args:
+            generator: of the random numbers.
+            device: where the tensor goes.
+            batch: in the place of dim 0; the example's rows are taken in turn.
+            permute: False leaves the integers in the example's order.
+        """
+        shape = self.shape if batch is None else (batch, *self.shape[1:])
+        if self.values is not None and 0 not in self.shape:
+            values = near.fitted(self.example(), shape, self.is_mask, batched=True)
+            if permute and self.is_ids:
+                values = near.permuted(values, generator)
+        elif self.dtype == torch.bool:
+            values = torch.randint(0, 2, shape, generator=generator).bool()
         elif _is_integer(self.dtype):
-            values = torch.randint(self.low, self.high + 1, self.shape, generator=generator, dtype=torch.int64)
+            values = torch.randint(self.low, self.high + 1, shape, generator=generator, dtype=torch.int64)
         elif self.dtype.is_complex:
-            values = torch.randn(self.shape, generator=generator, dtype=torch.complex64)
+            values = torch.randn(shape, generator=generator, dtype=torch.complex64)
         else:
-            values = torch.randn(self.shape, generator=generator)
+            values = torch.randn(shape, generator=generator)
         return values.to(device=device, dtype=self.dtype)
+
+    def _distinct(self) -> Tensor:
+        return torch.tensor(sorted(set(self.values or ())), dtype=_wide(self.dtype))
+
+
+def _values_to_keep(tensor: Tensor) -> tuple[tuple[float, ...] | None, tuple[int, ...] | None]:
+    """``values`` and ``counts`` of a ``TensorSpec``."""
+    if tensor.dtype.is_complex or tensor.numel() > _LARGEST_MASK:
+        return None, None
+    kept = tensor.numel() <= _MOST_VALUES
+    integer = not tensor.dtype.is_floating_point
+    if not (integer and kept) and not near.is_mask(tensor):
+        return None, None
+    spec = TensorSpec((), tensor.dtype).with_values(tensor)
+    return (spec.values, spec.counts) if len(spec.values or ()) <= _MOST_VALUES else (None, None)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    if dtype == torch.bool:
+        return dtype
+    return torch.float64 if dtype.is_floating_point else torch.int64
 
 
 def normalise_inputs(example_inputs: Any, example_kwargs: Any = None) -> tuple[Args, Kwargs]:
@@ -89,17 +188,18 @@ def normalise_inputs(example_inputs: Any, example_kwargs: Any = None) -> tuple[A
 def infer_inputs(model: nn.Module) -> tuple[Args, Kwargs]:
     """Example inputs ``(args, kwargs)``, batch size 1, for a model that says what it takes; the same at every call.
 
-    A graph that fxprune recorded knows what it was recorded with. timm's models carry their input size in
-    ``pretrained_cfg``. torchvision's classification models are taken at 224 x 224 (Inception v3 at 299), and so are its
-    segmentation models: these are fully convolutional, every MAC ratio is that of any other size, and 224 is a multiple
-    of their stride of 8 to 32. The tensors are standard normal, on the device and of the dtype of the first parameter.
+    A graph that fxprune recorded knows what it was recorded with, with the values of integers and masks. timm's models
+    carry their input size in ``pretrained_cfg``. torchvision's classification models are taken at 224 x 224 (Inception
+    v3 at 299), and so are its segmentation models: these are fully convolutional, every MAC ratio is that of any other
+    size, and 224 is a multiple of their stride of 8 to 32. The tensors are standard normal, on the device and of the
+    dtype of the first parameter.
 
     Raises:
         ExampleInputsError: the model is none of these; says what to pass.
     """
     recorded = model.meta.get(RECORD_KEY) if isinstance(model, torch.fx.GraphModule) else None
     if recorded is not None:
-        return make_inputs(recorded, next(model.parameters(), torch.empty(0)).device)
+        return make_inputs(recorded, next(model.parameters(), torch.empty(0)).device, permute=False)
     shape = _timm_shape(model) or _torchvision_shape(model)
     if shape is None:
         raise ExampleInputsError(_cannot_infer(model))
@@ -130,7 +230,7 @@ def resolve_inputs(model: nn.Module, example_inputs: Any = None, example_kwargs:
 
 
 def describe_inputs(args: Args, kwargs: Kwargs) -> dict[str, Any]:
-    """Plain data that says how to make such inputs again: the same pytree with a :class:`TensorSpec` per tensor."""
+    """Plain data that says how to make such inputs again: the same structure with a :class:`TensorSpec` per tensor."""
 
     def describe(leaf: Any) -> Any:
         return TensorSpec.of(leaf) if isinstance(leaf, Tensor) else leaf
@@ -139,24 +239,93 @@ def describe_inputs(args: Args, kwargs: Kwargs) -> dict[str, Any]:
 
 
 def make_inputs(
-    record: Mapping[str, Any], device: torch.device | str = "cpu", batch: int | None = None, seed: int = 0
+    record: Mapping[str, Any],
+    device: torch.device | str = "cpu",
+    batch: int | None = None,
+    seed: int = 0,
+    permute: bool = True,
 ) -> tuple[Args, Kwargs]:
-    """Fresh random ``(args, kwargs)`` after a record of :func:`describe_inputs`; the same for the same seed.
+    """Fresh ``(args, kwargs)`` near those that a record of :func:`describe_inputs` describes; the same for a seed.
 
-    ``batch`` takes the place of dim 0 of every tensor whose dim 0 is the recorded batch size, which is dim 0 of the
-    first tensor. Values: see :meth:`TensorSpec.make`.
+    Args:
+        record: of inputs.
+        device: where the tensors go.
+        batch: takes the place of dim 0 of every tensor whose dim 0 is the recorded batch size, which is dim 0 of the
+            first tensor.
+        seed: of the random numbers.
+        permute: False for the example's own integers, for networks that refuse others. See :meth:`TensorSpec.make`.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def make(leaf: Any) -> Any:
         if not isinstance(leaf, TensorSpec):
             return leaf
-        if batch is not None and is_batched(leaf, record):
-            leaf = leaf.with_batch(batch)
-        return leaf.make(generator, device)
+        return leaf.make(generator, device, batch if is_batched(leaf, record) else None, permute)
 
     made = map_leaves(make, {"args": record["args"], "kwargs": record["kwargs"]})
     return made["args"], made["kwargs"]
+
+
+def with_values(record: Mapping[str, Any], args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+    """Copies of inputs with the values that a record keeps in the place of theirs: integers, booleans and masks.
+
+    Floats stay those of the inputs, which have the structure and the shapes of the record.
+    """
+    specs = iter(specs_of(record))
+
+    def put(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        spec = next(specs)
+        return leaf if spec.values is None else spec.example().to(device=leaf.device, dtype=leaf.dtype)
+
+    made = map_leaves(put, {"args": args, "kwargs": kwargs})
+    return made["args"], made["kwargs"]
+
+
+def other_values(record: Mapping[str, Any], positional: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """At most three variations of the integers, booleans and masks of a record, near its own values.
+
+    They tell what a network makes of its masks and ids beyond the example: all masks with what hides (zeros, of
+    attention masks) over the last quarter of the last row, all masks with it over the first quarter, and all ids
+    permuted along the last dim. A row never loses all that it shows. A variation that would change nothing is left out.
+
+    Args:
+        record: of inputs.
+        positional: the names of the positional parameters of ``forward``, for the texts.
+
+    Returns:
+        Pairs of a text, such as "attention_mask with zeros at its end", and the varied record. Inputs come of it by
+        :func:`with_values` on the example, or by ``make_inputs(record, permute=False)``, which draws the floats anew.
+    """
+    specs, names = specs_of(record), input_names(record, positional)
+    masks = [n for n, spec in enumerate(specs) if spec.is_mask and spec.shape[-1:] > (1,) and 0 not in spec.shape]
+    result = []
+    for at_end, where in ((True, "end"), (False, "start")):
+        changed = {n: specs[n].with_values(near.hiding_more(specs[n].example(), at_end)) for n in masks}
+        changed = {n: spec for n, spec in changed.items() if spec != specs[n]}
+        texts = [f"{names[n]} with {_hiding_text(specs[n])} at its {where}" for n in changed]
+        result.append((", ".join(texts), changed))
+    generator = torch.Generator().manual_seed(0)
+    changed = {
+        n: spec.with_values(_reordered(spec.example(), generator)) for n, spec in enumerate(specs) if spec.is_ids
+    }
+    changed = {n: spec for n, spec in changed.items() if spec != specs[n]}
+    result.append((f"{', '.join(names[n] for n in changed)} permuted", changed))
+    return [(text, _with_specs(record, changed)) for text, changed in result if changed]
+
+
+def _reordered(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Permuted, and not by chance as before."""
+    new = near.permuted(values, generator)
+    return new.roll(1, -1) if new.ndim and torch.equal(new, values) else new
+
+
+def _hiding_text(spec: TensorSpec) -> str:
+    value = near.hiding(spec.example())
+    if isinstance(value, bool):
+        return str(value)
+    return {0.0: "zeros", 1.0: "ones"}.get(value, f"{value:.3g}")
 
 
 def like_parameters(record: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
@@ -178,7 +347,13 @@ def to_json(record: Any) -> Any:
         TypeError: it holds something else than tensors, numbers, strings, None, tuples, lists and dicts.
     """
     if isinstance(record, TensorSpec):
-        return {"tensor": [list(record.shape), str(record.dtype).removeprefix("torch."), record.low, record.high]}
+        name = str(record.dtype).removeprefix("torch.")
+        content: list[Any] = [list(record.shape), name, record.low, record.high]
+        if record.values is not None:
+            # JSON has no infinity.
+            content.append([str(value) if math.isinf(value) else value for value in record.values])
+            content += [list(record.counts)] if record.counts is not None else []
+        return {"tensor": content}
     if type(record) in (tuple, list):
         return {type(record).__name__: [to_json(item) for item in record]}
     if type(record) is dict and all(isinstance(key, str) for key in record):
@@ -198,15 +373,33 @@ def from_json(value: Any) -> Any:
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
-        shape, name, low, high = content
+        shape, name, low, high, *kept = content  # older files keep no values
         dtype = getattr(torch, name)
         if not isinstance(dtype, torch.dtype):
             raise TypeError(f"{name!r} is no dtype")
-        return TensorSpec(tuple(shape), dtype, low, high)
+        return _checked(TensorSpec(tuple(shape), dtype, low, high, *_kept_from_json(*kept)))
     if kind == "dict":
         return {key: from_json(item) for key, item in content.items()}
     items = [from_json(item) for item in content]
     return tuple(items) if kind == "tuple" else items
+
+
+def _kept_from_json(
+    values: Sequence[float | str] | None = None, counts: Sequence[int] | None = None
+) -> tuple[tuple[float, ...] | None, tuple[int, ...] | None]:
+    return (
+        None if values is None else tuple(float(value) if isinstance(value, str) else value for value in values),
+        None if counts is None else tuple(counts),
+    )
+
+
+def _checked(spec: TensorSpec) -> TensorSpec:
+    if spec.values is not None:
+        length = len(spec.values) if spec.counts is None else sum(spec.counts)
+        numbers = all(isinstance(value, (bool, int, float)) for value in (*spec.values, *(spec.counts or ())))
+        if not numbers or length != math.prod(spec.shape) or len(spec.counts or spec.values) != len(spec.values):
+            raise ValueError(f"the values of a tensor {list(spec.shape)} are not its own")
+    return spec
 
 
 def batch_size(record: Mapping[str, Any]) -> int | None:
@@ -231,13 +424,43 @@ def is_image(spec: TensorSpec, record: Mapping[str, Any]) -> bool:
 
 def resized(record: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """The record with its images at another height and width."""
+    images = [n for n, spec in enumerate(specs_of(record)) if is_image(spec, record)]
+    return with_sizes(record, {(n, dim): length for n in images for dim, length in zip((-2, -1), size, strict=True)})
 
-    def resize(leaf: Any) -> Any:
-        if isinstance(leaf, TensorSpec) and is_image(leaf, record):
-            return dataclasses.replace(leaf, shape=(*leaf.shape[:-2], *size))
-        return leaf
 
-    return {"args": map_leaves(resize, record["args"]), "kwargs": map_leaves(resize, record["kwargs"])}
+def with_sizes(record: Mapping[str, Any], sizes: Mapping[tuple[int, int], int]) -> dict[str, Any]:
+    """The record with other sizes of some dims; everything else stays.
+
+    Kept values follow: along the batch the example's rows are taken in turn, along other dims ids start again, a mask
+    goes on with its last value, and what is too long is cut (see ``fxprune.near.fitted``).
+
+    Args:
+        record: of inputs.
+        sizes: (index of the tensor in the order of :func:`specs_of`, dim) -> new size; dims count from the end where
+            negative.
+
+    Raises:
+        IndexError: there is no such tensor or dim.
+    """
+    specs = specs_of(record)
+    shapes: dict[int, list[int]] = {}
+    for (index, dim), size in sizes.items():
+        if not 0 <= index < len(specs) or not -len(specs[index].shape) <= dim < len(specs[index].shape):
+            raise IndexError(f"the inputs have no dim {dim} of a tensor {index}")
+        shapes.setdefault(index, list(specs[index].shape))[dim] = size
+    changed = {n: specs[n].with_shape(shape, is_batched(specs[n], record)) for n, shape in shapes.items()}
+    return _with_specs(record, changed)
+
+
+def _with_specs(record: Mapping[str, Any], changed: Mapping[int, TensorSpec]) -> dict[str, Any]:
+    """The record with some of ``specs_of`` replaced."""
+    numbers = itertools.count()
+
+    def replace(leaf: Any) -> Any:
+        return changed.get(next(numbers), leaf) if isinstance(leaf, TensorSpec) else leaf
+
+    made: dict[str, Any] = map_leaves(replace, {"args": record["args"], "kwargs": record["kwargs"]})
+    return made
 
 
 def specs_of(record: Mapping[str, Any]) -> list[TensorSpec]:
@@ -245,36 +468,21 @@ def specs_of(record: Mapping[str, Any]) -> list[TensorSpec]:
     return [leaf for leaf in leaves_of((record["args"], record["kwargs"])) if isinstance(leaf, TensorSpec)]
 
 
-def tensors_of(tree: Any) -> list[Tensor]:
-    """The tensors in a pytree, in its order; dataclass instances count as nodes."""
-    return [leaf for leaf in leaves_of(tree) if isinstance(leaf, Tensor)]
+def input_names(record: Mapping[str, Any], positional: Sequence[str] = ()) -> list[str]:
+    """Of every tensor of a record what Python calls it: ``x``, ``batch['ids']``, ``cache.layers[0].keys``.
 
-
-def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    """``tree_map`` that also rebuilds dataclass instances which nobody registered as pytree nodes."""
-
-    def visit(leaf: Any) -> Any:
-        if not _is_unregistered_node(leaf):
-            return function(leaf)
-        fields = [field.name for field in dataclasses.fields(leaf) if field.init]
-        return dataclasses.replace(leaf, **{name: map_leaves(function, getattr(leaf, name)) for name in fields})
-
-    return pytree.tree_map(visit, tree)
-
-
-def leaves_of(tree: Any) -> list[Any]:
-    """``tree_leaves`` that also takes dataclass instances apart which nobody registered as pytree nodes."""
-    leaves: list[Any] = []
-    for leaf in pytree.tree_leaves(tree):
-        if _is_unregistered_node(leaf):
-            leaves += leaves_of([getattr(leaf, field.name) for field in dataclasses.fields(leaf) if field.init])
-        else:
-            leaves.append(leaf)
-    return leaves
-
-
-def _is_unregistered_node(leaf: Any) -> bool:
-    return dataclasses.is_dataclass(leaf) and not isinstance(leaf, (type, TensorSpec))
+    Args:
+        record: of inputs.
+        positional: the names of the positional parameters of ``forward``; ``input_0`` and so on for those not given.
+    """
+    args, kwargs = record["args"], record["kwargs"]
+    prefixes = [positional[n] if n < len(positional) else f"input_{n}" for n in range(len(args))] + list(kwargs)
+    values = (*args, *kwargs.values())
+    return [
+        prefixes[first.key] + path_text(values[first.key], path)
+        for (first, *path), leaf in paths(values)
+        if isinstance(leaf, TensorSpec)
+    ]
 
 
 def _as_args(example_inputs: Any) -> Args:

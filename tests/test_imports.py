@@ -19,6 +19,8 @@ STAGES = [
     "rows",
     "page",
     "plots",
+    "structure",
+    "near",
     "inputs",
     "meta",
     "recording",

@@ -1,7 +1,8 @@
 """A network as a function from tensors to a tuple of tensors.
 
-The ONNX graph's inputs and outputs are then exactly the tensor leaves of the model's, in pytree order, whatever the
-nesting and however the user ordered the keyword arguments, and what is no tensor (a number, a None) is not in the file.
+The ONNX graph's inputs and outputs are then exactly the tensors in the model's, in the order of
+``fxprune.structure``, whatever the nesting, in objects too, and however the user ordered the keyword arguments; what is
+no tensor (a number, a None) is not in the file.
 """
 
 from collections.abc import Mapping, Sequence

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from fxprune.deploy import runtime
 from fxprune.deploy.flat import Flat
@@ -25,6 +24,7 @@ from fxprune.files import check_writable, replacing
 from fxprune.inputs import (
     describe_inputs,
     image_size,
+    input_names,
     is_batched,
     is_image,
     make_inputs,
@@ -268,26 +268,20 @@ def _input_names(flat: Flat) -> list[str]:
         for name, parameter in inspect.signature(flat.module.forward).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
-    args, kwargs = flat.record["args"], flat.record["kwargs"]
-    named = [(positional[n] if n < len(positional) else f"input_{n}", value) for n, value in enumerate(args)]
-    return [name for prefix, value in (*named, *kwargs.items()) for name in _leaf_names(prefix, value)]
+    return [_plain_name(name) for name in input_names(flat.record, positional)]
 
 
 def _output_names(outputs: Any) -> list[str]:
     """A name per tensor: "output", "output_0", or the keys of a dict."""
     (specs,) = describe_inputs((outputs,), {})["args"]
-    if isinstance(specs, Mapping):
-        return [name for key, value in specs.items() for name in _leaf_names(str(key), value)]
-    return _leaf_names("output", specs)
+    named = isinstance(specs, Mapping)
+    record = {"args": (), "kwargs": {str(key): value for key, value in specs.items()} if named else {"output": specs}}
+    return [_plain_name(name) for name in input_names(record)]
 
 
-def _leaf_names(prefix: str, tree: Any) -> list[str]:
-    names = []
-    for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
-        name = re.sub(r"\W+", "_", prefix + pytree.keystr(path)).strip("_")
-        count = len(specs_of({"args": (leaf,), "kwargs": {}}))
-        names += [name] if count == 1 else [f"{name}_{n}" for n in range(count)]
-    return names
+def _plain_name(name: str) -> str:
+    """``batch_ids`` for ``batch['ids']``."""
+    return re.sub(r"\W+", "_", name).strip("_")
 
 
 def capture_reason(error: Exception, names: Mapping[int, str] | None = None) -> str:

@@ -118,6 +118,52 @@ def test_structured_inputs_and_outputs(tmp_path: Path) -> None:
     assert names[1:] == ["same", "many_0", "many_1"]
 
 
+class Memory:
+    """Keys and values of the tokens so far, per layer; the network writes into it."""
+
+    def __init__(self, *lengths: int) -> None:
+        self.layers = [Slot(torch.randn(1, length, 4), torch.randn(1, length, 4)) for length in lengths]
+        self.owner = self
+
+
+class Slot:
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values, self.scale = keys, values, 0.5
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = torch.cat([self.keys, keys], 1), torch.cat([self.values, values], 1)
+        return self.keys, self.values
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 12) for _ in range(2))
+
+    def forward(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        for layer, slot in zip(self.layers, memory.layers, strict=True):
+            q, k, v = layer(x).chunk(3, -1)
+            k, v = slot.update(k, v)
+            x = x + F.scaled_dot_product_attention(q, k, v, scale=slot.scale)
+        return x, memory
+
+
+def test_an_object_as_an_input_and_as_an_output(tmp_path: Path) -> None:
+    path, memory = tmp_path / "net.onnx", Memory(3, 2)
+    found = export(randomise(Remembering()), path, (torch.randn(1, 2, 4), memory))
+    assert found.max_rel_error < 1e-5
+    assert shapes(path, "input") == {
+        "x": ["batch", 2, 4],
+        "memory_layers_0_keys": ["batch", 3, 4],
+        "memory_layers_0_values": ["batch", 3, 4],
+        "memory_layers_1_keys": ["batch", 2, 4],
+        "memory_layers_1_values": ["batch", 2, 4],
+    }
+    assert list(shapes(path, "output").values()) == [["batch", n, 4] for n in (2, 5, 5, 4, 4)]
+    assert list(shapes(path, "output"))[1] == "output_1_layers_0_keys"
+    assert [slot.keys.shape[1] for slot in memory.layers] == [3, 2], "what was passed stays as it was"
+
+
 class Windows(nn.Module):
     """Attention inside windows, with three batch dimensions, a mask and keys shared by all windows; then no head."""
 
