@@ -1,9 +1,9 @@
 """Values taken apart and put together again: containers, registered pytrees, dataclasses, and objects with tensors.
 
 This is the one walk over what a network takes and returns. A tensor is a leaf, and so is what stands for one
-(``StandIn``). Mappings, tuples and lists, dataclass instances and registered pytrees always come apart. Any other
-object, a cache of keys and values for instance, comes apart where one of its attributes holds a tensor, however deep;
-everything else is a leaf.
+(``StandIn``). Mappings, tuples, lists and dataclass instances always come apart. Any other object, a cache of keys
+and values for instance, comes apart where one of its attributes holds a tensor, however deep, else where it is a
+registered pytree; everything else is a leaf.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def parts(value: Any) -> list[Part] | None:
         return [Part("item", index, item) for index, item in enumerate(value)]
     if dataclasses.is_dataclass(value):
         return [Part("attribute", name, item) for name, item in _attributes(value)]
-    if type(value) in pytree.SUPPORTED_NODES:
-        return [Part("leaf", number, item) for number, item in enumerate(pytree.tree_leaves(value))]
     attributes = _attributes(value)
     if not _holds_tensor(item for _, item in attributes):
+        if type(value) in pytree.SUPPORTED_NODES:
+            return [Part("leaf", number, item) for number, item in enumerate(pytree.tree_leaves(value))]
         return None
     return [Part("attribute", name, item) for name, item in attributes if _is_structure(item) or _holds_tensor([item])]
 

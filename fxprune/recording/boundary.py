@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import keyword
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from fxprune.errors import ExampleInputsError
+from fxprune.errors import ExampleInputsError, RecordError
+from fxprune.structure import Part, map_leaves, parts
 
 _DEFAULTS = (bool, int, float, str, torch.dtype, torch.device, torch.memory_format)
 
@@ -66,31 +68,13 @@ def _describe(value: Any) -> str:
     return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
 
 
-class Part:
-    """How to get a part of an input: ``operator.getitem(parent, key)`` or ``getattr(parent, key)``."""
-
-    def __init__(self, target: Callable[..., Any], key: Any, value: Any) -> None:
-        self.target = target
-        self.key = key
-        self.value = value
-
-
 def tree_leaf(tree: Any, index: int) -> Any:
     """The leaf at ``index`` of a registered pytree."""
     return pytree.tree_leaves(tree)[index]
 
 
-def parts(value: Any) -> list[Part] | None:
-    """The parts of one structure; None if ``value`` is a leaf."""
-    if isinstance(value, Mapping):
-        return [Part(operator.getitem, key, item) for key, item in value.items()]
-    if isinstance(value, (tuple, list)):
-        return [Part(operator.getitem, index, item) for index, item in enumerate(value)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [Part(getattr, field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    if type(value) in pytree.SUPPORTED_NODES:
-        return [Part(tree_leaf, index, item) for index, item in enumerate(pytree.tree_leaves(value))]
-    return None
+GETTERS: dict[str, Callable[..., Any]] = {"item": operator.getitem, "attribute": getattr, "leaf": tree_leaf}
+"""How a graph gets a part of an input, by its kind (see ``fxprune.structure.Part``)."""
 
 
 def with_fresh_tensors(value: Any) -> Any:
@@ -100,60 +84,31 @@ def with_fresh_tensors(value: Any) -> Any:
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """A copy of an input with ``function(tensor)`` in the place of every tensor."""
-    if isinstance(value, Tensor):
-        return function(value)
-    found = parts(value)
-    if found is None:
-        return value
-    return _with_items(value, found, [map_tensors(function, part.value) for part in found])
+    return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in an input."""
-    if isinstance(value, Tensor):
-        yield value
-    for part in parts(value) or []:
-        yield from tensors(part.value)
-
-
-def _with_items(value: Any, found: list[Part], items: list[Any]) -> Any:
-    if isinstance(value, Mapping):
-        if type(value) is dict:
-            return dict(zip(value, items, strict=True))
-        new: Any = copy.copy(value)
-        for key, item in zip(list(value), items, strict=True):
-            new[key] = item
-        return new
-    if hasattr(value, "_fields"):
-        return type(value)(*items)
-    if isinstance(value, (tuple, list)):
-        return type(value)(items)
-    if dataclasses.is_dataclass(value):
-        new = copy.copy(value)
-        for part, item in zip(found, items, strict=True):
-            object.__setattr__(new, part.key, item)
-        return new
-    return pytree.tree_unflatten(items, pytree.tree_structure(value))
-
-
-def placeholders(graph: Graph, bound: inspect.BoundArguments) -> list[tuple[Node, Any]]:
-    """One placeholder per parameter of ``forward``, with its default; returned with the example value where one was
-    given."""
-    result: list[tuple[Node, Any]] = []
+def placeholders(graph: Graph, bound: inspect.BoundArguments) -> list[tuple[Node, tuple[str, ...]]]:
+    """One placeholder per parameter of ``forward``, with its default; returned with the way to its value in
+    ``bound.arguments``, which is not there where none was given."""
+    result: list[tuple[Node, tuple[str, ...]]] = []
     had_default = False
     for name, parameter in bound.signature.parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
             if bound.arguments.get(name):
-                result.append((graph.create_node("placeholder", f"*{name}", name=name), bound.arguments[name]))
+                result.append((graph.create_node("placeholder", f"*{name}", name=name), (name,)))
             continue
         if parameter.kind is parameter.VAR_KEYWORD:
-            for key, value in bound.arguments.get(name, {}).items():
-                result.append((graph.create_node("placeholder", key, args=(None,), name=key), value))
+            for key in bound.arguments.get(name, {}):
+                if not key.isidentifier() or keyword.iskeyword(key):
+                    raise ExampleInputsError(
+                        f"{key!r} is no name that a graph can give to an input. Pass it in a dict."
+                    )
+                result.append((graph.create_node("placeholder", key, args=(None,), name=key), (name, key)))
             continue
         default = _default(parameter, had_default)
         had_default = had_default or bool(default)
         node = graph.create_node("placeholder", name, args=default, name=name)
-        result.append((node, bound.arguments.get(name)))
+        result.append((node, (name,)))
     return result
 
 
@@ -178,44 +133,85 @@ class Unflatten:
         return self
 
 
+class Remade:
+    """Puts an object of the user's together again: a copy of the one that was recorded, with other attributes."""
+
+    def __init__(self, template: Any, names: tuple[str, ...]) -> None:
+        self.template = template
+        self.names = names
+        self.__name__ = f"remade_{type(template).__name__}"
+        self.__module__ = __name__
+
+    def __call__(self, *values: Any) -> Any:
+        new = copy.copy(self.template)
+        for name, value in zip(self.names, values, strict=True):
+            object.__setattr__(new, name, value)
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Remade:
+        return self
+
+
 class Rebuilt:
-    """An output structure as the call that makes it: ``target(*args, **kwargs)``."""
+    """An output structure as the call that makes it: ``target(*args, **kwargs)``. ``node``: once it was written."""
 
     def __init__(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         self.target = target
         self.args = args
         self.kwargs = kwargs or {}
+        self.node: Node | None = None
 
 
-def taken_apart(value: Any) -> Any:
-    """Outputs with every structure that is no plain tuple, list or dict replaced by a ``Rebuilt``, innermost first."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [field for field in dataclasses.fields(value) if field.init]
-        return Rebuilt(type(value), (), {field.name: taken_apart(getattr(value, field.name)) for field in fields})
-    if isinstance(value, Mapping):
-        items = {key: taken_apart(item) for key, item in value.items()}
-        if type(value) is dict:
-            return items
-        if isinstance(value, OrderedDict):
-            return Rebuilt(type(value), (list(items.items()),))
-        return Rebuilt(type(value), (items,))
-    if isinstance(value, torch.Size):
-        return Rebuilt(torch.Size, (tuple(value),))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return Rebuilt(type(value), tuple(taken_apart(item) for item in value))
-    if isinstance(value, (tuple, list)):
-        items_list = [taken_apart(item) for item in value]
-        return tuple(items_list) if isinstance(value, tuple) else items_list
-    if type(value) in pytree.SUPPORTED_NODES:
-        flat, spec = pytree.tree_flatten(value)
-        return Rebuilt(Unflatten(spec), tuple(taken_apart(item) for item in flat))
-    return value
+class Apart:
+    """Outputs with every structure that is no plain tuple, list or dict replaced by a ``Rebuilt``, innermost first.
 
+    ``known``: identity of an object that came in -> its node. An object that occurs twice is one ``Rebuilt``.
+    """
 
-def leaf_paths(value: Any) -> Iterator[list[Part]]:
-    """The path to every tensor in an input."""
-    if isinstance(value, Tensor):
-        yield []
-    for part in parts(value) or []:
-        for path in leaf_paths(part.value):
-            yield [part, *path]
+    def __init__(self, known: Mapping[int, Node]) -> None:
+        self._known = known
+        self._made: dict[int, Rebuilt | None] = {}
+        self._kept: list[Any] = []
+
+    def __call__(self, value: Any) -> Any:
+        if id(value) in self._known:
+            return self._known[id(value)]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = [field for field in dataclasses.fields(value) if field.init]
+            return Rebuilt(type(value), (), {field.name: self(getattr(value, field.name)) for field in fields})
+        if isinstance(value, Mapping):
+            items = {key: self(item) for key, item in value.items()}
+            if type(value) is dict:
+                return items
+            if isinstance(value, OrderedDict):
+                return Rebuilt(type(value), (list(items.items()),))
+            return Rebuilt(type(value), (items,))
+        if isinstance(value, torch.Size):
+            return Rebuilt(torch.Size, (tuple(value),))
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return Rebuilt(type(value), tuple(self(item) for item in value))
+        if isinstance(value, (tuple, list)):
+            items_list = [self(item) for item in value]
+            return tuple(items_list) if isinstance(value, tuple) else items_list
+        found = parts(value)
+        if found is None:
+            return value
+        if found and found[0].kind == "leaf":
+            flat, spec = pytree.tree_flatten(value)
+            return Rebuilt(Unflatten(spec), tuple(self(item) for item in flat))
+        return self._object(value, found)
+
+    def _object(self, value: Any, found: Sequence[Part]) -> Rebuilt:
+        if id(value) in self._made:
+            made = self._made[id(value)]
+            if made is None:
+                raise RecordError(f"The output holds a {type(value).__name__} that holds itself. Return its tensors.")
+            return made
+        self._made[id(value)] = None
+        self._kept.append(value)
+        template = copy.copy(value)
+        for part in found:
+            object.__setattr__(template, part.key, None)
+        made = Rebuilt(Remade(template, tuple(part.key for part in found)), tuple(self(part.value) for part in found))
+        self._made[id(value)] = made
+        return made

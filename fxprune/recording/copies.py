@@ -141,7 +141,11 @@ class Copier:
             return value
         cells = tuple(types.CellType(item) for item in copies)
         new = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
-        new.__kwdefaults__, new.__qualname__, new.__module__ = value.__kwdefaults__, value.__qualname__, value.__module__
+        new.__kwdefaults__, new.__qualname__, new.__module__ = (
+            value.__kwdefaults__,
+            value.__qualname__,
+            value.__module__,
+        )
         new.__dict__.update(value.__dict__)
         return self._note(value, new)
 

@@ -27,6 +27,7 @@ RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "<=": operator.le,
     ">": operator.gt,
     ">=": operator.ge,
+    "is": operator.is_,
 }
 OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 _FREE = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -39,18 +40,19 @@ def holds(value: Any, relation: str, recorded: Any, source: str) -> None:
 
     Args:
         value: a number, or a tensor: of one entry, or compared as a whole.
-        relation: one of ``== != < <= > >=``.
-        recorded: what it is compared with: a number, or for a tensor also a nested list of them.
+        relation: one of ``== != < <= > >= is``.
+        recorded: what it is compared with: a number, a string, None, or for a tensor also a nested list of numbers.
         source: the user's line that asked.
 
     Raises:
         GuardError: it does not hold. While a graph is compiled or exported, the check becomes part of the result.
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and recorded is not None:
         _holds_of_tensor(value, relation, recorded, source)
         return
     condition = RELATIONS[relation](value, recorded)
-    if isinstance(condition, _FREE) or torch.compiler.is_compiling():
+    is_number = isinstance(recorded, (int, float, *_FREE)) and not isinstance(recorded, bool)
+    if isinstance(condition, _FREE) or (is_number and torch.compiler.is_compiling()):
         torch._check(condition, lambda: _text(value, relation, recorded, source))
     elif not condition:
         raise GuardError(_text(value, relation, recorded, source))
@@ -94,18 +96,33 @@ def guards_of(graph: fx.Graph) -> list[fx.Node]:
 
 
 def settle(graph: fx.Graph, recorded: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
-    """Drop the guards on numbers that no input decides.
+    """Drop the guards on sizes that no input decides.
 
     Args:
         graph: with its guards; is changed.
-        recorded: node name -> its number, on the example inputs; of a guard the pair of numbers that it compares.
+        recorded: node name -> its number, on the example inputs; of a guard what it compares.
         others: the same on inputs of other sizes; what a run did not come to is not there.
     """
     for node in guards_of(graph):
+        if not isinstance(node.args[0], fx.Node) or not _is_of_sizes(node.args[0]):
+            continue
         known = recorded.get(node.name)
         seen = [numbers[node.name] for numbers in others if node.name in numbers]
         if known is not None and len(seen) == len(others) and all(numbers == known for numbers in seen):
             erase(graph, node)
+
+
+def _is_of_sizes(value: fx.Node) -> bool:
+    """Whether a number comes from sizes and counts of tensors alone, not from values or from numbers among inputs."""
+    pending = [value]
+    while pending:
+        node = pending.pop()
+        if node.meta.get("shape") is not None or node.target in ("size", len):
+            continue
+        if NUMBER in node.meta or not _is_number(node):
+            return False
+        pending += node.all_input_nodes
+    return value.meta.get("shape") is None
 
 
 def erase(graph: fx.Graph, guard: fx.Node) -> None:
@@ -113,7 +130,7 @@ def erase(graph: fx.Graph, guard: fx.Node) -> None:
     pending = [guard]
     while pending:
         node = pending.pop()
-        if node.users or node.op == "placeholder":
+        if node.users or node.op == "placeholder" or node.graph is not graph or node._erased:
             continue
         inputs = node.all_input_nodes
         graph.erase_node(node)
@@ -121,7 +138,9 @@ def erase(graph: fx.Graph, guard: fx.Node) -> None:
 
 
 def _is_number(node: fx.Node) -> bool:
-    """Whether the node computes with sizes, and nothing else."""
+    """Whether the node computes with numbers, and nothing else."""
     if "mutates" in node.meta or node.meta.get("shape") is not None or node.op not in ("call_function", "call_method"):
+        return False
+    if node.target is operator.getitem:
         return False
     return node.target == "size" or getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")

@@ -16,8 +16,6 @@ from fxprune.recording.parts import Parts
 from fxprune.recording.recorder import Options, Recorder
 from fxprune.recording.sources import raised_at
 from fxprune.recording.traced import TracedFlag
-from fxprune.recording.writer import GraphWriter
-
 
 _DEFAULT = Options()
 
@@ -100,9 +98,7 @@ def _rehearsed(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, op
     return _noted(recorder)
 
 
-def _recorded(
-    model: nn.Module, parts: Parts, bound: inspect.BoundArguments, given: str, options: Options
-) -> Recorder:
+def _recorded(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, given: str, options: Options) -> Recorder:
     """Record; where a liberty taken by ``Options`` is what fails, record again without it."""
     caches = bool(state.cached_tensor_dicts(parts.modules.values()))
     options, private = replace(options, clear_caches=options.clear_caches and caches), False

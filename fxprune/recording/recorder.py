@@ -13,7 +13,7 @@ import operator
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -30,8 +30,10 @@ from torch._C import (
     _pop_torch_function_stack,
     _push_on_torch_function_stack,
 )
+from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
+from fxprune import structure
 from fxprune.errors import RecordError
 from fxprune.meta import OpMode
 from fxprune.recording import boundary, patches, state, trees
@@ -159,6 +161,8 @@ class Recorder:
         self.parts = Parts.of(self.model)
         self.options = options
         self.foreign_randomness = False
+        self._objects: dict[int, tuple[Any, Node]] = {}  # that came in, by identity
+        self._as_given: dict[int, dict[Any, Any]] = {}
         self.writer = GraphWriter(self.parts, options.own_hashes, self.decided)
         for name, tensor in parts.tensors.items():
             self.writer.also_named(name, tensor)
@@ -209,7 +213,7 @@ class Recorder:
         """The model's own output in eval mode, without a graph."""
         with self._surroundings(), torch.no_grad(), self._unrecorded():
             self.model.eval()
-            fresh = {name: boundary.with_fresh_tensors(value) for name, value in bound.arguments.items()}
+            fresh = boundary.with_fresh_tensors(dict(bound.arguments))
             inputs = inspect.BoundArguments(bound.signature, OrderedDict(fresh))
             return self.model(*inputs.args, **inputs.kwargs)
 
@@ -286,26 +290,86 @@ class Recorder:
     # --- inputs and outputs -------------------------------------------------------------------------------------------
 
     def _place_inputs(self, bound: inspect.BoundArguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        fresh = {name: boundary.with_fresh_tensors(value) for name, value in bound.arguments.items()}
-        bound = inspect.BoundArguments(bound.signature, OrderedDict(fresh))
-        for placeholder, value in boundary.placeholders(self.writer.graph, bound):
-            self.writer.describe(placeholder, value if isinstance(value, Tensor) else None)
-            for path in boundary.leaf_paths(value):
-                node = placeholder
-                for part in path:
-                    node = self.writer.create(Call("call_function", part.target, (node, part.key), {}))
-                tensor = path[-1].value if path else value
-                self.writer.describe(node, tensor)
-                self.writer.map(tensor, node, lasting=True)
+        arguments = OrderedDict(boundary.with_fresh_tensors(dict(bound.arguments)))
+        for placeholder, (name, *keys) in boundary.placeholders(self.writer.graph, bound):
+            owner, key = (arguments[name], keys[0]) if keys else (arguments, name)
+            given = key in owner
+            value = owner[key] if given else bound.signature.parameters[name].default
+            new = self._placed(placeholder, None if value is inspect.Parameter.empty else value)
+            if given:
+                owner[key] = new
         for node in self.writer.graph.nodes:
             node.meta["source"] = defined_at(self.model.forward)
             self.writer.inputs_end = node
+        bound = inspect.BoundArguments(bound.signature, arguments)
         return bound.args, bound.kwargs
 
+    def _placed(self, node: Node, value: Any) -> Any:
+        """``node`` gives ``value``, an input or a part of one; returns it with numbers that know their node.
+
+        ``value`` is a copy; what can be written to is changed in place, so that objects stay the objects they are.
+        """
+        writer = self.writer
+        writer.describe(node, value if isinstance(value, Tensor) else None)
+        if isinstance(value, Tensor):
+            writer.map(value, node, lasting=True)
+            return value
+        if id(value) in self._objects:
+            return value
+        found = structure.parts(value)
+        if found is None:
+            return self._placed_leaf(node, value)
+        if not isinstance(value, tuple) and not (found and found[0].kind == "leaf"):
+            self._objects[id(value)] = (value, node)
+        new = [
+            part.holding(
+                self._placed(
+                    writer.create(Call("call_function", boundary.GETTERS[part.kind], (node, part.key), {})), part.value
+                )
+            )
+            for part in found
+        ]
+        changed = [part for part, old in zip(new, found, strict=True) if part.value is not old.value]
+        if changed and id(value) not in self._objects:
+            return structure.rebuilt(value, new)
+        for part in changed:
+            _set(value, part.key, part.value)
+        self._as_given[id(value)] = _contents(value)
+        return value
+
+    def _placed_leaf(self, node: Node, value: Any) -> Any:
+        """A plain value among the inputs: a number becomes one that knows its node, another value stays as it is."""
+        if type(value) in (int, float):
+            lazy = Lazy(self.writer, "placeholder", "", ())
+            lazy.node = node
+            return TracedInt(value, lazy) if type(value) is int else TracedFloat(value, lazy)
+        if value is None or type(value) in (bool, str):
+            self.writer.guard(node, "is" if value is None else "==", value)
+        return value
+
     def _place_output(self, output: Any) -> None:
-        node = self.writer.graph.output(self.writer.argument(boundary.taken_apart(output)))
+        known = {key: node for key, (_, node) in self._objects.items()}
+        apart = boundary.Apart(known)
+        for key, (value, node) in self._objects.items():
+            self._write_back(node, value, self._as_given.get(key, {}), apart)
+        node = self.writer.graph.output(self.writer.argument(apart(output)))
         self.writer.describe(node, output if isinstance(output, Tensor) else None)
         node.meta["source"] = defined_at(self.model.forward)
+
+    def _write_back(self, node: Node, value: Any, before: dict[Any, Any], apart: boundary.Apart) -> None:
+        """What forward did to an object that came in, the graph does to the one it gets."""
+        after, effect = _contents(value), self.writer.effect
+        if isinstance(value, list):
+            if len(after) != len(before) or any(after[i] is not before[i] for i in after):
+                effect(Call("call_function", operator.setitem, (node, slice(None), [apart(v) for v in value]), {}))
+            return
+        is_mapping = isinstance(value, Mapping)
+        put, drop = (operator.setitem, operator.delitem) if is_mapping else (setattr, delattr)
+        for name, item in after.items():
+            if name not in before or item is not before[name]:
+                effect(Call("call_function", put, (node, name, apart(item)), {}))
+        for name in before.keys() - after.keys():
+            effect(Call("call_function", drop, (node, name), {}))
 
     def _write_back_buffers(self) -> None:
         """``self.steps = self.steps + 1`` replaces a buffer object; the graph writes the new value into the buffer."""
@@ -477,7 +541,11 @@ class Recorder:
             self.writer.region(enter, leave)
 
     def _record(
-        self, written: Callable[[], Call], run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+        self,
+        written: Callable[[], Call],
+        run: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
         name: str = "",
     ) -> Any:
         """Run one call, then write it down unless it computed no tensor and changed none. ``name``: of the function."""
@@ -553,6 +621,22 @@ class Recorder:
             return len(value)
         with self._unrecorded():
             return self.writer.size(value, 0) if value.ndim else len(value)
+
+
+def _contents(value: Any) -> dict[Any, Any]:
+    """What an object that may be written to holds now."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, list):
+        return dict(enumerate(value))
+    return {part.key: part.value for part in structure.parts(value) or []}
+
+
+def _set(value: Any, key: Any, item: Any) -> None:
+    if isinstance(value, (Mapping, list)):
+        value[key] = item  # type: ignore[index]
+    else:
+        object.__setattr__(value, key, item)
 
 
 def _is_mixed(sequence: Sequence[Any]) -> bool:

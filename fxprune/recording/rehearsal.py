@@ -35,6 +35,7 @@ from fxprune.meta import MetaKernels, channels_last_of, is_pointwise, op_name
 from fxprune.recording import boundary, state, trees
 from fxprune.recording.calls import property_name
 from fxprune.recording.parts import Parts
+from fxprune.structure import tensors_of
 
 _aten = torch.ops.aten
 _CPU = torch.device("cpu")
@@ -185,7 +186,7 @@ class Rehearsal:
 def is_possible(parts: Parts, bound: inspect.BoundArguments) -> bool:
     """Whether a run without data could be watched: plain CPU tensors, and no mode of the user's."""
     tensors = {id(tensor): tensor for tensor in parts.tensors.values()}
-    inputs = list(boundary.tensors(bound.arguments))
+    inputs = tensors_of(dict(bound.arguments))
     if parts.scripted() or state.cached_tensor_dicts(parts.modules.values()):
         return False
     if _get_current_function_mode() is not None or _get_current_dispatch_mode() is not None:
@@ -215,7 +216,7 @@ def without_data(bound: inspect.BoundArguments) -> inspect.BoundArguments:
     def stand_in(tensor: Tensor) -> Tensor:
         return _on_meta(tensor) if tensor.is_floating_point() else tensor
 
-    arguments = {name: boundary.map_tensors(stand_in, value) for name, value in bound.arguments.items()}
+    arguments = boundary.map_tensors(stand_in, dict(bound.arguments))
     return inspect.BoundArguments(bound.signature, OrderedDict(arguments))
 
 

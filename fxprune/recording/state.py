@@ -1,4 +1,4 @@
-"""Recording leaves no trace: what the run of a private copy (see ``copies``) may still reach is put back, or refused."""
+"""Recording leaves no trace: what the run of a private copy (see ``copies``) may still reach is put back or refused."""
 
 from __future__ import annotations
 
@@ -143,6 +143,13 @@ class RandomStates:
         ours = [torch.get_rng_state(), *(torch.get_device_module(d).get_rng_state(d) for d in self._devices)]
         numpy = None if self._numpy is None else self._numpy.random.get_state()
         return ours, random.getstate(), numpy
+
+    def seed(self, seed: int) -> None:
+        """Let torch's draw from this seed; ``restore`` puts them back."""
+        torch.default_generator.manual_seed(seed)
+        for device in self._devices:
+            with torch.get_device_module(device).device(device):
+                torch.get_device_module(device).manual_seed(seed)
 
     def restore(self) -> None:
         """Put back what moved; what did not is not touched, since another thread may draw from it."""

@@ -89,7 +89,7 @@ class GraphWriter:
             self.notes.append(line)
 
     def also_named(self, name: str, tensor: Tensor) -> None:
-        """Another tensor that stands for the parameter or buffer ``name``: the caller's own, which a closure reaches."""
+        """Another tensor that stands for the parameter or buffer ``name``: the caller's, which a closure reaches."""
         self._names.setdefault(id(tensor), name)
         storage = state.storage_id(tensor)
         if storage is not None:
@@ -99,6 +99,10 @@ class GraphWriter:
         """Python code branched on ``value relation other``, or took ``value`` out of the graph."""
         if self._on_decision is not None:
             self._on_decision(value, relation, other, outcome)
+
+    def effect(self, call: Call) -> None:
+        """A call that is made for what it does to an object that came in."""
+        self._alive.add(self.create(call))
 
     def guard(self, value: Any, relation: str, recorded: Any, outcome: bool = True) -> None:
         """Write down that the graph holds only where ``value relation recorded`` comes out as it did."""
@@ -116,6 +120,8 @@ class GraphWriter:
             return self._number(value)
         if isinstance(value, Tensor):
             return self.node_of(value)
+        if isinstance(value, Node):
+            return value
         return type(value), str(value) if isinstance(value, list) else value
 
     def depends_on_inputs(self, node: Node) -> bool:
@@ -288,7 +294,9 @@ class GraphWriter:
         if isinstance(value, (TracedInt, TracedFloat, TracedFlag)):
             return self._number(value)
         if isinstance(value, boundary.Rebuilt):
-            return self.create(Call("call_function", value.target, value.args, value.kwargs))
+            if value.node is None:
+                value.node = self.create(Call("call_function", value.target, value.args, value.kwargs))
+            return value.node
         if isinstance(value, (tuple, list)):
             return trees.map_sequence(value, [self.argument(item, instead) for item in value])
         if isinstance(value, dict):
