@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
-from fxprune import recording
 from fxprune.budget import Budget, Scope
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
@@ -30,11 +29,11 @@ from fxprune.pipeline import (
     Dense,
     Options,
     Stages,
-    check_recording,
     choose,
     collected,
     compress,
     record_and_analyse,
+    recorded,
     rewrite_as,
     uncollected,
 )
@@ -74,7 +73,7 @@ def record(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, A
     """
     _check_model(model)
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
-    result = recording.record(model, args, kwargs)
+    result, _ = recorded(model, args, kwargs)
     result.meta[RECORD_KEY] = describe_inputs(args, kwargs)
     return result
 
@@ -253,10 +252,8 @@ def _pruned(
     stages: Stages,
 ) -> fx.GraphModule:
     """The whole pipeline with a criterion."""
-    dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages)
-    if request.options.verify and not dense.on_meta:
-        with stages("recording"), collected():
-            check_recording(model, dense)
+    verify = request.options.verify
+    dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages, verify=verify)
     measures = request.options.budget.kind == "latency" or data is not None or steps > 1
     with collected() if measures else nullcontext():
         options, finish = _timed(dense, request)
@@ -327,14 +324,11 @@ def _attached(
         whole = given.macs() if options.budget.kind == "flops" else given.params()
         options = replace(options, budget=replace(options.budget, whole=whole))
         model = wider
-    dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages)
+    dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages, verify=options.verify)
     if dense.on_meta:
         raise ModelError("The weights are on the meta device, where nothing can be trained. Load them first.")
     if not dense.graph.prunable:
         compress(dense, [None] * len(dense.graph.groups), options, request.name)  # raises, and says what holds them
-    if options.verify:
-        with stages("recording"):
-            check_recording(model, dense)
     options, compressed = _timed(dense, replace(request, options=options))
     live = copy.deepcopy(dense.module).train()
 
@@ -414,10 +408,8 @@ def applied(
         PlanError: see ``apply``.
     """
     attention: Any = plan.attention
-    dense = record_and_analyse(model, args, kwargs, attention, (), Stages(progress=False))
+    dense = record_and_analyse(model, args, kwargs, attention, (), Stages(progress=False), verify=True)
     keep = plan.channels(dense.graph)
-    if not dense.on_meta:
-        check_recording(model, dense)
     pruned = rewrite_as(dense, keep, Options(Budget("flops", 1.0), verify=verify), method)
     if isinstance(pruned, Reason):
         raise PlanError(f"The plan cannot be applied: {pruned}.")

@@ -20,7 +20,11 @@ class RecordError(FxpruneError):
 
 
 class GuardError(FxpruneError, RuntimeError):
-    """A recorded graph was called outside what its recording covers; names the source line."""
+    """A recorded graph was called outside what its recording covers. ``source``: the line, or the input, that it is."""
+
+    def __init__(self, text: str, source: str = ""):
+        super().__init__(text)
+        self.source = source
 
 
 class ModelError(FxpruneError, ValueError):

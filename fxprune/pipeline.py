@@ -27,10 +27,12 @@ from fxprune.labels.classes import Reason
 from fxprune.labels.propagate import Attention, TensorLabels
 from fxprune.methods.state import Scores
 from fxprune.plan import PruningPlan
+from fxprune.probes import SizeRuns, prove, settled
+from fxprune.proof import Proof
 from fxprune.recording import evaluated
 from fxprune.report import Report
 from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check_rewrite, draft, run_on_meta
-from fxprune.verify import TOLERANCE, Inputs, mask_oracle, relative_error
+from fxprune.verify import Inputs, mask_oracle
 
 _ROUNDS = 20
 _ENTRIES_IN_CACHE = 2**18
@@ -88,6 +90,7 @@ class Dense:
     kwargs: dict[str, Any]
     name: str
     stages: Stages
+    proof: Proof | None = None
 
     @property
     def on_meta(self) -> bool:
@@ -147,15 +150,34 @@ def collected() -> Iterator[None]:
 
 @uncollected()
 def record_and_analyse(
-    model: nn.Module, args: Any, kwargs: Any, attention: Attention, ignore: Sequence[str], stages: Stages
-) -> Dense:
-    """The first half of the pipeline: the model as a graph, and which of its channels belong together."""
+    model: nn.Module, args: Any, kwargs: Any, attention: Attention, ignore: Sequence[str], stages: Stages,
+    *, verify: bool = False,
+) -> Dense:  # fmt: skip
+    """The first half of the pipeline: the model as a graph, and which of its channels belong together.
+
+    ``verify``: the graph is compared with the model, on the example and on what the example does not show.
+    """
+    proof = None
     with stages("recording"):
-        module = recording.recorded(model, args, kwargs, compiled=False)
+        module, runs = recorded(model, args, kwargs)
+    if verify and not any(p.is_meta for p in module.parameters()):
+        with stages("verifying"), collected():
+            module, proof = prove(model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs)
     with stages("analysing"):
         graph = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore)
     kinds = {name: type(m).__name__ for name, m in recording.named_modules(model)}
-    return Dense(module, replace(graph, kinds=kinds), args, kwargs, type(model).__name__, stages)
+    return Dense(module, replace(graph, kinds=kinds), args, kwargs, type(model).__name__, stages, proof)
+
+
+def recorded(
+    model: nn.Module, args: Any, kwargs: Any, options: recording.Options | None = None
+) -> tuple[recording.RecordedModule, SizeRuns]:
+    """The recording without guards that no input decides, and its runs with other sizes."""
+    options = options or recording.Options()
+    module = recording.recorded(model, args, kwargs, compiled=False, options=options)
+    runs = SizeRuns(module, args, kwargs)
+    settled(module, runs)
+    return module, runs
 
 
 @uncollected()
@@ -229,25 +251,6 @@ def choose(
 def _used(graph: ChannelGraph, budget: Budget, keep: Keep) -> float:
     """How much of the budget a choice uses up, as a share of it."""
     return remaining(graph, budget, keep) / budget.ratio
-
-
-def check_recording(model: nn.Module, dense: Dense) -> None:
-    """The recorded graph must compute what the model computes.
-
-    Raises:
-        VerificationError: it does not.
-    """
-    results = []
-    for module in (dense.module, model):
-        with evaluated(module), torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
-            results.append(module(*dense.args, **dense.kwargs))
-    error = relative_error(*results)
-    if error > TOLERANCE:
-        raise VerificationError(
-            f"The recorded graph differs from the model on the example inputs: relative error {error:.1e}. "
-            "Does forward depend on something that changes from call to call?"
-        )
 
 
 def _rewrite(dense: Dense, graph: ChannelGraph, keep: Keep) -> tuple[Draft | None, tuple[Sequence[int], Reason]]:
@@ -337,6 +340,7 @@ def _finish(
         notes=tuple(notes),
         round_to=selection.round_to,
         budget=(options.budget.kind, options.budget.ratio) if options.threshold is None else None,
+        proof=dense.proof and replace(dense.proof, farthest=None),
         zeros=sum(_zeros(p.detach()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
     )
     return pruned
@@ -349,7 +353,11 @@ def _zeros(weight: torch.Tensor) -> int:
 
 
 def _oracle_inputs(dense: Dense, seed: int, notes: list[str]) -> Inputs:
-    """Fresh inputs with another batch size where the dense model takes one, else the example's own."""
+    """Inputs that are not the example's, of other sizes where the model takes them and the recording follows."""
+    if dense.proof is not None:
+        device = next((p.device for p in dense.module.parameters()), torch.device("cpu"))
+        found = map_leaves(lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, dense.proof.farthest)
+        return found[0], found[1]
     fresh = _other_batch(dense.args, dense.kwargs, seed)
     try:
         with evaluated(dense.module), torch.no_grad():

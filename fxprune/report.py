@@ -11,6 +11,7 @@ from fxprune.errors import InputError
 from fxprune.page import Figure, Section, write_page
 from fxprune.plan import PruningPlan
 from fxprune.plots import new_figure, save_figure
+from fxprune.proof import InputDim, Proof
 from fxprune.rows import GroupRow, Row
 from fxprune.text import quantity, table
 
@@ -62,7 +63,8 @@ class Report:
     ``notes``: what had to be left alone. ``optimizer``: the given one carried over to the result, if one was given.
     ``zeros``: entries of the weights of two or more dims that are left, and zero. ``rows``: layers, in graph order.
     ``groups``: of channels. ``round_to``: kept channels are a multiple of this. ``latency``: measured, where it was the
-    budget. ``budget``: (kind, ratio) that was asked for, None where the method or a given plan decided.
+    budget. ``budget``: (kind, ratio) that was asked for, None where the method or a given plan decided. ``proof``: the
+    recording against the model on what the example does not show, None if it was not asked for.
     """
 
     model: str
@@ -85,13 +87,20 @@ class Report:
     budget: tuple[str, float] | None = None
     optimizer: Any = field(default=None, repr=False, compare=False)
     groups: tuple[GroupRow, ...] = field(default=(), repr=False)
+    proof: Proof | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def inputs(self) -> tuple[InputDim, ...]:
+        """Of every dimension of every input tensor: may calls have another size, and why not; empty if not probed."""
+        return () if self.proof is None else self.proof.inputs
 
     def data(self) -> dict[str, Any]:
         """The figures, rows and notes as plain data, for JSON; the plan has a file of its own."""
         left_out = ("plan", "optimizer")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         lists = {name: [asdict(row) for row in values[name]] for name in ("rows", "groups")}
-        return {**values, **lists, "latency": self.latency and self.latency.data()}
+        own = {"latency": self.latency and self.latency.data(), "proof": self.proof and self.proof.data()}
+        return {**values, **lists, **own}
 
     def to_html(self, path: str | os.PathLike[str], validation: Any = None) -> None:
         """Write all of it as one page: widths, groups, what is frozen and why, what was proven.
@@ -188,6 +197,8 @@ class Report:
             double = self.oracle_error_in_double
             note = "" if double is None else f", {double:.1e} in double"
             lines.append(f"masked original and pruned model agree to {self.oracle_error:.1e} (relative{note})")
+        if self.proof is not None:
+            lines += self.proof.lines()
         lines.append("seconds     " + ", ".join(f"{stage} {value:.1f}" for stage, value in self.seconds.items()))
         rows = [("layer", "kind", "weight before", "after", "outputs frozen because")]
         rows += [(r.name, r.kind, _shape(r.before), _shape(r.after), r.frozen) for r in self.rows]

@@ -2,8 +2,9 @@
 
 The files in reading order: ``record`` (the entry point), ``recorder`` (the hooks that see the run), ``rehearsal`` (the
 run without data), ``writer`` (the graph in the making), ``calls`` (how one call is written as a node), ``traced``
-(numbers that remember their node), ``leaves`` (which modules stay whole), ``boundary`` (inputs and outputs), ``parts``
-(modules and tensors by name), ``state`` and ``patches`` (the model and torch, left as they were), ``liveness`` (dead
+(numbers that remember their node), ``guards`` (what a graph cannot follow), ``leaves`` (which modules stay whole),
+``boundary`` (inputs and outputs), ``parts`` (modules and tensors by name), ``copies`` and ``twin`` (the caller's model
+itself never runs), ``state`` and ``patches`` (memory, random numbers and torch, left as they were), ``liveness`` (dead
 code), ``module`` (the result), ``sources`` (the user's line behind every node), ``trees`` (nested arguments).
 """
 
@@ -18,11 +19,15 @@ from fxprune.recording.module import (
     replace_tensors,
 )
 from fxprune.recording.record import record, recorded
+from fxprune.recording.recorder import Options
 from fxprune.recording.sources import raised_at
 from fxprune.recording.state import cached_tensor_dicts
+from fxprune.recording.twin import Twin
 
 __all__ = [
+    "Options",
     "RecordedModule",
+    "Twin",
     "cached_tensor_dicts",
     "clone_modules",
     "clone_structure",

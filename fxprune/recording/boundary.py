@@ -41,7 +41,7 @@ def normalised(example_inputs: Any, example_kwargs: Any) -> tuple[tuple[Any, ...
 
 def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
     """The example inputs by parameter name of ``forward``."""
-    signature = inspect.signature(model.forward)
+    signature = signature_of(model)
     try:
         return signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -49,6 +49,10 @@ def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ins
             f"The example inputs do not fit {type(model).__name__}.forward{signature}: {error}. "
             f"Given: {describe(args, kwargs)}. Pass every argument without a default."
         ) from error
+
+
+def signature_of(model: nn.Module) -> inspect.Signature:
+    return inspect.signature(model.forward)
 
 
 def describe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -83,7 +83,7 @@ class Copier:
 
     def _module(self, module: nn.Module) -> nn.Module:
         if isinstance(module, torch.jit.ScriptModule):
-            new = self._note(module, copy.copy(module))  # the same tensors, attributes of its own
+            new: nn.Module = self._note(module, copy.copy(module))  # the same tensors, attributes of its own
         else:
             new = self._note(module, object.__new__(type(module)))
             attributes = new.__dict__
@@ -165,7 +165,8 @@ class Copier:
             return value
         if issubclass(cls, (dict, list)):
             return self._subclassed(value)
-        if cls.__new__ is not object.__new__:
+        makes: Any = cls.__new__
+        if makes is not object.__new__:
             return value
         new = self._note(value, object.__new__(cls))
         for name, item in getattr(value, "__dict__", {}).items():
@@ -175,9 +176,10 @@ class Copier:
 
     def _subclassed(self, value: Any) -> Any:
         """A dict or list with a class of its own, attributes included."""
-        base = dict if isinstance(value, dict) else list
+        cls: Any = type(value)
+        base: Any = dict if isinstance(value, dict) else list
         try:
-            new = cls_new(type(value), base)
+            new = _empty(cls, OrderedDict if issubclass(cls, OrderedDict) else base)
         except TypeError:
             return value
         self._note(value, new)
@@ -199,9 +201,9 @@ class Copier:
                     object.__setattr__(new, name, self(getattr(value, name)))
 
 
-def cls_new(cls: type, base: type) -> Any:
+def _empty(cls: Any, base: Any) -> Any:
     """An empty instance, without calling any ``__init__``."""
-    return (OrderedDict if issubclass(cls, OrderedDict) else base).__new__(cls)
+    return base.__new__(cls)
 
 
 def forget(root: nn.Module) -> None:

@@ -55,7 +55,7 @@ def holds(value: Any, relation: str, recorded: Any, source: str) -> None:
     if isinstance(condition, _FREE) or (is_number and torch.compiler.is_compiling()):
         torch._check(condition, lambda: _text(value, relation, recorded, source))
     elif not condition:
-        raise GuardError(_text(value, relation, recorded, source))
+        raise GuardError(_text(value, relation, recorded, source), source)
 
 
 def _holds_of_tensor(value: Tensor, relation: str, recorded: Any, source: str) -> None:
@@ -71,7 +71,7 @@ def _holds_of_tensor(value: Tensor, relation: str, recorded: Any, source: str) -
     if torch.compiler.is_compiling():
         torch._assert_async(condition, _text("the value", relation, recorded, source))
     elif not bool(condition):
-        raise GuardError(_text(value.tolist(), relation, recorded, source))
+        raise GuardError(_text(value.tolist(), relation, recorded, source), source)
 
 
 def _text(value: Any, relation: str, recorded: Any, source: str) -> str:
@@ -104,7 +104,7 @@ def settle(graph: fx.Graph, recorded: Mapping[str, Any], others: Sequence[Mappin
         others: the same on inputs of other sizes; what a run did not come to is not there.
     """
     for node in guards_of(graph):
-        if not isinstance(node.args[0], fx.Node) or not _is_of_sizes(node.args[0]):
+        if not is_of_sizes(node):
             continue
         known = recorded.get(node.name)
         seen = [numbers[node.name] for numbers in others if node.name in numbers]
@@ -112,8 +112,11 @@ def settle(graph: fx.Graph, recorded: Mapping[str, Any], others: Sequence[Mappin
             erase(graph, node)
 
 
-def _is_of_sizes(value: fx.Node) -> bool:
-    """Whether a number comes from sizes and counts of tensors alone, not from values or from numbers among inputs."""
+def is_of_sizes(guard: fx.Node) -> bool:
+    """Whether its number comes from sizes and counts of tensors alone, not from values or numbers among the inputs."""
+    value = guard.args[0]
+    if not isinstance(value, fx.Node) or value.meta.get("shape") is not None:
+        return False
     pending = [value]
     while pending:
         node = pending.pop()
@@ -122,7 +125,7 @@ def _is_of_sizes(value: fx.Node) -> bool:
         if NUMBER in node.meta or not _is_number(node):
             return False
         pending += node.all_input_nodes
-    return value.meta.get("shape") is None
+    return True
 
 
 def erase(graph: fx.Graph, guard: fx.Node) -> None:

@@ -71,7 +71,7 @@ def recorded(
         add_constant(root, name, tensor)
     recorder.forget()
     result = RecordedModule(root, writer.graph, type(model).__name__, compiled=compiled)
-    result.meta["notes"] = writer.notes
+    result.meta.update(notes=writer.notes, writes=recorder.writes, draws=recorder.draws)
     return result
 
 

@@ -160,7 +160,7 @@ class Recorder:
         self._copies = copier
         self.parts = Parts.of(self.model)
         self.options = options
-        self.foreign_randomness = False
+        self.foreign_randomness = self.draws = self.writes = False
         self._objects: dict[int, tuple[Any, Node]] = {}  # that came in, by identity
         self._as_given: dict[int, dict[Any, Any]] = {}
         self.writer = GraphWriter(self.parts, options.own_hashes, self.decided)
@@ -204,6 +204,7 @@ class Recorder:
                     self.rehearsal.begin()
             output = self.model(*args, **kwargs)
             with self._unrecorded():
+                self.writes = bool(self.writer.written_for_good())
                 self._write_back_buffers()
                 self._place_output(output)
         self.writer.finish()
@@ -511,6 +512,8 @@ class Recorder:
         is_inner = self._is_inner()
         run = func if self.rehearsal is None else partial(self.rehearsal.op, func)
         with self._unrecorded():
+            if torch.Tag.nondeterministic_seeded in func.tags:
+                self.draws = True
             if func._schema.is_mutable:
                 self._written_tensors.update(map(id, self.memory.before_op(func, args, kwargs)))
             if is_inner:

@@ -104,7 +104,7 @@ class Rehearsal:
         """What takes the place of a tensor of the model in its copy."""
         if id(tensor) not in self._named:
             return self._memory.stand_in(tensor)
-        stand_in = _on_meta(tensor)
+        stand_in: Tensor = _on_meta(tensor)
         if isinstance(tensor, nn.Parameter):
             stand_in = nn.Parameter(stand_in, requires_grad=False)
         stand_in.__dict__.update(tensor.__dict__)

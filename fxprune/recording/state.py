@@ -56,7 +56,7 @@ class Memory:
             self._copies[storage] = tensor.untyped_storage().clone()
         memory = self._copies[storage]
         own = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        own.set_(memory, tensor.storage_offset(), tensor.size(), tensor.stride())  # type: ignore[call-overload]
+        own.set_(memory, tensor.storage_offset(), tensor.size(), tensor.stride())
         own = own.conj() if tensor.is_conj() else own
         self.created(own)
         return own

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.meta import OpMode
+from fxprune.meta import OpMode, tensors_in
 from fxprune.recording import boundary, state
 from fxprune.recording.copies import Copier
 from fxprune.recording.parts import Parts
@@ -105,6 +105,6 @@ class _Watching(OpMode):
         if func._schema.is_mutable:
             self._memory.before_op(func, args, kwargs)
         result = func(*args, **kwargs)
-        for tensor in state.tensors_in((result,)):
+        for tensor in tensors_in((result,)):
             self._memory.created(tensor)
         return result

@@ -23,6 +23,7 @@ from fxprune.recording.parts import Parts
 from fxprune.recording.sources import current_source
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
 
+_EXACT: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
 _LITERALS = (
     type(None),
     type(Ellipsis),
@@ -264,6 +265,10 @@ class GraphWriter:
             node.meta["mutates"] = True
             self._writes[node] = written
 
+    def written_for_good(self) -> frozenset[int]:
+        """The memory that was written to and outlives the call."""
+        return frozenset().union(*self._writes.values()) & self._lasting
+
     # --- nodes --------------------------------------------------------------------------------------------------------
 
     def create(self, call: Call, instead: dict[int, Node] | None = None) -> Node:
@@ -312,9 +317,9 @@ class GraphWriter:
             return value.item()
         if isinstance(value, Enum) and isinstance(value, (int, float, str)):
             return value.value
-        for exact in (bool, int, float, complex, str, bytes):
-            if isinstance(value, exact):
-                return exact(value)
+        for kind in _EXACT:
+            if isinstance(value, kind):
+                return kind(value)
         if isinstance(value, _LITERALS):
             return value
         if isinstance(value, range):
