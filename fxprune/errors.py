@@ -19,6 +19,10 @@ class RecordError(FxpruneError):
     """The model ran, but what it did could not be written down as a graph."""
 
 
+class GuardError(FxpruneError, RuntimeError):
+    """A recorded graph was called outside what its recording covers; names the source line."""
+
+
 class ModelError(FxpruneError, ValueError):
     """A model that cannot be pruned: NaN weights, or no prunable channels."""
 
