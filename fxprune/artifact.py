@@ -8,8 +8,10 @@ torch.export with the same metadata beside it: it needs no class.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import io
 import json
 import os
 import platform
@@ -309,10 +311,18 @@ def _digest(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 def _sample(module: nn.Module, record: Mapping[str, Any]) -> list[list[float]]:
     """Per output tensor: largest magnitude, then values evenly spaced over it."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    args, kwargs = make_inputs(like_parameters(record, module), device, seed=_SAMPLE_SEED)
-    with evaluated(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SAMPLE_SEED)
-        outputs = tensors_of(module(*args, **kwargs))
+
+    def outputs_of(permute: bool) -> list[Tensor]:
+        args, kwargs = make_inputs(like_parameters(record, module), device, seed=_SAMPLE_SEED, permute=permute)
+        with evaluated(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SAMPLE_SEED)
+            return tensors_of(module(*args, **kwargs))
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints what fails before it raises
+            outputs = outputs_of(permute=True)
+    except Exception:  # integers in another order may be out of its domain
+        outputs = outputs_of(permute=False)
     result = []
     for output in outputs:
         flat = output.detach().reshape(-1)
@@ -389,7 +399,7 @@ def _inputs(part: nn.Module, artifact: Artifact, example_inputs: Any, example_kw
     if example_inputs is not None or example_kwargs or artifact.inputs is None:
         return resolve_inputs(part, example_inputs, example_kwargs)
     device = next((p.device for p in part.parameters()), torch.device("cpu"))
-    return make_inputs(like_parameters(from_json(artifact.inputs), part), device)
+    return make_inputs(like_parameters(from_json(artifact.inputs), part), device, permute=False)
 
 
 def _put(result: nn.Module, artifact: Artifact, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -25,6 +25,10 @@ Kwargs = dict[str, Any]
 RECORD_KEY = "fxprune_inputs"
 """Where a recorded ``GraphModule`` keeps ``describe_inputs`` of what it was recorded with, in its ``meta``."""
 
+DIMS_KEY = "fxprune_input_dims"
+"""Where it keeps which dims of its inputs are free: a list of dicts with the keys ``tensor`` (index in the order of
+``specs_of``), ``dim``, ``size``, ``free`` and ``why``. What is not listed may be free."""
+
 # torchvision's classification models take any size from about 32 up, but are defined and measured at these.
 _TORCHVISION_SIZE = 224
 _TORCHVISION_SIZES = {"Inception3": 299}
@@ -450,6 +454,23 @@ def with_sizes(record: Mapping[str, Any], sizes: Mapping[tuple[int, int], int]) 
         shapes.setdefault(index, list(specs[index].shape))[dim] = size
     changed = {n: specs[n].with_shape(shape, is_batched(specs[n], record)) for n, shape in shapes.items()}
     return _with_specs(record, changed)
+
+
+def fixed_dims(module: nn.Module) -> dict[tuple[int, int], str]:
+    """The dims of its inputs for which a recorded graph says that they are fixed, and why.
+
+    Returns:
+        (index of the tensor in the order of :func:`specs_of`, dim) -> why.
+    """
+    rows = module.meta.get(DIMS_KEY, ()) if isinstance(module, torch.fx.GraphModule) else ()
+    return {(row["tensor"], row["dim"]): str(row["why"]) for row in rows if not row["free"]}
+
+
+def fixed_batch(module: nn.Module, record: Mapping[str, Any]) -> str | None:
+    """Why a recorded graph runs at its example's batch size only; None where it does not say so."""
+    fixed = fixed_dims(module)
+    batched = ((n, 0) for n, spec in enumerate(specs_of(record)) if is_batched(spec, record))
+    return next((fixed[dim] for dim in batched if dim in fixed), None)
 
 
 def _with_specs(record: Mapping[str, Any], changed: Mapping[int, TensorSpec]) -> dict[str, Any]:

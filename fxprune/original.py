@@ -151,17 +151,20 @@ def _said(failure: BaseException) -> str:
 
 
 def _fresh_inputs(pruned: fx.GraphModule) -> Inputs:
-    """With another batch size than the recorded one where the pruned module takes it."""
+    """With another batch size, and integers in another order, than recorded where the pruned module takes that."""
     record = like_parameters(pruned.meta[RECORD_KEY], pruned)
     device = next((t.device for t in pruned.parameters()), torch.device("cpu"))
     recorded = batch_size(record)
-    other = make_inputs(record, device, batch=2 if recorded != 2 else 3, seed=1)
-    try:
-        with evaluated(pruned), torch.no_grad():
-            pruned.forward(*other[0], **other[1])
-        return other
-    except Exception:  # bound to its example's batch size
-        return make_inputs(record, device, seed=1)
+    other = 2 if recorded != 2 else 3
+    for batch, permute in ((other, True), (other, False), (recorded, True)):
+        inputs = make_inputs(record, device, batch, 1, permute)
+        try:
+            with evaluated(pruned), torch.no_grad():
+                pruned.forward(*inputs[0], **inputs[1])
+            return inputs
+        except Exception:  # bound to its example's batch size, or to the order of its integers
+            continue
+    return make_inputs(record, device, seed=1, permute=False)
 
 
 def _difference(one: nn.Module, other: fx.GraphModule, inputs: Inputs) -> float:

@@ -21,9 +21,9 @@ from torch.utils import _pytree as pytree
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), type(...), torch.dtype, torch.device,
                     torch.memory_format, torch.layout})  # fmt: skip
-# Their attributes are their own business: weights, code, the nodes of a graph.
-_WHOLE = (type, types.ModuleType, types.FunctionType, types.MethodType, nn.Module, torch.Generator,
-          fx.Graph, fx.Node, fx.Proxy)  # fmt: skip
+# Their attributes are their own business: weights, code, the nodes of a graph, what a number was computed from.
+_WHOLE = (int, float, complex, str, bytes, torch.SymInt, torch.SymFloat, torch.SymBool, type, types.ModuleType,
+          types.FunctionType, types.MethodType, nn.Module, torch.Generator, fx.Graph, fx.Node, fx.Proxy)  # fmt: skip
 
 
 class StandIn:

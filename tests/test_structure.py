@@ -163,11 +163,40 @@ def test_what_is_never_taken_apart() -> None:
     def function() -> None: ...
 
     function.tensor = torch.zeros(1)  # type: ignore[attr-defined]
+
+    class Number(int):
+        pass
+
+    number = Number(3)
+    number.origin = torch.zeros(1)  # type: ignore[attr-defined]
     layer = nn.Linear(1, 1)
-    for value in (torch.zeros(1), None, "x", Colour.RED, Config(), Config, function, layer, layer.forward, torch):
+    for value in (
+        number,
+        torch.zeros(1),
+        None,
+        "x",
+        Colour.RED,
+        Config(),
+        Config,
+        function,
+        layer,
+        layer.forward,
+        torch,
+    ):
         assert parts(value) is None
         assert leaves_of(value) == [value]
         assert map_leaves(lambda leaf: leaf, value) is value
+
+
+def test_symbolic_sizes_are_leaves() -> None:
+    class Sizes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes = {"sizes": [x.shape[0]], "x": x}
+            assert leaves_of(sizes) == [x.shape[0], x]
+            assert map_leaves(lambda leaf: leaf, sizes) == sizes
+            return x
+
+    torch.export.export(Sizes(), (torch.zeros(3),), dynamic_shapes=({0: torch.export.Dim("n")},))
 
 
 def test_one_level_at_a_time() -> None:

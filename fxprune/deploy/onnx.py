@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.deploy import runtime
 from fxprune.deploy.flat import Flat
 from fxprune.deploy.validation import PLAN_DIGEST, Validation, check, report_of, run
-from fxprune.errors import ExportError, InputError
+from fxprune.errors import ExportError, GuardError, InputError
 from fxprune.files import check_writable, replacing
 from fxprune.inputs import (
+    batch_size,
     describe_inputs,
+    fixed_batch,
+    fixed_dims,
     image_size,
     input_names,
     is_batched,
@@ -38,6 +41,9 @@ from fxprune.version import __version__
 # torch.export takes a size of 1 for a constant, so the network is exported with 2; checked with what it has not seen.
 _EXPORT_BATCH = 2
 _KEPT = "fxprune.kept"
+
+FIXED_SIZES = "fixed_sizes"
+"""Where a file whose batch is not open says so, with the reason, in its ``metadata_props``."""
 
 
 def export(
@@ -55,10 +61,11 @@ def export(
     """Write ``module`` as an ONNX file with a dynamic batch, and check it with onnxruntime against torch.
 
     Batch is dim 0 of the first input tensor and of all that agree with it there. The comparison is in eval mode, on
-    fresh random inputs of other batch sizes than the exported one; the module is left as it was. A file appears at
+    fresh inputs near the example's, of other batch sizes than the exported one; the module is left as it was. Where a
+    recorded graph was found to run at one batch size only (``GuardError``), so does the file. A file appears at
     ``path`` only after it was found right; where the weights come near 2 GB they go to ``<path>.data`` beside it. In
-    its ``metadata_props`` the file keeps the versions of fxprune and torch, and of a pruned network the method, the
-    budget, the MACs and the digest of the plan.
+    its ``metadata_props`` the file keeps the versions of fxprune and torch, of a pruned network the method, the
+    budget, the MACs and the digest of the plan, and why its batch is fixed where it is (``fixed_sizes``).
 
     Args:
         module: the network, as a rule what ``fxprune.prune`` returned.
@@ -74,7 +81,8 @@ def export(
         half: weights, inputs and outputs in float16, compared with what the network computes in its own dtype.
 
     Raises:
-        InputError: ``path`` cannot be written, there is no such provider or opset, or no image.
+        InputError: ``path`` cannot be written, there is no such provider or opset, or no image, or one whose size is
+            fixed.
         ExampleInputsError: inputs that are missing, or that do not run with another batch size.
         ExportError: the network cannot be exported like this, or the exported file computes something else. No file is
             left.
@@ -85,9 +93,11 @@ def export(
     flat = Flat(module, describe_inputs(*resolve_inputs(module, example_inputs, example_kwargs)))
     if dynamic_size and image_size(flat.record) is None:
         raise InputError(f"dynamic_size: {flat.name} takes no image, that is no tensor with four dims or more")
+    if dynamic_size:
+        _check_free_size(flat)
     with evaluated(module), torch.no_grad(), replacing(path) as draft:
-        program = _converted(flat, opset, dynamic_size, fold_norms)
-        program.model.metadata_props.update(_metadata(module))
+        program, fixed = _converted(flat, opset, dynamic_size, fold_norms)
+        program.model.metadata_props.update(_metadata(module) | fixed)
         with quiet():
             if half:
                 program.model = _in_half(program.model)
@@ -102,7 +112,7 @@ def write_unchecked(flat: Flat, path: Path) -> None:
         ExampleInputsError, ExportError: see ``export``.
     """
     with evaluated(flat.module), torch.no_grad():
-        program = _converted(flat, None, False, True)
+        program, _ = _converted(flat, None, False, True)
         with quiet():
             program.save(path)
 
@@ -115,11 +125,22 @@ def _check_opset(opset: int | None) -> None:
         raise InputError(f"opset={opset!r}: pass a number from 1 to {newest}, the newest of onnx {onnx.__version__}")
 
 
-def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bool) -> Any:
-    """The ``torch.onnx.ONNXProgram``."""
-    tensors = tensors_of(make_inputs(flat.record, flat.device, _EXPORT_BATCH, seed=_EXPORT_BATCH))
-    outputs = run(flat, tensors, "an export needs inputs whose dim 0 is a batch of any size")
-    open_dims = _open_dims(flat, dynamic_size)
+def _check_free_size(flat: Flat) -> None:
+    fixed, specs = fixed_dims(flat.module), specs_of(flat.record)
+    for (n, dim), why in fixed.items():
+        from_end = dim - len(specs[n].shape)
+        if from_end in (-2, -1) and is_image(specs[n], flat.record):
+            what = "height" if from_end == -2 else "width"
+            raise InputError(
+                f"dynamic_size: the {what} of {_input_names(flat)[n]} is fixed at {specs[n].shape[dim]} ({why}); "
+                "leave out dynamic_size"
+            )
+
+
+def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bool) -> tuple[Any, dict[str, str]]:
+    """The ``torch.onnx.ONNXProgram``, and what of its sizes is fixed against the rule, as metadata."""
+    tensors, outputs, fixed = _to_export(flat)
+    open_dims = _open_dims(flat, dynamic_size, "batch" if not fixed else None)
     shapes = torch.export.ShapesCollection()
     batch = torch.export.Dim("batch", min=1)
     for tensor, names in zip(tensors, open_dims, strict=True):
@@ -128,14 +149,15 @@ def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bo
             shapes[tensor] = {
                 dim: batch if name == "batch" else torch.export.Dim.DYNAMIC for dim, name in names.items()
             }
-    what = "batch, height and width" if dynamic_size else "batch"
+    free = dict.fromkeys(name for names in open_dims for name in names.values())
+    what = " and ".join(filter(None, (", ".join([*free][:-1]), *[*free][-1:])))
     with quiet():
         try:
             exported = torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes, strict=False)
         except Exception as error:
             reason = capture_reason(error, {dim: name for names in open_dims for dim, name in names.items()})
             raise ExportError(
-                f"torch.export cannot capture {flat.name} with a dynamic {what}: {reason}; "
+                f"torch.export cannot capture {flat.name}{f' with a dynamic {what}' if what else ''}: {reason}; "
                 "its forward must take sizes from x.shape and not branch on the values of tensors"
             ) from error
         try:
@@ -153,14 +175,35 @@ def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bo
             )
         _register_constants(program.model)
         _rename(program.model, open_dims, _input_names(flat), _output_names(outputs))
-    return program
+    return program, fixed
 
 
-def _open_dims(flat: Flat, dynamic_size: bool) -> list[dict[int, str]]:
+def _to_export(flat: Flat) -> tuple[list[Tensor], Any, dict[str, str]]:
+    """The inputs to export with, what comes of them, and why their batch is fixed, as metadata: nothing if it is not.
+
+    The integers are the example's own: which values the exporter sees makes no difference, as long as they run.
+    """
+
+    def made(batch: int | None) -> list[Tensor]:
+        return tensors_of(make_inputs(flat.record, flat.device, batch, seed=_EXPORT_BATCH, permute=False))
+
+    why = fixed_batch(flat.module, flat.record)
+    if why is None:
+        tensors = made(_EXPORT_BATCH)
+        try:
+            return tensors, run(flat, tensors, "an export needs inputs whose dim 0 is a batch of any size"), {}
+        except GuardError as error:
+            why = runtime.first_line(error)
+    tensors = made(None)
+    outputs = run(flat, tensors, "these are the sizes of the example")
+    return tensors, outputs, {FIXED_SIZES: f"batch = {batch_size(flat.record)}: {why}"}
+
+
+def _open_dims(flat: Flat, dynamic_size: bool, batch: str | None) -> list[dict[int, str]]:
     """Of every input tensor the dims that are left open, and what their size is called."""
     result = []
     for spec in specs_of(flat.record):
-        names = {0: "batch"} if is_batched(spec, flat.record) else {}
+        names = {0: batch} if batch is not None and is_batched(spec, flat.record) else {}
         if dynamic_size and is_image(spec, flat.record):
             names |= {len(spec.shape) - 2: "height", len(spec.shape) - 1: "width"}
         result.append(names)

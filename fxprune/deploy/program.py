@@ -14,7 +14,7 @@ from torch import nn
 from fxprune.deploy import runtime
 from fxprune.deploy.onnx import capture_reason, quiet
 from fxprune.errors import ArtifactError, ExportError, InputError
-from fxprune.inputs import is_batched, make_inputs, specs_of, tensors_of
+from fxprune.inputs import fixed_batch, is_batched, make_inputs, specs_of, tensors_of
 from fxprune.recording import evaluated
 
 NOTES = "fxprune.json"
@@ -45,6 +45,8 @@ class Program(nn.Module):
 def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], notes: str) -> None:
     """Capture ``module`` in eval mode with a dynamic batch, and write it to ``path`` with ``notes`` (JSON) beside it.
 
+    Where the recording says that it runs at one batch size only, so does the program.
+
     Args:
         module: left as it was.
         path: ``.pt2``.
@@ -55,18 +57,20 @@ def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], note
         ExportError: torch.export cannot capture it with a free batch.
     """
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    args, kwargs = make_inputs(record, device, _EXPORT_BATCH)
+    free = fixed_batch(module, record) is None
+    args, kwargs = make_inputs(record, device, _EXPORT_BATCH if free else None, permute=False)
     shapes = torch.export.ShapesCollection()
     batch = torch.export.Dim("batch", min=1)
     for tensor, spec in zip(tensors_of((args, kwargs)), specs_of(record), strict=True):
-        if is_batched(spec, record):
+        if free and is_batched(spec, record):
             shapes[tensor] = {0: batch}
     with evaluated(module), torch.no_grad(), quiet():
         try:
             exported = torch.export.export(module, tuple(args), kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             raise ExportError(
-                f"torch.export cannot capture {type(module).__name__} with a dynamic batch: {capture_reason(error)}"
+                f"torch.export cannot capture {type(module).__name__}{' with a dynamic batch' if free else ''}: "
+                f"{capture_reason(error)}"
             ) from error
         buffer = io.BytesIO()  # a full disk is then an OSError, as everywhere
         torch.export.save(exported, buffer, extra_files={NOTES: notes})

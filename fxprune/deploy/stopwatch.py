@@ -68,7 +68,7 @@ class Stopwatch:
 
     def _timer(self, module: nn.Module) -> Callable[[], float]:
         flat = Flat(module, self._record)
-        tensors = tensors_of(make_inputs(self._record, flat.device))
+        tensors = tensors_of(make_inputs(self._record, flat.device, permute=False))
         with tempfile.TemporaryDirectory(prefix="fxprune-") as folder:
             path = Path(folder) / "timed.onnx"
             write_unchecked(flat, path)

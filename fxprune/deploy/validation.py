@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 
 from fxprune.deploy import runtime
 from fxprune.deploy.flat import Flat
-from fxprune.errors import ExampleInputsError, ExportError, InputError
+from fxprune.errors import ExampleInputsError, ExportError, GuardError, InputError
 from fxprune.inputs import (
     TensorSpec,
+    batch_size,
     describe_inputs,
     image_size,
     is_batched,
@@ -112,7 +113,9 @@ def validate(
 ) -> Validation:
     """Check an ONNX file with onnxruntime against the network it was exported from, in eval mode, on fresh inputs.
 
-    Whatever the file leaves open is tried: several batch sizes, and other heights and widths. A file in float16 is
+    The inputs are near the example's: floats are standard normal, integers the example's in another order (its own
+    where the network refuses that), masks the example's. Whatever the file leaves open is tried: several batch sizes,
+    and other heights and widths, but for those that the recording of the network does not cover. A file in float16 is
     compared with what the network computes in its own dtype.
 
     Args:
@@ -145,12 +148,8 @@ def check(path: Path, flat: Flat, provider: str | None) -> Validation:
     """
     file = _File.read(path)
     _check_fit(file, flat)
-    trials = _trials(file, flat.record)
-    expected = []
     with full_precision():
-        for trial in trials:
-            tensors = [tensor.to(spec.dtype) for tensor, spec in zip(trial.feeds(file, flat), trial.specs, strict=True)]
-            expected.append([tensor.cpu() for tensor in tensors_of(run(flat, tensors, trial.remedy))])
+        trials, expected = _expected(file, flat)
     names, skipped = runtime.providers_to_try(provider)
     runs = []
     for name in names:
@@ -233,12 +232,17 @@ def _size(dim: Any) -> int | str:
 
 @dataclass(frozen=True)
 class _Trial:
-    """Inputs to compare on. ``record``: as in ``fxprune.inputs``, at this size; ``size``: None without an image."""
+    """Inputs to compare on.
+
+    ``record``: as in ``fxprune.inputs``, at this size; ``size``: None without an image; ``permute``: whether integers
+    are in another order than the example's.
+    """
 
     record: Mapping[str, Any]
     batch: int
     size: tuple[int, int] | None
     remedy: str
+    permute: bool = True
 
     @property
     def specs(self) -> list[TensorSpec]:
@@ -246,8 +250,13 @@ class _Trial:
 
     def feeds(self, file: _File, flat: Flat) -> list[Tensor]:
         """The input tensors in the dtypes of the file, always the same."""
-        made = tensors_of(make_inputs(self.record, flat.device, self.batch, seed=self.batch))
+        made = tensors_of(make_inputs(self.record, flat.device, self.batch, self.batch, self.permute))
         return [tensor.to(dtype) for tensor, dtype in zip(made, file.dtypes, strict=True)]
+
+    def in_torch(self, file: _File, flat: Flat) -> list[Tensor]:
+        """What the network makes of them, in its own dtypes; refuses as ``run`` does."""
+        tensors = [tensor.to(spec.dtype) for tensor, spec in zip(self.feeds(file, flat), self.specs, strict=True)]
+        return [tensor.cpu() for tensor in tensors_of(run(flat, tensors, self.remedy))]
 
 
 def _check_fit(file: _File, flat: Flat) -> None:
@@ -288,11 +297,50 @@ def _trials(file: _File, record: Mapping[str, Any]) -> list[_Trial]:
     return trials
 
 
+def _expected(file: _File, flat: Flat) -> tuple[list[_Trial], list[list[Tensor]]]:
+    """What to compare on and what the network makes of it, at all sizes that its recording covers."""
+    trials: list[_Trial] = []
+    expected: list[list[Tensor]] = []
+    own = _Trial(flat.record, batch_size(flat.record) or 1, image_size(flat.record), "these are the example's sizes")
+    for trial in (*_trials(file, flat.record), own):
+        if trial is own and trials:
+            continue
+        try:
+            trial, outputs = _near_or_own(trial, file, flat)
+        except GuardError:
+            if trial is own:
+                raise
+            continue
+        trials.append(trial)
+        expected.append(outputs)
+    return trials, expected
+
+
+def _near_or_own(trial: _Trial, file: _File, flat: Flat) -> tuple[_Trial, list[Tensor]]:
+    """With integers near the example's, or its own where the network refuses those."""
+    try:
+        return trial, trial.in_torch(file, flat)
+    except (ExampleInputsError, ExportError):
+        if any(spec.is_ids for spec in trial.specs):
+            own = replace(trial, permute=False)
+            with contextlib.suppress(ExampleInputsError, ExportError):
+                return own, own.in_torch(file, flat)
+        raise
+
+
 def run(flat: Flat, tensors: Sequence[Tensor], remedy: str) -> Any:
-    """What the module returns in torch; refuses what no ONNX file could be compared with."""
+    """What the module returns in torch; refuses what no ONNX file could be compared with.
+
+    Raises:
+        GuardError: a recorded graph does not cover these sizes.
+        ExampleInputsError: the network fails otherwise.
+        ExportError: NaN, or a dtype that onnxruntime does not take.
+    """
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints what fails before it raises
             outputs = flat.call(tensors)
+    except GuardError:
+        raise
     except Exception as error:
         shapes = [list(tensor.shape) for tensor in tensors]
         raise ExampleInputsError(
