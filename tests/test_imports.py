@@ -21,6 +21,7 @@ STAGES = [
     "plots",
     "inputs",
     "meta",
+    "randomness",
     "recording",
     "labels",
     "cost",
