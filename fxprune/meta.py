@@ -32,6 +32,9 @@ POINTWISE = frozenset(
         "_prelu_kernel",
         "log_sigmoid_forward",
         "bernoulli",
+        "poisson",
+        "binomial",
+        "_standard_gamma",
         "_conj",
         "complex",
         "real",
@@ -89,7 +92,7 @@ class MetaKernels:
             kinds = self._kinds[func] = _makes_new_tensors(func), is_pointwise(func)
         pure, pointwise = kinds
         if not pure:
-            return args[0] if pointwise and _in_place(func, args, kwargs) else func(*args, **kwargs)
+            return args[0] if pointwise and _in_place(func, args, kwargs) else _run(func, args, kwargs)
         tensors: list[Tensor] = []
         try:
             arguments = _key(args, tensors), _key(kwargs, tensors) if kwargs else ()
@@ -102,12 +105,12 @@ class MetaKernels:
         if known is _UNKNOWN:
             dtype = None if like is None else _dtype_of(func, args, kwargs, like)
             if dtype is None:
-                result = func(*args, **kwargs)
+                result = _run(func, args, kwargs)
                 self._known[key] = _described(result, like)
                 return result
             known = self._known[key] = False, False, ((None, None, dtype),)
         if known is None:
-            return func(*args, **kwargs)
+            return _run(func, args, kwargs)
         several, is_list, outputs = known
         made = [_made(description, like) for description in outputs]
         if not several:
@@ -148,6 +151,18 @@ def channels_last_of(tensor: Tensor) -> torch.memory_format | None:
     layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
     found = layout is not None and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous()
     return layout if found else None
+
+
+def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """PyTorch's kernel; of a pointwise op that has none on meta what is clear without (``binomial``)."""
+    try:
+        return func(*args, **kwargs)
+    except NotImplementedError:
+        tensors = tensors_in((*args, *kwargs.values()))
+        if not is_pointwise(func) or func._schema.is_mutable or len(func._schema.returns) != 1 or not tensors:
+            raise
+        shape = torch.broadcast_shapes(*[t.shape for t in tensors])
+        return torch.empty(shape, dtype=tensors[0].dtype, device="meta")
 
 
 def _in_place(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

@@ -59,8 +59,10 @@ class Report:
     ``torch.utils.flop_counter`` (its count is twice this). ``prunable_share``: of the dense MACs, those that some cut
     can lower; ``held``: why the others cannot be lowered, and how many they are (reason -> share). ``oracle_error``:
     relative error of the pruned model against its masked original, None if it was not asked for;
-    ``oracle_error_in_double``: the same in double, where float32 rounds too much to tell. ``seconds``: per stage.
-    ``notes``: what had to be left alone. ``optimizer``: the given one carried over to the result, if one was given.
+    ``oracle_error_in_double``: the same in double, where float32 rounds too much to tell; ``oracle_compared``: whether
+    numbers come out of the network, or ``"flags"`` alone, all of them the same, or ``"nothing"``.
+    ``seconds``: per stage. ``notes``: what had to be left alone. ``optimizer``: the given one carried over to the
+    result, if one was given.
     ``zeros``: entries of the weights of two or more dims that are left, and zero. ``rows``: layers, in graph order.
     ``groups``: of channels. ``round_to``: kept channels are a multiple of this. ``latency``: measured, where it was the
     budget. ``budget``: (kind, ratio) that was asked for, None where the method or a given plan decided. ``proof``: the
@@ -79,6 +81,7 @@ class Report:
     rows: tuple[Row, ...]
     oracle_error: float | None
     oracle_error_in_double: float | None = None
+    oracle_compared: str = "numbers"
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     zeros: int = 0
@@ -175,6 +178,8 @@ class Report:
             figures.append(Figure("zeros", quantity(self.zeros), f"{self.zeros / self.params_after:.1%} of what stays"))
         if self.oracle_error is None:
             return [*figures, Figure("masked ≡ pruned", "not checked")]
+        if self.oracle_compared in _NO_NUMBERS:
+            return [*figures, Figure("masked ≡ pruned", self.oracle_compared, _NO_NUMBERS[self.oracle_compared])]
         double = self.oracle_error_in_double
         detail = "relative error of the pruned model against the masked original"
         detail += "" if double is None else f"; {double:.1e} in double"
@@ -193,7 +198,9 @@ class Report:
         if self.zeros > _MANY_ZEROS * self.params_after:  # a few are chance
             lines.append(f"zeros       {quantity(self.zeros)} of these  ({self.zeros / self.params_after:.1%})")
         lines += [f"{share:.1%} of the MACs cannot be lowered: {reason}" for reason, share in self.held.items()]
-        if self.oracle_error is not None:
+        if self.oracle_error is not None and self.oracle_compared in _NO_NUMBERS:
+            lines.append(f"masked original and pruned model: {_NO_NUMBERS[self.oracle_compared]}")
+        elif self.oracle_error is not None:
             double = self.oracle_error_in_double
             note = "" if double is None else f", {double:.1e} in double"
             lines.append(f"masked original and pruned model agree to {self.oracle_error:.1e} (relative{note})")
@@ -208,6 +215,10 @@ class Report:
         return "\n".join(lines)
 
 
+_NO_NUMBERS = {
+    "flags": "no numbers come out, only flags, and these are the same",
+    "nothing": "nothing was compared, for no tensor comes out",
+}
 _PLOT_WIDTH = (6.0, 24.0)  # inches, the least and the most
 
 

@@ -8,24 +8,28 @@ and the labels' masks; it shares no code with the rewriter.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map_only
 
-from fxprune.analysis import placeholder_values, replay
+from fxprune.analysis import ValueInterpreter, placeholder_values, replay
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.errors import VerificationError
 from fxprune.inputs import leaves_of, map_leaves, tensors_of
 from fxprune.labels.factors import Labels
-from fxprune.labels.propagate import Propagation, TensorLabels
-from fxprune.meta import OpMode
+from fxprune.labels.propagate import Propagation, TensorLabels, describe
+from fxprune.meta import OpMode, tensors_in
 from fxprune.plan import PruningPlan
+from fxprune.randomness import drawn, draws
 from fxprune.recording import named_tensors
 
 TOLERANCE = 1e-5
@@ -37,16 +41,23 @@ DOUBLE_TOLERANCE = 1e-9
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 
 
+Compared = Literal["numbers", "flags", "nothing"]
+
+
 @dataclass(frozen=True)
 class Agreement:
-    """Relative errors of the pruned model against the masked one: as it is, and in double where that was needed."""
+    """Relative errors of the pruned model against the masked one: as it is, and in double where that was needed.
+
+    ``compared``: what the outputs hold. Of flags alone (booleans) every one was the same, and no number can be told.
+    """
 
     error: float
     in_double: float | None = None
+    compared: Compared = "numbers"
 
 
 def relative_error(found: Any, expected: Any) -> float:
-    """``max |found - expected| / max |expected|``, the largest over all output tensors.
+    """``max |found - expected| / max |expected|``, the largest over all output tensors; 1 where any flag differs.
 
     Raises:
         VerificationError: if the outputs differ in structure or shape.
@@ -59,8 +70,9 @@ def relative_error(found: Any, expected: Any) -> float:
         if not isinstance(y, Tensor):
             continue
         if not isinstance(x, Tensor) or x.shape != y.shape:
-            raise VerificationError(f"The shape of an output differs: {list(x.shape)} instead of {list(y.shape)}.")
-        if y.numel() == 0 or y.dtype == torch.bool:
+            shape = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise VerificationError(f"The shape of an output differs: {shape} instead of {list(y.shape)}.")
+        if y.numel() == 0:
             continue
         x, y = x.detach(), y.detach()
         if not torch.equal(x.isfinite(), y.isfinite()):
@@ -84,12 +96,12 @@ def mask_oracle(
     Raises:
         VerificationError: if it exceeds the tolerance, and is no rounding error.
     """
-    error = _compare(dense, pruned, graph, plan, keep, inputs)
+    error, compared = _compare(dense, pruned, graph, plan, keep, inputs)
     if error <= TOLERANCE:
-        return Agreement(error)
-    exact = _compare(_double(dense), _double(pruned), graph, plan, keep, map_leaves(_to_double, inputs))
+        return Agreement(error, None, compared)
+    exact, _ = _compare(_double(dense), _double(pruned), graph, plan, keep, map_leaves(_to_double, inputs))
     if exact <= DOUBLE_TOLERANCE:
-        return Agreement(error, exact)
+        return Agreement(error, exact, compared)
     raise VerificationError(
         f"The pruned model differs from its masked original: relative error {error:.1e} ({exact:.1e} in double). "
         "This is a fault of fxprune; please report it with the model. The model that was given is unchanged."
@@ -98,55 +110,77 @@ def mask_oracle(
 
 def _compare(
     dense: fx.GraphModule, pruned: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs
-) -> float:
-    expected = masked_output(dense, graph, plan, keep, inputs)
-    values = [t for t in tensors_of(expected) if t.is_floating_point() and t.numel()]
-    if values and not any(bool(t.isfinite().any()) for t in values):
+) -> tuple[float, Compared]:
+    expected, noise = _masked_run(dense, graph, plan, keep, inputs)
+    values = [t for t in tensors_of(expected) if t.numel()]
+    floats = [t for t in values if t.is_floating_point()]
+    if floats and not any(bool(t.isfinite().any()) for t in floats):
         raise VerificationError(
             "The masked model's outputs are not finite on random inputs, so nothing can be proven. "
             "Check the weights, or pass verify=False."
         )
     small = _eval_copy(pruned)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.no_grad(), ExitStack() as stack:
+        if noise:
+            stack.enter_context(_PlainAttention())
+            stack.enter_context(_Redrawing(noise))
         found = small(*_fresh(inputs[0]), **_fresh(inputs[1]))
-    return relative_error(found, expected)
+    numbers = any(t.dtype != torch.bool for t in values)
+    return relative_error(found, expected), "numbers" if numbers else "flags" if values else "nothing"
 
 
 def masked_output(dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs) -> Any:
     """What the dense model computes in eval mode with the channels that go masked."""
+    return _masked_run(dense, graph, plan, keep, inputs)[0]
+
+
+def _masked_run(
+    dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs
+) -> tuple[Any, list[_Draw]]:
+    """The masked model's outputs, and every random op that ran."""
     masked = _eval_copy(dense)
     zero_slices(masked, plan)
-    run, kept = _replayed(dense, graph, keep, inputs)
-    mode = _Masking(_masks(run, kept))
+    run, kept, noise = _replayed(dense, graph, keep, inputs)
+    mode = _Masking(_masks(run, kept), noise)
     values = placeholder_values(masked, *_fresh(inputs))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), mode:
-        torch.manual_seed(0)
-        return _Interpreter(masked, mode, run, kept).run(*values)
+    with torch.no_grad(), _PlainAttention(), mode:
+        return _Interpreter(masked, mode, run, kept).run(*values), mode.drawn
 
 
 _Masks = dict[tuple[str, str, int], Tensor]
 
 
-def _replayed(dense: fx.GraphModule, graph: ChannelGraph, keep: Keep, inputs: Inputs) -> tuple[Propagation, Tensor]:
-    """The labels for these inputs' shapes, and which of their atoms stay."""
-    run, failed = replay(dense, graph, graph.everything(), *inputs)
+_Shapes = dict[tuple[int, ...], Tensor]
+
+
+def _replayed(
+    dense: fx.GraphModule, graph: ChannelGraph, keep: Keep, inputs: Inputs
+) -> tuple[Propagation, Keep, list[_Shapes]]:
+    """The labels for these inputs' shapes, which of their atoms stay, and the masks of every random op by shape."""
+    random: list[list[TensorLabels]] = []
+
+    def watch(run: Propagation, func: Any, given: Any, named: Any, out: Any) -> None:
+        if draws(func, given, named):
+            random.append([describe(run, t) for t in tensors_in((*given, *named.values(), out))])
+
+    run, failed = replay(dense, graph, graph.everything(), *inputs, watch=watch)
     if failed:
         raise VerificationError(f"The labels cannot be replayed on the verification inputs: {failed}.")
-    kept = torch.ones(len(run.classes), dtype=torch.bool)
-    kept[: graph.channel_count] = torch.from_numpy(keep)
-    return run, kept
+    kept = np.ones(len(run.classes), dtype=np.bool_)
+    kept[: graph.channel_count] = keep
+    masks = [{known.shape: _mask(run, kept, known.labels) for known in tensors} for tensors in random]
+    return run, kept, masks
 
 
-def _mask(run: Propagation, kept: Tensor, labels: Labels) -> Tensor:
+def _mask(run: Propagation, kept: Keep, labels: Labels) -> Tensor:
     """Which positions of a tensor with these labels are kept, of size 1 where that does not vary."""
     mask = torch.ones((), dtype=torch.bool)
     for factor in labels:
-        mask = mask & kept[torch.from_numpy(run.classes.find(factor.ids))]
+        mask = mask & torch.from_numpy(np.ascontiguousarray(kept[run.classes.find(factor.ids)]))
     return mask
 
 
-def _masks(run: Propagation, kept: Tensor) -> _Masks:
+def _masks(run: Propagation, kept: Keep) -> _Masks:
     """(node, op, index) -> which positions of the op's input are kept, where any is not."""
     masks = {(s.node, s.op, s.index): _mask(run, kept, s.labels) for s in run.statistics}
     return {key: mask for key, mask in masks.items() if not bool(mask.all())}
@@ -190,10 +224,10 @@ def _double(module: fx.GraphModule) -> fx.GraphModule:
     return copy.deepcopy(module).double()
 
 
-class _Interpreter(fx.Interpreter):
+class _Interpreter(ValueInterpreter):
     """Runs the masked graph. What is not finite in a masked channel (0 / 0) is set to 0, or it would spread."""
 
-    def __init__(self, module: fx.GraphModule, mode: _Masking, run: Propagation, kept: Tensor):
+    def __init__(self, module: fx.GraphModule, mode: _Masking, run: Propagation, kept: Keep):
         super().__init__(module)
         self._mode, self._run, self._kept = mode, run, kept
 
@@ -214,12 +248,116 @@ class _Interpreter(fx.Interpreter):
             value.masked_fill_(~_on(mask, value) & ~value.isfinite(), 0)
 
 
-class _Masking(OpMode):
-    """Takes statistics over kept channels where the analysis noted that an op mixes channels that are cut."""
+class _PlainAttention(TorchFunctionMode):
+    """Attention as the ops that it is made of, as the labels saw it: a fused kernel would hide the products."""
 
-    def __init__(self, masks: _Masks):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return _attention(*args, **kwargs) if func is F.scaled_dot_product_attention else func(*args, **kwargs)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        nothing = torch.zeros((), dtype=query.dtype, device=query.device)
+        attn_mask = torch.where(attn_mask, nothing, nothing - torch.inf)
+    out, _ = torch._scaled_dot_product_attention_math(
+        query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
+    )
+    return out
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """A random op of the masked model, with what it was given. ``masks``: shape -> which positions stay."""
+
+    func: Any
+    args: Any
+    kwargs: Any
+    seed: int
+    masks: _Shapes
+
+    @classmethod
+    def of(cls, func: Any, args: Any, kwargs: Any, seed: int, masks: _Shapes) -> _Draw:
+        """A call that is about to be made: it may write to its operands."""
+        args, kwargs = tree_map_only(Tensor, lambda t: t.detach().clone(), (tuple(args), dict(kwargs)))
+        return cls(func, args, kwargs, seed, {shape: mask for shape, mask in masks.items() if not bool(mask.all())})
+
+    def again(self, given: Sequence[Tensor]) -> Any:
+        """The same numbers, from operands of which the kept positions are those of the cut tensors ``given``."""
+        left = iter(given)
+        args, kwargs = tree_map_only(Tensor, lambda t: self._whole(t, next(left)), (self.args, self.kwargs))
+        return drawn(self.func, args, kwargs, self.seed)
+
+    def _whole(self, dense: Tensor, cut: Tensor) -> Tensor:
+        dense = dense.clone()
+        dense[self._stays(dense)] = cut.to(dense.dtype).reshape(-1)
+        return dense
+
+    def cut(self, dense: Tensor) -> Tensor:
+        """The kept positions, in a row."""
+        return dense[self._stays(dense)]
+
+    def _stays(self, dense: Tensor) -> Tensor:
+        mask = self.masks.get(tuple(dense.shape), torch.ones((), dtype=torch.bool))
+        return _on(mask, dense)
+
+
+class _Redrawing(OpMode):
+    """The pruned model's random numbers: those of the masked model, without the positions that went.
+
+    The numbers are drawn again for whole tensors, whose kept positions hold what the pruned model computed.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, noise: Sequence[_Draw]):
+        super().__init__()
+        self._noise = list(noise)
+        self._count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not draws(func, args, kwargs):
+            return func(*args, **kwargs)
+        place, self._count = self._count, self._count + 1
+        if place >= len(self._noise) or self._noise[place].func is not func:  # the comparison will tell
+            return drawn(func, args, kwargs, place)
+        draw = self._noise[place]
+        given = [t.detach().clone() for t in tensors_in((*args, *kwargs.values()))]
+        result = drawn(func, args, kwargs, draw.seed)
+        try:
+            whole = draw.again(given)
+            pairs = [*zip(tensors_in((result,)), map(draw.cut, tensors_in((whole,))), strict=True)]
+            pairs = [(own, cut.reshape(own.shape)) for own, cut in pairs]
+        except (RuntimeError, IndexError, StopIteration):  # other sizes than the labels promise: likewise
+            return result
+        for own, cut in pairs:
+            own.copy_(cut)
+        return result
+
+
+class _Masking(OpMode):
+    """Takes statistics over kept channels where the analysis noted that an op mixes channels that are cut.
+
+    ``drawn``: every random op that ran.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, masks: _Masks, noise: Sequence[_Shapes]):
         super().__init__()
         self._masks = masks
+        self._noise = noise
+        self.drawn: list[_Draw] = []
         self._node = ""
         self._counts: dict[str, int] = {}
 
@@ -228,6 +366,13 @@ class _Masking(OpMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            return func(*args, **kwargs)
+        if draws(func, args, kwargs):
+            place = len(self.drawn)
+            masks = self._noise[place] if place < len(self._noise) else {}
+            self.drawn.append(_Draw.of(func, args, kwargs, place, masks))
+            return drawn(func, args, kwargs, place)
         name = func.overloadpacket.__name__
         kind = _KINDS.get(name)
         if kind is None or not _mixes(name, args, kwargs):
@@ -260,6 +405,8 @@ _REDUCTIONS = [
     "min",
     "any",
     "all",
+    "aminmax",
+    "count_nonzero",
 ]
 _KINDS: dict[str, str] = {
     **dict.fromkeys(_REDUCTIONS, "reduction"),
@@ -301,27 +448,55 @@ def _masked_reduction(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
     x, *rest = args
     name = func.overloadpacket.__name__
     on = _on(mask, x)
-    if name in ("amax", "max", "logsumexp"):
-        return func(x.masked_fill(~on, -torch.inf), *rest, **kwargs)
-    if name in ("amin", "min"):
-        return func(x.masked_fill(~on, torch.inf), *rest, **kwargs)
-    if name in ("prod", "all"):
-        return func(x.masked_fill(~on, 1), *rest, **kwargs)
-    if name in ("sum", "nansum", "linalg_vector_norm", "norm", "any"):
-        return func(x.masked_fill(~on, 0), *rest, **kwargs)
+    if name in _NEUTRAL:
+        return func(x.masked_fill(~on, _NEUTRAL[name](x)), *rest, **kwargs)
+    if name in ("linalg_vector_norm", "norm"):
+        order = rest[0] if rest else kwargs.get("ord", kwargs.get("p"))
+        smallest = isinstance(order, (int, float)) and order < 0  # of the norms with a negative order
+        return func(x.masked_fill(~on, torch.inf if smallest else 0), *rest, **kwargs)
+    if name == "aminmax":
+        low, _ = func(x.masked_fill(~on, _largest(x)), *rest, **kwargs)
+        return low, func(x.masked_fill(~on, _smallest(x)), *rest, **kwargs)[1]
     dims = rest[0] if rest and isinstance(rest[0], (list, tuple, int)) and not isinstance(rest[0], bool) else None
+    dims = kwargs.get("dim") if dims is None else dims
     dims = dims if dims not in (None, [], ()) else list(range(x.ndim))
     keepdim = bool(kwargs.get("keepdim", rest[1] if name == "mean" and len(rest) > 1 else False))
+    x = x if kwargs.get("dtype") is None else x.to(kwargs["dtype"])
     count = on.sum(dims, keepdim=True)
     mean = x.masked_fill(~on, 0).sum(dims, keepdim=True) / count
     if name == "mean":
+        mean = mean.to(x.dtype)
         return mean if keepdim else mean.sum(dims)
     correction = kwargs.get("correction", 1)
     correction = 1 if correction is None else correction
-    spread = ((x - mean).masked_fill(~on, 0) ** 2).sum(dims, keepdim=True) / (count - correction)
+    squares = (x - mean).masked_fill(~on, 0).abs().square()
+    spread = squares.sum(dims, keepdim=True) / (count - correction).clamp(min=0)
     spread = spread.sqrt() if name.startswith("std") else spread
     both = (spread, mean) if keepdim else (spread.sum(dims), mean.sum(dims))
     return both if name.endswith("_mean") else both[0]
+
+
+def _smallest(x: Tensor) -> Any:
+    """The least value of its dtype."""
+    if x.dtype == torch.bool:
+        return False
+    return -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
+
+
+def _largest(x: Tensor) -> Any:
+    """The greatest value of its dtype."""
+    if x.dtype == torch.bool:
+        return True
+    return torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).max
+
+
+# What a position must hold to leave the result as it is without the position.
+_NEUTRAL: dict[str, Callable[[Tensor], Any]] = {
+    **dict.fromkeys(("amax", "max", "logsumexp"), _smallest),
+    **dict.fromkeys(("amin", "min"), _largest),
+    **dict.fromkeys(("prod", "all"), lambda x: 1),
+    **dict.fromkeys(("sum", "nansum", "any", "count_nonzero"), lambda x: 0),
+}
 
 
 def _masked_contraction(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:

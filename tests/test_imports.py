@@ -23,6 +23,7 @@ STAGES = [
     "near",
     "inputs",
     "meta",
+    "randomness",
     "recording",
     "labels",
     "cost",

@@ -5,7 +5,7 @@ interleave channels, ``freeze`` numbers the channels and groups them. ``workload
 """
 
 from fxprune.analysis.analyse import analyse_graph
-from fxprune.analysis.shadow import placeholder_values, replay
+from fxprune.analysis.shadow import ValueInterpreter, placeholder_values, replay
 from fxprune.analysis.workload import Work, groups_of, workload
 
-__all__ = ["Work", "analyse_graph", "groups_of", "placeholder_values", "replay", "workload"]
+__all__ = ["ValueInterpreter", "Work", "analyse_graph", "groups_of", "placeholder_values", "replay", "workload"]

@@ -35,6 +35,13 @@ def placeholder_values(graph_module: fx.GraphModule, args: Sequence[Any], kwargs
     return [bound.arguments[parameter.name] for parameter in parameters]
 
 
+class ValueInterpreter(fx.Interpreter):
+    """An interpreter that is run on ``placeholder_values``: one value per placeholder, also for ``*args``."""
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return next(self.args_iter)
+
+
 def labelled_shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[nn.Module, list[tuple[Tensor, Parameter]]]:
     """Its modules over labelled meta tensors; integers stay real. Also returns each tensor with its description."""
     shadow = clone_modules(graph_module)

@@ -78,7 +78,7 @@ class Factor:
 
     def tensor(self) -> Tensor:
         """The atoms as a tensor."""
-        return torch.tensor(self.ids)
+        return torch.from_numpy(self.ids.copy())  # a view may run backwards, which torch cannot
 
 
 Labels: TypeAlias = tuple[Factor, ...]

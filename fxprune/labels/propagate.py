@@ -24,6 +24,7 @@ from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows, same
 from fxprune.labels.factors import Factor, Labels, narrow, vector
 from fxprune.meta import MetaKernels, OpMode, tensors_in
+from fxprune.randomness import draws
 from fxprune.recording.guards import NUMBER, is_guard
 
 Attention = Literal["head_dim", "heads"]
@@ -463,6 +464,7 @@ def _execute(kernels: MetaKernels, func: Any, args: Any, kwargs: dict[str, Any])
         if any(a.name == "device" for a in func._schema.arguments):
             dtype = kwargs.get("dtype") or _factory_dtype(func, args, tensors)
             meta = on_meta if func.overloadpacket is torch.ops.aten._to_copy else dtype.is_floating_point
+            meta |= draws(func, args, kwargs)  # no number that is drawn is known
             kwargs["device"] = torch.device("meta" if meta or dtype.is_complex else "cpu")
             kwargs.pop("pin_memory", None)
         return func(*args, **kwargs)

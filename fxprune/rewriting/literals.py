@@ -325,6 +325,15 @@ def _factory(repair: Repair, node: fx.Node) -> None:
         node.args = tuple(repair.sizes(node, node.args, promised))
 
 
+@repairs("randint", "normal")
+def _drawn(repair: Repair, node: fx.Node) -> None:
+    """Numbers come before the size, one or two; those of ``normal`` may be tensors, and then there is none."""
+    for place, argument in [*enumerate(node.args), *node.kwargs.items()]:
+        if place == "size" or (isinstance(place, int) and isinstance(repair.value(argument), (tuple, list))):
+            sizes = repair.size_list(node, argument, repair.promised(node))
+            _set(node, *((place, "") if isinstance(place, int) else (len(node.args), place)), sizes)
+
+
 @repairs("unflatten")
 def _unflatten(repair: Repair, node: fx.Node) -> None:
     dim = repair.value(_get(node, 1, "dim"))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.analysis import placeholder_values
+from fxprune.analysis import ValueInterpreter, placeholder_values
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.inputs import map_leaves, tensors_of
@@ -115,7 +115,7 @@ def run_on_meta(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mappi
     numbers: dict[str, Any] = {}
     current: list[fx.Node] = []
 
-    class Record(fx.Interpreter):
+    class Record(ValueInterpreter):
         def run_node(self, n: fx.Node) -> Any:
             current[:] = [n]
             if is_guard(n):

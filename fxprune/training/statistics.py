@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fxprune.analysis import placeholder_values
+from fxprune.analysis import ValueInterpreter, placeholder_values
 from fxprune.channels import ChannelGraph
 from fxprune.errors import FxpruneError, InputError, ModelError
 from fxprune.inputs import map_leaves, tensors_of
@@ -100,7 +100,7 @@ class _Gradients:
         return Saliency(joint / count, places)
 
 
-class _Activations(fx.Interpreter):
+class _Activations(ValueInterpreter):
     """Sums over every tensor whose channels a node reads."""
 
     def __init__(self, module: fx.GraphModule, graph: ChannelGraph):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fxprune.labels.factors import Factor, Labels, vector
+from fxprune.labels.rules.pointwise import join_positions
 from fxprune.labels.rules.table import Call, rule
 
 if TYPE_CHECKING:
@@ -28,3 +29,17 @@ def _like(run: Propagation, call: Call) -> Labels:
 @rule("arange", "linspace", "logspace", "eye", "range", "tril_indices", "triu_indices", "randperm")
 def _by_position(run: Propagation, call: Call) -> Labels:
     return ()
+
+
+@rule("normal")
+def _normal(run: Propagation, call: Call) -> Labels | list[Labels]:
+    """Around the numbers of a tensor, with those of another as deviations; or of a size that is given; or in place."""
+    operands = [(tuple(t.shape), run.labels(t)) for t in call.tensors]
+    return join_positions(run, operands, tuple(call.out.shape)) if operands else _uniform(run, call)
+
+
+@rule("multinomial")
+def _multinomial(run: Propagation, call: Call) -> Labels:
+    """Draws positions along the last dimension."""
+    mixed = (run.mix(f, [call.input.ndim - 1], "drawn among channels", ordered=True) for f in run.labels(call.input))
+    return tuple(f for f in mixed if f is not None)

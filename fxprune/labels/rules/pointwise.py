@@ -72,7 +72,9 @@ def _copy(run: Propagation, call: Call) -> Labels:
     return join_positions(run, [(shape, run.labels(target)), (tuple(source.shape), run.labels(source))], shape)
 
 
-@rule("fill", "zero", "normal", "uniform", "exponential", "random", "normal_functional")
+@rule(
+    "fill", "zero", "uniform", "exponential", "random", "normal_functional", "log_normal", "cauchy", "geometric",
+)  # fmt: skip
 def _overwrite(run: Propagation, call: Call) -> Labels:
     return run.labels(call.input)
 

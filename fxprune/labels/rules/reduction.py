@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @rule(
     "mean", "sum", "nansum", "amax", "amin", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm",
-    "logsumexp", "prod", "max", "min", "any", "all",
+    "logsumexp", "prod", "max", "min", "any", "all", "aminmax", "count_nonzero",
 )  # fmt: skip
 def _reduce(run: Propagation, call: Call) -> Labels:
     """A channel dimension that is summed over: the result is a statistic of the kept channels."""
