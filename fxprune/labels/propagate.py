@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows, same
 from fxprune.labels.factors import Factor, Labels, narrow, vector
+from fxprune.labels.usage import Usage
 from fxprune.meta import MetaKernels, OpMode, tensors_in
 
 Attention = Literal["head_dim", "heads"]
@@ -140,6 +141,8 @@ class Propagation(OpMode):
         self.interleaved: list[Interleaved] = []
         self.norm_scales: set[str] = set()
         self.consumed: set[tuple[str, int]] = set()
+        self.usage = Usage(self)
+        self.asked: set[int] = set()  # identities of the tensors whose labels the rule under way looked at
         self.new_layouts: dict[str, int] = {}
         self.fixed: list[Ids] = []
         self.rows_joined = False
@@ -181,7 +184,10 @@ class Propagation(OpMode):
     # -- labels of tensors --------------------------------------------------------------------------------------
 
     def labels(self, tensor: object) -> Labels:
-        return getattr(tensor, _LABELS, ()) if isinstance(tensor, Tensor) else ()
+        found: Labels = getattr(tensor, _LABELS, ()) if isinstance(tensor, Tensor) else ()
+        if found:
+            self.asked.add(id(tensor))
+        return found
 
     def attach(self, tensor: Tensor, labels: Sequence[Factor]) -> None:
         """Give ``tensor`` its labels: canonical, compact, at most one factor per cut dimension."""
@@ -349,6 +355,14 @@ class Propagation(OpMode):
     def is_parameter(self, tensor: Tensor) -> bool:
         """Is this a parameter or buffer, or a view of one?"""
         return hasattr(tensor, _NAME) or hasattr(tensor._base, _NAME)
+
+    def known(self, node: fx.Node) -> list[TensorLabels]:
+        """The tensors that an earlier node made."""
+        return labels_in(self.node_labels.get(node.name))
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """Of the parameter or buffer that this is, itself."""
+        return getattr(tensor, _NAME, None)
 
     def parameter_dims(self, tensor: Tensor) -> tuple[str, tuple[int, ...]] | None:
         """The name of the parameter or buffer that this is, itself or transposed, and its dims in this order."""
@@ -620,6 +634,7 @@ def propagate(shadow: nn.Module, graph: fx.Graph, inputs: Sequence[Any], run: Pr
             for tensor in tensors_of(value):
                 if tensor.ndim > 1 and tensor.shape[1] > 1:
                     ids = run.fresh(tensor.shape[1])
+                    run.usage.add_input(ids)
                     run.lock(ids, input_lock)
                     setattr(tensor, _LABELS, (Factor(vector(ids, 1, tensor.ndim), 1),))
     run.made = len(run.classes)
@@ -646,6 +661,7 @@ def label_parameter(run: Propagation, name: str, tensor: Tensor) -> None:
             rows = ids.reshape(groups, size).repeat(tensor.shape[0] // groups, 0)
             factors.append(Factor(rows.reshape(rows.shape + (1,) * (tensor.ndim - 2)), d))
     set_labels(tensor, name, tuple(factors))
+    run.usage.add(tensor)
 
 
 def set_labels(tensor: Tensor, name: str, labels: Labels) -> None:
