@@ -69,8 +69,8 @@ class PositionsBeyondTheImage(nn.Module):
 
 @net(
     image("a[1]"), exact(8, "a[0] first[2] rest[2] h[1]"), result("h[0]"),
-    locked(2, "first[1]", ""), locked(16, "rest[1]", TOKENS), locked(9, "rest[1]", UNUSED),
-    locked(1, "first[1]", UNUSED),
+    locked(2, "first[1]", ""), locked(16, "rest[1]", ""), locked(9, "rest[1]", UNUSED),
+    locked(2, "first[1]", UNUSED),
 )  # fmt: skip
 class PositionsSideBySide(nn.Module):
     """Moved about before they are read: concatenated, split and copied."""
@@ -78,11 +78,11 @@ class PositionsSideBySide(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.h = nn.Linear(12, 8), nn.Linear(8, 5)
-        self.first, self.rest = nn.Parameter(torch.randn(1, 3, 8)), nn.Parameter(torch.randn(1, 25, 8))
+        self.first, self.rest = nn.Parameter(torch.randn(1, 4, 8)), nn.Parameter(torch.randn(1, 25, 8))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(_patches(x))
-        head = self.first.split([2, 1], 1)[0]
+        head = self.first.split([2, 2], 1)[0]
         table = torch.cat([head, self.rest.narrow(1, 0, x.shape[1]).clone()], 1)
         return self.h((F.pad(x, (0, 0, 2, 0)) + table).relu())
 
