@@ -10,7 +10,7 @@ is new.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -115,18 +115,21 @@ class Propagation(OpMode):
         ignore: Sequence[str] = (),
         watch: Watch | None = None,
         kernels: MetaKernels | None = None,
+        may_fail: Set[str] | None = None,
     ):
         """``seeded``: parameters carry the channels of an earlier run; groups that shrank to one channel stay groups.
 
         ``ignore``: names of modules and parameters whose outputs stay. ``watch``: called after every aten op, when its
         outputs have their labels, with this run and the op, its arguments and what it returned. ``kernels``: of an
-        earlier run of this graph.
+        earlier run of this graph. ``may_fail``: the only nodes that need not be interpretable; None: all.
         """
         super().__init__()
         from fxprune.labels.rules import apply_rule  # the table imports this module for its types
 
         self._apply_rule = apply_rule
         self.watch = watch
+        self.may_fail = may_fail
+        self.failed: set[str] = set()  # nodes that could not be interpreted
         self.kernels = kernels or MetaKernels()
         self.attention = attention
         self.ignore = tuple(ignore)
@@ -587,8 +590,9 @@ class _Runner:
 
     def _locked_result(self, n: fx.Node, error: Exception) -> Any:
         shape, run = n.meta.get("shape"), self.propagation
-        if shape is None:
+        if shape is None or (run.may_fail is not None and n.name not in run.may_fail):
             raise error
+        run.failed.add(n.name)
         name = getattr(n.target, "__name__", n.target)
         what = f"{name} cannot be interpreted: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         args, kwargs = self._arguments(n)
