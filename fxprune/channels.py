@@ -109,7 +109,8 @@ class ChannelGraph:
     """Everything later stages need to know of a model's channels. Plain data; ids in labels are channel numbers.
 
     ``sources``: node -> the user's source line. ``lines``: module or parameter -> the line that uses it first, in the
-    order of use. ``kinds``: module -> class name; that of '' is the model's.
+    order of use. ``kinds``: module -> class name; that of '' is the model's. ``uninterpreted``: nodes that do not run
+    without data; what reaches them is locked.
     """
 
     parameters: tuple[Parameter, ...]
@@ -128,6 +129,7 @@ class ChannelGraph:
     group_of: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     lines: Mapping[str, str] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
+    uninterpreted: frozenset[str] = frozenset()
 
     @cached_property
     def by_name(self) -> dict[str, Parameter]:

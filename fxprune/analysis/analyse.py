@@ -50,6 +50,7 @@ def analyse_graph(
             facts = Facts({**facts.layouts, **run.new_layouts}, [])
             before = None
             continue
+        run.usage.lock()
         # order and blocks are settled when all rows are known: half of them joined would look like ragged blocks
         changed = run.rows_joined and _is_new(run, owned, before)
         if not changed:

@@ -88,6 +88,7 @@ def freeze(
         owned=_are_among(numbers.of_atom[:owned], channels),
         group_of=group_of,
         lines=_first_lines(graph_module),
+        uninterpreted=frozenset(run.failed),
     )
 
 

@@ -83,17 +83,19 @@ def replay(
     kwargs: Mapping[str, Any],
     watch: Watch | None = None,
     shadow: nn.Module | None = None,
+    strict: bool = False,
 ) -> tuple[Propagation, str]:
     """Propagate the channel numbers of ``graph`` through ``module`` on other inputs or after a rewriting.
 
     ``watch``: called after every aten op, see ``Propagation``. ``shadow``: its modules, floats on meta already, which
-    carry the labels from now on (of a draft, ``module`` itself); else a copy is made.
+    carry the labels from now on (of a draft, ``module`` itself); else a copy is made. ``strict``: a node that could be
+    interpreted in the dense graph and now cannot ends the run.
 
     Returns:
         The run, whose atoms below ``graph.channel_count`` are channel numbers, and the error that ended it, or "".
     """
     shadow = _on_meta(module) if shadow is None else shadow
-    run = Propagation(graph.attention, seeded=True, watch=watch)
+    run = Propagation(graph.attention, seeded=True, watch=watch, may_fail=graph.uninterpreted if strict else None)
     run.fresh(graph.channel_count)
     run.lock(np.flatnonzero(graph.locked), "locked before")
     labelled: set[int] = set()

@@ -10,7 +10,7 @@ is new.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows, same
 from fxprune.labels.factors import Factor, Labels, narrow, vector
+from fxprune.labels.usage import Usage
 from fxprune.meta import MetaKernels, OpMode, tensors_in
 from fxprune.randomness import draws
 from fxprune.recording.guards import NUMBER, is_guard
@@ -116,18 +117,21 @@ class Propagation(OpMode):
         ignore: Sequence[str] = (),
         watch: Watch | None = None,
         kernels: MetaKernels | None = None,
+        may_fail: Set[str] | None = None,
     ):
         """``seeded``: parameters carry the channels of an earlier run; groups that shrank to one channel stay groups.
 
         ``ignore``: names of modules and parameters whose outputs stay. ``watch``: called after every aten op, when its
         outputs have their labels, with this run and the op, its arguments and what it returned. ``kernels``: of an
-        earlier run of this graph.
+        earlier run of this graph. ``may_fail``: the only nodes that need not be interpretable; None: all.
         """
         super().__init__()
         from fxprune.labels.rules import apply_rule  # the table imports this module for its types
 
         self._apply_rule = apply_rule
         self.watch = watch
+        self.may_fail = may_fail
+        self.failed: set[str] = set()  # nodes that could not be interpreted
         self.kernels = kernels or MetaKernels()
         self.attention = attention
         self.ignore = tuple(ignore)
@@ -142,6 +146,8 @@ class Propagation(OpMode):
         self.interleaved: list[Interleaved] = []
         self.norm_scales: set[str] = set()
         self.consumed: set[tuple[str, int]] = set()
+        self.usage = Usage(self)
+        self.asked: set[int] = set()  # identities of the tensors whose labels the rule under way looked at
         self.new_layouts: dict[str, int] = {}
         self.fixed: list[Ids] = []
         self.rows_joined = False
@@ -183,7 +189,10 @@ class Propagation(OpMode):
     # -- labels of tensors --------------------------------------------------------------------------------------
 
     def labels(self, tensor: object) -> Labels:
-        return getattr(tensor, _LABELS, ()) if isinstance(tensor, Tensor) else ()
+        found: Labels = getattr(tensor, _LABELS, ()) if isinstance(tensor, Tensor) else ()
+        if found:
+            self.asked.add(id(tensor))
+        return found
 
     def attach(self, tensor: Tensor, labels: Sequence[Factor]) -> None:
         """Give ``tensor`` its labels: canonical, compact, at most one factor per cut dimension."""
@@ -351,6 +360,14 @@ class Propagation(OpMode):
     def is_parameter(self, tensor: Tensor) -> bool:
         """Is this a parameter or buffer, or a view of one?"""
         return hasattr(tensor, _NAME) or hasattr(tensor._base, _NAME)
+
+    def known(self, node: fx.Node) -> list[TensorLabels]:
+        """The tensors that an earlier node made."""
+        return labels_in(self.node_labels.get(node.name))
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """Of the parameter or buffer that this is, itself."""
+        return getattr(tensor, _NAME, None)
 
     def parameter_dims(self, tensor: Tensor) -> tuple[str, tuple[int, ...]] | None:
         """The name of the parameter or buffer that this is, itself or transposed, and its dims in this order."""
@@ -580,8 +597,9 @@ class _Runner:
 
     def _locked_result(self, n: fx.Node, error: Exception) -> Any:
         shape, run = n.meta.get("shape"), self.propagation
-        if shape is None:
+        if shape is None or (run.may_fail is not None and n.name not in run.may_fail):
             raise error
+        run.failed.add(n.name)
         name = getattr(n.target, "__name__", n.target)
         what = f"{name} cannot be interpreted: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         args, kwargs = self._arguments(n)
@@ -627,6 +645,7 @@ def propagate(shadow: nn.Module, graph: fx.Graph, inputs: Sequence[Any], run: Pr
             for tensor in tensors_of(value):
                 if tensor.ndim > 1 and tensor.shape[1] > 1:
                     ids = run.fresh(tensor.shape[1])
+                    run.usage.add_input(ids)
                     run.lock(ids, input_lock)
                     setattr(tensor, _LABELS, (Factor(vector(ids, 1, tensor.ndim), 1),))
     run.made = len(run.classes)
@@ -653,6 +672,7 @@ def label_parameter(run: Propagation, name: str, tensor: Tensor) -> None:
             rows = ids.reshape(groups, size).repeat(tensor.shape[0] // groups, 0)
             factors.append(Factor(rows.reshape(rows.shape + (1,) * (tensor.ndim - 2)), d))
     set_labels(tensor, name, tuple(factors))
+    run.usage.add(tensor)
 
 
 def set_labels(tensor: Tensor, name: str, labels: Labels) -> None:

@@ -2,6 +2,7 @@
 
 The label rules run again, on the new graph, with the kept channels' numbers on its parameters. No rule may join two
 different channels, and every node must carry, position by position, the channels that the dense graph's labels promise.
+A node that fails now is a fault of the plan, unless it failed in the dense graph too.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def check_rewrite(
         args: the example inputs that ``graph`` was made with.
         kwargs: the same, keyword inputs.
     """
-    run, failed = replay(module, graph, keep, args, kwargs, shadow=module)
+    run, failed = replay(module, graph, keep, args, kwargs, shadow=module, strict=True)
     roots = run.classes.find(np.arange(len(run.classes)))
     merged = _merged(roots[: graph.channel_count], graph.locked)
     comparison = _Comparison(graph, keep, roots, merged)

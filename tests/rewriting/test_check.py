@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import randomise
 from torch import Tensor, fx, nn
 
 import fxprune
+from fxprune.labels.rules import RULES
 from fxprune.rewriting import check_rewrite, draft, run_on_meta
 
 
@@ -94,3 +97,66 @@ def test_a_wrong_order_is_named_with_the_line() -> None:
     assert mismatch is not None
     assert mismatch.text == "channels in another order along dim 1"
     assert (mismatch.node, mismatch.source.split(" in ")[1]) == ("relu", "forward")
+
+
+def test_a_node_that_fails_is_a_mismatch_even_if_no_channels_come_out_of_it() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    model = randomise(Net()).eval()
+    dense, graph = fxprune.record(model, x), fxprune.analyze(model, x)
+    keep = graph.everything()
+    group = next(g for g in graph.groups if g.name == "b")
+    keep[group.channels[0, :2]] = False
+    module = draft(dense, graph, keep, run_on_meta(dense, (torch.randn(3, 3, 8, 8),), {}).numbers).module
+    head = next(n for n in module.graph.nodes if n.name == "h")
+    with module.graph.inserting_before(head):
+        head.args = (module.graph.call_function(torch.narrow, (head.args[0], 1, 0, 3)),)
+    mismatch = check_rewrite(module, graph, keep, (x,), {})
+    assert mismatch is not None
+    assert mismatch.node == "h"
+    assert mismatch.text.startswith("RuntimeError: ")
+    assert mismatch.source.endswith(" in forward")
+
+
+class Grid(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.o(self.a(x).relu()).tanh().permute(0, 2, 3, 1)
+        return F.grid_sample(x, grid, align_corners=False)
+
+
+def test_a_rule_that_is_wrong_costs_channels_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It overlooks that two coordinates are needed: what cannot be run is left alone, and the rest is cut."""
+    monkeypatch.setitem(RULES, "grid_sampler_2d", lambda run, call: [run.labels(t) for t in call.tensors] and ())
+    notes: list[str] = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        pruned = fxprune.prune(Grid().eval(), torch.randn(2, 3, 8, 8), flops=0.5, round_to=1, progress=False)
+        assert pruned.o.weight.shape == (2, 4, 1, 1)
+        notes += pruned.meta["fxprune"].notes
+    assert any("does not follow (RuntimeError: grid_sampler(): expected grid to have size 2" in note for note in notes)
+
+
+def test_what_cannot_be_interpreted_may_fail_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(run: Any, call: Any) -> Any:
+        raise NotImplementedError("no shapes here")
+
+    monkeypatch.setitem(RULES, "cumsum", fails)
+
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.h = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.h(self.b(self.a(x).cumsum(1)).relu())
+
+    model, x = Sums().eval(), torch.randn(2, 4)
+    assert fxprune.analyze(model, x).uninterpreted == {"cumsum"}
+    pruned = fxprune.prune(model, x, channels=0.5, round_to=1, progress=False)
+    assert (pruned.a.out_features, pruned.b.out_features) == (8, 3)
+    notes = pruned.meta["fxprune"].notes
+    assert any("cumsum cannot be interpreted: NotImplementedError: no shapes here" in n for n in notes)
+    assert not any(n.startswith("left alone") for n in notes)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 def _uniform(run: Propagation, call: Call) -> Labels:
     out = call.out
+    for like in call.tensors:
+        run.labels(like)  # gives the dtype and the device, whatever it holds
     return tuple(Factor(vector(run.fresh(s), d, out.ndim), d) for d, s in enumerate(out.shape) if s > 1)
 
 

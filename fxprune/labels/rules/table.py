@@ -16,26 +16,50 @@ if TYPE_CHECKING:
     from fxprune.labels.propagate import Propagation
 
 
+# What only moves positions about, or looks at nothing but shapes, consumes nothing.
+MOVES = frozenset(
+    """
+    alias detach clone contiguous lift lift_fresh lift_fresh_copy positive _to_copy _conj view _unsafe_view reshape
+    _reshape_alias _reshape_copy view_copy permute transpose t numpy_T swapaxes unsqueeze squeeze expand expand_copy
+    repeat select select_copy slice slice_copy split split_with_sizes unsafe_split unsafe_split_with_sizes chunk
+    unsafe_chunk tensor_split unbind flip roll cat stack index _unsafe_index index_select diagonal as_strided
+    constant_pad_nd pad pixel_shuffle pixel_unshuffle unfold view_as_complex view_as_real
+    empty_like zeros_like ones_like full_like rand_like randn_like randint_like
+    new_empty new_zeros new_ones new_full new_empty_strided sym_size is_same_size _assert_tensor_metadata
+    """.split()
+)
+PARTS = frozenset("slice slice_copy select select_copy split split_with_sizes unsafe_split_with_sizes".split())
+"""Take a part of one dimension, which numbers name."""
+
+
 @dataclass(frozen=True)
 class Signature:
-    """What is said once of an aten op. ``name``: of its rule. ``defaults``: of the arguments that have one."""
+    """What is said once of an aten op. ``name``: of its rule. ``defaults``: of the arguments that have one.
+
+    ``moves``, ``parts``: see ``MOVES`` and ``PARTS``.
+    """
 
     name: str
     arguments: tuple[str, ...]
     defaults: dict[str, Any]
     is_mutable: bool
     is_pointwise: bool
+    moves: bool
+    parts: bool
 
 
 @cache
 def signature(func: Any) -> Signature:
     schema, own = func._schema, str(func.overloadpacket.__name__)
+    name = own if own in RULES else op_name(func)
     return Signature(
-        own if own in RULES else op_name(func),
+        name,
         tuple(a.name for a in schema.arguments),
         {a.name: a.default_value for a in schema.arguments if a.has_default_value()},
         schema.is_mutable,
         is_pointwise(func),
+        name in MOVES,
+        name in PARTS,
     )
 
 
