@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.errors import InputError, PlanError
+from fxprune.files import check_writable
 from fxprune.plan import PruningPlan
 from fxprune.plots import new_figure, save_figure
 from fxprune.text import table
@@ -73,6 +74,8 @@ class Similarity:
         Raises:
             InputError: matplotlib is missing, or the path cannot be written.
         """
+        if path is not None:
+            check_writable(path)
         side = 2.5 + 0.45 * len(self.names)
         figure = new_figure((side + 0.8, side))
         axes = figure.add_subplot()
