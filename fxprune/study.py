@@ -115,6 +115,7 @@ def similarity(plans: Mapping[str, PruningPlan] | Sequence[PruningPlan]) -> Simi
     for name, plan in named.items():
         if not isinstance(plan, PruningPlan):
             raise InputError(f"{name!r} is a {type(plan).__name__}, no PruningPlan: pass report.plan.")
+        plan.check()
     sizes: dict[str, int] = {}
     first = next(iter(named), "")
     for name, plan in named.items():

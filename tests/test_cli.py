@@ -274,7 +274,7 @@ def test_an_unwritable_path_is_found_before_the_model_is_loaded(tmp_path: Path, 
     )
 
 
-@pytest.mark.parametrize("one, other", [("--onnx", "--plan"), ("--plan", "--html"), ("--html", "--save")])
+@pytest.mark.parametrize(("one", "other"), [("--onnx", "--plan"), ("--plan", "--html"), ("--html", "--save")])
 def test_two_outputs_of_one_name_are_found_before_the_model_is_loaded(one: str, other: str, tmp_path: Path) -> None:
     path = str(tmp_path / "out.pt")
     (tmp_path / "link.pt").symlink_to(path)
