@@ -69,6 +69,7 @@ class PruningPlan:
             PlanError: of a plan made by hand, if it holds what no plan holds.
         """
         self.check()
+        _check(self._content(), _FORM)
         with replacing(path) as draft:
             draft.write_text(json.dumps(self.data(), separators=(",", ":")))
 
@@ -88,16 +89,12 @@ class PruningPlan:
         }
 
     def check(self) -> None:
-        """That this is a plan at all, of whichever model.
+        """That names, dimensions and settings are such; of the indices only a model can tell whether they fit.
 
         Raises:
             PlanError: a part of it is of another kind; names which.
         """
-        try:
-            check(vars(self), _IN_MEMORY)
-            check(self._content(), _FORM)
-        except FormError as error:
-            raise PlanError(f"The plan is damaged: {error}.") from error
+        _check(vars(self), _IN_MEMORY)
 
     @property
     def digest(self) -> str:
@@ -196,6 +193,13 @@ class PruningPlan:
         """The plan that keeps the channels ``keep``."""
         widths = {group.name: (int(keep[group.channels].sum()), group.channels.size) for group in graph.prunable}
         return cls(kept_of(graph, keep), graph.attention, fingerprint(graph.parameters), widths=widths)
+
+
+def _check(data: Mapping[str, Any], form: Any) -> None:
+    try:
+        check(data, form)
+    except FormError as error:
+        raise PlanError(f"The plan is damaged: {error}.") from error
 
 
 def kept_of(graph: ChannelGraph, keep: Keep) -> Kept:
