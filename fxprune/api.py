@@ -6,7 +6,7 @@ import copy
 import difflib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,10 +16,12 @@ from torch import fx, nn
 
 from fxprune.budget import Budget, Scope
 from fxprune.channels import ChannelGraph
+from fxprune.checks import check_choice, check_flags, check_model, checked_inputs, share_of
 from fxprune.cost import Keep
 from fxprune.deploy import alignment, check_provider, provider_at_hand
 from fxprune.errors import ExampleInputsError, InputError, ModelError, PlanError, check_count
-from fxprune.inputs import RECORD_KEY, describe_inputs, map_leaves, resolve_inputs
+from fxprune.files import check_writable
+from fxprune.inputs import RECORD_KEY, describe_inputs, map_leaves
 from fxprune.labels.classes import Reason
 from fxprune.labels.propagate import Attention
 from fxprune.latency import Clock
@@ -52,7 +54,7 @@ from fxprune.training import (
     seeded,
     site_of,
 )
-from fxprune.training.distributed import from_first
+from fxprune.training.distributed import from_first, is_first
 from fxprune.training.optimizer import held_names
 from fxprune.verify import Inputs, zero_slices
 
@@ -71,8 +73,8 @@ def record(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, A
         ExampleInputsError: the model does not accept the inputs.
         RecordError: what it did cannot be written down.
     """
-    _check_model(model)
-    args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
+    check_model(model)
+    args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     result, _ = recorded(model, args, kwargs)
     result.meta[RECORD_KEY] = describe_inputs(args, kwargs)
     return result
@@ -91,10 +93,10 @@ def analyze(
     Raises:
         ExampleInputsError: inputs are missing or do not fit.
     """
-    _check_model(model)
-    args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
+    check_model(model)
+    args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     names = _ignored(model, ignore)
-    _check_choice("attention", attention, ("head_dim", "heads"))
+    check_choice("attention", attention, ("head_dim", "heads"))
     return record_and_analyse(model, args, kwargs, attention, names, Stages(progress=False)).graph
 
 
@@ -204,7 +206,10 @@ def prune(
         threads=threads, ignore=ignore, exact=exact, attention=attention, scope=scope, round_to=round_to,
         min_channels=min_channels, max_ratio=max_ratio, verify=verify, consume=consume, seed=seed,
     )  # fmt: skip
-    check_count("steps", steps)
+    steps = check_count("steps", steps)
+    check_flags(progress=progress)
+    if submodule is not None and not isinstance(submodule, str):
+        raise InputError(f"submodule={submodule!r} is no name: pass one of model.named_modules().")
     learns = isinstance(request.method, Learner)
     if consume:
         _check_consumable(request, submodule, optimizer)
@@ -225,7 +230,7 @@ def prune(
         with stages("learning"), seeded(seed):
             fit(training, data, loss_fn, epochs or 1, loop or Loop(), resume=resume, progress=progress)
         return training.finish()
-    args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
+    args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     if submodule is not None:
         part, inputs = part_of(model, submodule, args, kwargs)
         small = prune(
@@ -315,7 +320,7 @@ def _attached(
 ) -> Training:
     learner, options = request.method, request.options
     assert isinstance(learner, Learner)
-    args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
+    args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     wider = learner.wider() if hasattr(learner, "wider") else None
     if wider is not None:
         if options.budget.kind == "latency":
@@ -392,10 +397,11 @@ def apply(
         PlanError: the plan belongs to another model, or is inconsistent.
         ExampleInputsError: inputs are missing or do not fit.
     """
-    _check_model(model)
+    check_model(model)
     if not isinstance(plan, PruningPlan):
         raise PlanError(f"plan is {plan!r}; pass a PruningPlan: report.plan, or PruningPlan.load of a file.")
-    args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
+    args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
+    plan.check()
     return applied(model, plan, args, kwargs)
 
 
@@ -423,15 +429,18 @@ def _request(
 ) -> _Request:  # fmt: skip
     resolved = resolve(method)
     budget = _budget(resolved, flops=flops, params=params, channels=channels, latency=latency)
-    _check_choice("attention", attention, ("head_dim", "heads"))
-    _check_choice("scope", scope, ("global", "uniform", "isomorphic"))
-    if round_to != "auto":
-        check_count("round_to", round_to)
-    check_count("min_channels", min_channels)
-    check_count("seed", seed, least=0)
+    check_choice("attention", attention, ("head_dim", "heads"))
+    check_choice("scope", scope, ("global", "uniform", "isomorphic"))
+    if not (isinstance(round_to, str) and round_to == "auto"):
+        round_to = check_count("round_to", round_to)
+    min_channels = check_count("min_channels", min_channels)
+    seed = check_count("seed", seed, least=0)
     if threads is not None:
-        check_count("threads", threads)
-    _check_model(model)
+        threads = check_count("threads", threads)
+    check_flags(**options)
+    if provider is not None and not isinstance(provider, str):
+        raise InputError(f"provider={provider!r} is no name of an execution provider of onnxruntime.")
+    check_model(model)
     check_provider(provider)
     ratios, ignored = _ratios(max_ratio), _ignored(model, ignore)
     decides = getattr(resolved, "decides", False)
@@ -480,6 +489,10 @@ def _check_data(request: _Request, data: Any, loss_fn: Any, epochs: Any, loop: A
         raise InputError(f"loop= is a {type(loop).__name__}; pass settings such as fxprune.Loop(amp=True).")
     if resume is not None and not isinstance(resume, (str, os.PathLike)):
         raise InputError(f"resume= is a {type(resume).__name__}; pass the path of a checkpoint.")
+    if loop is not None and loop.checkpoint is not None and is_first():
+        check_writable(loop.checkpoint)
+    if resume is not None and not os.path.exists(resume):
+        raise InputError(f"The checkpoint {os.fspath(resume)} cannot be read: No such file or directory.")
     if isinstance(method, Learner):
         if steps != 1:
             raise InputError(f"{name} trains once; steps= is for criteria.")
@@ -577,13 +590,13 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def _ignored(model: nn.Module, ignore: Sequence[str | nn.Module]) -> tuple[str, ...]:
-    if ignore == ():
+    if isinstance(ignore, tuple) and not ignore:
         return ()
     modules = dict(model.named_modules(remove_duplicate=False))
     known = {*modules, *dict(model.named_parameters(remove_duplicate=False))}
     names = []
     items = [ignore] if isinstance(ignore, (str, nn.Module)) else ignore
-    if not isinstance(items, Iterable):
+    if not isinstance(items, (list, tuple, set, frozenset, Mapping, Iterator)):
         raise InputError(f"ignore={ignore!r} must be a module, a name, or a list of them.")
     for item in items:
         if isinstance(item, nn.Module):
@@ -591,17 +604,12 @@ def _ignored(model: nn.Module, ignore: Sequence[str | nn.Module]) -> tuple[str, 
             if not found:
                 raise InputError(f"ignore holds a {type(item).__name__} that is not part of the model.")
             names += found
-        elif item in known:
+        elif isinstance(item, str) and item in known:
             names.append(item)
         else:
             hint = _suggestion(str(item), known)
             raise InputError(f"ignore names {item!r}, which the model does not have.{hint}")
     return tuple(names)
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is {model!r}; pass a torch.nn.Module.")
 
 
 def _check_finite(model: nn.Module) -> None:
@@ -616,6 +624,7 @@ def _check_finite(model: nn.Module) -> None:
     if bool(weights.isfinite().all()) and not bool(buffers.isnan().any()):
         return
     for name, tensor, trained in known:
+        tensor = _comparable(tensor)
         if trained and not bool(tensor.isfinite().all()):
             raise ModelError(f"{name} holds NaN or inf. Load a sound checkpoint before pruning.")
         if not trained and bool(tensor.isnan().any()):
@@ -634,24 +643,26 @@ def _extremes(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     large, small = [], defaultdict(list)
     for tensor in tensors:
         if tensor.numel() < _SMALL:
-            small[tensor.dtype, tensor.device].append(tensor.reshape(-1))
+            small[tensor.dtype, tensor.device].append(_comparable(tensor).reshape(-1))
         else:
-            large.append(tensor)
+            large.append(_comparable(tensor))
     large += map(torch.cat, small.values())
     extremes: dict[Any, list[torch.Tensor]] = defaultdict(list)
     for tensor in large:
         extremes[tensor.dtype, tensor.device] += torch.aminmax(tensor)
-    return torch.cat([torch.empty(0), *(torch.stack(found).double().cpu() for found in extremes.values())])
+    return torch.cat(
+        [torch.empty(0, device="cpu"), *(torch.stack(found).double().cpu() for found in extremes.values())]
+    )
+
+
+def _comparable(tensor: torch.Tensor) -> torch.Tensor:
+    """Torch has no order of numbers of 8 bits."""
+    return tensor.float() if tensor.itemsize == 1 else tensor
 
 
 def _ratios(max_ratio: Any) -> dict[str, float]:
-    given = {"*": max_ratio} if isinstance(max_ratio, (int, float)) else dict(max_ratio or {})
-    for pattern, ratio in given.items():
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
-            raise InputError(f"max_ratio of {pattern!r} is {ratio!r}: pass the share that may go, in [0, 1].")
-    return given
-
-
-def _check_choice(name: str, value: Any, known: Sequence[str]) -> None:
-    if value not in known:
-        raise InputError(f"{name}={value!r} is unknown. Known: {', '.join(known)}.")
+    given = {} if max_ratio is None else max_ratio if isinstance(max_ratio, Mapping) else {"*": max_ratio}
+    for pattern in given:
+        if not isinstance(pattern, str):
+            raise InputError(f"max_ratio has the pattern {pattern!r}: pass names of layers, such as 'layer4.*'.")
+    return {pattern: share_of(pattern, ratio) for pattern, ratio in given.items()}

@@ -13,8 +13,10 @@ import copy
 import hashlib
 import io
 import json
+import math
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +27,19 @@ from torch import Tensor, fx, nn
 
 from fxprune.api import applied
 from fxprune.deploy.program import read_program, read_program_notes, write_program
-from fxprune.errors import ArtifactError, ExampleInputsError, FxpruneError, InputError
+from fxprune.errors import ArtifactError, ExampleInputsError, InputError
 from fxprune.files import check_writable, replacing
-from fxprune.inputs import RECORD_KEY, from_json, like_parameters, make_inputs, resolve_inputs, tensors_of, to_json
+from fxprune.forms import Either, FormError, Map, Real, Such, Whole, anything, check, json_of
+from fxprune.inputs import (
+    RECORD_KEY,
+    from_json,
+    like_parameters,
+    make_inputs,
+    resolve_inputs,
+    specs_of,
+    tensors_of,
+    to_json,
+)
 from fxprune.plan import PruningPlan
 from fxprune.recording import evaluated, replace_tensors
 from fxprune.report import Report
@@ -45,6 +57,53 @@ _FORMAT = 1
 _SUFFIXES = (".safetensors", ".pt2")
 _SAMPLE = 16  # values of every output
 _SAMPLE_SEED = 0
+_MOST_ENTRIES = 2**28
+"""Of all example inputs together. A few digits in a file can claim any size, so larger ones are passed to ``load``."""
+
+_DTYPE_NAMES = re.compile(r"bool|u?int(8|16|32|64)|b?float(16|32|64)|float8_\w+|complex(32|64|128)")
+_DTYPES = {n for n, t in vars(torch).items() if isinstance(t, torch.dtype) and _DTYPE_NAMES.fullmatch(n)}
+_DTYPE = Such(str, lambda name: name in _DTYPES, "the name of a dtype")
+_INT64 = Whole(-(2**63), 2**63 - 2)
+_SHAPE = Such([Whole()], lambda shape: len(shape) <= 25, "a shape of at most 25 dimensions")
+_TENSOR = Such(
+    (_SHAPE, _DTYPE, _INT64, _INT64), lambda spec: spec[2] <= spec[3], "shape, dtype, least and largest value"
+)
+_COUNTS = (Whole(), Whole())
+
+
+def _input() -> Either:
+    """What ``fxprune.inputs.to_json`` makes of a part of a record."""
+    plain = (None, bool, Whole(-(2**63)), Real(finite=False), str)
+    return Either(*plain, {"tensor": _TENSOR}, {"list": [_input]}, {"dict": Map(_input)}, {"tuple": [_input]})
+
+
+_INPUTS = Such(
+    {"dict": {"args": {"tuple": [_input]}, "kwargs": {"dict": Map(_input)}}},
+    lambda inputs: _entries(inputs) <= _MOST_ENTRIES,
+    f"example inputs of at most {_MOST_ENTRIES} entries; larger ones have to be passed",
+)
+_FORM = {
+    "format": _FORMAT,
+    "model": str,
+    "part": str,
+    "method": str,
+    "macs": _COUNTS,
+    "params": _COUNTS,
+    "oracle_error": Either(None, Real(finite=False)),
+    "plan": Map(anything),  # see there
+    "inputs": Either(None, _INPUTS),
+    "outputs": Either(None, [Such([Real(False)], lambda row: row and math.isfinite(row[0]), "a magnitude and values")]),
+    "tied": Map(str),
+    "orders": Map([Whole()]),
+    "buffers": Map(_DTYPE),
+    "versions": Map(str),
+    "budget": Either(None, (Either("flops", "params", "channels", "latency"), Real())),
+}
+
+
+def _entries(inputs: Any) -> int:
+    """Of all tensors; a dimension of none counts as one, since sizes are multiplied nevertheless."""
+    return sum(math.prod(max(size, 1) for size in spec.shape) for spec in specs_of(from_json(inputs)))
 
 
 @dataclass(frozen=True)
@@ -250,7 +309,8 @@ def _described(pruned: nn.Module) -> Artifact:
     first = {id(tensor): key for key, tensor in reversed(state.items())}
     try:
         inputs = to_json(dict(part.meta[RECORD_KEY]))
-    except TypeError:
+        check(inputs, _INPUTS)
+    except (TypeError, FormError):
         inputs = None  # such inputs have to be passed to load
     return Artifact(
         model=report.model if not name else type(pruned).__name__,
@@ -353,36 +413,41 @@ def _read(path: Path) -> tuple[Artifact, dict[str, Tensor]]:
             "model before fxprune.prune."
         )
     text = metadata[KEY]
-    artifact = _parsed(text, path)
-    data = json.loads(text)
+    artifact = _parsed(text, path, digest=str)
+    data = json_of(text)
     if data.pop("digest", None) != _digest(data, tensors):
         raise ArtifactError(
             f"{str(path)!r} was changed after it was saved (its digest differs). Save or copy it again."
         )
+    for name, order in artifact.orders.items():
+        if name in tensors and sorted(order) != list(range(tensors[name].ndim)):
+            raise ArtifactError(
+                f"{str(path)!r} is damaged: {order} is no order of the {tensors[name].ndim} dimensions of {name!r}. "
+                "Save it again."
+            )
     return artifact, tensors
 
 
-def _parsed(text: str, path: Path) -> Artifact:
+def _parsed(text: str | bytes, path: Path, **more: Any) -> Artifact:
+    """The metadata. ``more``: the form of what is there beside an ``Artifact``."""
     try:
-        data = json.loads(text)
+        data = json_of(text)
+        check(data, Map(anything))
         if data.get("format") != _FORMAT:
             raise ArtifactError(
                 f"{str(path)!r} has format {data.get('format')!r}; fxprune {__version__} reads {_FORMAT}."
             )
-        data = {key: value for key, value in data.items() if key not in ("format", "digest")}
-        data["plan"] = PruningPlan.of_data(data["plan"], path)
-        if data["inputs"] is not None:
-            from_json(data["inputs"])
-        if data.get("budget") is not None:
-            kind, ratio = data["budget"]
-            data["budget"] = (str(kind), float(ratio))
-        return Artifact(**data)
-    except FxpruneError:
-        raise
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        data.setdefault("budget", None)  # version 0.1 did not write it
+        check(data, {**_FORM, **more})
+    except FormError as error:
         raise ArtifactError(
             f"{str(path)!r} is damaged: its metadata cannot be read ({error}). Save it again."
         ) from error
+    if data["budget"] is not None:
+        kind, ratio = data["budget"]
+        data["budget"] = (kind, float(ratio))
+    data["plan"] = PruningPlan.of_data(data["plan"], path)
+    return Artifact(**{name: data[name] for name in Artifact.__dataclass_fields__})
 
 
 def _part(model: nn.Module, artifact: Artifact, path: Path) -> nn.Module:
@@ -409,6 +474,12 @@ def _put(result: nn.Module, artifact: Artifact, tensors: Mapping[str, Tensor], p
     reasons = misfits(own, given)
     if reasons:
         raise ArtifactError(f"the weights in {str(path)!r} are not those of this {type(result).__name__}; {reasons}")
+    for name, tensor in own.items():
+        if tensor.requires_grad and not (given[name].is_floating_point() or given[name].is_complex()):
+            raise ArtifactError(
+                f"the weights in {str(path)!r} are not those of this {type(result).__name__}; {name} is "
+                f"{given[name].dtype} in the file, and cannot be trained in that"
+            )
     names = {id(tensor): name for name, tensor in own.items()}
     dtypes = {id(b): artifact.buffers.get(n) for n, b in result.named_buffers(remove_duplicate=False)}
     made: dict[int, Tensor] = {}

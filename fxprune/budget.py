@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from fxprune.channels import ChannelGraph, ChannelGroup
 from fxprune.cost import Keep
-from fxprune.errors import BudgetError, InputError, ModelError
+from fxprune.errors import BudgetError, InputError, ModelError, is_real
 from fxprune.labels.classes import Ids
 from fxprune.methods.state import Scores
 
@@ -46,7 +46,7 @@ class Budget:
         Raises:
             InputError: none, several, or a number outside (0, 1].
         """
-        given = {kind: ratio for kind, ratio in ratios.items() if ratio is not None}
+        given: dict[str, Any] = {kind: ratio for kind, ratio in ratios.items() if ratio is not None}
         names = ", ".join(f"{kind}=" for kind in ratios)
         if not given:
             raise InputError(f"No budget: pass one of {names} a ratio of the dense model in (0, 1], such as flops=0.5.")
@@ -54,7 +54,7 @@ class Budget:
             both = " and ".join(f"{kind}={ratio}" for kind, ratio in given.items())
             raise InputError(f"More than one budget: {both}. Pass only one of {names}.")
         ((kind, ratio),) = given.items()
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float, np.number)) or not 0 < ratio <= 1:
+        if not is_real(ratio) or not 0 < ratio <= 1:
             raise InputError(
                 f"{kind}={ratio} is no budget: pass a ratio of the dense model in (0, 1], such as {kind}=0.5."
             )

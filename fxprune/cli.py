@@ -102,6 +102,12 @@ def _check_outputs(options: argparse.Namespace) -> None:
             files.check_writable(path)
     if options.save is not None:
         _saver(options.save)
+    taken: dict[str, str] = {}
+    for name in ("onnx", "plan", "html", "save"):
+        path = getattr(options, name)
+        other = name if path is None else taken.setdefault(os.path.realpath(path), name)
+        if other != name:
+            raise InputError(f"--{other} and --{name} name one file, {path!r}; give each its own")
 
 
 def _saver(path: str) -> "Callable[[nn.Module, str], None]":

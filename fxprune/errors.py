@@ -1,5 +1,6 @@
 """Every error fxprune raises on purpose. Each says what is wrong, where, and what to do about it."""
 
+import numbers
 from typing import Any
 
 
@@ -63,11 +64,19 @@ class ExportError(FxpruneError):
     """An ONNX file could not be written, or does not compute what the model computes."""
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Refuse an argument that is no whole number, or too small a one.
+def is_real(value: Any) -> bool:
+    """Whether this is a number on the line, numpy's too; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """An argument as an int, numpy's too; refuses what is no whole number, too small a one, or beyond 64 bits.
 
     Raises:
         InputError: names the argument and what it was.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not (is_real(value) and isinstance(value, numbers.Integral)) or int(value) < least:
         raise InputError(f"{name}={value!r} must be a whole number of at least {least}.")
+    if int(value) >= 2**63:
+        raise InputError(f"{name}={value!r} must be below 2**63.")
+    return int(value)

@@ -16,11 +16,32 @@ from fxprune.channels import ChannelGraph, Parameter
 from fxprune.cost import Keep
 from fxprune.errors import PlanError
 from fxprune.files import replacing
+from fxprune.forms import Either, FormError, Map, Such, Whole, anything, check, json_of
 from fxprune.labels.classes import Ids
 from fxprune.labels.factors import Factor
 
 Kept = dict[str, dict[int, list[Any]]]
 _FORMAT = 2
+_ATTENTION = Either("head_dim", "heads")
+_INDICES = [Whole()]
+_WIDTHS = Such(
+    (Whole(), Whole(1)), lambda counts: counts[0] <= counts[1], "how many channels are kept, and of how many"
+)
+_FORM = {
+    "format": _FORMAT,
+    "attention": _ATTENTION,
+    "fingerprint": str,
+    "torch": str,
+    "widths": Map(_WIDTHS),
+    "kept": Map(Map(Either(_INDICES, [_INDICES]), keys="0|[1-9][0-9]?")),
+}
+_IN_MEMORY = {
+    "kept": Map(Map(anything, keys=Whole())),
+    "attention": _ATTENTION,
+    "fingerprint": str,
+    "torch_version": str,
+    "widths": Map(_WIDTHS),
+}
 
 
 @dataclass(frozen=True)
@@ -45,13 +66,20 @@ class PruningPlan:
 
         Raises:
             InputError: if the path cannot be written.
+            PlanError: of a plan made by hand, if it holds what no plan holds.
         """
+        self.check()
+        _check(self._content(), _FORM)
         with replacing(path) as draft:
             draft.write_text(json.dumps(self.data(), separators=(",", ":")))
 
     def data(self) -> dict[str, Any]:
         """What a plan file holds, with a digest of the rest."""
-        data = {
+        data = self._content()
+        return {**data, "digest": _digest(data)}
+
+    def _content(self) -> dict[str, Any]:
+        return {
             "format": _FORMAT,
             "attention": self.attention,
             "fingerprint": self.fingerprint,
@@ -59,7 +87,14 @@ class PruningPlan:
             "widths": {name: list(counts) for name, counts in self.widths.items()},
             "kept": {name: {str(d): v for d, v in dims.items()} for name, dims in self.kept.items()},
         }
-        return {**data, "digest": _digest(data)}
+
+    def check(self) -> None:
+        """That names, dimensions and settings are such; of the indices only a model can tell whether they fit.
+
+        Raises:
+            PlanError: a part of it is of another kind; names which.
+        """
+        _check(vars(self), _IN_MEMORY)
 
     @property
     def digest(self) -> str:
@@ -74,10 +109,14 @@ class PruningPlan:
             PlanError: if the file is missing, no plan, truncated or edited.
         """
         try:
-            data = json.loads(Path(path).read_text())
+            text = Path(path).read_bytes()
         except OSError as error:
             raise PlanError(f"The plan file {path} cannot be read: {error.strerror}.") from error
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"The plan file {path!r} cannot be read: {error}.") from error
+        try:
+            data = json_of(text)
+        except FormError as error:
             raise PlanError(f"The plan file {path} is damaged or no JSON ({error}). Save the plan again.") from error
         return cls.of_data(data, path)
 
@@ -94,6 +133,10 @@ class PruningPlan:
             )
         if data.get("format") != _FORMAT:
             raise PlanError(f"{path} has plan format {data.get('format')!r}; this version reads format {_FORMAT}.")
+        try:
+            check(data, {**_FORM, "digest": str})
+        except FormError as error:
+            raise PlanError(f"The plan file {path} is damaged: {error}. Save the plan again.") from error
         if data["digest"] != _digest({key: value for key, value in data.items() if key != "digest"}):
             raise PlanError(
                 f"The plan file {path} was changed after it was saved (its digest differs). Save the plan again."
@@ -150,6 +193,13 @@ class PruningPlan:
         """The plan that keeps the channels ``keep``."""
         widths = {group.name: (int(keep[group.channels].sum()), group.channels.size) for group in graph.prunable}
         return cls(kept_of(graph, keep), graph.attention, fingerprint(graph.parameters), widths=widths)
+
+
+def _check(data: Mapping[str, Any], form: Any) -> None:
+    try:
+        check(data, form)
+    except FormError as error:
+        raise PlanError(f"The plan is damaged: {error}.") from error
 
 
 def kept_of(graph: ChannelGraph, keep: Keep) -> Kept:

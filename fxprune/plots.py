@@ -33,4 +33,4 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
     if ending not in known:
         raise InputError(f"cannot draw {os.fspath(path)!r}: matplotlib writes {', '.join(sorted(known))}")
     with replacing(path) as draft:
-        figure.savefig(draft)
+        figure.savefig(draft, format=ending)

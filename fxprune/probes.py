@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -31,8 +32,8 @@ from fxprune.inputs import (
     with_values,
 )
 from fxprune.proof import InputDim, Proof
+from fxprune.randomness import repeatable
 from fxprune.recording import Options, RecordedModule, Twin, boundary, evaluated, guards
-from fxprune.recording.state import RandomStates
 from fxprune.rewriting import MetaRun, run_on_meta
 from fxprune.structure import paths, tensors_of
 from fxprune.verify import TOLERANCE, Inputs, relative_error
@@ -312,19 +313,14 @@ def _sizes(record: Mapping[str, Any], group: Sequence[tuple[int, int]]) -> Itera
 
 
 def _outcome(module: RecordedModule, probe: _Probe) -> _Outcome:
-    states = RandomStates(module.parameters())
     args, kwargs = boundary.map_tensors(lambda t: t.detach().clone(), (tuple(probe.inputs[0]), dict(probe.inputs[1])))
     try:
-        with evaluated(module), torch.no_grad():
-            if module.meta["draws"]:
-                states.seed(0)
+        with evaluated(module), torch.no_grad(), repeatable() if module.meta["draws"] else nullcontext():
             found = module.forward(*args, **kwargs)  # torch.fx prints what fails in __call__
     except GuardError as error:
         return _Outcome(probe, guard=error)
     except Exception as error:
         return _Outcome(probe, raised=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
-    finally:
-        states.restore()
     try:
         return _Outcome(probe, error=relative_error(found, probe.expected))
     except VerificationError as error:

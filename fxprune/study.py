@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.errors import InputError, PlanError
+from fxprune.files import check_writable
 from fxprune.plan import PruningPlan
 from fxprune.plots import new_figure, save_figure
 from fxprune.text import table
@@ -73,6 +74,8 @@ class Similarity:
         Raises:
             InputError: matplotlib is missing, or the path cannot be written.
         """
+        if path is not None:
+            check_writable(path)
         side = 2.5 + 0.45 * len(self.names)
         figure = new_figure((side + 0.8, side))
         axes = figure.add_subplot()
@@ -112,6 +115,7 @@ def similarity(plans: Mapping[str, PruningPlan] | Sequence[PruningPlan]) -> Simi
     for name, plan in named.items():
         if not isinstance(plan, PruningPlan):
             raise InputError(f"{name!r} is a {type(plan).__name__}, no PruningPlan: pass report.plan.")
+        plan.check()
     sizes: dict[str, int] = {}
     first = next(iter(named), "")
     for name, plan in named.items():

@@ -57,7 +57,10 @@ def labelled_shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[nn.
             own = tuple(names[id(tensor)])
             if tensor.is_floating_point() or tensor.is_complex():
                 stand = _without_data(tensor)
-                label_parameter(run, own[0], stand)
+                if tensor.numel():
+                    label_parameter(run, own[0], stand)
+                else:
+                    set_labels(stand, own[0], ())  # of no entries no channel can be one
                 shape = tuple(tensor.shape)
                 groups = run.facts.layouts.get(own[0], 1)
                 holders.append((stand, Parameter(own, shape, (), isinstance(tensor, nn.Parameter), groups)))

@@ -77,7 +77,7 @@ def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], note
     path.write_bytes(buffer.getbuffer())
 
 
-def read_program_notes(path: Path) -> str:
+def read_program_notes(path: Path) -> bytes:
     """The notes of a file of ``write_program``, every byte of which was checked against its checksum.
 
     Raises:
@@ -85,10 +85,12 @@ def read_program_notes(path: Path) -> str:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise zipfile.BadZipFile("compressed, so of any size")
             bad = archive.testzip()
             names = [name for name in archive.namelist() if name.endswith(f"/{NOTES}")]
-            text = archive.read(names[0]).decode() if names and bad is None else ""
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+            text = archive.read(names[0]) if names and bad is None else b""
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError) as error:
         raise ArtifactError(f"{str(path)!r} is damaged or no .pt2 file ({error}). Save or copy it again.") from error
     if bad is not None:
         raise ArtifactError(f"{str(path)!r} is damaged: {bad} in it was changed. Save or copy it again.")

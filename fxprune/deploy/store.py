@@ -15,8 +15,10 @@ from typing import Any
 from fxprune.deploy import runtime
 from fxprune.errors import InputError, WriteError
 from fxprune.files import replacing
+from fxprune.forms import FormError, Map, Real, Such, anything, check, json_of
 
 _FORMAT = 1  # of the files, and of what is measured: another number, and everything is measured again
+_FORM = {"facts": Map(anything), "values": Map(Such(Real(), lambda ms: ms >= 0, "a time"))}
 
 
 class Store:
@@ -58,10 +60,11 @@ class Store:
     def _read(self) -> dict[str, float]:
         """What the file holds; a damaged one holds nothing, and is written anew."""
         try:
-            content = json.loads(self.path.read_text())
-            return {str(name): float(value) for name, value in content["values"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            content = json_of(self.path.read_bytes())
+            check(content, _FORM)
+        except (OSError, FormError):
             return {}
+        return {name: float(value) for name, value in content["values"].items()}
 
 
 @functools.lru_cache

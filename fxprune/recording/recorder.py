@@ -36,6 +36,7 @@ from torch.overrides import TorchFunctionMode
 from fxprune import structure
 from fxprune.errors import RecordError
 from fxprune.meta import OpMode
+from fxprune.randomness import drawn, draws
 from fxprune.recording import boundary, patches, state, trees
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
 from fxprune.recording.copies import Copier, forget
@@ -511,9 +512,11 @@ class Recorder:
             self._value_read = True
         is_inner = self._is_inner()
         run = func if self.rehearsal is None else partial(self.rehearsal.op, func)
+        if draws(func, args, kwargs):
+            self.draws = True
+            if self.rehearsal is None:  # nobody's generator moves
+                run = lambda *args, **kwargs: drawn(func, args, kwargs, 0)  # noqa: E731
         with self._unrecorded():
-            if torch.Tag.nondeterministic_seeded in func.tags:
-                self.draws = True
             if func._schema.is_mutable:
                 self._written_tensors.update(map(id, self.memory.before_op(func, args, kwargs)))
             if is_inner:

@@ -144,13 +144,6 @@ class RandomStates:
         numpy = None if self._numpy is None else self._numpy.random.get_state()
         return ours, random.getstate(), numpy
 
-    def seed(self, seed: int) -> None:
-        """Let torch's draw from this seed; ``restore`` puts them back."""
-        torch.default_generator.manual_seed(seed)
-        for device in self._devices:
-            with torch.get_device_module(device).device(device):
-                torch.get_device_module(device).manual_seed(seed)
-
     def restore(self) -> None:
         """Put back what moved; what did not is not touched, since another thread may draw from it."""
         ours, python, numpy = self._before

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fxprune.meta import OpMode, tensors_in
+from fxprune.randomness import repeatable
 from fxprune.recording import boundary, state
 from fxprune.recording.copies import Copier
 from fxprune.recording.parts import Parts
@@ -58,7 +59,7 @@ class Twin:
                 stack.enter_context(torch.inference_mode(False))
                 stack.enter_context(state.without_compilation())
                 if self._draws:
-                    states.seed(0)
+                    stack.enter_context(repeatable())
                 if self._calls > 1:  # another draw than at the call before
                     random.seed(self._calls)
                     if "numpy" in sys.modules:

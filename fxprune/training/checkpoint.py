@@ -7,18 +7,37 @@ the states of all of these, and every process's random numbers.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxprune.errors import InputError
+from fxprune.errors import FxpruneError, InputError
 from fxprune.files import replacing
+from fxprune.forms import Either, FormError, Map, Real, Whole, anything, check
 
 _FORMAT = 2
-_KEYS = ("fxprune_checkpoint", "made_by", "epoch", "model", "optimizer", "schedule", "scaler", "method", "random")
+_RANDOM = {
+    "torch": Tensor,
+    "cuda": [Tensor],
+    "python": (Whole(), (*[Whole(most=2**32 - 1)] * 624, Whole(most=624)), Either(None, Real())),
+    "numpy": ("MT19937", (Whole(most=2**32 - 1),) * 624, Whole(most=624), Whole(most=1), Real()),
+    "loaders": [[Tensor]],
+}
+_FORM = {
+    "fxprune_checkpoint": _FORMAT,
+    "made_by": Map(Either(str, Whole())),
+    "epoch": Whole(),
+    "model": Map(Tensor),
+    "optimizer": {"state": Map(Map(anything), keys=Whole()), "param_groups": [Map(anything)]},
+    "schedule": Either(None, Map(anything)),  # what is in these, their classes know
+    "scaler": Map(anything),
+    "method": Map(anything),
+    "random": [_RANDOM],
+}
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -57,9 +76,29 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         raise InputError(f"{path} is no checkpoint of fxprune's training loop.")
     if state["fxprune_checkpoint"] != _FORMAT:
         raise InputError(f"{path} has checkpoint format {state['fxprune_checkpoint']}; this version reads {_FORMAT}.")
-    if set(state) != set(_KEYS):
-        raise InputError(f"{path} is damaged, or no checkpoint of fxprune's training loop.")
+    try:
+        check(state, _FORM)
+    except FormError as error:
+        raise InputError(f"{path} is damaged, or no checkpoint of fxprune's training loop: {error}.") from error
     return state
+
+
+@contextmanager
+def taking_up(path: Path, what: str) -> Iterator[None]:
+    """Around the ``load_state_dict`` of a class that alone knows the form of its state.
+
+    Raises:
+        InputError: it does not take the state.
+    """
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"The checkpoint {path} is damaged, or was written with another {what}: its state does not fit "
+            f"({type(error).__name__}: {error})."
+        ) from error
 
 
 def check_fits(path: Path, state: Mapping[str, Any], made_by: Mapping[str, Any], model: Mapping[str, Tensor]) -> None:

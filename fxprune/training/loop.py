@@ -236,16 +236,18 @@ class _Run:
         state = checkpoint.load(path, self._device)
         model = self._training.model
         checkpoint.check_fits(path, state, self._made_by, model.state_dict())
-        try:
-            self._optimizer.load_state_dict(state["optimizer"])
-        except ValueError as error:
-            raise InputError(f"The checkpoint {path} was written with another optimizer: {error}.") from error
-        model.load_state_dict(state["model"])
-        if self._schedule is not None:
-            self._schedule.load_state_dict(state["schedule"])
-        self._scaler.load_state_dict(state["scaler"])
-        self._training.hooks.load_state_dict(state["method"])
-        set_random_state(state["random"][rank()], self._data, self._loop.validation)
+        for what, owner in (
+            ("optimizer", self._optimizer),
+            ("model", model),
+            ("schedule", self._schedule),
+            ("scaler", self._scaler),
+            ("method", self._training.hooks),
+        ):
+            if owner is not None:
+                with checkpoint.taking_up(path, what):
+                    owner.load_state_dict(state[what])
+        with checkpoint.taking_up(path, "random numbers"):
+            set_random_state(state["random"][rank()], self._data, self._loop.validation)
         self._epoch, self._kept = state["epoch"], path
 
 
