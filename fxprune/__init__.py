@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fxprune.version import __version__
 
 if TYPE_CHECKING:
-    from fxprune import methods, optim, study
+    from fxprune import methods, ops, optim, study
     from fxprune.api import analyze, apply, attach, prune, record
     from fxprune.artifact import load, save
     from fxprune.channels import ChannelGraph, ChannelGroup
@@ -60,6 +60,7 @@ __all__ = [
     "into",
     "load",
     "methods",
+    "ops",
     "optim",
     "prune",
     "record",
@@ -71,7 +72,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The public names, imported at first use: the command line answers before torch is loaded."""
-    if name in ("methods", "optim", "study"):
+    if name in ("methods", "ops", "optim", "study"):
         return import_module(f"fxprune.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'fxprune' has no attribute {name!r}")

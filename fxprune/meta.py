@@ -143,7 +143,7 @@ def op_name(func: Any) -> str:
 
 def is_pointwise(func: Any) -> bool:
     """Whether the op computes every position from the same position of its operands, also where it writes in place."""
-    return torch.Tag.pointwise in func.tags or op_name(func) in POINTWISE
+    return torch.Tag.pointwise in func.tags or (func.namespace == "aten" and op_name(func) in POINTWISE)
 
 
 def channels_last_of(tensor: Tensor) -> torch.memory_format | None:

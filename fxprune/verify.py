@@ -28,6 +28,7 @@ from fxprune.inputs import leaves_of, map_leaves, tensors_of
 from fxprune.labels.factors import Labels
 from fxprune.labels.propagate import Propagation, TensorLabels, describe
 from fxprune.meta import OpMode, tensors_in
+from fxprune.op_table import Op, record_of
 from fxprune.plan import PruningPlan
 from fxprune.randomness import drawn, draws
 from fxprune.recording import named_tensors
@@ -373,8 +374,11 @@ class _Masking(OpMode):
             masks = self._noise[place] if place < len(self._noise) else {}
             self.drawn.append(_Draw.of(func, args, kwargs, place, masks))
             return drawn(func, args, kwargs, place)
+        record = record_of(func)
+        if record is not None:
+            return self._registered(record, func, args, kwargs)
         name = func.overloadpacket.__name__
-        kind = _KINDS.get(name)
+        kind = _KINDS.get(name) if func.namespace == "aten" else None
         if kind is None or not _mixes(name, args, kwargs):
             return func(*args, **kwargs)
         op = name if kind == "reduction" else kind
@@ -385,6 +389,14 @@ class _Masking(OpMode):
         if mask is None or not _fits(mask, operand):  # without its mask an op can only fail the comparison
             return func(*args, **kwargs)
         return _MASKED[kind](func, mask, args, kwargs)
+
+    def _registered(self, record: Op, func: Any, args: Any, kwargs: Any) -> Any:
+        index = self._counts.get(record.name, 0)
+        self._counts[record.name] = index + 1
+        mask = self._masks.get((self._node, record.name, index))
+        if mask is None or record.mask is None or not _fits(mask, args[0]):
+            return func(*args, **kwargs)
+        return record.mask(func, _on(mask, args[0]), args, kwargs)
 
 
 _REDUCTIONS = [

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
+from fxprune.errors import FxpruneError
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows, same
 from fxprune.labels.factors import Factor, Labels, narrow, vector
@@ -348,6 +349,16 @@ class Propagation(OpMode):
         """MACs of a contraction: ``constant`` times the sizes the ``factors`` cut."""
         self.terms.append(Term(self.node_name, constant * self._scale, factors))
 
+    def uncounted(self, tensors: Sequence[Tensor], what: str) -> None:
+        """Say which parameters among ``tensors`` take part in work that nobody counts."""
+        for tensor in tensors:
+            name = getattr(tensor, _NAME, None) or getattr(tensor._base, _NAME, None)
+            if name is not None and tensor.ndim > 1:
+                count = (tensor if tensor._base is None else tensor._base).numel()
+                note = f"not counted: {count} parameters of {name} in {what} ({self.source})"
+                if note not in self.notes:
+                    self.notes.append(note)
+
     def request_layout(self, ids: Ids, groups: int) -> bool:
         """Ask for the weight that owns ``ids`` along dim 1 to be labelled per group in the next run."""
         atom = int(ids.min())
@@ -544,6 +555,8 @@ class _Runner:
         run.enter(n)
         try:
             result = self._result(n)
+        except FxpruneError:
+            raise
         except Exception as error:  # an op without a meta kernel: never a guess, so everything it sees is locked
             result = self._locked_result(n, error)
         finally:
@@ -603,11 +616,12 @@ class _Runner:
         name = getattr(n.target, "__name__", n.target)
         what = f"{name} cannot be interpreted: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         args, kwargs = self._arguments(n)
-        for leaf in tree_flatten((args, kwargs))[0]:
-            run.lock_all(run.labels(leaf), what)
+        reached = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         if n.op == "call_module":
-            for tensor in self.module.get_submodule(str(n.target)).parameters():
-                run.lock_all(run.labels(tensor), what)
+            reached += self.module.get_submodule(str(n.target)).parameters()
+        for tensor in reached:
+            run.lock_all(run.labels(tensor), what)
+        run.uncounted(reached, str(name))
         run.notes.append(f"{what}; what reaches it is locked ({n.meta.get('source', '')})")
         return torch.empty(shape, dtype=n.meta.get("dtype", torch.float32), device="meta")
 

@@ -21,6 +21,7 @@ from fxprune.channels import ChannelGraph, channels_of
 from fxprune.cost import Keep
 from fxprune.labels.factors import cut_sizes
 from fxprune.labels.propagate import TensorLabels, labels_in
+from fxprune.op_table import find, full_name
 from fxprune.recording import named_modules
 from fxprune.rewriting.slicing import adapt
 
@@ -76,7 +77,7 @@ class Repair:
                 if module is not None:  # the first call
                     self._adapt(node, module)
             elif node.op in ("call_method", "call_function"):
-                repair = REPAIRS.get(base_name(node))
+                repair = _repair_of(node)
                 if repair is not None and labels_in([self.dense(n) for n in (node, *node.all_input_nodes)]):
                     repair(self, node)
                 self._freeze_numbers(node)
@@ -171,6 +172,19 @@ class Repair:
             items.append(item)
         return tuple(items)
 
+    def groups(self, x: Any, weight: Any, groups: Any, *, transposed: bool = False) -> Any:
+        """The argument ``groups`` of a convolution: where whole groups went their number follows the weight."""
+        dense_groups, known, source = self.dense(groups), self.dense(weight), self.dense(x)
+        if dense_groups == 1 or not isinstance(known, TensorLabels):
+            return groups
+        per_in = source.shape[1] // dense_groups
+        per_out = known.shape[1] if transposed else known.shape[0] // dense_groups
+        new = dense_groups
+        if 1 in (per_in, per_out):
+            first = cut_sizes(known.shape, known.labels, self.keep)[0]
+            new = first // (per_in if transposed else per_out)
+        return groups if self.value(groups) == new else new
+
     def _adapt(self, node: fx.Node, module: nn.Module) -> None:
         first = next((self.dense(a) for a in node.all_input_nodes if isinstance(self.dense(a), TensorLabels)), None)
         if isinstance(first, TensorLabels):
@@ -187,7 +201,7 @@ class Repair:
     def _freeze_numbers(self, node: fx.Node) -> None:
         """Numbers used by a tensor op keep their dense value, unless they are sizes, which were repaired before."""
         only_tensors = all(isinstance(self.dense(a), TensorLabels) for a in node.all_input_nodes)
-        if not only_tensors and base_name(node) not in REPAIRS and labels_in(self.dense(node)):
+        if not only_tensors and _repair_of(node) is None and labels_in(self.dense(node)):
             self.freeze(node)
 
     def freeze(self, node: fx.Node) -> None:
@@ -265,6 +279,15 @@ def base_name(node: fx.Node) -> str:
 
 Fix = Callable[[Repair, fx.Node], None]
 REPAIRS: dict[str, Fix] = {}
+
+
+def _repair_of(node: fx.Node) -> Fix | None:
+    """By its bare name, or of an op that is not PyTorch's own by its full one."""
+    name = full_name(node.target)
+    if not name or name.startswith("aten::"):
+        return REPAIRS.get(base_name(node))
+    known = find(name)
+    return None if known is None else known.repair
 
 
 def repairs(*names: str) -> Callable[[Fix], Fix]:
@@ -530,21 +553,10 @@ def _functional_convolution(repair: Repair, node: fx.Node) -> None:
     if "transpose" in name:
         place = 6
     groups: Any = _get(node, place, "groups", 1)
-    dense_groups = repair.dense(groups)
-    weight = repair.dense(_get(node, 1, "weight"))
-    x = repair.dense(_get(node, 0, "input"))
-    if dense_groups == 1 or not isinstance(weight, TensorLabels):
-        return
     transposed = "transpose" in name or (name == "convolution" and repair.value(_get(node, 6, "transposed", False)))
-    per_in = x.shape[1] // dense_groups
-    per_out = weight.shape[1] if transposed else weight.shape[0] // dense_groups
-    if 1 in (per_in, per_out):
-        first = cut_sizes(weight.shape, weight.labels, repair.keep)[0]
-        new = first // (per_in if transposed else per_out)
-        if repair.value(groups) != new:
-            _set(node, place, "groups", new)
-    elif repair.value(groups) != dense_groups:
-        _set(node, place, "groups", dense_groups)
+    new = repair.groups(_get(node, 0, "input"), _get(node, 1, "weight"), groups, transposed=bool(transposed))
+    if new is not groups:
+        _set(node, place, "groups", new)
 
 
 @repairs("scaled_dot_product_attention")

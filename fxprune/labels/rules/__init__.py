@@ -12,8 +12,9 @@ from fxprune.labels.factors import Labels
 from fxprune.labels.propagate import Propagation
 from fxprune.labels.rules import contraction, creation, movement, normalisation, reduction, spatial
 from fxprune.labels.rules.pointwise import join_positions
-from fxprune.labels.rules.table import RULES, Call
+from fxprune.labels.rules.table import RULES, Call, Rule
 from fxprune.meta import tensors_in
+from fxprune.op_table import Op, find
 
 __all__ = ["RULES", "apply_rule", "contraction", "creation", "movement", "normalisation", "reduction", "spatial"]
 
@@ -29,14 +30,15 @@ def apply_rule(run: Propagation, func: Any, args: Any, kwargs: Any, out: Any) ->
                 run.usage.move(tensor, outputs)
             else:
                 run.usage.read(tensor)
-    rule = RULES.get(call.name)
+    record = find(call.name) if "::" in call.name else None
+    rule: Rule | None = RULES.get(call.name) if record is None else record.label
     if rule is None and call.signature.is_pointwise:
         rule = _pointwise
+    if record is not None and record.cost is not None:
+        for constant, factors in record.cost(run, call):
+            run.term(constant, factors)
     if rule is None:
-        if any(run.labels(t) for t in call.tensors):
-            for tensor in call.tensors:
-                run.lock_all(run.labels(tensor), f"no rule for {func}")
-            run.notes.append(f"no rule for {func}: its channels are locked ({run.source})")
+        _locked(run, call, record)
         return
     run.asked.clear()
     result = rule(run, call)
@@ -69,3 +71,30 @@ def _lock_ignored(run: Propagation, call: Call) -> None:
 def _pointwise(run: Propagation, call: Call) -> Labels:
     operands = [(tuple(t.shape), run.labels(t)) for t in call.tensors if t.ndim]
     return join_positions(run, operands, tuple(call.outputs[0].shape)) if call.outputs else ()
+
+
+def _locked(run: Propagation, call: Call, record: Op | None) -> None:
+    """What reaches the op stays. Its work is counted where it is known, else the parameters in it are told."""
+    reads = record is not None and record.reads_values
+    reason = f"{call.name} reads values" if reads else f"no rule for {call.func}"
+    if any(run.labels(t) for t in call.tensors):
+        for tensor in call.tensors:
+            run.lock_all(run.labels(tensor), reason)
+        if not reads:
+            run.notes.append(f"{reason}: its channels are locked ({run.source})")
+    if record is not None and record.cost is not None:
+        return
+    flops = _flops(call)
+    if flops is None:
+        run.uncounted(call.tensors, str(call.func))
+    else:
+        run.term(flops / 2, ())
+
+
+def _flops(call: Call) -> float | None:
+    """What PyTorch's own counter says of the op, if it knows it."""
+    from torch.utils.flop_counter import flop_registry
+
+    count = flop_registry.get(call.func.overloadpacket)
+    out = call.outputs[0] if len(call.outputs) == 1 else tuple(call.outputs)
+    return None if count is None else float(count(*call.given[0], **call.given[1], out_val=out))

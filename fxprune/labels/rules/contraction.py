@@ -257,6 +257,27 @@ def _convolution(run: Propagation, call: Call) -> Labels:
     run.statistic("convolution", across)
     if across:
         return across
+    positions = tuple(x.shape if transposed else call.out.shape)
+    labels = convolve(run, x, weight, groups, math.prod(positions[2:]), transposed=transposed)
+    return _with_bias(run, call, labels, 1)
+
+
+def convolve(
+    run: Propagation, x: Tensor, weight: Tensor, groups: int, positions: int, *, transposed: bool = False
+) -> Labels:
+    """The labels of what a convolution makes, without its bias; the MACs are noted.
+
+    Args:
+        run: the propagation.
+        x: ``[N, C_in, *]``.
+        weight: ``[C_out, C_in / groups, *]``, transposed ``[C_in, C_out / groups, *]``.
+        groups: of channels.
+        positions: where the kernel is laid: the output's, transposed the input's.
+        transposed: see ``weight``.
+
+    Returns:
+        Labels of a tensor ``[N, C_out, *]``.
+    """
     shape, shape_in = tuple(weight.shape), tuple(x.shape)
     spatial = range(2, len(shape))
     inputs = [run.mix(f, spatial, "cut along a convolved dimension") for f in _cut_channels(run, x)]
@@ -269,14 +290,12 @@ def _convolution(run: Propagation, call: Call) -> Labels:
     channels_in = Operand(shape_in[:2], tuple([_flat(f) for f in inputs if f is not None]), "bi")
     letters = "io" if transposed else "oi"
     kernel_only = Operand(shape[:2], tuple([_flat(f) for f in weights]), letters, run.parameter_dims(weight))
-    positions = shape_in if transposed else tuple(call.out.shape)
-    with run.scaled(math.prod(positions[2:]) * math.prod(shape[2:])):
+    with run.scaled(positions * math.prod(shape[2:])):
         if groups == 1:
             labels = contract(run, [channels_in, kernel_only], "bo")
         else:
             labels = _grouped(run, channels_in, kernel_only, groups, transposed)
-    grown = tuple([f.laid(f.ids.reshape(f.ids.shape + (1,) * len(spatial)), f.dim) for f in labels])
-    return _with_bias(run, call, grown, 1)
+    return tuple([f.laid(f.ids.reshape(f.ids.shape + (1,) * len(spatial)), f.dim) for f in labels])
 
 
 def _sliding(run: Propagation, call: Call) -> Labels:

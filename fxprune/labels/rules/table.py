@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fxprune.labels.factors import Labels
 from fxprune.meta import is_pointwise, op_name, tensors_in
+from fxprune.op_table import full_name
 
 if TYPE_CHECKING:
     from fxprune.labels.propagate import Propagation
@@ -34,9 +35,9 @@ PARTS = frozenset("slice slice_copy select select_copy split split_with_sizes un
 
 @dataclass(frozen=True)
 class Signature:
-    """What is said once of an aten op. ``name``: of its rule. ``defaults``: of the arguments that have one.
+    """What is said once of an op. ``name``: of its rule; of an op that is not PyTorch's own the full one.
 
-    ``moves``, ``parts``: see ``MOVES`` and ``PARTS``.
+    ``defaults``: of the arguments that have one. ``moves``, ``parts``: see ``MOVES`` and ``PARTS``.
     """
 
     name: str
@@ -53,7 +54,7 @@ def signature(func: Any) -> Signature:
     schema, own = func._schema, str(func.overloadpacket.__name__)
     name = own if own in RULES else op_name(func)
     return Signature(
-        name,
+        name if func.namespace == "aten" else full_name(func),
         tuple(a.name for a in schema.arguments),
         {a.name: a.default_value for a in schema.arguments if a.has_default_value()},
         schema.is_mutable,
@@ -68,6 +69,7 @@ class Call:
 
     def __init__(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]):
         self.func = func
+        self.given = args, kwargs
         self.signature = signature(func)
         self.name = self.signature.name
         self.outputs = outputs
