@@ -65,7 +65,8 @@ class TensorSpec(StandIn):
     counts: tuple[int, ...] | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "TensorSpec":
+    def of(cls, tensor: Tensor, may_be_constant: bool = False) -> "TensorSpec":
+        """Of this tensor. ``may_be_constant``: only ones, or only zeros, are a mask too."""
         low = high = 0
         shape = tuple(int(size) for size in tensor.shape)
         if tensor.is_meta:
@@ -73,7 +74,7 @@ class TensorSpec(StandIn):
         tensor = tensor.detach()
         if _is_integer(tensor.dtype) and tensor.numel():
             low, high = int(tensor.min()), int(tensor.max())
-        return cls(shape, tensor.dtype, low, high, *_values_to_keep(tensor))
+        return cls(shape, tensor.dtype, low, high, *_values_to_keep(tensor, may_be_constant))
 
     @property
     def is_mask(self) -> bool:
@@ -148,13 +149,14 @@ class TensorSpec(StandIn):
         return torch.tensor(sorted(set(self.values or ())), dtype=_wide(self.dtype))
 
 
-def _values_to_keep(tensor: Tensor) -> tuple[tuple[float, ...] | None, tuple[int, ...] | None]:
+def _values_to_keep(tensor: Tensor, may_be_constant: bool) -> tuple[tuple[float, ...] | None, tuple[int, ...] | None]:
     """``values`` and ``counts`` of a ``TensorSpec``."""
     if tensor.dtype.is_complex or tensor.numel() > _LARGEST_MASK:
         return None, None
     kept = tensor.numel() <= _MOST_VALUES
     integer = not tensor.dtype.is_floating_point
-    if not (integer and kept) and not near.is_mask(tensor):
+    constant = may_be_constant and tensor.ndim > 0 and near.is_constant(tensor)
+    if not (integer and kept) and not constant and not near.is_mask(tensor):
         return None, None
     spec = TensorSpec((), tensor.dtype).with_values(tensor)
     return (spec.values, spec.counts) if len(spec.values or ()) <= _MOST_VALUES else (None, None)
@@ -234,10 +236,19 @@ def resolve_inputs(model: nn.Module, example_inputs: Any = None, example_kwargs:
 
 
 def describe_inputs(args: Args, kwargs: Kwargs) -> dict[str, Any]:
-    """Plain data that says how to make such inputs again: the same structure with a :class:`TensorSpec` per tensor."""
+    """Plain data that says how to make such inputs again: the same structure with a :class:`TensorSpec` per tensor.
+
+    The first floating-point tensor is taken for data, whatever its values; others that are all ones or all zeros for
+    masks and the like, which stay as they are.
+    """
+    data: list[Tensor] = []
 
     def describe(leaf: Any) -> Any:
-        return TensorSpec.of(leaf) if isinstance(leaf, Tensor) else leaf
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if leaf.is_floating_point():
+            data.append(leaf)
+        return TensorSpec.of(leaf, may_be_constant=len(data) > 1)
 
     return {"args": map_leaves(describe, tuple(args)), "kwargs": map_leaves(describe, dict(kwargs))}
 

@@ -34,6 +34,11 @@ def is_mask(values: Tensor) -> bool:
     return bool((zero | one).all()) or bool((zero | low).all() and values.unique().numel() <= _MOST_KINDS)
 
 
+def is_constant(values: Tensor) -> bool:
+    """Whether these are only ones, or only zeros."""
+    return bool((values == 1).all()) or not bool(values.any())
+
+
 def permuted(values: Tensor, generator: torch.Generator) -> Tensor:
     """Every row along the last dim in another order, each in its own."""
     if not values.ndim or values.shape[-1] < 2:

@@ -24,7 +24,8 @@ class InputDim:
 
 @dataclass(frozen=True)
 class Proof:
-    """What was probed. ``error``: the largest relative error of the recording against the model.
+    """What was probed. ``error``: the largest relative error of the recording against the model; ``compared``: whether
+    numbers come out, or flags alone, or nothing.
 
     ``probes``: those on which both agree, in words. ``refused``: those that end in a guard, with its line. ``inputs``:
     every dimension of every input tensor. ``farthest``: the inputs, among those that agree, whose sizes are farthest
@@ -32,6 +33,7 @@ class Proof:
     """
 
     error: float
+    compared: str
     probes: tuple[str, ...]
     refused: tuple[str, ...]
     inputs: tuple[InputDim, ...]
@@ -43,7 +45,8 @@ class Proof:
 
     def lines(self) -> list[str]:
         """In two or three lines of text: what was probed, which sizes are free, what is fixed and why."""
-        found = [f"model and recording agree to {self.error:.1e} on {', '.join(self.probes)}"]
+        what = f"agree to {self.error:.1e}" if self.compared == "numbers" else f"give the same {self.compared}"
+        found = [f"model and recording {what} on {', '.join(self.probes)}"]
         free = [f"{dim.name}[{dim.dim}]" for dim in self.inputs if dim.free]
         fixed = [f"{dim.name}[{dim.dim}] = {dim.size} ({dim.why})" for dim in self.inputs if not dim.free]
         if free:

@@ -126,8 +126,13 @@ def _compare(
             stack.enter_context(_PlainAttention())
             stack.enter_context(_Redrawing(noise))
         found = small(*_fresh(inputs[0]), **_fresh(inputs[1]))
-    numbers = any(t.dtype != torch.bool for t in values)
-    return relative_error(found, expected), "numbers" if numbers else "flags" if values else "nothing"
+    return relative_error(found, expected), compared(expected)
+
+
+def compared(outputs: Any) -> Compared:
+    """What these outputs hold that can be compared."""
+    values = [t for t in tensors_of(outputs) if t.numel()]
+    return "numbers" if any(t.dtype != torch.bool for t in values) else "flags" if values else "nothing"
 
 
 def masked_output(dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs) -> Any:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import RecordError
+from fxprune.recording.code import Code
 from fxprune.recording.leaves import is_leaf
+from fxprune.recording.pickling import Line, graph_of, lines_of
 
 TRAINING_FLAG = "_training_flag"
 _COPIED = (dict, OrderedDict, set)
@@ -41,6 +43,7 @@ class RecordedModule(fx.GraphModule):
         for table in _TABLES:
             self.__dict__[table] = root.__dict__[table]
         self.training = root.training
+        graph.set_codegen(Code())
         if compiled:
             self.graph = graph
         else:
@@ -64,8 +67,8 @@ class RecordedModule(fx.GraphModule):
             self.recompile()
 
     def __reduce__(self) -> Any:
-        self._write()  # the state that is pickled holds the code
-        return super().__reduce__()
+        state = {name: value for name, value in self.__dict__.items() if name not in _OF_THE_CODE}
+        return _restored, (type(self).__name__, state, lines_of(self.graph))
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> RecordedModule:
         memo = {} if memo is None else memo
@@ -77,6 +80,19 @@ class RecordedModule(fx.GraphModule):
         memo[id(self)] = result
         result.meta = copy.copy(self.meta)
         return result
+
+
+# What a graph module derives from its graph.
+_OF_THE_CODE = ("_graph", "_code", "_lineno_map", "_prologue_start")
+
+
+def _restored(class_name: str, state: dict[str, Any], lines: list[Line]) -> RecordedModule:
+    """A module as it was pickled."""
+    shell = nn.Module()
+    shell.__dict__.update({name: value for name, value in state.items() if name in (*_TABLES, "training")})
+    result = RecordedModule(shell, graph_of(lines), class_name)
+    result.__dict__.update({name: value for name, value in state.items() if name not in _TABLES})
+    return result
 
 
 def _check_names(root: nn.Module) -> None:

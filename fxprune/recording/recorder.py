@@ -445,6 +445,10 @@ class Recorder:
         """``tensor.data = value``: everything that held the tensor sees it change; other attributes are autograd's."""
         with self._unrecorded():
             self._needs_data()
+            if name == "data" and isinstance(tensor, nn.Parameter) and self.writer.knows(tensor):
+                tensor.data = value
+                self.writer.take_the_place(tensor, value)
+                return
             before = tensor.detach()
             call = Call("call_function", setattr, (tensor, name, value), {})
             if name == "data":

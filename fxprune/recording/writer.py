@@ -54,6 +54,7 @@ class GraphWriter:
         self.own_hashes = own_hashes
         self._on_decision = on_decision
         self._guarded: set[Any] = set()
+        self._replaced: set[int] = set()
         self._alive: set[Node] = set()
         self.hashed = False
         self.path = [""]
@@ -336,8 +337,15 @@ class GraphWriter:
         return self._constant(tensor) if node is None else node
 
     def knows(self, tensor: Tensor) -> bool:
-        """Whether the tensor is a parameter or buffer of the model."""
-        return id(tensor) in self._names
+        """Whether the tensor is a parameter or buffer of the model, with its own values."""
+        return id(tensor) in self._names and id(tensor) not in self._replaced
+
+    def take_the_place(self, parameter: Tensor, value: Tensor) -> None:
+        """From here on the parameter is what the model computed and put in its place, for this call."""
+        node = self.create(Call("call_method", "detach", (value,), {}))
+        node.meta["shape"] = tuple(value.shape)
+        self._replaced.add(id(parameter))
+        self.map(parameter, node)
 
     def computed(self, tensor: Tensor) -> bool:
         return id(tensor) in self._nodes

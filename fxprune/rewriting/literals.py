@@ -23,6 +23,7 @@ from fxprune.labels.factors import cut_sizes
 from fxprune.labels.propagate import TensorLabels, labels_in
 from fxprune.op_table import find, full_name
 from fxprune.recording import named_modules
+from fxprune.recording.guards import NUMBER, is_guard
 from fxprune.rewriting.slicing import adapt
 
 REPAIRED = "repaired"
@@ -228,8 +229,10 @@ class Repair:
             return self._meta(known)
         if labels_in(known):
             return tree_map(self._meta, known)
-        if node.op not in ("call_method", "call_function"):
+        if node.op not in ("call_method", "call_function") or is_guard(node):
             return known
+        if NUMBER in node.meta:
+            return node.meta[NUMBER]
         args, kwargs = self.value(node.args), self.value(node.kwargs)
         if any(leaf is UNDEFINED for leaf in tree_flatten((args, kwargs))[0]):
             return UNDEFINED
