@@ -489,10 +489,6 @@ def _check_data(request: _Request, data: Any, loss_fn: Any, epochs: Any, loop: A
         raise InputError(f"loop= is a {type(loop).__name__}; pass settings such as fxprune.Loop(amp=True).")
     if resume is not None and not isinstance(resume, (str, os.PathLike)):
         raise InputError(f"resume= is a {type(resume).__name__}; pass the path of a checkpoint.")
-    if loop is not None and loop.checkpoint is not None and is_first():
-        check_writable(loop.checkpoint)
-    if resume is not None and not os.path.exists(resume):
-        raise InputError(f"The checkpoint {os.fspath(resume)} cannot be read: No such file or directory.")
     if isinstance(method, Learner):
         if steps != 1:
             raise InputError(f"{name} trains once; steps= is for criteria.")
@@ -500,6 +496,10 @@ def _check_data(request: _Request, data: Any, loss_fn: Any, epochs: Any, loop: A
             raise InputError(f"{name} trains: pass data=, a loader of (inputs, target), and epochs=.")
         if data is not None and epochs is None:
             raise InputError(f"{name} trains: pass epochs=.")
+        if loop is not None and loop.checkpoint is not None and is_first():
+            check_writable(loop.checkpoint)
+        if resume is not None and not os.path.exists(resume):
+            raise InputError(f"The checkpoint {os.fspath(resume)} cannot be read: No such file or directory.")
         return
     given = [n for n, v in (("epochs", epochs), ("loop", loop), ("resume", resume)) if v is not None]
     if given:

@@ -26,16 +26,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.api import applied
+from fxprune.checks import check_flags, checked_inputs
 from fxprune.deploy.program import read_program, read_program_notes, write_program
 from fxprune.errors import ArtifactError, ExampleInputsError, InputError
-from fxprune.files import check_writable, replacing
+from fxprune.files import as_path, check_writable, replacing
 from fxprune.forms import Either, FormError, Map, Real, Such, Whole, anything, check, json_of
 from fxprune.inputs import (
     RECORD_KEY,
     from_json,
     like_parameters,
     make_inputs,
-    resolve_inputs,
     specs_of,
     tensors_of,
     to_json,
@@ -150,6 +150,8 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         ExportError: torch.export cannot capture the network (``.pt2``).
     """
     path = check_path(path)
+    if not isinstance(pruned, nn.Module):
+        raise InputError(f"pruned is {pruned!r}; pass what fxprune.prune, apply or load returned.")
     artifact = _described(pruned)
     with replacing(path) as draft:
         if path.suffix == ".pt2":
@@ -200,6 +202,7 @@ def load(
         InputError: ``path`` or ``model`` cannot be used.
         ExampleInputsError: example inputs are needed, or do not fit.
     """
+    check_flags(verify=verify)
     path = _existing(path)
     if path.suffix == ".pt2":
         if model is not None:
@@ -251,7 +254,7 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: an unknown suffix, or see ``fxprune.files.check_writable``.
     """
-    _check_suffix(Path(path))
+    _check_suffix(as_path(path))
     return check_writable(path)
 
 
@@ -263,7 +266,7 @@ def _check_suffix(path: Path) -> None:
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
+    path = as_path(path)
     _check_suffix(path)
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}")
@@ -461,8 +464,9 @@ def _part(model: nn.Module, artifact: Artifact, path: Path) -> nn.Module:
 
 
 def _inputs(part: nn.Module, artifact: Artifact, example_inputs: Any, example_kwargs: Any) -> Any:
-    if example_inputs is not None or example_kwargs or artifact.inputs is None:
-        return resolve_inputs(part, example_inputs, example_kwargs)
+    given = example_inputs is not None or example_kwargs is not None
+    if given or artifact.inputs is None:
+        return checked_inputs(part, example_inputs, example_kwargs)
     device = next((p.device for p in part.parameters()), torch.device("cpu"))
     return make_inputs(like_parameters(from_json(artifact.inputs), part), device, permute=False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from fxprune.errors import ExampleInputsError, InputError, ModelError, is_real
-from fxprune.inputs import Args, Kwargs, resolve_inputs, tensors_of
+from fxprune.inputs import Args, Kwargs, normalise_inputs, resolve_inputs, tensors_of
 
 
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
@@ -89,6 +89,8 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Any) -
     Raises:
         ExampleInputsError: they are missing, or a tensor among them cannot serve.
     """
+    if example_kwargs is not None and not isinstance(example_kwargs, Mapping):
+        normalise_inputs((), example_kwargs)  # raises; such values may have no truth either
     args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     tensors = tensors_of((args, kwargs))
     for tensor in tensors:

@@ -26,7 +26,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
         InputError: the path is none, its folder is missing or takes no file of that name, or what is there is
             read-only or no plain file.
     """
-    named = _as_path(path)
+    named = as_path(path)
     try:
         target = _target(named)
         _check_target(named, target)
@@ -66,14 +66,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise WriteError(f"{str(named)!r} could not be written: {_reason(error)}") from error
 
 
-def _as_path(path: Any) -> Path:
+def as_path(path: Any) -> Path:
+    """The path of a file.
+
+    Raises:
+        InputError: it is something else.
+    """
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str):
-        raise InputError(f"cannot write to {path!r}: pass a path, as a str or a pathlib.Path")
+        raise InputError(f"{path!r} is no path: pass a str or a pathlib.Path")
     if not text:
-        raise InputError("cannot write to '': pass the path of a file")
+        raise InputError("'' is no path: pass the name of a file")
     if text.endswith(("/", os.sep)):
-        raise InputError(f"cannot write {text!r}: it is the name of a folder; give the name of a file")
+        raise InputError(f"{text!r} is the name of a folder; give the name of a file")
     return Path(text)
 
 

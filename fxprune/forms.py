@@ -162,7 +162,7 @@ def _walk(value: Any, form: Any, place: _Place) -> None:
     if isinstance(form, Such):
         _walk(value, form.form, place)
         if not form.test(value):
-            raise _wrong(value, form, place)
+            raise _wrong(value, form, place, nearly=1)
         return
     if not _fits(value, form):
         raise _wrong(value, form, place)
@@ -229,8 +229,8 @@ def _fits(value: Any, form: Any) -> bool:
     return type(value) is type(form) and bool(value == form)
 
 
-def _wrong(value: Any, form: Any, place: _Place) -> FormError:
-    return FormError(f"{str(place) or 'it'} must be {_named(form)}, and is {_told(value)}", place.depth)
+def _wrong(value: Any, form: Any, place: _Place, nearly: int = 0) -> FormError:
+    return FormError(f"{str(place) or 'it'} must be {_named(form)}, and is {_told(value)}", place.depth + nearly)
 
 
 def _named(form: Any) -> str:

@@ -14,8 +14,8 @@ import torch
 
 from fxprune.channels import ChannelGraph, Parameter
 from fxprune.cost import Keep
-from fxprune.errors import PlanError
-from fxprune.files import replacing
+from fxprune.errors import InputError, PlanError
+from fxprune.files import as_path, replacing
 from fxprune.forms import Either, FormError, Map, Such, Whole, anything, check, json_of
 from fxprune.labels.classes import Ids
 from fxprune.labels.factors import Factor
@@ -109,11 +109,13 @@ class PruningPlan:
             PlanError: if the file is missing, no plan, truncated or edited.
         """
         try:
-            text = Path(path).read_bytes()
+            text = as_path(path).read_bytes()
         except OSError as error:
             raise PlanError(f"The plan file {path} cannot be read: {error.strerror}.") from error
-        except (TypeError, ValueError) as error:
-            raise PlanError(f"The plan file {path!r} cannot be read: {error}.") from error
+        except InputError:
+            raise
+        except ValueError as error:
+            raise PlanError(f"The plan file {str(path)!r} cannot be read: {error}.") from error
         try:
             data = json_of(text)
         except FormError as error:

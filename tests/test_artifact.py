@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune import artifact
-from fxprune.errors import ArtifactError, ExportError, InputError, PlanError, WriteError
+from fxprune.errors import ArtifactError, ExportError, FxpruneError, InputError, PlanError, WriteError
 from fxprune.inputs import DIMS_KEY, TensorSpec, from_json, to_json
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -430,6 +430,11 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert said(make()).startswith("Small holds no part that fxprune pruned. Pass what fxprune.prune, apply or load")
+    assert said(None) == "pruned is None; pass what fxprune.prune, apply or load returned."
+    for wrong in (3, None, b"x.pt2"):
+        for call in (lambda path: fxprune.save(make(), path), fxprune.load, fxprune.PruningPlan.load):
+            with pytest.raises(FxpruneError, match="is no path: pass a str or a pathlib"):
+                call(wrong)
     small = pruned()
     assert said(nn.DataParallel(small)) == "DataParallel wraps the pruned module: pass its .module."
     assert (

@@ -135,9 +135,9 @@ def test_links_to_nowhere_in_circles_and_to_folders(tmp_path: Path) -> None:
 
 def test_paths_that_are_none(tmp_path: Path) -> None:
     for wrong in (3, None, b"net", ["net"]):
-        assert refused(wrong) == f"cannot write to {wrong!r}: pass a path, as a str or a pathlib.Path"
-    assert refused("") == "cannot write to '': pass the path of a file"
-    assert refused("net/") == "cannot write 'net/': it is the name of a folder; give the name of a file"
+        assert refused(wrong) == f"{wrong!r} is no path: pass a str or a pathlib.Path"
+    assert refused("") == "'' is no path: pass the name of a file"
+    assert refused("net/") == "'net/' is the name of a folder; give the name of a file"
     assert refused("a\0b") == "cannot write 'a\\x00b': embedded null byte"
     assert refused("\ud800").startswith("cannot write '\\ud800': ")
     name = "n" * 300

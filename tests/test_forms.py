@@ -139,9 +139,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def graph() -> fxprune.ChannelGraph:
+    return fxprune.analyze(make(Shuffled), image())
+
+
 @FUZZ
 @given(data=st.data())
-def test_plans(saved: Path, data: st.DataObject) -> None:
+def test_plans(saved: Path, graph: fxprune.ChannelGraph, data: st.DataObject) -> None:
     content = json.loads((saved / "plan.json").read_text())
     content.pop("digest")
     content = changed(content, data.draw)
@@ -149,12 +154,10 @@ def test_plans(saved: Path, data: st.DataObject) -> None:
     path.write_text(json.dumps({**content, "digest": plan._digest(content)}))
     try:
         found = fxprune.PruningPlan.load(path)
-        found.channels(fxprune.analyze(make(Shuffled), image()))
-    except FxpruneError as error:
-        assert isinstance(error, PlanError)
-        assert str(error)
+        found.channels(graph)
+    except PlanError:
         return
-    assert found.kept == fxprune.PruningPlan.load(saved / "plan.json").kept
+    assert found._content() == content
 
 
 def rewritten(saved: Path, change: Callable[[Any], Any]) -> Path:
@@ -180,8 +183,7 @@ def test_artifacts(saved: Path, data: st.DataObject) -> None:
     path = rewritten(saved, change)
     try:
         found = fxprune.load(path, make(Shuffled))
-    except FxpruneError as error:
-        assert str(error)
+    except FxpruneError:
         return
     whole = fxprune.load(saved / "small.safetensors", make(Shuffled))
     assert all(torch.equal(t, whole.state_dict()[n]) for n, t in found.state_dict().items())
@@ -224,8 +226,8 @@ def test_checkpoints(trained: Path, data: st.DataObject) -> None:
     torch.save(changed(content, data.draw), other)
     try:
         resumed(other, resume=other)
-    except FxpruneError as error:
-        assert str(other) in str(error)
+    except FxpruneError:
+        return
 
 
 def test_a_checkpoint_names_what_is_wrong_in_it(trained: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.checks import check_flags, checked_inputs
 from fxprune.deploy import runtime
 from fxprune.deploy.flat import Flat
 from fxprune.deploy.validation import PLAN_DIGEST, Validation, check, report_of, run
@@ -31,7 +32,6 @@ from fxprune.inputs import (
     is_batched,
     is_image,
     make_inputs,
-    resolve_inputs,
     specs_of,
     tensors_of,
 )
@@ -90,7 +90,10 @@ def export(
     path = check_writable(path)
     runtime.check_provider(provider)
     _check_opset(opset)
-    flat = Flat(module, describe_inputs(*resolve_inputs(module, example_inputs, example_kwargs)))
+    check_flags(dynamic_size=dynamic_size, fold_norms=fold_norms, half=half)
+    if not isinstance(module, nn.Module):
+        raise InputError(f"module is {module!r}; pass a torch.nn.Module.")
+    flat = Flat(module, describe_inputs(*checked_inputs(module, example_inputs, example_kwargs)))
     if dynamic_size and image_size(flat.record) is None:
         raise InputError(f"dynamic_size: {flat.name} takes no image, that is no tensor with four dims or more")
     if dynamic_size:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from fxprune.errors import InputError, ModelError
-from fxprune.files import check_writable
+from fxprune.errors import InputError, ModelError, is_real
+from fxprune.files import as_path, check_writable
 from fxprune.training import checkpoint
 from fxprune.training.batches import Loss, begin_epoch, check_loader, correct, examples, length_of, loss_of, output_of
 from fxprune.training.distributed import average, gathered, in_step, is_first, process_count, rank, share, summed
@@ -73,10 +73,14 @@ class Loop:
         if self.device is not None:
             try:
                 torch.device(self.device)
-            except (RuntimeError, TypeError) as error:
+            except (RuntimeError, TypeError, ValueError) as error:
                 raise InputError(f"device={self.device!r} is no device: pass one such as 'cpu' or 'cuda'.") from error
-        if self.clip is not None and not self.clip > 0:
+        if self.clip is not None and not (is_real(self.clip) and self.clip > 0):
             raise InputError(f"clip={self.clip} must be positive.")
+        if not isinstance(self.amp, bool):
+            raise InputError(f"amp={self.amp!r} must be True or False.")
+        if self.checkpoint is not None:
+            as_path(self.checkpoint)
 
 
 def fit(
