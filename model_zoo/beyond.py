@@ -35,7 +35,8 @@ TIMEOUT = 600  # seconds
 STATES = ("free", "guarded", "wrong", "raw", "refused", "model refuses")
 FINE = ("free", "guarded", "model refuses")
 COUNTED = ("batch", "size")  # of these the share that is free is told
-PRELOADED = ["torchvision", "timm", "fxprune.api", "model_zoo.libraries"]
+PRELOADED = ["torchvision", "timm", "fxprune.api", "model_zoo.libraries", "transformers.models.llama.modeling_llama"]
+PRELOADED += ["transformers.models.auto.modeling_auto", "ultralytics.nn.tasks", "diffusers.models.unets"]
 
 
 def measure(spec: str, options: dict[str, Any]) -> Record:

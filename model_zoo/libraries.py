@@ -23,6 +23,14 @@ ULTRALYTICS = """
     yolov3-tinyu yolov5n yolov6n yolov8n yolov8n-cls yolov8n-seg yolov8n-pose yolov8n-obb yolov8n-ghost yolov9t yolov10n
     yolo11n yolo11n-cls yolo11n-seg yolo11n-pose yolo11n-obb yolo12n yolo26n yolo26n-seg rtdetr-resnet50
 """
+TORCHVISION = """
+    alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
+    mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d shufflenet_v2_x0_5
+    squeezenet1_0 swin_t swin_v2_t vgg11_bn vit_b_32 deeplabv3_mobilenet_v3_large deeplabv3_resnet50 fcn_resnet50
+    lraspp_mobilenet_v3_large fasterrcnn_mobilenet_v3_large_320_fpn fasterrcnn_resnet50_fpn fcos_resnet50_fpn
+    keypointrcnn_resnet50_fpn maskrcnn_resnet50_fpn retinanet_resnet50_fpn ssd300_vgg16 ssdlite320_mobilenet_v3_large
+    r3d_18 s3d swin3d_t mvit_v1_b raft_small
+"""
 Make = Callable[[int, Any, int], Inputs]
 
 
@@ -181,7 +189,7 @@ GROUPS: dict[str, tuple[Callable[[str], Subject], Callable[[], list[str]]]] = {
     "timm": (lambda name: pictures(f"timm:{name}"), networks.families),
     "torchvision": (
         lambda name: pictures(f"torchvision:{name}"),
-        lambda: [spec.partition("@")[0] for spec in networks.torchvision()],
+        lambda: [f"torchvision:{name}" for name in TORCHVISION.split()],
     ),
 }
 
