@@ -17,7 +17,20 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import FxpruneError
-from model_zoo.answers import LINE, Cell, Inputs, NoCacheError, Objects, answer, compare, parting, run, told, values_in
+from model_zoo.answers import (
+    LINE,
+    TOLERANCE,
+    Cell,
+    Inputs,
+    NoCacheError,
+    Objects,
+    answer,
+    compare,
+    parting,
+    run,
+    told,
+    values_in,
+)
 
 MOVED = 1e-4  # another call changes the model's result by more, or shows nothing
 
@@ -73,7 +86,7 @@ def _made(case: Case, make: Callable[[], Inputs]) -> Cell:
     """The answer to a call on inputs that are not the example's."""
     subject = case.subject
     cell = answer(subject.model, case.pruned, make)
-    if cell.state in ("wrong", "raw"):
+    if cell.state == "raw" or (cell.plain or 0.0) >= TOLERANCE:
         cell.parts = parting(subject.model, subject.example(), make())
     elif cell.state == "free":
         error = compare(run(copy.deepcopy(subject.model), make()), case.expected).error
