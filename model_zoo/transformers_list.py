@@ -62,12 +62,14 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys("head_dim d_kv patch_size".split(), 8),
     **dict.fromkeys("moe_intermediate_size shared_expert_intermediate_size image_size".split(), 32),
     **dict.fromkeys("max_position_embeddings n_positions".split(), 64),
+    **dict.fromkeys("chunk_size mamba_chunk_size".split(), 8),
+    **dict.fromkeys("mamba_d_state state_size".split(), 16),
     "vocab_size": VOCABULARY,
     "pad_token_id": 0,
     **dict.fromkeys("bos_token_id eos_token_id decoder_start_token_id".split(), 1),
 }
 SPECIAL: dict[str, dict[str, Any]] = {
-    "bamba": {"mamba_n_heads": 8, "mamba_d_state": 16, "attn_layer_indices": [1]},
+    "bamba": {"mamba_n_heads": 8, "attn_layer_indices": [1]},
     "codegen gptj": {"rotary_dim": 4},
     "deepseek_v2 deepseek_v3": {
         "q_lora_rank": 16,
@@ -78,6 +80,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     }
     | {"num_key_value_heads": 4, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
     | {"num_experts_per_tok": 2, "n_routed_experts": 4, "moe_intermediate_size": 32},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8},
     "gemma3n_text": {
         "num_hidden_layers": 4,
         "num_kv_shared_layers": 2,
@@ -89,7 +92,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.0] * 4,
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
-    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_state": 16, "layer_types": ["mamba", "attention"]},
+    "granitemoehybrid": {"mamba_n_heads": 8, "layer_types": ["mamba", "attention"]},
     "kimi_linear": {
         "num_experts_per_token": 2,
         "num_expert_group": 1,
@@ -107,7 +110,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "mamba2": {"num_heads": 8, "n_groups": 2, "state_size": 16},
+    "mamba2": {"num_heads": 8, "n_groups": 2},
     "nemotron": {"num_key_value_heads": 2},
     "qwen3_next qwen3_5_text": {
         "layer_types": ["linear_attention", "full_attention"],
@@ -117,7 +120,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     | {"linear_key_head_dim": 8, "linear_value_head_dim": 8},
     "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 32, "use_cache": True},
     "reformer": {"is_decoder": True, "axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_buckets": 4},
-    "zamba2": {"layer_types": ["mamba", "hybrid"], "mamba_d_state": 16, "hybrid_layer_ids": [1], "n_mamba_heads": 8},
+    "zamba2": {"layer_types": ["mamba", "hybrid"], "hybrid_layer_ids": [1], "n_mamba_heads": 8},
     "esm": {"vocab_size": VOCABULARY, "pad_token_id": 0, "mask_token_id": 4},
     "perceiver": {"d_latents": 32, "num_latents": 8, "num_cross_attention_heads": 4, "num_self_attends_per_block": 2},
     "bert-generation": {"is_decoder": True},
