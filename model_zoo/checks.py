@@ -212,7 +212,7 @@ def _stage(result: Record, name: str) -> Iterator[None]:
     gc.collect()  # graph modules refer to themselves
 
 
-def randomise(model: nn.Module, inputs: dict[str, Any], seed: int = 0) -> None:
+def randomise(model: nn.Module, inputs: dict[str, Any] | Callable[[], tuple[Any, Any]], seed: int = 0) -> None:
     """Make every index of every parameter and statistic differ from every other, and keep signals alive.
 
     The library's own initialisation stays where it is random, but no matrix lowers the scale of its input: with weights
@@ -220,6 +220,8 @@ def randomise(model: nn.Module, inputs: dict[str, Any], seed: int = 0) -> None:
     layer scales of 1e-6, fresh affine terms) is drawn anew. Batch norms get random statistics at the scale of what they
     see: at an arbitrary scale the output of a deep network no longer depends on its input. Their biases are positive in
     the mean, since deep random networks of centred norms and ReLUs amplify rounding errors a thousandfold.
+
+    ``inputs`` describes what the batch norms see, or makes it; without such norms the model is not run.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -252,8 +254,9 @@ def randomise(model: nn.Module, inputs: dict[str, Any], seed: int = 0) -> None:
             elif last.endswith("weight") and not isinstance(modules[owner], nn.Embedding):
                 tensor.mul_((unit / tensor.std()).clamp_min(1))
         hooks = [norm.register_forward_pre_hook(calibrate) for norm in norms.values()]
-        args, kwargs = make_inputs(inputs, batch=2, seed=seed)
-        model(*args, **kwargs)
+        if hooks:
+            args, kwargs = inputs() if callable(inputs) else make_inputs(inputs, batch=2, seed=seed)
+            model(*args, **kwargs)
         for hook in hooks:
             hook.remove()
 

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,12 +39,15 @@ MEMORY = 16  # GiB
 PRELOADED = ["torchvision", "timm", "onnxscript", "torch.onnx", "fxprune.api", "fxprune.deploy", "model_zoo.checks"]
 
 
-def run_apart(spec: str, options: argparse.Namespace) -> Record:
+Measure = Callable[[str, dict[str, Any]], Record]
+
+
+def run_apart(spec: str, options: argparse.Namespace, measure: Measure | None = None) -> Record:
     """``measure`` in a process of its own, within the limits; whatever happens to it becomes a line."""
     context = multiprocessing.get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.NamedTemporaryFile(mode="r", errors="replace") as said:
-        process = context.Process(target=_measure, args=(spec, vars(options), said.name, sender))
+        process = context.Process(target=_measure, args=(spec, vars(options), said.name, sender, measure or _pruned))
         process.start()
         sender.close()
         try:
@@ -62,7 +65,7 @@ def run_apart(spec: str, options: argparse.Namespace) -> Record:
             receiver.close()
 
 
-def _measure(spec: str, options: dict[str, Any], said: str, sender: Connection) -> None:
+def _measure(spec: str, options: dict[str, Any], said: str, sender: Connection, measure: Measure) -> None:
     """Runs in the new process; what it prints goes to the file ``said``."""
     limit = options["memory"] * 2**30
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -74,15 +77,17 @@ def _measure(spec: str, options: dict[str, Any], said: str, sender: Connection) 
 
     import torch
 
+    torch.set_num_threads(options["threads"])
+    sender.send(measure(spec, options))
+
+
+def _pruned(spec: str, options: dict[str, Any]) -> Record:
     from model_zoo.checks import measure, measure_on_meta
 
-    torch.set_num_threads(options["threads"])
     given = {"flops": options["flops"], "attention": options["attention"]}
     if options["meta"]:
-        record = measure_on_meta(spec, **given)
-    else:
-        record = measure(spec, **given, method=options["method"], onnx=options["onnx"])
-    sender.send(record)
+        return measure_on_meta(spec, **given)
+    return measure(spec, **given, method=options["method"], onnx=options["onnx"])
 
 
 def _end_with_the_command() -> None:
@@ -92,18 +97,24 @@ def _end_with_the_command() -> None:
     os._exit(1)
 
 
-def run(specs: Sequence[str], options: argparse.Namespace) -> Iterator[Record]:
+def run(
+    specs: Sequence[str],
+    options: argparse.Namespace,
+    measure: Measure | None = None,
+    preload: Sequence[str] = PRELOADED,
+) -> Iterator[Record]:
     """The records as they come in, ``options.jobs`` networks at a time, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads sleep: cores may be shared
-    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*preload])
+    extra = (measure,) if measure else ()
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     with bar, ThreadPoolExecutor(options.jobs) as pool:
         task = bar.add_task("networks", total=len(specs))
-        for future in as_completed([pool.submit(run_apart, spec, options) for spec in specs]):
+        for future in as_completed([pool.submit(run_apart, spec, options, *extra) for spec in specs]):
             yield future.result()
             bar.advance(task)
 

@@ -26,6 +26,9 @@ _VERSIONS = (
     "onnxscript",
     "onnxruntime-gpu",
     "onnxruntime",
+    "transformers",
+    "ultralytics",
+    "diffusers",
     "torch-pruning",
     "numpy",
 )

@@ -1,0 +1,219 @@
+"""Calls that the example did not show, and whether a pruned network answers them as its model does.
+
+A network comes as a ``Subject``, which makes inputs of any batch and size. With nothing cut, every call must give the
+model's result (free) or an error of fxprune's that names a source line (guarded). A call is a small function that gets
+the ``Case`` and compares both in full, tensors and numbers inside objects included.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import FxpruneError
+from model_zoo.answers import (
+    LINE,
+    TOLERANCE,
+    Cell,
+    Inputs,
+    NoCacheError,
+    Objects,
+    answer,
+    compare,
+    parting,
+    run,
+    told,
+    values_in,
+)
+
+MOVED = 1e-4  # another call changes the model's result by more, or shows nothing
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, and its inputs: ``make(batch, size, seed)``, where a size is whatever ``make`` takes for one.
+
+    ``step`` makes the inputs of a step that takes the caches of the call before, from that call's inputs, its outputs
+    and a seed.
+    """
+
+    model: nn.Module
+    make: Callable[[int, Any, int], Inputs]
+    batch: int
+    size: Any
+    others: Sequence[Any] = ()
+    step: Callable[[Inputs, Any, int], Inputs] | None = None
+
+    def example(self) -> Inputs:
+        return self.make(self.batch, self.size, 0)
+
+
+# -- the calls --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Case:
+    """A subject, what nothing-cut pruning made of it, and the model's results on the example."""
+
+    subject: Subject
+    pruned: nn.Module
+    expected: Any
+
+
+Call = Callable[[Case], Cell | None]
+CALLS: dict[str, Call] = {}
+
+
+def call(name: str) -> Callable[[Call], Call]:
+    """Register a call; they run in this order. None: the network has no such call."""
+
+    def register(function: Call) -> Call:
+        if name in CALLS:
+            raise ValueError(f"two calls are named {name!r}")
+        CALLS[name] = function
+        return function
+
+    return register
+
+
+def _made(case: Case, make: Callable[[], Inputs]) -> Cell:
+    """The answer to a call on inputs that are not the example's."""
+    subject = case.subject
+    cell = answer(subject.model, case.pruned, make)
+    if cell.state == "raw" or (cell.plain or 0.0) >= TOLERANCE:
+        cell.parts = parting(subject.model, subject.example(), make())
+    elif cell.state == "free":
+        error = compare(run(copy.deepcopy(subject.model), make()), case.expected).error
+        cell.blind = error is not None and error < MOVED
+    return cell
+
+
+@call("second")
+def _second(case: Case) -> Cell:
+    return answer(case.subject.model, case.pruned, case.subject.example, times=2)
+
+
+@call("batch")
+def _batch(case: Case) -> Cell:
+    subject = case.subject
+    return _made(case, lambda: subject.make(subject.batch + 1, subject.size, 1))
+
+
+@call("size")
+def _size(case: Case) -> Cell | None:
+    subject, cell = case.subject, None
+    for size in subject.others:
+        cell = _made(case, lambda size=size: subject.make(subject.batch, size, 1))  # type: ignore[misc]
+        if cell.state != "model refuses":
+            break
+    return cell
+
+
+@call("values")
+def _values(case: Case) -> Cell:
+    subject = case.subject
+    return _made(case, lambda: subject.make(subject.batch, subject.size, 1))
+
+
+def _padded(case: Case, at: Callable[[int], slice]) -> Cell | None:
+    """Row i of every mask is padded by a few positions more than row i + 1."""
+
+    def make() -> Inputs:
+        args, kwargs = case.subject.example()
+        for name in masks:
+            for i, row in enumerate(kwargs[name]):
+                row[at(max(1, row.shape[0] // 3 - 2 * i))] = 0
+        return args, kwargs
+
+    _, kwargs = case.subject.example()
+    masks = [name for name, value in kwargs.items() if name.endswith("attention_mask") and value.ndim == 2]
+    return _made(case, make) if masks else None
+
+
+@call("left-padded")
+def _left(case: Case) -> Cell | None:
+    return _padded(case, lambda count: slice(None, count))
+
+
+@call("right-padded")
+def _right(case: Case) -> Cell | None:
+    return _padded(case, lambda count: slice(-count, None))
+
+
+@call("caches out")
+def _out(case: Case) -> Cell | None:
+    """Of another call the objects in the outputs alone."""
+    if not any(inside and isinstance(value, Tensor) for value, inside in values_in(case.expected).values()):
+        return None
+    objects = Objects(case.subject.model), Objects(case.pruned)
+    return answer(*objects, lambda: case.subject.make(case.subject.batch, case.subject.size, 2))
+
+
+@call("caches in")
+def _in(case: Case) -> Cell | None:
+    """A step after a call, recorded with the cache of one call and called with that of another."""
+    return _step(case, lambda size: size)
+
+
+@call("longer caches in")
+def _longer(case: Case) -> Cell | None:
+    return _step(case, lambda size: case.subject.others[0])
+
+
+def _step(case: Case, other: Callable[[Any], Any]) -> Cell | None:
+    subject = case.subject
+    if subject.step is None:
+        return None
+
+    def make(size: Any, seed: int) -> Inputs:
+        assert subject.step is not None
+        before = subject.make(subject.batch, size, seed)
+        return subject.step(before, run(copy.deepcopy(subject.model), before), seed + 10)
+
+    try:
+        args, kwargs = make(subject.size, 0)
+        run(copy.deepcopy(subject.model), make(subject.size, 0))
+    except NoCacheError:
+        return None
+    except Exception as error:
+        return Cell("model refuses", message=told(error))
+    try:
+        pruned = untouched(subject.model, (args, kwargs))
+    except FxpruneError as error:
+        return Cell("refused", message=told(error), line=next(iter(LINE.findall(str(error))), ""))
+    cell = answer(subject.model, pruned, lambda: make(other(subject.size), 1))
+    if cell.state in ("wrong", "raw"):
+        cell.parts = parting(subject.model, make(subject.size, 0), make(other(subject.size), 1))
+    return cell
+
+
+def untouched(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """``model`` pruned with nothing cut."""
+    pruned: nn.Module = fxprune.prune(
+        copy.deepcopy(model), inputs[0], example_kwargs=inputs[1], channels=1.0, round_to=1, progress=False
+    )
+    return pruned.eval()
+
+
+def measure(subject: Subject) -> tuple[dict[str, Cell], str]:
+    """All calls of a network, or why it cannot be recorded."""
+    model = subject.model
+    try:
+        expected = run(copy.deepcopy(model), subject.example())
+        pruned = untouched(model, subject.example())
+    except FxpruneError as error:
+        return {}, told(error)
+    cells = {}
+    for name, function in CALLS.items():
+        start = time.perf_counter()
+        cell = function(Case(subject, pruned, expected))
+        if cell is not None:
+            cell.seconds = round(time.perf_counter() - start, 2)
+            cells[name] = cell
+    return cells, ""

@@ -1,0 +1,173 @@
+"""Networks of transformers, built from small configurations, with random weights.
+
+A network is named ``transformers:MODEL_TYPE``; what it is given is what its task takes, masks of ones included.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model_zoo.answers import CACHES, Inputs, NoCacheError
+from model_zoo.calls import Subject
+from model_zoo.transformers_list import AUTO, TASKS, VOCABULARY, configuration
+
+BATCH, LENGTH, LONGER = 2, 12, (17, 24, 16)
+IMAGE, OTHER_IMAGES = (64, 64), ((96, 64), (96, 96))
+SOUND, OTHER_SOUNDS = 4000, (5600,)
+FRAMES, OTHER_FRAMES = 64, (80,)
+FIRST_TOKEN = 8  # smaller ones are special
+
+
+def subject(name: str) -> Subject:
+    """The network of this model type, and its inputs."""
+    import transformers
+
+    task = next(task for task, listed in TASKS.items() if name in listed.split())
+    config = configuration(transformers.CONFIG_MAPPING[name], name)
+    for head in AUTO[task]:
+        known = getattr(transformers, f"AutoModelFor{head}" if head else "AutoModel")._model_mapping
+        if type(config) in known:
+            kinds = known[type(config)]
+            kind = kinds[0] if isinstance(kinds, (list, tuple)) else kinds
+            return INPUTS[task](kind(config).eval())
+    raise LookupError(f"transformers has no network for {task} of the type {name!r}")
+
+
+def _tokens(batch: int, length: int, seed: int, high: int = VOCABULARY) -> Tensor:
+    return torch.randint(FIRST_TOKEN, high, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _text(model: nn.Module) -> Subject:
+    takes = inspect.signature(model.forward).parameters
+
+    def make(batch: int, length: int, seed: int) -> Inputs:
+        given = {
+            "input_ids": _tokens(batch, length, seed),
+            "attention_mask": torch.ones(batch, length, dtype=torch.long),
+        }
+        if "decoder_input_ids" in takes:
+            given["decoder_input_ids"] = _tokens(batch, length - 4, seed + 100)
+        return (), {key: value for key, value in given.items() if key in takes}
+
+    decodes = "use_cache" in takes or any(cache in takes for cache in CACHES)
+    return Subject(model, make, BATCH, LENGTH, LONGER, partial(_next_token, model) if decodes else None)
+
+
+def _next_token(model: Any, before: Inputs, outputs: Any, seed: int) -> Inputs:
+    """The call of the next step: one token more, and the caches that the call before put out."""
+    ids = "decoder_input_ids" if "decoder_input_ids" in before[1] else "input_ids"
+    given = dict(before[1])
+    batch = given[ids].shape[0]
+    given[ids] = _tokens(batch, 1, seed)
+    if ids == "input_ids" and "attention_mask" in given:
+        given["attention_mask"] = torch.ones(batch, given["attention_mask"].shape[1] + 1, dtype=torch.long)
+    caches = {key: outputs[key] for key in CACHES if key in outputs.keys()}  # noqa: SIM118  has more than it lists
+    given.pop("pixel_values", None)
+    if not caches:
+        raise NoCacheError(f"no cache in the outputs {list(outputs)}")
+    if "encoder_last_hidden_state" in outputs.keys():  # noqa: SIM118
+        with torch.no_grad():
+            encoded = {key: value for key, value in given.items() if not key.startswith("decoder_")}
+            given["encoder_outputs"] = model.get_encoder()(**encoded)
+        given = {key: value for key, value in given.items() if not key.startswith("input_")}
+    return (), given | caches
+
+
+def _pictures(model: nn.Module) -> Subject:
+    def make(batch: int, size: tuple[int, int], seed: int) -> Inputs:
+        return (), {"pixel_values": _normal((batch, 3, *size), seed)}
+
+    return Subject(model, make, BATCH, _sides(model.config), OTHER_IMAGES)
+
+
+def _sides(config: Any) -> tuple[int, int]:
+    side = getattr(getattr(config, "vision_config", config), "image_size", None) or IMAGE
+    return (side, side) if isinstance(side, int) else tuple(side)
+
+
+def _sound(model: nn.Module) -> Subject:
+    def make(batch: int, length: int, seed: int) -> Inputs:
+        mask = torch.ones(batch, length, dtype=torch.long)
+        return (), {"input_values": _normal((batch, length), seed), "attention_mask": mask}
+
+    return Subject(model, make, BATCH, SOUND, OTHER_SOUNDS)
+
+
+def _spectrum(model: nn.Module) -> Subject:
+    """Frames of a spectrogram [batch, bands, frames] or [batch, frames, bands], or the sound; and tokens."""
+    takes, config = inspect.signature(model.forward).parameters, model.config
+
+    def make(batch: int, frames: int, seed: int) -> Inputs:
+        bands = getattr(config, "num_mel_bins", 0)
+        given = {
+            "input_features": _normal((batch, bands, frames) if bands_first else (batch, frames, width), seed),
+            "input_values": _normal((batch, frames, bands) if bands else (batch, SOUND + frames - FRAMES), seed),
+            "attention_mask": torch.ones(batch, frames, dtype=torch.long),
+            "decoder_input_ids": _tokens(batch, LENGTH, seed + 100),
+        }
+        if "input_values" in takes and not bands:
+            given["attention_mask"] = torch.ones(given["input_values"].shape, dtype=torch.long)
+        return (), {key: value for key, value in given.items() if key in takes}
+
+    bands_first = config.model_type == "whisper"
+    width = getattr(config, "feature_projection_input_dim", None) or getattr(config, "input_feat_per_channel", 0)
+    return Subject(
+        model, make, BATCH, FRAMES, OTHER_FRAMES, partial(_next_token, model) if "decoder_input_ids" in takes else None
+    )
+
+
+def _both(model: nn.Module) -> Subject:
+    """An image and a text."""
+    takes, vision = inspect.signature(model.forward).parameters, getattr(model.config, "vision_config", model.config)
+
+    def make(batch: int, length: int, seed: int) -> Inputs:
+        (), given = text.make(batch, length, seed)
+        shape = (batch, 3, *_sides(vision))
+        return (), given | {"pixel_values": _normal(shape, seed + 200)}
+
+    text = _text(model)
+    assert "pixel_values" in takes
+    return Subject(model, make, BATCH, LENGTH, LONGER)
+
+
+def _prompt(model: nn.Module) -> Subject:
+    """A text that holds as many image tokens as the image has features, after the first token."""
+    config = model.config
+    vision, image = config.vision_config, getattr(config, "image_token_id", None)
+
+    def make(batch: int, length: int, seed: int) -> Inputs:
+        pixels = _normal((batch, 3, *_sides(vision)), seed + 200)
+        ids = _tokens(batch, length + count, seed)
+        ids[:, 1 : 1 + count] = image
+        mask = torch.ones_like(ids)
+        return (), {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+
+    with torch.no_grad():
+        features = model.get_image_features(_normal((1, 3, *_sides(vision)), 0))
+    features = getattr(features, "pooler_output", features)
+    features = features[0] if isinstance(features, (list, tuple)) else features
+    count = features.shape[-2]
+    return Subject(model, make, BATCH, LENGTH, LONGER, partial(_next_token, model))
+
+
+INPUTS = {
+    "causal": _text,
+    "masked": _text,
+    "seq2seq": _text,
+    "image": _pictures,
+    "dense": _pictures,
+    "boxes": _pictures,
+    "sound": _sound,
+    "spectrum": _spectrum,
+    "both": _both,
+    "prompt": _prompt,
+}
