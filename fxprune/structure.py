@@ -85,7 +85,8 @@ def rebuilt(value: Any, new_parts: Sequence[Part]) -> Any:
         if not isinstance(value, MutableMapping):
             return type(value)(items)  # type: ignore[call-arg]
         mapping = copy.copy(value)
-        mapping.update(items)
+        for key, item in items.items():  # not update(), which some refuse
+            mapping[key] = item
         return mapping
     if isinstance(value, (tuple, list)):
         return _rebuilt_sequence(value, [part.value for part in new_parts])
