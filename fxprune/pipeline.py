@@ -161,7 +161,7 @@ def record_and_analyse(
     with stages("recording"):
         module, runs = recorded(model, args, kwargs)
     if verify and not any(p.is_meta for p in module.parameters()):
-        with stages("verifying"), collected():
+        with stages("probing"), collected():
             module, proof = prove(model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs)
     with stages("analysing"):
         graph = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore)

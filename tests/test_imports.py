@@ -40,6 +40,8 @@ STAGES = [
     "budget",
     "rewriting",
     "verify",
+    "proof",
+    "probes",
     "training",
     "report",
     "pipeline",
