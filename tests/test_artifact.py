@@ -308,8 +308,18 @@ class TwoOnly(nn.Module):
         return self.body(x).view(2, 4)
 
 
-def test_a_program_needs_a_free_batch(tmp_path: Path) -> None:
+def test_a_program_of_a_network_with_one_batch_size_has_that_size(tmp_path: Path) -> None:
     small = fxprune.prune(make(TwoOnly), torch.randn(2, 4), params=0.6, progress=False)
+    (batch,) = (dim for dim in small.meta["fxprune"].inputs if dim.dim == 0)
+    assert not batch.free
+    assert batch.why.startswith("the model takes no other size that was tried (3, 4, 1)")
+    fxprune.save(small, tmp_path / "two.pt2")
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(fxprune.load(tmp_path / "two.pt2")(x), small(x))
+
+
+def test_a_program_that_torch_cannot_capture(tmp_path: Path) -> None:
+    small = fxprune.prune(make(TwoOnly), torch.randn(2, 4), params=0.6, progress=False, verify=False)
     with pytest.raises(ExportError, match=r"torch\.export cannot capture TwoOnly with a dynamic batch: "):
         fxprune.save(small, tmp_path / "two.pt2")
     assert list(tmp_path.iterdir()) == []

@@ -207,7 +207,7 @@ class Cache:
 
 
 def test_objects_are_described_and_made_like_containers() -> None:
-    cache, x = Cache(torch.zeros(2, 4)), torch.zeros(2, 3)
+    cache, x = Cache(torch.randn(2, 4)), torch.randn(2, 3)
     record = describe_inputs((x, [x, Batch(x, 1.0)]), {"cache": cache})
     assert specs_of(record) == 3 * [TensorSpec((2, 3), torch.float32)] + [TensorSpec((2, 4), torch.float32)]
     (_, (_, batch)), kwargs = make_inputs(record, batch=3)
