@@ -125,4 +125,4 @@ def members_of(model: nn.Module, words_: str) -> frozenset[tuple[str, int]]:
     return frozenset(found)
 
 
-from labels.nets import attention, convolution, limits, movement, normalisation, structure  # noqa: E402, F401
+from labels.nets import attention, convolution, indexed, limits, movement, normalisation, structure  # noqa: E402, F401
