@@ -442,7 +442,9 @@ def _cut_item(repair: Repair, node: fx.Node, known: TensorLabels, index: Any) ->
                     result.append(item)  # a mask of the same channels
                     dim += _dims_used(repair, item)
                     continue
-                raise UnrepairableError(node, "channels are picked by an index tensor", channels_of(known))
+                if len(repair.dense(item).shape) != 1:
+                    raise UnrepairableError(node, "channels are picked by an index tensor", channels_of(known))
+                item = _cut_index(repair, node, known, dim, item)
         else:
             item = repair.frozen(node, item)
         dim += _dims_used(repair, item)
@@ -497,7 +499,11 @@ def _index_select(repair: Repair, node: fx.Node) -> None:
     dim %= len(known.shape)
     if not repair.is_cut(known, dim):
         return
-    index: Any = _get(node, 2, "index")
+    _set(node, 2, "index", _cut_index(repair, node, known, dim, _get(node, 2, "index")))
+
+
+def _cut_index(repair: Repair, node: fx.Node, known: TensorLabels, dim: int, index: Any) -> fx.Node:
+    """A constant that picks the same channels from the cut dimension, in the place of one, of places or of flags."""
     if not isinstance(index, fx.Node) or index.op != "get_attr":
         raise UnrepairableError(node, "channels are picked by a computed index", channels_of(known))
     dense_index = operator.attrgetter(str(index.target))(repair.module)
@@ -505,15 +511,17 @@ def _index_select(repair: Repair, node: fx.Node) -> None:
         raise UnrepairableError(node, "channels are picked by an index without values", channels_of(known))
     mask = repair.mask(known, dim, node)
     positions = dense_index.cpu().numpy()
+    positions = np.flatnonzero(positions) if positions.dtype in (np.bool_, np.uint8) else positions % len(mask)
     new = (mask.cumsum() - 1)[positions[mask[positions]]]
     cut = torch.from_numpy(new).to(dense_index.device)
     constant = new_constant(repair.module, "gather", cut, node)
     repair.values[constant] = cut
-    _set(node, 2, "index", constant)
-    if not index.users:
+    if set(index.users) <= {node}:
+        node.replace_input_with(index, constant)
         repair.code.erase_node(index)
         if str(index.target) in repair.module._non_persistent_buffers_set:
             delattr(repair.module, str(index.target))
+    return constant
 
 
 @repairs("pad")

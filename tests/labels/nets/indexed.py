@@ -229,7 +229,7 @@ class ChannelsByFloats(_Tokens):
         return x[:, :, torch.linspace(0, 7, 8).long()]  # line: ChannelsByFloats
 
 
-@net(*ENDS, exact(4, "a[0] b[1]"), exact(4, "a[0]"), left_alone="by an index tensor")
+@net(*ENDS, exact(4, "a[0] b[1]"), exact(4, "a[0]"))
 class ChannelsByFlags(_Tokens):
     """Flags that are known pick channels; those left out feed nothing."""
 
@@ -240,6 +240,19 @@ class ChannelsByFlags(_Tokens):
 
     def inner(self, x: Tensor, key: Tensor) -> Tensor:
         return x[:, :, self.flags]
+
+
+@net(*ENDS, exact(4, "a[0] b[1]"), exact(4, "a[0]"))
+class ChannelsByPlaces(_Tokens):
+    """In another order, one of them counted from the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = nn.Linear(4, 6)
+        self.register_buffer("places", torch.tensor([6, -7, 4, 3]))
+
+    def inner(self, x: Tensor, key: Tensor) -> Tensor:
+        return x[..., self.places]
 
 
 @net(*ENDS, approximate(8, "a[0] b[1]", "mse_loss over channels"))
