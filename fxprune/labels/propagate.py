@@ -24,6 +24,7 @@ from fxprune.errors import FxpruneError
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows, same
 from fxprune.labels.factors import Factor, Labels, narrow, vector
+from fxprune.labels.unknown import result_without_values
 from fxprune.labels.usage import Usage
 from fxprune.meta import MetaKernels, OpMode, tensors_in
 from fxprune.randomness import draws
@@ -427,7 +428,7 @@ class Propagation(OpMode):
             before = torch.empty_like(args[0], device="meta")
             setattr(before, _LABELS, self.labels(args[0]))
             given = (before, *args[1:])
-        out = _execute(self.kernels, func, args, kwargs)
+        out = _execute(self.kernels, func, args, kwargs, self.node)
         self._apply_rule(self, func, given, kwargs, out)
         if self.watch is not None:
             self.watch(self, func, given, kwargs, out)
@@ -483,7 +484,7 @@ def _runs(ids: Ids) -> int:
     return len(starts)
 
 
-def _execute(kernels: MetaKernels, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def _execute(kernels: MetaKernels, func: Any, args: Any, kwargs: dict[str, Any], node: fx.Node | None) -> Any:
     """Run on meta where any operand is meta; integer constants made by factories are real, float ones meta."""
     tensors = tensors_in((*args, *kwargs.values()))
     are_meta = [t.is_meta for t in tensors]
@@ -498,7 +499,20 @@ def _execute(kernels: MetaKernels, func: Any, args: Any, kwargs: dict[str, Any])
         return func(*args, **kwargs)
     if on_meta and not all(are_meta):
         args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
-    return kernels(func, args, kwargs) if on_meta else func(*args, **kwargs)
+    if not on_meta:
+        return func(*args, **kwargs)
+    if _UNKNOWN_SIZE.isdisjoint(func.tags):
+        return kernels(func, args, kwargs)
+    try:
+        return kernels(func, args, kwargs)
+    except (NotImplementedError, RuntimeError):
+        known = result_without_values(node, func, args, kwargs)
+        if known is None:
+            raise
+        return known
+
+
+_UNKNOWN_SIZE = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
 
 _FACTORIES = {

@@ -409,3 +409,38 @@ def _embedding(run: Propagation, call: Call) -> Labels:
         else:
             result.append(Factor(factor.ids.reshape([1] * extra + [-1]), extra))
     return tuple(result)
+
+
+@rule("_grouped_mm")
+def _grouped_product(run: Propagation, call: Call) -> Labels:
+    """The experts of a mixture, ``[m, k] x [g, k, n] -> [m, n]``: every row is multiplied with one of ``g`` matrices.
+
+    Which one, ``offs`` decides: the matrices stay. ``[g, m, k] x [g, k, n]`` is a ``bmm``.
+    """
+    x, experts = call["self"], call["mat2"]
+    if experts.ndim != 3:
+        run.lock_all((*run.labels(x), *run.labels(experts)), "a product whose blocks the data decide")
+        run.term(float(x.shape[-1] * call.out.numel()) / (call.out.shape[0] if call.out.ndim == 3 else 1), ())
+        return ()
+    _note(run, x, experts)
+    dims = _dims_of(run, experts)
+    if x.ndim == 3:
+        return contract(
+            run, [_operand(run, x, "gmk"), Operand(tuple(experts.shape), run.labels(experts), "gkn", dims)], "gmn"
+        )
+    matrices = []
+    for factor in run.labels(experts):
+        if factor.dim == 0:
+            run.lock(factor.ids, "the data choose among these matrices")
+        else:
+            one = run.collapse(factor, [0])
+            matrices.append(one.laid(one.ids.reshape(one.ids.shape[1:]), one.dim - 1))
+    shared = None if dims is None else (dims[0], dims[1][1:])
+    matrix = Operand(tuple(experts.shape[1:]), tuple(matrices), "kn", shared)
+    return contract(run, [_operand(run, x, "mk"), matrix], "mn")
+
+
+def _dims_of(run: Propagation, weight: Tensor) -> tuple[str, tuple[int, ...]] | None:
+    """See ``parameter_dims``; of ``[g, n, k]`` with its last two dims exchanged too."""
+    known = run.parameter_dims(weight)
+    return known if known is None or weight._base is None or known[1][0] == 0 else (known[0], (0, 2, 1))
