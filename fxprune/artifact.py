@@ -41,6 +41,7 @@ from fxprune.inputs import (
     to_json,
 )
 from fxprune.plan import PruningPlan
+from fxprune.randomness import repeatable
 from fxprune.recording import evaluated, replace_tensors
 from fxprune.report import Report
 from fxprune.specs import misfits
@@ -386,8 +387,7 @@ def _sample(module: nn.Module, record: Mapping[str, Any]) -> list[list[float]]:
 
     def outputs_of(permute: bool) -> list[Tensor]:
         args, kwargs = make_inputs(like_parameters(record, module), device, seed=_SAMPLE_SEED, permute=permute)
-        with evaluated(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SAMPLE_SEED)
+        with evaluated(module), torch.no_grad(), repeatable(_SAMPLE_SEED):
             return tensors_of(module(*args, **kwargs))
 
     try:

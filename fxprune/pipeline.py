@@ -336,6 +336,7 @@ def _finish(
         groups=graph.group_rows(keep, selection.frozen),
         oracle_error=None if agreement is None else agreement.error,
         oracle_error_in_double=None if agreement is None else agreement.in_double,
+        oracle_compared="numbers" if agreement is None else agreement.compared,
         seconds=dict(dense.stages.seconds),
         notes=tuple(notes),
         round_to=selection.round_to,

@@ -412,15 +412,18 @@ def _embedding(run: Propagation, call: Call) -> Labels:
 
 
 @rule("_grouped_mm")
-def _grouped_product(run: Propagation, call: Call) -> Labels:
+def _grouped_mm(run: Propagation, call: Call) -> Labels:
+    return grouped_product(run, call["self"], call["mat2"], call.out)
+
+
+def grouped_product(run: Propagation, x: Tensor, experts: Tensor, out: Tensor) -> Labels:
     """The experts of a mixture, ``[m, k] x [g, k, n] -> [m, n]``: every row is multiplied with one of ``g`` matrices.
 
     Which one, ``offs`` decides: the matrices stay. ``[g, m, k] x [g, k, n]`` is a ``bmm``.
     """
-    x, experts = call["self"], call["mat2"]
     if experts.ndim != 3:
         run.lock_all((*run.labels(x), *run.labels(experts)), "a product whose blocks the data decide")
-        run.term(float(x.shape[-1] * call.out.numel()) / (call.out.shape[0] if call.out.ndim == 3 else 1), ())
+        run.term(float(x.shape[-1] * out.numel()) / (out.shape[0] if out.ndim == 3 else 1), ())
         return ()
     _note(run, x, experts)
     dims = _dims_of(run, experts)
