@@ -292,7 +292,8 @@ def _units(
         step = round_to // math.gcd(round_to, blocks)
         edges = np.arange(slots % step, slots + 1, step)
         edges = edges if edges[0] == 0 else np.concatenate([[0], edges])
-        count = int(np.count_nonzero(edges[1:] <= limits.get(index, 1.0) * slots + 1e-9))
+        most = min(limits.get(index, 1.0) * slots + 1e-9, slots - graph.groups[index].least)
+        count = int(np.count_nonzero(edges[1:] <= most))
         stays = np.flatnonzero(protected[ranking.channels].any(0))
         ends = len(stays) > 0 and count > 0 and edges[count] > stays[0]
         if ends:

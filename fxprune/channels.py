@@ -24,6 +24,9 @@ from fxprune.rows import GroupRow, Row, row_of
 from fxprune.text import quantity, table
 
 
+_FEW = 4  # slots: what cannot be rewritten with so many of a group left cannot be rewritten with more
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A parameter or buffer: all the names it has in the state_dict, its shape, and labels in channel numbers.
@@ -60,6 +63,7 @@ class ChannelGroup:
 
     ``channels [blocks, size]``: channel numbers. Blocks keep equal counts, so a *slot* is one channel of each block.
     ``exact``: cutting changes no statistic. ``locked``: why these may not be cut, with the source line, or None.
+    ``least``: so many slots stay, whatever the tensors need.
     """
 
     name: str
@@ -68,6 +72,7 @@ class ChannelGroup:
     exact: bool
     approximate: Reason | None
     locked: Reason | None
+    least: int = 0
 
     @property
     def blocks(self) -> int:
@@ -155,6 +160,23 @@ class ChannelGraph:
             replace(g, locked=reason) if i in hit and g.locked is None else g for i, g in enumerate(self.groups)
         )
         return replace(self, groups=groups)
+
+    def without(self, keep: Keep, channels: Sequence[int], reason: Reason) -> tuple[ChannelGraph, str]:
+        """The same graph, if ``keep`` cannot be had on account of these channels, and what no longer may be cut.
+
+        Of groups that it leaves next to nothing of, a few slots more must stay: that may be all there is to it. If there
+        are none, these channels' groups are locked.
+        """
+        groups, raised = list(self.groups), []
+        for index in sorted({int(self.group_of[c]) for c in channels if not self.locked[c]}):
+            group = groups[index]
+            least = max(1, 2 * int(keep[group.channels[0]].sum()))
+            if least < min(group.size, 2 * _FEW):
+                groups[index] = replace(group, least=least)
+                raised.append(f"{least * group.blocks} of {group.name}")
+        if not raised:
+            return self.with_locked(channels, reason), f"left alone: {reason}"
+        return replace(self, groups=tuple(groups)), f"at least {', '.join(raised)} stay: {reason}"
 
     def everything(self) -> Keep:
         """The plan that cuts nothing."""

@@ -185,10 +185,10 @@ def compress(
                 told.append(f"min_channels={options.min_channels} kept channels that others outrank: of {names}")
             return _finish(replace(dense, graph=graph), pruned, selection, options, method, told)
         channels_left, reason = blame
-        before, graph = graph, graph.with_locked(channels_left, reason)
+        before, (graph, note) = graph, graph.without(selection.keep, channels_left, reason)
         if graph.groups == before.groups:
             raise VerificationError(f"The rewriting cannot follow the plan: {reason}. The model is unchanged.")
-        told.append(f"left alone: {reason}")
+        told.append(note)
     raise VerificationError(f"No plan could be rewritten in {_ROUNDS} rounds; the last reason: {blame[1]}.")
 
 
