@@ -23,7 +23,6 @@ from fxprune.page import Figure, write_page
 from fxprune.rows import GroupRow, Row, row_of
 from fxprune.text import quantity, table
 
-
 _FEW = 4  # slots: what cannot be rewritten with so many of a group left cannot be rewritten with more
 
 
@@ -164,8 +163,8 @@ class ChannelGraph:
     def without(self, keep: Keep, channels: Sequence[int], reason: Reason) -> tuple[ChannelGraph, str]:
         """The same graph, if ``keep`` cannot be had on account of these channels, and what no longer may be cut.
 
-        Of groups that it leaves next to nothing of, a few slots more must stay: that may be all there is to it. If there
-        are none, these channels' groups are locked.
+        Of groups that it leaves next to nothing of, a few slots more must stay: that may be all there is to it. If
+        there are none, these channels' groups are locked.
         """
         groups, raised = list(self.groups), []
         for index in sorted({int(self.group_of[c]) for c in channels if not self.locked[c]}):

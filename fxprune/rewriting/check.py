@@ -123,7 +123,9 @@ class _Comparison:
                 left, text = (), str(error)
             if any(np.isin(f.ids, self._merged).any() for f in left if len(self._merged)):
                 text = _MEET
-            counted = tuple(f for f in left if not self._has_no_order(f))
+            # blocks of one channel each: they lie along the dimension of the blocks, as far as a tensor shows
+            shown = [f.settled() if f.ids.shape[f.dim] == 1 else f for f in left]
+            counted = tuple(f for f in shown if not self._has_no_order(f))
             self._promises[key] = ({f.dim: sizes[f.dim] for f in want.labels}, counted, text)
         return self._promises[key]
 
