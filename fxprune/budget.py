@@ -254,16 +254,10 @@ def _limits(graph: ChannelGraph, max_ratio: Mapping[str, float]) -> dict[int, fl
     return limits
 
 
-def _structure(graph: ChannelGraph, group: ChannelGroup) -> Any:
-    """What groups have in common whose layers are of the same kinds: the parameters that their channels run through."""
-    shapes = [(m, graph.by_name[m.name].shape) for m in group.members]
-    return group.blocks, tuple(sorted((m.name.rpartition(".")[2], m.dim, len(s), s[2:]) for m, s in shapes))
-
-
 def _within_structures(graph: ChannelGraph, units: _Units) -> _Units:
     """The units scored by the share of channels of the same structure that go before them."""
     known: dict[Any, int] = {}
-    structure = np.array([known.setdefault(_structure(graph, group), len(known)) for group in graph.groups])
+    structure = np.array([known.setdefault(graph.structure(group), len(known)) for group in graph.groups])
     ranked = units.ranked()
     score = np.empty(len(ranked))
     for index in range(len(known)):
