@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
@@ -120,12 +121,14 @@ class Propagation(OpMode):
         watch: Watch | None = None,
         kernels: MetaKernels | None = None,
         may_fail: Set[str] | None = None,
+        lone: npt.NDArray[np.bool_] | None = None,
     ):
         """``seeded``: parameters carry the channels of an earlier run; groups that shrank to one channel stay groups.
 
         ``ignore``: names of modules and parameters whose outputs stay. ``watch``: called after every aten op, when its
         outputs have their labels, with this run and the op, its arguments and what it returned. ``kernels``: of an
         earlier run of this graph. ``may_fail``: the only nodes that need not be interpretable; None: all.
+        ``lone``: per channel of an earlier run, is it the only one left of its block?
         """
         super().__init__()
         from fxprune.labels.rules import apply_rule  # the table imports this module for its types
@@ -133,6 +136,7 @@ class Propagation(OpMode):
         self._apply_rule = apply_rule
         self.watch = watch
         self.may_fail = may_fail
+        self._lone = lone
         self.failed: set[str] = set()  # nodes that could not be interpreted
         self.kernels = kernels or MetaKernels()
         self.attention = attention
@@ -313,6 +317,11 @@ class Propagation(OpMode):
 
     def all_locked(self, factor: Factor) -> bool:
         return bool(self.classes.locked(factor.ids).all())
+
+    def are_lone(self, factor: Factor) -> bool:
+        """Blocks of one channel each: along a dimension of size 1, though they seem to lie along that of the blocks."""
+        lone, ids = self._lone, factor.ids
+        return lone is not None and int(ids.max()) < len(lone) and bool(lone[ids].all())
 
     def repeats(self, factor: Factor) -> bool:
         """Copies that the model makes of every row, ``[rows, copies]`` in one dimension: no row is any copy's own."""

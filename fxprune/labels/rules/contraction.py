@@ -95,6 +95,8 @@ def contract(run: Propagation, operands: Sequence[Operand], out: str, *, counted
     for dim in plan.contracted:
         if size[letters[dim]] > 1:
             _contract_dim(run, operands, spread, plan, dim)
+        elif run.seeded:
+            _contract_lone(run, spread, plan)
     for factors in spread:
         factors[:] = [f if f.dim in plan.contracted else run.collapse(f, plan.contracted) for f in factors]
     _separate_batches(run, spread, plan)
@@ -164,6 +166,17 @@ def _contract_dim(
             if factor.carriers and not run.all_locked(factor):
                 run.collapse(factor, [dim])
                 run.rows_joined = True
+
+
+def _contract_lone(run: Propagation, spread: list[list[Factor]], plan: _Plan) -> None:
+    """What is contracted is one channel of every block, and varies with the blocks alone, along a batch letter."""
+    for dim in plan.batch:
+        found = [f for factors in spread for f in factors if f.dim == dim]
+        if len(found) == len(spread) > 1 and all(run.are_lone(f) for f in found):
+            for factor in found:
+                run.join(found[0].ids, factor.ids)
+            for factors in spread:
+                factors[:] = [f for f in factors if f.dim != dim]
 
 
 def _separate_batches(run: Propagation, spread: list[list[Factor]], plan: _Plan) -> None:
