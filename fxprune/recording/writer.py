@@ -49,10 +49,12 @@ class GraphWriter:
     inputs apart. ``hashed``: has a size been looked up by its hash?
     """
 
-    def __init__(self, parts: Parts, own_hashes: bool = True, on_decision: OnDecision | None = None) -> None:
+    def __init__(self, parts: Parts, own_hashes: bool = True, on_decision: OnDecision | None = None,
+                 original: Callable[[Any], Any] = lambda value: value) -> None:  # fmt: skip
         self.graph = Graph()
         self.own_hashes = own_hashes
         self._on_decision = on_decision
+        self._original = original
         self._guarded: set[Any] = set()
         self._replaced: set[int] = set()
         self._alive: set[Node] = set()
@@ -325,7 +327,7 @@ class GraphWriter:
             return value
         if isinstance(value, range):
             return tuple(value)
-        return self.create(Call("call_function", Constant(value), (), {}))
+        return self.create(Call("call_function", Constant(self._original(value)), (), {}))
 
     def node_of(self, tensor: Tensor) -> Node:
         """The node that computed the tensor; a parameter, a buffer or a constant if none did."""
