@@ -176,6 +176,7 @@ class Recorder:
         self._buffers = [
             (module, name, f"{path}.{name}" if path else name, buffer)
             for path, module in self.parts.modules.items()
+            if not isinstance(module, torch.jit.ScriptModule)
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
@@ -205,7 +206,7 @@ class Recorder:
                     self.rehearsal.begin()
             output = self.model(*args, **kwargs)
             with self._unrecorded():
-                self.writes = bool(self.writer.written_for_good())
+                self.writes = self.memory.was_written or bool(self.writer.written_for_good())
                 self._write_back_buffers()
                 self._place_output(output)
         self.writer.finish()
@@ -518,7 +519,8 @@ class Recorder:
         run = func if self.rehearsal is None else partial(self.rehearsal.op, func)
         if draws(func, args, kwargs):
             self.draws = True
-            if self.rehearsal is None:  # nobody's generator moves
+            if self.rehearsal is None or not any(t.is_meta for t in trees.tensors(*args, *kwargs.values())):
+                # nobody's generator moves
                 run = lambda *args, **kwargs: drawn(func, args, kwargs, 0)  # noqa: E731
         with self._unrecorded():
             if func._schema.is_mutable:
