@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.errors import GuardError, ExampleInputsError, RecordError
+from fxprune.errors import ExampleInputsError, GuardError, RecordError
 from fxprune.recording import (
     RecordedModule,
     clone_modules,
