@@ -103,11 +103,24 @@ def settled(module: RecordedModule, runs: SizeRuns) -> None:
     """Drop the guards on sizes that no input decides, from runs with every size that may vary."""
     if not any(map(guards.is_of_sizes, guards.guards_of(module.graph))):
         return
-    others = []
-    for group in _groups(runs.record):
-        tried = [runs(sizes).numbers for sizes, _ in zip(_sizes(runs.record, group), range(2), strict=False)]
-        others.append(max(tried, key=len, default={}))
+    others = [numbers for group in _groups(runs.record) for numbers in _reached(runs, group)]
     guards.settle(module.graph, runs({}).numbers, others)
+
+
+def _reached(runs: SizeRuns, group: Sequence[tuple[int, int]]) -> list[Mapping[str, Any]]:
+    """The numbers of a run with other sizes of these dims, together or, where none gets through, each alone.
+
+    Where an op takes no other size, no call with another comes to what follows it: there the example's numbers stand.
+    """
+    tried = []
+    for sizes in [*_sizes(runs.record, group)][:_TRIES]:
+        tried.append(runs(sizes))
+        if tried[-1].failed is None:
+            return [tried[-1].numbers]
+    if len(group) > 1:
+        return [numbers for place in group for numbers in _reached(runs, [place])]
+    example = runs({}).numbers
+    return [{**example, **run.numbers} for run in tried]
 
 
 def prove(

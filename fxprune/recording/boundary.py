@@ -81,6 +81,15 @@ GETTERS: dict[str, Callable[..., Any]] = {"item": operator.getitem, "attribute":
 """How a graph gets a part of an input, by its kind (see ``fxprune.structure.Part``)."""
 
 
+def name_of(node: Node) -> str:
+    """An input, or a part of one, as Python writes it: ``batch['masks'][0]``, ``cache.keys``."""
+    if node.op == "placeholder":
+        return str(node.target)
+    parent, key = node.args
+    assert isinstance(parent, Node)
+    return f"{name_of(parent)}.{key}" if node.target is getattr else f"{name_of(parent)}[{key!r}]"
+
+
 def with_fresh_tensors(value: Any) -> Any:
     """A copy of an input whose tensors can be written to and told apart, the same tensor passed twice included."""
     return map_tensors(lambda tensor: tensor.detach().clone(), value)

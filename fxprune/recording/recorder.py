@@ -52,6 +52,7 @@ from fxprune.recording.writer import GraphWriter
 _VALUE_READS = {
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.equal.default,
+    torch.ops.aten.allclose.default,
     torch.ops.aten.is_nonzero.default,
 }
 # Calls that take values out of a tensor without such an op.
@@ -347,7 +348,8 @@ class Recorder:
             lazy.node = node
             return TracedInt(value, lazy) if type(value) is int else TracedFloat(value, lazy)
         if value is None or type(value) in (bool, str):
-            self.writer.guard(node, "is" if value is None else "==", value)
+            source = f"{boundary.name_of(node)} of {defined_at(self.model.forward)}"
+            self.writer.guard(node, "is" if value is None else "==", value, source=source)
         return value
 
     def _place_output(self, output: Any) -> None:
@@ -695,12 +697,20 @@ def _count(writer: GraphWriter, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return total
 
 
+def _told_length(writer: GraphWriter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """``len(x)`` in code whose ``len`` is Python's own, which gives plain numbers."""
+    length = len(args[0])
+    writer.guard(writer.size(args[0], 0), "==", length)
+    return length
+
+
 # Reads of sizes: a method or function, or the name of a property.
 _SPECIAL: dict[Any, Callable[[GraphWriter, tuple[Any, ...], dict[str, Any]], Any]] = {
     "shape": lambda writer, args, kwargs: _sizes(writer, args[0]),
     Tensor.size: _size,
     Tensor.numel: _count,
     Tensor.nelement: _count,
+    Tensor.__len__: _told_length,
     torch.numel: _count,
 }
 
