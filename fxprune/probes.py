@@ -158,7 +158,8 @@ def prove(
             f"The recorded graph differs from the model on the example inputs: {first.guard or first.text}. "
             "Does forward depend on something that changes from call to call?"
         )
-    proof = _proof(best, prober, _guarded(best, prober))
+    fixed = _guarded(best, prober)
+    proof = _proof(_under_guards(best), prober, fixed)
     best.module.meta[DIMS_KEY] = [asdict(dim) for dim in proof.inputs]
     return best.module, proof
 
@@ -406,6 +407,14 @@ def _guarded(best: _Judged, prober: _Prober) -> dict[tuple[int, int], str]:
     if fixed or any(outcome.is_wrong for outcome in best.outcomes):
         module.recompile()
     return fixed
+
+
+def _under_guards(best: _Judged) -> _Judged:
+    """The same after guards were put: what agreed before may be refused now."""
+    if not any(outcome.is_wrong for outcome in best.outcomes):
+        return best
+    outcomes = [o if o.is_wrong or o.guard else _outcome(best.module, o.probe) for o in best.outcomes]
+    return replace(best, outcomes=tuple(outcomes))
 
 
 def _fix_size(module: RecordedModule, prober: _Prober, place: tuple[int, int], why: str) -> None:
