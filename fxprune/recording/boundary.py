@@ -14,6 +14,7 @@ import operator
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from unicodedata import normalize
 
 import torch
 import torch.utils._pytree as pytree
@@ -112,7 +113,7 @@ def placeholders(graph: Graph, bound: inspect.BoundArguments) -> list[tuple[Node
             continue
         if parameter.kind is parameter.VAR_KEYWORD:
             for key in bound.arguments.get(name, {}):
-                if not key.isidentifier() or keyword.iskeyword(key):
+                if not key.isidentifier() or keyword.iskeyword(key) or normalize("NFKC", key) != key:
                     raise ExampleInputsError(
                         f"{key!r} is no name that a graph can give to an input. Pass it in a dict."
                     )
