@@ -715,6 +715,13 @@ _SPECIAL: dict[Any, Callable[[GraphWriter, tuple[Any, ...], dict[str, Any]], Any
 }
 
 
+class _Rate(TracedFloat):
+    """A dropout's probability, 0 in eval mode: what is done where it is above 0 is recorded all the same."""
+
+    def __gt__(self, other: Any) -> bool:
+        return True
+
+
 def _attention_body(writer: GraphWriter, *args: Any, **kwargs: Any) -> Any:
     """``F.multi_head_attention_forward`` op by op instead of as one node.
 
@@ -725,7 +732,7 @@ def _attention_body(writer: GraphWriter, *args: Any, **kwargs: Any) -> Any:
     training = bound.arguments["training"]
     if isinstance(training, TracedFlag) and bound.arguments["dropout_p"] > 0.0:
         lazy = Lazy(writer, "call_function", operator.mul, (training, bound.arguments["dropout_p"]))
-        bound.arguments.update(training=True, dropout_p=TracedFloat(0.0, lazy))
+        bound.arguments.update(training=True, dropout_p=_Rate(0.0, lazy))
     return _multi_head_attention(*bound.args, **bound.kwargs)
 
 

@@ -113,7 +113,7 @@ class GraphWriter:
         """
         relation = relation if outcome else OPPOSITE[relation]
         key = self._identity(value), relation, self._identity(recorded)
-        if key in self._guarded:
+        if key in self._guarded or (key[0] == key[2] and relation in ("==", "<=", ">=")):
             return
         self._guarded.add(key)
         source = source or current_source()

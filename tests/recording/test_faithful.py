@@ -230,6 +230,27 @@ def test_attention_dropout_comes_back_in_train_mode() -> None:
     assert torch.equal(gm(x), expected)
 
 
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_dropout_of_attention_weights_comes_back_in_train_mode(need_weights: bool) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.at = nn.MultiheadAttention(8, 2, dropout=0.9, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.at(x, x, x, need_weights=need_weights)[0]
+
+    model, x = Model(), torch.randn(2, 5, 8)
+    gm = record(model, x)
+    for mode in (True, False):
+        model.train(mode)
+        gm.train(mode)
+        torch.manual_seed(0)
+        expected = model(x)
+        torch.manual_seed(0)
+        assert torch.allclose(gm(x), expected, atol=1e-6)
+
+
 def test_branch_on_training_is_noted() -> None:
     class Branch(nn.Module):
         def __init__(self) -> None:
@@ -300,6 +321,7 @@ def test_custom_backward_survives(apply: str) -> None:
     gm(x).sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.full((2,), 100.0))
+    assert [node.op for node in gm.graph.nodes] == ["placeholder", "call_function", "output"], "a call adds nothing"
 
 
 # --- the call -------------------------------------------------------------------------------------------------------
