@@ -230,6 +230,27 @@ def test_attention_dropout_comes_back_in_train_mode() -> None:
     assert torch.equal(gm(x), expected)
 
 
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_dropout_of_attention_weights_comes_back_in_train_mode(need_weights: bool) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.at = nn.MultiheadAttention(8, 2, dropout=0.9, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.at(x, x, x, need_weights=need_weights)[0]
+
+    model, x = Model(), torch.randn(2, 5, 8)
+    gm = record(model, x)
+    for mode in (True, False):
+        model.train(mode)
+        gm.train(mode)
+        torch.manual_seed(0)
+        expected = model(x)
+        torch.manual_seed(0)
+        assert torch.allclose(gm(x), expected, atol=1e-6)
+
+
 def test_branch_on_training_is_noted() -> None:
     class Branch(nn.Module):
         def __init__(self) -> None:
@@ -300,6 +321,7 @@ def test_custom_backward_survives(apply: str) -> None:
     gm(x).sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.full((2,), 100.0))
+    assert [node.op for node in gm.graph.nodes] == ["placeholder", "call_function", "output"], "a call adds nothing"
 
 
 # --- the call -------------------------------------------------------------------------------------------------------
@@ -601,7 +623,7 @@ def test_direct_use_of_the_flag_by_a_builtin_is_noted() -> None:
     assert gm.meta["notes"] == ["Model: functional dropout is recorded as it goes in eval mode"]
 
 
-def test_assigned_data_is_put_back() -> None:
+def test_data_that_is_assigned_stands_for_the_parameter_for_this_call() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -615,7 +637,8 @@ def test_assigned_data_is_put_back() -> None:
     gm = record(model, torch.ones(2))
     assert model.weight.tolist() == [1.0, 1.0]
     assert gm(torch.ones(2)).tolist() == [2.0, 2.0]
-    assert gm(torch.ones(2)).tolist() == [4.0, 4.0]
+    assert gm(torch.ones(2)).tolist() == [2.0, 2.0]
+    assert model.weight.tolist() == [1.0, 1.0]
 
 
 def test_sizes_of_buffers_and_devices_follow_the_module() -> None:
