@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import keyword
 import operator
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -176,6 +177,13 @@ class Rebuilt:
         self.node: Node | None = None
 
 
+def _has_state(value: Any) -> bool:
+    """Whether this is an object with attributes that somebody may set."""
+    if isinstance(value, (Tensor, type, types.ModuleType, types.FunctionType, types.MethodType, nn.Module, int, float)):
+        return False
+    return bool(getattr(value, "__dict__", None)) and not type(value).__module__.startswith("torch.")
+
+
 class Apart:
     """Outputs with every structure that is no plain tuple, list or dict replaced by a ``Rebuilt``, innermost first.
 
@@ -208,8 +216,8 @@ class Apart:
             items_list = [self(item) for item in value]
             return tuple(items_list) if isinstance(value, tuple) else items_list
         found = parts(value)
-        if found is None:
-            return value
+        if found is None:  # an object of the user's without tensors is the call's own all the same
+            return self._object(value, []) if _has_state(value) else value
         if found and found[0].kind == "leaf":
             flat, spec = pytree.tree_flatten(value)
             return Rebuilt(Unflatten(spec), tuple(self(item) for item in flat))

@@ -580,6 +580,8 @@ class Recorder:
 
     def _read(self, call: Call, result: Any) -> Any:
         """A value was read from a tensor. It goes on as a node where it is a number, else the graph is bound to it."""
+        if isinstance(result, str):  # what a message says of a tensor, as a rule; what else it may be, probes tell
+            return result
         name = str(getattr(call.target, "__name__", call.target))
         operand = call.args[0]
         is_truth = name in ("__bool__", "is_nonzero") and isinstance(operand, Tensor)

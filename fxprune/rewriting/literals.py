@@ -233,6 +233,8 @@ class Repair:
             return known
         if NUMBER in node.meta:
             return node.meta[NUMBER]
+        if all(map(self._is_unchanged, node.all_input_nodes)):
+            return known
         args, kwargs = self.value(node.args), self.value(node.kwargs)
         if any(leaf is UNDEFINED for leaf in tree_flatten((args, kwargs))[0]):
             return UNDEFINED
@@ -243,6 +245,17 @@ class Repair:
             )
         except ArithmeticError:  # (C // heads) ** -0.5 with fewer channels than heads
             return UNDEFINED
+
+    def _is_unchanged(self, node: fx.Node) -> bool:
+        """Whether what a node gives is what it gave in the dense graph, and objects that came in are these objects."""
+        if node.name not in self.graph.nodes:
+            return False
+        was, now = self.dense(node), self.values[node]
+        if isinstance(was, TensorLabels):
+            return tuple(now.shape) == was.shape
+        if labels_in(was):
+            return False
+        return was is now or (isinstance(was, (int, float)) and type(was) is type(now) and was == now)
 
     def _meta(self, known: Any) -> Any:
         if not isinstance(known, TensorLabels):
