@@ -54,11 +54,22 @@ class TorchFunction:
     def __deepcopy__(self, memo: dict[int, Any]) -> TorchFunction:
         return self
 
+    def __reduce__(self) -> Any:
+        if isinstance(self.function, torch._ops.OpOverloadPacket):
+            return _op_packet, (self.function._qualified_op_name,)
+        return type(self), (self.function,)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TorchFunction) and self.function == other.function
 
     def __hash__(self) -> int:
         return hash(self.function)
+
+
+def _op_packet(name: str) -> TorchFunction:
+    """The op ``aten::mul``, whichever overload the arguments ask for; pickle cannot name it."""
+    namespace, _, op = name.partition("::")
+    return TorchFunction(getattr(getattr(torch.ops, namespace), op))
 
 
 class FunctionApply(TorchFunction):
@@ -80,6 +91,9 @@ class Constant(TorchFunction):
         super().__init__(lambda: value)
         self.value = value
         self.__name__ = f"constant_{type(value).__name__}"
+
+    def __reduce__(self) -> Any:
+        return Constant, (self.value,)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Constant) and self.value is other.value
