@@ -39,7 +39,8 @@ from fxprune.structure import paths, tensors_of
 from fxprune.verify import TOLERANCE, Inputs, compared, relative_error
 
 _IMAGE = 64  # positions along a dim, from where on other sizes are tried in steps of 32
-_TRIES = 6
+_TRIES, _TRIES_ALONE = 4, 2  # sizes that are tried: of dims together, of one alone or where the recording takes none
+_PLACES_ALONE = 3  # as many dims of one size, such as those of a small image, are tried one by one as well
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _reached(runs: SizeRuns, group: Sequence[tuple[int, int]]) -> list[Mapping[s
     other size, no call with another comes to what follows it: there the example's numbers stand.
     """
     tried, example = [], runs({}).numbers
-    for sizes in [*_sizes(runs.record, group)][:_TRIES]:
+    for sizes in [*_sizes(runs.record, group)][: _TRIES if len(group) > 1 else _TRIES_ALONE]:
         tried.append(runs(sizes))
         if tried[-1].failed is None:
             specs = specs_of(runs.record)
@@ -229,12 +230,12 @@ class _Prober:
         """Probes with other sizes of these dims, together or, where the model takes them so only, one by one."""
         tries = [*_sizes(self.record, group)][:_TRIES]
         first = [] if likely is None else [likely]
-        found = self._taken([*first, *tries] if likely is not None else tries[:2], group)
+        found = self._taken([*first, *tries] if likely is not None else tries[:_TRIES_ALONE], group)
         if found is not None:
             yield found
-        elif len(group) > 1:
+        elif 1 < len(group) <= _PLACES_ALONE:
             for place in group:
-                alone = self._taken([*_sizes(self.record, [place])][:2], [place])
+                alone = self._taken([*_sizes(self.record, [place])][:_TRIES_ALONE], [place])
                 if alone is not None:
                     yield alone
 

@@ -49,8 +49,9 @@ class Proof:
         found = [f"probed      model and recording {what}: {', '.join(self.probes)}"]
         free = ", ".join(f"{dim.name}[{dim.dim}]" for dim in self.inputs if dim.free)
         fixed = "; ".join(f"{dim.name}[{dim.dim}] = {dim.size} ({dim.why})" for dim in self.inputs if not dim.free)
-        sizes = [f"free {free}"] if free else []
-        found.append(f"input sizes {'; '.join([*sizes, *([f'fixed {fixed}'] if fixed else [])])}")
+        sizes = [f"{kind} {dims}" for kind, dims in (("free", free), ("fixed", fixed)) if dims]
+        if sizes:
+            found.append(f"input sizes {'; '.join(sizes)}")
         if self.refused:
             found.append(f"guarded     {'; '.join(self.refused)}")
         return found

@@ -150,7 +150,7 @@ def test_a_state_that_changes_no_answer_is_no_matter() -> None:
             self.last = x
             return super().forward(x)
 
-    assert "free sizes  x[0]" in str(prune(Kept(), torch.randn(2, 4)).meta["fxprune"])
+    assert "input sizes free x[0]" in str(prune(Kept(), torch.randn(2, 4)).meta["fxprune"])
 
 
 def test_a_twin_keeps_what_its_calls_leave_and_tells() -> None:
@@ -180,9 +180,9 @@ def test_free_and_fixed_sizes_are_told() -> None:
     ]  # fmt: skip
     assert report.inputs == proof_of(small).inputs
     text = str(report)
-    assert "model and recording agree to 0.0e+00 on the example, batch 3, x of 8 along dim 2 and 24 along dim 3" in text
-    assert "free sizes  x[0], x[2], x[3]" in text
-    assert "fixed sizes x[1] = 3 (the model takes no other size that was tried (2, 4))" in text
+    assert "model and recording agree to 0.0e+00: the example, batch 3, x of 8 along dim 2 and 24 along dim 3" in text
+    fixed = "x[1] = 3 (the model takes no other size that was tried (2, 4))"
+    assert f"input sizes free x[0], x[2], x[3]; fixed {fixed}" in text
 
 
 def test_a_size_that_the_model_does_not_take_is_guarded() -> None:
@@ -238,7 +238,7 @@ def test_without_comparison_there_are_no_probes() -> None:
     bare = len(RUNS)
     report = small.meta["fxprune"]
     assert (report.proof, report.inputs) == (None, ())
-    assert "free sizes" not in str(report)
+    assert "input sizes" not in str(report)
     RUNS.clear()
     prune(Seen(), torch.randn(2, 4))
     assert len(RUNS) > bare
@@ -495,14 +495,13 @@ def test_a_proof_in_words() -> None:
     dims = (InputDim(0, "x", 0, 2, True, "3 was tried"), InputDim(0, "x", 1, 3, False, "no other size was tried"))
     proof = Proof(1.5e-7, "numbers", ("the example", "batch 3"), ("x of 7: a.py:3 in forward",), dims)
     assert proof.lines() == [
-        "model and recording agree to 1.5e-07 on the example, batch 3",
-        "free sizes  x[0]",
-        "fixed sizes x[1] = 3 (no other size was tried)",
+        "probed      model and recording agree to 1.5e-07: the example, batch 3",
+        "input sizes free x[0]; fixed x[1] = 3 (no other size was tried)",
         "guarded     x of 7: a.py:3 in forward",
     ]
     assert "farthest" not in proof.data()
     assert Proof(0.0, "flags", ("the example",), (), ()).lines() == [
-        "model and recording give the same flags on the example"
+        "probed      model and recording give the same flags: the example"
     ]
 
 
