@@ -67,6 +67,8 @@ def _unary(function: Callable[..., Any]) -> Callable[..., Any]:
 def _binary(function: Callable[[Any, Any], Any], *, swap: bool = False) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if not _is_number(other):
+            if isinstance(other, (str, bytes, bytearray, list, tuple)):  # repeated so often
+                self.lazy.owner.decided(self, "==", plain(self), True)
             return NotImplemented
         args = (other, self) if swap else (self, other)
         value = function(plain(args[0]), plain(args[1]))
@@ -114,6 +116,13 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "floordiv": operator.floordiv,
     "mod": operator.mod,
     "pow": operator.pow,
+}
+_BITS: dict[str, Callable[..., Any]] = {
+    "and": operator.and_,
+    "or": operator.or_,
+    "xor": operator.xor,
+    "lshift": operator.lshift,
+    "rshift": operator.rshift,
 }
 
 
@@ -183,8 +192,43 @@ class TracedFloat(float):
         return float, (plain(self),)
 
 
+def _with_bits() -> None:
+    for name, function in _BITS.items():
+        setattr(TracedInt, f"__{name}__", _binary(function))
+        setattr(TracedInt, f"__r{name}__", _binary(function, swap=True))
+    TracedInt.__invert__ = _unary(operator.invert)  # type: ignore[method-assign]
+
+
+def _asked(cls: type, base: type, names: str) -> None:
+    """Methods that answer with something else than a number that remembers."""
+    for name in names.split():
+        setattr(cls, name, _leaving_by(getattr(base, name)))
+
+
+def _spelling(method: Callable[..., str]) -> Callable[..., str]:
+    def call(self: Any, *args: Any) -> str:
+        self.lazy.owner.spelled()
+        return method(plain(self), *args)
+
+    return call
+
+
+def _leaving_by(method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.lazy.owner.decided(self, "==", plain(self), True)
+        return method(plain(self), *args, **kwargs)
+
+    return call
+
+
 _with_arithmetic(TracedInt)
 _with_arithmetic(TracedFloat)
+_with_bits()
+for _cls, _base in ((TracedInt, int), (TracedFloat, float)):
+    _cls.__str__ = _spelling(_base.__str__)  # type: ignore[method-assign, assignment]
+    _cls.__format__ = _spelling(_base.__format__)  # type: ignore[method-assign, assignment]
+_asked(TracedInt, int, "bit_length bit_count to_bytes as_integer_ratio")
+_asked(TracedFloat, float, "is_integer hex as_integer_ratio")
 
 
 class TracedFlag(int):
