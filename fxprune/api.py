@@ -40,7 +40,7 @@ from fxprune.pipeline import (
     uncollected,
 )
 from fxprune.plan import PruningPlan
-from fxprune.recording import evaluated
+from fxprune.recording import Twin, evaluated
 from fxprune.training import (
     Loop,
     Loss,
@@ -535,7 +535,7 @@ def _scores(dense: Dense, request: _Request, data: Any, loss_fn: Loss | None, st
 
 
 def part_of(model: nn.Module, name: str, args: Any, kwargs: Any) -> tuple[nn.Module, Inputs]:
-    """A submodule and the inputs of its first call when the model runs on the example inputs.
+    """A submodule and the inputs of its first call when a copy of the model runs on the example inputs.
 
     Raises:
         InputError: there is no such submodule, or it is not called.
@@ -549,14 +549,12 @@ def part_of(model: nn.Module, name: str, args: Any, kwargs: Any) -> tuple[nn.Mod
     def note(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         calls.append((given, named))
 
-    handle = known[name].register_forward_pre_hook(note, with_kwargs=True)
+    twin = Twin(model)
+    twin.model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
     try:
-        with evaluated(model), torch.no_grad():
-            model(*args, **kwargs)
+        twin(args, kwargs)
     except Exception as error:
         raise ExampleInputsError(f"The model does not run on the example inputs: {error}.") from error
-    finally:
-        handle.remove()
     if not calls:
         raise InputError(f"submodule={name!r} is not called when the model runs on the example inputs.")
     return known[name], map_leaves(lambda v: v.detach().clone() if isinstance(v, torch.Tensor) else v, calls[0])

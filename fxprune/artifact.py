@@ -41,6 +41,7 @@ from fxprune.inputs import (
     to_json,
 )
 from fxprune.plan import PruningPlan
+from fxprune.randomness import repeatable
 from fxprune.recording import evaluated, replace_tensors
 from fxprune.report import Report
 from fxprune.specs import misfits
@@ -65,8 +66,12 @@ _DTYPES = {n for n, t in vars(torch).items() if isinstance(t, torch.dtype) and _
 _DTYPE = Such(str, lambda name: name in _DTYPES, "the name of a dtype")
 _INT64 = Whole(-(2**63), 2**63 - 2)
 _SHAPE = Such([Whole()], lambda shape: len(shape) <= 25, "a shape of at most 25 dimensions")
+_SPEC = (_SHAPE, _DTYPE, _INT64, _INT64)
+_VALUES = [Either(bool, Whole(-(2**63)), Real(), "inf", "-inf")]
 _TENSOR = Such(
-    (_SHAPE, _DTYPE, _INT64, _INT64), lambda spec: spec[2] <= spec[3], "shape, dtype, least and largest value"
+    Either(_SPEC, (*_SPEC, _VALUES), (*_SPEC, _VALUES, [Whole(1)])),
+    lambda spec: spec[2] <= spec[3],
+    "shape, dtype, least and largest value, then values and how often each comes in a row, where they are kept",
 )
 _COUNTS = (Whole(), Whole())
 
@@ -102,8 +107,13 @@ _FORM = {
 
 
 def _entries(inputs: Any) -> int:
-    """Of all tensors; a dimension of none counts as one, since sizes are multiplied nevertheless."""
-    return sum(math.prod(max(size, 1) for size in spec.shape) for spec in specs_of(from_json(inputs)))
+    """Of all tensors; a dimension of none counts as one, since sizes are multiplied nevertheless. Where values are not
+    those of their tensor, more than there may be."""
+    try:
+        specs = specs_of(from_json(inputs))
+    except ValueError:
+        return _MOST_ENTRIES + 1
+    return sum(math.prod(max(size, 1) for size in spec.shape) for spec in specs)
 
 
 @dataclass(frozen=True)
@@ -377,8 +387,7 @@ def _sample(module: nn.Module, record: Mapping[str, Any]) -> list[list[float]]:
 
     def outputs_of(permute: bool) -> list[Tensor]:
         args, kwargs = make_inputs(like_parameters(record, module), device, seed=_SAMPLE_SEED, permute=permute)
-        with evaluated(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SAMPLE_SEED)
+        with evaluated(module), torch.no_grad(), repeatable(_SAMPLE_SEED):
             return tensors_of(module(*args, **kwargs))
 
     try:

@@ -254,16 +254,10 @@ def _limits(graph: ChannelGraph, max_ratio: Mapping[str, float]) -> dict[int, fl
     return limits
 
 
-def _structure(graph: ChannelGraph, group: ChannelGroup) -> Any:
-    """What groups have in common whose layers are of the same kinds: the parameters that their channels run through."""
-    shapes = [(m, graph.by_name[m.name].shape) for m in group.members]
-    return group.blocks, tuple(sorted((m.name.rpartition(".")[2], m.dim, len(s), s[2:]) for m, s in shapes))
-
-
 def _within_structures(graph: ChannelGraph, units: _Units) -> _Units:
     """The units scored by the share of channels of the same structure that go before them."""
     known: dict[Any, int] = {}
-    structure = np.array([known.setdefault(_structure(graph, group), len(known)) for group in graph.groups])
+    structure = np.array([known.setdefault(graph.structure(group), len(known)) for group in graph.groups])
     ranked = units.ranked()
     score = np.empty(len(ranked))
     for index in range(len(known)):
@@ -292,7 +286,8 @@ def _units(
         step = round_to // math.gcd(round_to, blocks)
         edges = np.arange(slots % step, slots + 1, step)
         edges = edges if edges[0] == 0 else np.concatenate([[0], edges])
-        count = int(np.count_nonzero(edges[1:] <= limits.get(index, 1.0) * slots + 1e-9))
+        most = min(limits.get(index, 1.0) * slots + 1e-9, slots - graph.groups[index].least)
+        count = int(np.count_nonzero(edges[1:] <= most))
         stays = np.flatnonzero(protected[ranking.channels].any(0))
         ends = len(stays) > 0 and count > 0 and edges[count] > stays[0]
         if ends:

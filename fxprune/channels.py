@@ -23,6 +23,8 @@ from fxprune.page import Figure, write_page
 from fxprune.rows import GroupRow, Row, row_of
 from fxprune.text import quantity, table
 
+_FEW = 4  # slots: what cannot be rewritten with so many of a group left cannot be rewritten with more
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -60,6 +62,7 @@ class ChannelGroup:
 
     ``channels [blocks, size]``: channel numbers. Blocks keep equal counts, so a *slot* is one channel of each block.
     ``exact``: cutting changes no statistic. ``locked``: why these may not be cut, with the source line, or None.
+    ``least``: so many slots stay, whatever the tensors need.
     """
 
     name: str
@@ -68,6 +71,7 @@ class ChannelGroup:
     exact: bool
     approximate: Reason | None
     locked: Reason | None
+    least: int = 0
 
     @property
     def blocks(self) -> int:
@@ -155,6 +159,41 @@ class ChannelGraph:
             replace(g, locked=reason) if i in hit and g.locked is None else g for i, g in enumerate(self.groups)
         )
         return replace(self, groups=groups)
+
+    def without(self, keep: Keep, channels: Sequence[int], reason: Reason) -> tuple[ChannelGraph, str]:
+        """The same graph, if ``keep`` cannot be had on account of these channels, and what no longer may be cut.
+
+        Of groups that it leaves next to nothing of, a little more must stay, which may be all there is to it: first of
+        those of one structure, where that costs least. If there are none, these channels' groups are locked.
+        """
+        thin: dict[Any, dict[int, int]] = defaultdict(dict)
+        for index in sorted({int(self.group_of[c]) for c in channels if not self.locked[c]}):
+            group, left = self.groups[index], int(keep[self.groups[index].channels[0]].sum())
+            if max(1, 2 * left) < min(group.size, 2 * _FEW):
+                thin[left, self.structure(group)][index] = max(1, 2 * left)
+        if not thin:
+            return self.with_locked(channels, reason), f"left alone: {reason}"
+
+        def macs(raised: Mapping[int, int]) -> int:
+            more = keep.copy()
+            for index, least in raised.items():
+                more[self.groups[index].channels[:, :least]] = True
+            return self.macs(more)
+
+        fewest = min(left for left, _ in thin)
+        raised = min((own for (left, _), own in thin.items() if left == fewest), key=macs)
+        names = ", ".join(f"{least * self.groups[i].blocks} of {self.groups[i].name}" for i, least in raised.items())
+        return self.with_least(raised), f"at least {names} stay: {reason}"
+
+    def with_least(self, least: Mapping[int, int]) -> ChannelGraph:
+        """The same graph, of which groups so many slots stay at least."""
+        groups = tuple(replace(g, least=least[i]) if i in least else g for i, g in enumerate(self.groups))
+        return replace(self, groups=groups)
+
+    def structure(self, group: ChannelGroup) -> Any:
+        """What groups have in common whose layers are of the same kinds: the parameters their channels run through."""
+        shapes = [(m, self.by_name[m.name].shape) for m in group.members]
+        return group.blocks, tuple(sorted((m.name.rpartition(".")[2], m.dim, len(s), s[2:]) for m, s in shapes))
 
     def everything(self) -> Keep:
         """The plan that cuts nothing."""

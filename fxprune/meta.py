@@ -159,7 +159,8 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     except NotImplementedError:
         tensors = tensors_in((*args, *kwargs.values()))
-        if not is_pointwise(func) or func._schema.is_mutable or len(func._schema.returns) != 1 or not tensors:
+        returns = [str(value.type) for value in func._schema.returns]
+        if not is_pointwise(func) or func._schema.is_mutable or returns != ["Tensor"] or not tensors:
             raise
         shape = torch.broadcast_shapes(*[t.shape for t in tensors])
         return torch.empty(shape, dtype=tensors[0].dtype, device="meta")
@@ -374,9 +375,25 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, **factors: Any) -> Tensor | None:
     return _empty((a.shape[0], b.shape[1]), a)
 
 
+def _grouped_mm(
+    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: Any = None
+) -> Tensor | None:
+    """``[m, k] x [g, k, n]``, ``[g, m, k] x [g, k, n]``, ``[g, m, k] x [k, n]`` or ``[m, k] x [k, n]`` with g offsets.
+
+    Which widths and dtypes a device can is a question to the device.
+    """
+    if not a.is_meta or a.shape[-1] != b.shape[-2] or a.dtype != b.dtype or bias is not None:
+        return None
+    lead = list(a.shape[:1]) if a.ndim == b.ndim == 3 else []
+    if a.ndim == b.ndim == 2:
+        lead = [] if offs is None else [offs.shape[0]]
+    return torch.empty((*lead, a.shape[-2], b.shape[-1]), dtype=out_dtype or a.dtype, device="meta")
+
+
 _DIRECT: dict[Any, Callable[..., Tensor | tuple[Tensor, ...] | None]] = {
     _aten.convolution.default: _convolution,
     _aten.addmm.default: _addmm,
+    _aten._grouped_mm.default: _grouped_mm,
     _aten.mean.dim: _mean,
     _aten.native_batch_norm.default: _batch_norm,
     _aten.native_layer_norm.default: _layer_norm,

@@ -17,7 +17,7 @@ from fxprune.errors import InputError
 GROUP = "fxprune.ops"
 """The entry points' group. The name of an entry is a namespace, its value a module that registers the ops in it."""
 
-_BUILT_IN = {"torchvision": "fxprune.ops.torchvision"}
+_BUILT_IN = {"torchvision": "fxprune.ops.torchvision", "transformers": "fxprune.ops.transformers"}
 
 Label = Callable[[Any, Any], Any]
 Mask = Callable[[Any, Any, Any, Any], Any]

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import ConversionError, InputError, PlanError
 from fxprune.inputs import RECORD_KEY, batch_size, like_parameters, make_inputs
+from fxprune.randomness import repeatable
 from fxprune.recording import cached_tensor_dicts, evaluated, named_tensors, raised_at, replace_tensors
 from fxprune.rewriting import CUTS_KEY, REPAIRED, Cuts, adapt, adapts_by_itself
 from fxprune.text import some
@@ -172,8 +173,7 @@ def _difference(one: nn.Module, other: fx.GraphModule, inputs: Inputs) -> float:
 
 
 def _run(module: nn.Module, inputs: Inputs) -> Any:
-    with evaluated(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with evaluated(module), torch.no_grad(), repeatable():
         args, kwargs = copy.deepcopy(inputs)
         return module(*args, **kwargs)
 
@@ -181,7 +181,7 @@ def _run(module: nn.Module, inputs: Inputs) -> Any:
 def _fails_in_training(model: nn.Module, inputs: Inputs) -> Exception | None:
     live = copy.deepcopy(model).train()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), repeatable():
             args, kwargs = copy.deepcopy(inputs)
             live(*args, **kwargs)
     except Exception as error:

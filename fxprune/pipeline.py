@@ -6,6 +6,7 @@ import copy
 import gc
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -161,7 +162,7 @@ def record_and_analyse(
     with stages("recording"):
         module, runs = recorded(model, args, kwargs)
     if verify and not any(p.is_meta for p in module.parameters()):
-        with stages("verifying"), collected():
+        with stages("probing"), collected():
             module, proof = prove(model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs)
     with stages("analysing"):
         graph = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore)
@@ -190,6 +191,7 @@ def compress(
         BudgetError, ModelError, VerificationError: see ``fxprune.prune``.
     """
     graph, told = dense.graph, [*dense.graph.notes, *notes]
+    loosened = False
     for _ in range(_ROUNDS):
         with dense.stages("selecting"):
             selection, unreachable = choose(graph, scores, options)
@@ -197,7 +199,11 @@ def compress(
             found, blame = _rewrite(dense, graph, selection.keep)
         if found is not None:
             if unreachable is not None:
-                raise unreachable
+                before, graph = graph, graph if loosened else _loosened(dense, graph, scores, options)
+                if graph is before:
+                    raise unreachable
+                loosened = True
+                continue
             with dense.stages("rewriting"):
                 pruned = found.finished(options.consume)
             if options.consume:
@@ -207,11 +213,29 @@ def compress(
                 told.append(f"min_channels={options.min_channels} kept channels that others outrank: of {names}")
             return _finish(replace(dense, graph=graph), pruned, selection, options, method, told)
         channels_left, reason = blame
-        before, graph = graph, graph.with_locked(channels_left, reason)
+        before, (graph, note) = graph, graph.without(selection.keep, channels_left, reason)
         if graph.groups == before.groups:
             raise VerificationError(f"The rewriting cannot follow the plan: {reason}. The model is unchanged.")
-        told.append(f"left alone: {reason}")
+        told.append(note)
     raise VerificationError(f"No plan could be rewritten in {_ROUNDS} rounds; the last reason: {blame[1]}.")
+
+
+def _loosened(dense: Dense, graph: ChannelGraph, scores: Sequence[Scores | None], options: Options) -> ChannelGraph:
+    """The same graph, if possible with fewer slots that must stay: not every group that was suspected was to blame."""
+    kinds: dict[Any, list[int]] = defaultdict(list)
+    for index, group in enumerate(graph.groups):
+        if group.least and group.locked is None:
+            kinds[graph.structure(group)].append(index)
+    for indices in kinds.values():
+        for least in range(0, graph.groups[indices[0]].least, 2):
+            trial = graph.with_least(dict.fromkeys(indices, least))
+            with dense.stages("selecting"):
+                selection, _ = choose(trial, scores, options)
+            with dense.stages("rewriting"):
+                if _rewrite(dense, trial, selection.keep)[0] is not None:
+                    graph = trial
+                    break
+    return graph
 
 
 def rewrite_as(dense: Dense, keep: Keep, options: Options, method: str) -> fx.GraphModule | Reason:
@@ -336,6 +360,7 @@ def _finish(
         groups=graph.group_rows(keep, selection.frozen),
         oracle_error=None if agreement is None else agreement.error,
         oracle_error_in_double=None if agreement is None else agreement.in_double,
+        oracle_compared="numbers" if agreement is None else agreement.compared,
         seconds=dict(dense.stages.seconds),
         notes=tuple(notes),
         round_to=selection.round_to,

@@ -285,7 +285,9 @@ def _sizes(record: Mapping[str, Any], group: Sequence[tuple[int, int]]) -> Itera
     specs = specs_of(record)
     size = specs[group[0][0]].shape[group[0][1]]
     if is_batch(group) and len({n for n, _ in group}) == len(group) and is_batched(specs[group[0][0]], record):
-        yield dict.fromkeys(group, 2 if size != 2 else 3)
+        for other in dict.fromkeys((2 if size != 2 else 3, 2 * size, 1)):
+            if other != size:
+                yield dict.fromkeys(group, other)
         return
     step = 32 if size >= 2 * _IMAGE else 8 if size >= 16 else 1
     smaller, larger = size - step, size + step

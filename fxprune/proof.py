@@ -46,13 +46,11 @@ class Proof:
     def lines(self) -> list[str]:
         """In two or three lines of text: what was probed, which sizes are free, what is fixed and why."""
         what = f"agree to {self.error:.1e}" if self.compared == "numbers" else f"give the same {self.compared}"
-        found = [f"model and recording {what} on {', '.join(self.probes)}"]
-        free = [f"{dim.name}[{dim.dim}]" for dim in self.inputs if dim.free]
-        fixed = [f"{dim.name}[{dim.dim}] = {dim.size} ({dim.why})" for dim in self.inputs if not dim.free]
-        if free:
-            found.append(f"free sizes  {', '.join(free)}")
-        if fixed:
-            found.append(f"fixed sizes {'; '.join(fixed)}")
+        found = [f"probed      model and recording {what}: {', '.join(self.probes)}"]
+        free = ", ".join(f"{dim.name}[{dim.dim}]" for dim in self.inputs if dim.free)
+        fixed = "; ".join(f"{dim.name}[{dim.dim}] = {dim.size} ({dim.why})" for dim in self.inputs if not dim.free)
+        sizes = [f"free {free}"] if free else []
+        found.append(f"input sizes {'; '.join([*sizes, *([f'fixed {fixed}'] if fixed else [])])}")
         if self.refused:
             found.append(f"guarded     {'; '.join(self.refused)}")
         return found

@@ -104,7 +104,8 @@ def mask_oracle(
     error, compared = _compare(dense, pruned, graph, plan, keep, inputs)
     if error <= TOLERANCE:
         return Agreement(error, None, compared)
-    exact, _ = _compare(_double(dense), _double(pruned), graph, plan, keep, map_leaves(_to_double, inputs))
+    with _InDouble():
+        exact, _ = _compare(_double(dense), _double(pruned), graph, plan, keep, map_leaves(_to_double, inputs))
     if exact <= DOUBLE_TOLERANCE:
         return Agreement(error, exact, compared)
     raise VerificationError(
@@ -356,6 +357,38 @@ class _Redrawing(OpMode):
         return result
 
 
+class _InDouble(OpMode):
+    """What the graph itself would compute in less is computed in double."""
+
+    supports_higher_order_operators = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        for name in ("dtype", "out_dtype"):
+            if kwargs.get(name) in _LESS:
+                kwargs[name] = torch.float64
+        if func is torch.ops.aten._grouped_mm.default and not args[0].is_meta:
+            return _grouped_mm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+_LESS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None) -> Tensor:
+    """As PyTorch's, which has no kernel for double."""
+    if offs is None:
+        return a @ b
+    ends = offs.tolist()
+    spans = [*zip([0, *ends[:-1]], ends, strict=True)]
+    if a.ndim == 2 and b.ndim == 3:
+        parts = [a[i:j] @ matrix for (i, j), matrix in zip(spans, b, strict=True)]
+        return torch.cat([*parts, a.new_zeros(len(a) - ends[-1], b.shape[-1])])
+    if a.ndim == 2:
+        return torch.stack([a[:, i:j] @ b[i:j] for i, j in spans])
+    return torch.cat([matrix @ b[:, i:j] for (i, j), matrix in zip(spans, a, strict=True)], 1)
+
+
 class _Masking(OpMode):
     """Takes statistics over kept channels where the analysis noted that an op mixes channels that are cut.
 
@@ -440,6 +473,9 @@ _KINDS: dict[str, str] = {
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), "softmax"),
     "native_group_norm": "group_norm",
     "_weight_norm_interface": "weight_norm",
+    "_grouped_mm": "contraction",
+    **dict.fromkeys(("mse_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "binary_cross_entropy",
+                     "binary_cross_entropy_with_logits"), "loss"),
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "_batch_norm_with_update",
                      "_native_batch_norm_legit_no_training", "miopen_batch_norm"), "batch_norm"),
 }  # fmt: skip
@@ -600,7 +636,19 @@ def _masked_softmax(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
     return func(x.masked_fill(~_on(mask, x), -torch.inf), *rest, **kwargs)
 
 
+def _masked_loss(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
+    """The mean or the sum of the kept positions."""
+    names = [a.name for a in func._schema.arguments]
+    given = {**{a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}, **kwargs}
+    given.update(zip(names, args, strict=False))
+    loss = func(**{**given, "reduction": 0})
+    on = _on(mask, loss)
+    total = loss.masked_fill(~on, 0).sum()
+    return total if given["reduction"] == 2 else total / on.sum()
+
+
 _MASKED = {
+    "loss": _masked_loss,
     "reduction": _masked_reduction,
     "contraction": _masked_contraction,
     "layer_norm": _masked_layer_norm,

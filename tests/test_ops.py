@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import op_table, ops
 from fxprune.errors import InputError, ModelError
-from fxprune.verify import TOLERANCE
+from fxprune.verify import DOUBLE_TOLERANCE, TOLERANCE
 
 
 @pytest.fixture(autouse=True)
@@ -200,10 +200,83 @@ def test_what_fails_without_data_is_told_too() -> None:
 
 
 def test_what_pytorch_counts_is_counted() -> None:
-    class Fused(Net):
-        def forward(self, x: Tensor) -> Any:
-            q = self.b(self.a(x)).view(1, 1, 2, 3)
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, q, q)[0], super().forward(x)
+    """Ops that have no rule, but a formula in ``torch.utils.flop_counter``."""
+    run = ops.Propagation()
+    q = torch.empty(2, 4, 6, 8, device="meta")
+    with run:
+        torch.ops.aten._scaled_dot_product_efficient_attention(q, q, q, None, False)
+    assert [(term.constant, term.factors) for term in run.terms] == [(2 * 2 * 4 * 6 * 6 * 8, ())]
 
-    report = prune(Fused(lambda self, h: h)).meta["fxprune"]
-    assert report.macs_before in (4 * (4 * 16 + 16 * 3) + 2 * 2 * 2 * 3, 4 * (4 * 16 + 16 * 3))
+
+class Mixture(nn.Module):
+    """Tokens, and four experts that share them; in the middle as wide as asked for."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 3)
+        self.up, self.down = (nn.Parameter(torch.randn(4, *size) / 4) for size in ((16, width), (width, 16)))
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.a(x).to(self.dtype)
+        ends = (torch.arange(1, 5) * len(x) // 4).to(torch.int32)  # PyTorch leaves rows beyond the last end unset
+        rows = torch._grouped_mm(rows, self.up.to(self.dtype), ends).relu()
+        return self.b(torch._grouped_mm(rows, self.down.to(self.dtype), ends).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.6])
+def test_experts_are_counted_cut_and_proven(dtype: torch.dtype, ratio: float) -> None:
+    """Every row goes to one expert. Widths that the kernel cannot are filled up, whatever is cut."""
+    model, x = Mixture(32, dtype).eval(), torch.randn(8, 4)
+    small = fxprune.prune(model, x, channels=ratio, method="random", progress=False, round_to=1)
+    report = small.meta["fxprune"]
+    assert report.macs_before == 8 * (4 * 16 + 16 * 32 + 32 * 16 + 16 * 3)
+    a, b = small.get_parameter("up").shape[1:]
+    c = small.get_parameter("down").shape[2]
+    assert report.macs_after == 8 * (4 * a + a * b + b * c + c * 3)
+    assert small.get_parameter("down").shape[1] == b < 32
+    if dtype is torch.float32:
+        assert report.oracle_error <= TOLERANCE
+    else:  # what bfloat16 rounds is no mistake
+        assert report.oracle_error < 0.1
+        assert report.oracle_error_in_double is None or report.oracle_error_in_double <= DOUBLE_TOLERANCE
+    assert not report.notes
+    assert small(torch.randn(12, 4)).shape == (12, 3)
+
+
+def test_a_mistake_in_bfloat16_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the graph casts to bfloat16 is compared in double: 1e-3 of a weight is seen."""
+    from fxprune.rewriting import Draft
+
+    original = Draft.finished
+
+    def finished(self: Draft, consume: bool = False) -> Any:
+        result = original(self, consume)
+        result.get_parameter("up").data.mul_(1.0001)
+        return result
+
+    monkeypatch.setattr(Draft, "finished", finished)
+    with pytest.raises(fxprune.errors.VerificationError, match="in double"):
+        fxprune.prune(Mixture(32, torch.bfloat16).eval(), torch.randn(8, 4), channels=0.5, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["2d x 3d", "3d x 3d", "3d x 2d", "2d x 2d"])
+def test_grouped_products_in_double_are_pytorchs(kind: str) -> None:
+    from fxprune.meta import MetaKernels
+    from fxprune.verify import _InDouble
+
+    first, second = kind.split(" x ")
+    ends = None if kind == "3d x 3d" else torch.tensor([8, 24, 32], dtype=torch.int32)
+    a = torch.randn(3, 16, 32) if first == "3d" else torch.randn(16, 32) if second == "2d" else torch.randn(32, 16)
+    b = torch.randn(32, 8)
+    if second == "3d":
+        b = torch.randn(3, a.shape[-1], 8)
+    elif first == "3d":
+        b = torch.randn(32, 32)
+    expected = torch._grouped_mm(a, b, ends)
+    with _InDouble():
+        found = torch._grouped_mm(a.double(), b.double(), ends)
+    torch.testing.assert_close(found.float(), expected)
+    given = [None if t is None else t.to("meta") for t in (a, b, ends)]
+    assert MetaKernels()(torch.ops.aten._grouped_mm.default, given, {}).shape == expected.shape

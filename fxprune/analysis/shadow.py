@@ -98,7 +98,8 @@ def replay(
         The run, whose atoms below ``graph.channel_count`` are channel numbers, and the error that ended it, or "".
     """
     shadow = _on_meta(module) if shadow is None else shadow
-    run = Propagation(graph.attention, seeded=True, watch=watch, may_fail=graph.uninterpreted if strict else None)
+    may_fail = graph.uninterpreted if strict else None
+    run = Propagation(graph.attention, seeded=True, watch=watch, may_fail=may_fail, lone=_lone(graph, keep))
     run.fresh(graph.channel_count)
     run.lock(np.flatnonzero(graph.locked), "locked before")
     labelled: set[int] = set()
@@ -114,6 +115,15 @@ def replay(
     except Exception as error:
         return run, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return run, ""
+
+
+def _lone(graph: ChannelGraph, keep: Keep) -> Keep | None:
+    """Per channel: is it the only one that is left of its block?"""
+    result = np.zeros(graph.channel_count, dtype=bool)
+    for group in graph.groups:
+        if group.blocks > 1 and group.size > 1 and np.count_nonzero(keep[group.channels[0]]) == 1:
+            result[group.channels] = True
+    return result if result.any() else None
 
 
 def _on_meta(module: fx.GraphModule) -> nn.Module:

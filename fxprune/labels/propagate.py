@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
@@ -24,6 +25,7 @@ from fxprune.errors import FxpruneError, ModelError
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows, same
 from fxprune.labels.factors import Factor, Labels, narrow, vector
+from fxprune.labels.unknown import result_without_values
 from fxprune.labels.usage import Usage
 from fxprune.meta import MetaKernels, OpMode, tensors_in
 from fxprune.randomness import draws
@@ -119,12 +121,14 @@ class Propagation(OpMode):
         watch: Watch | None = None,
         kernels: MetaKernels | None = None,
         may_fail: Set[str] | None = None,
+        lone: npt.NDArray[np.bool_] | None = None,
     ):
         """``seeded``: parameters carry the channels of an earlier run; groups that shrank to one channel stay groups.
 
         ``ignore``: names of modules and parameters whose outputs stay. ``watch``: called after every aten op, when its
         outputs have their labels, with this run and the op, its arguments and what it returned. ``kernels``: of an
         earlier run of this graph. ``may_fail``: the only nodes that need not be interpretable; None: all.
+        ``lone``: per channel of an earlier run, is it the only one left of its block?
         """
         super().__init__()
         from fxprune.labels.rules import apply_rule  # the table imports this module for its types
@@ -132,6 +136,7 @@ class Propagation(OpMode):
         self._apply_rule = apply_rule
         self.watch = watch
         self.may_fail = may_fail
+        self._lone = lone
         self.failed: set[str] = set()  # nodes that could not be interpreted
         self.kernels = kernels or MetaKernels()
         self.attention = attention
@@ -313,6 +318,11 @@ class Propagation(OpMode):
     def all_locked(self, factor: Factor) -> bool:
         return bool(self.classes.locked(factor.ids).all())
 
+    def are_lone(self, factor: Factor) -> bool:
+        """Blocks of one channel each: along a dimension of size 1, though they seem to lie along that of the blocks."""
+        lone, ids = self._lone, factor.ids
+        return lone is not None and int(ids.max()) < len(lone) and bool(lone[ids].all())
+
     def repeats(self, factor: Factor) -> bool:
         """Copies that the model makes of every row, ``[rows, copies]`` in one dimension: no row is any copy's own."""
         return self._is_made(factor) and len(np.unique(factor.ids)) < factor.ids.size
@@ -427,7 +437,7 @@ class Propagation(OpMode):
             before = torch.empty_like(args[0], device="meta")
             setattr(before, _LABELS, self.labels(args[0]))
             given = (before, *args[1:])
-        out = _execute(self.kernels, func, args, kwargs)
+        out = _execute(self.kernels, func, args, kwargs, self.node)
         self._apply_rule(self, func, given, kwargs, out)
         if self.watch is not None:
             self.watch(self, func, given, kwargs, out)
@@ -483,7 +493,7 @@ def _runs(ids: Ids) -> int:
     return len(starts)
 
 
-def _execute(kernels: MetaKernels, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def _execute(kernels: MetaKernels, func: Any, args: Any, kwargs: dict[str, Any], node: fx.Node | None) -> Any:
     """Run on meta where any operand is meta; integer constants made by factories are real, float ones meta."""
     tensors = tensors_in((*args, *kwargs.values()))
     are_meta = [t.is_meta for t in tensors]
@@ -498,7 +508,20 @@ def _execute(kernels: MetaKernels, func: Any, args: Any, kwargs: dict[str, Any])
         return func(*args, **kwargs)
     if on_meta and not all(are_meta):
         args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
-    return kernels(func, args, kwargs) if on_meta else func(*args, **kwargs)
+    if not on_meta:
+        return func(*args, **kwargs)
+    if _UNKNOWN_SIZE.isdisjoint(func.tags):
+        return kernels(func, args, kwargs)
+    try:
+        return kernels(func, args, kwargs)
+    except (NotImplementedError, RuntimeError):
+        known = result_without_values(node, func, args, kwargs)
+        if known is None:
+            raise
+        return known
+
+
+_UNKNOWN_SIZE = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
 
 _FACTORIES = {

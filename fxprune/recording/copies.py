@@ -38,7 +38,7 @@ class Copier:
         self._kept: list[Any] = []  # what was copied, so that no address is used twice
         self.modules: dict[int, nn.Module] = {}
         """Identity of a module of the caller's -> its copy."""
-        self._originals: dict[int, Tensor] = {}
+        self._originals: dict[int, Any] = {}
 
     def __call__(self, value: Any) -> Any:
         """The copy of ``value``; ``value`` itself where there is nothing to copy."""
@@ -69,17 +69,17 @@ class Copier:
 
     def _note(self, value: Any, new: Any) -> Any:
         self._made[id(value)] = new
-        self._kept.append(value)
+        self._kept.append((value, new))
+        self._originals[id(new)] = value
         return new
 
     def _tensor(self, tensor: Tensor) -> Tensor:
         new: Tensor = self._note(tensor, self._stand_in(tensor))
-        self._originals[id(new)] = tensor
         return new
 
-    def original(self, tensor: Tensor) -> Tensor:
-        """The caller's tensor that this one stands for; itself where there is none."""
-        return self._originals.get(id(tensor), tensor)
+    def original(self, value: Any) -> Any:
+        """What of the caller's this is a copy of; itself where it is none."""
+        return self._originals.get(id(value), value)
 
     def _module(self, module: nn.Module) -> nn.Module:
         if isinstance(module, torch.jit.ScriptModule):

@@ -172,7 +172,7 @@ class Recorder:
         self._begin = _begin_of(self.model)
         self._objects: dict[int, tuple[Any, Node]] = {}  # that came in, by identity
         self._as_given: dict[int, dict[Any, Any]] = {}
-        self.writer = GraphWriter(self.parts, options.own_hashes, self.decided)
+        self.writer = GraphWriter(self.parts, options.own_hashes, self.decided, copier.original)
         for name, tensor in parts.tensors.items():
             self.writer.also_named(name, tensor)
         self._thread = threading.get_ident()

@@ -50,10 +50,12 @@ class GraphWriter:
     inputs apart. ``hashed``: has a size been looked up by its hash?
     """
 
-    def __init__(self, parts: Parts, own_hashes: bool = True, on_decision: OnDecision | None = None) -> None:
+    def __init__(self, parts: Parts, own_hashes: bool = True, on_decision: OnDecision | None = None,
+                 original: Callable[[Any], Any] = lambda value: value) -> None:  # fmt: skip
         self.graph = Graph()
         self.own_hashes = own_hashes
         self._on_decision = on_decision
+        self._original = original
         self._guarded: set[Any] = set()
         self._replaced: set[int] = set()
         self._alive: set[Node] = set()
@@ -331,7 +333,7 @@ class GraphWriter:
             value = _BUILTINS.get(value, value)
         if isinstance(value, torch.Generator):
             return self._generator(value)
-        return self.create(Call("call_function", Constant(value), (), {}))
+        return self.create(Call("call_function", Constant(self._original(value)), (), {}))
 
     def _generator(self, value: torch.Generator) -> Node:
         """A generator; drawn from again, and not seeded in between, it is the same one that goes on."""

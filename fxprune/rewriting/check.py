@@ -84,6 +84,9 @@ class _Comparison:
     def __init__(self, graph: ChannelGraph, keep: Keep, roots: Ids, merged: set[int]):
         self._graph, self._keep, self._roots = graph, keep, roots
         self._merged = np.array(sorted(merged), dtype=np.int64)
+        # the one channel left of a group has no label where it is alone along a dimension, nor beside others after that
+        left = np.bincount(graph.group_of[keep], minlength=len(graph.groups))
+        self._sole = left[graph.group_of] == 1
         self._promises: dict[tuple[int, ...], tuple[dict[int, int], Labels, str]] = {}
         self._texts: dict[tuple[int, int], str] = {}
 
@@ -104,6 +107,8 @@ class _Comparison:
             carried = {f.dim: f for f in have.labels}
             for factor in promised:
                 if factor.dim not in carried:
+                    if self._sole[factor.ids].all():
+                        continue
                     return f"no channels along dim {factor.dim}"
                 pair = (id(factor), id(carried[factor.dim]))
                 if pair not in self._texts:
@@ -123,7 +128,9 @@ class _Comparison:
                 left, text = (), str(error)
             if any(np.isin(f.ids, self._merged).any() for f in left if len(self._merged)):
                 text = _MEET
-            counted = tuple(f for f in left if not self._has_no_order(f))
+            # blocks of one channel each: they lie along the dimension of the blocks, as far as a tensor shows
+            shown = [f.settled() if f.ids.shape[f.dim] == 1 else f for f in left]
+            counted = tuple(f for f in shown if not self._has_no_order(f))
             self._promises[key] = ({f.dim: sizes[f.dim] for f in want.labels}, counted, text)
         return self._promises[key]
 
@@ -137,6 +144,8 @@ class _Comparison:
             a, b = np.broadcast_arrays(ids, promised.ids)
         except ValueError:
             return f"other channels along dim {promised.dim}"
+        known = ~self._sole[b] | (a < self._graph.channel_count)
+        a, b = a[known], b[known]
         owned = self._graph.owned[b]
         if not np.array_equal(a[owned], self._roots[b[owned]]) or bool((a[~owned] < self._graph.channel_count).any()):
             return f"channels in another order along dim {promised.dim}"

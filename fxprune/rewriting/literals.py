@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -427,7 +427,8 @@ def _cut_item(repair: Repair, node: fx.Node, known: TensorLabels, index: Any) ->
     """The index expression of ``x[index]`` for the cut tensor."""
     items = list(index) if isinstance(index, tuple) else [index]
     used = sum(_dims_used(repair, item) for item in items)
-    result, dim = [], 0
+    result: list[Any] = []
+    dim = 0
     for item in items:
         if item is Ellipsis:
             dim += len(known.shape) - used
@@ -440,7 +441,13 @@ def _cut_item(repair: Repair, node: fx.Node, known: TensorLabels, index: Any) ->
                 position = repair.dense(item) % known.shape[dim]
                 item = int(repair.mask(known, dim, node)[:position].sum())
             elif isinstance(item, fx.Node) and isinstance(repair.dense(item), TensorLabels):
-                raise UnrepairableError(node, "channels are picked by an index tensor", channels_of(known))
+                if base_name(node) == "setitem" and repair.dense(item).dtype == torch.bool:
+                    result.append(item)  # a mask of the same channels
+                    dim += _dims_used(repair, item)
+                    continue
+                if len(repair.dense(item).shape) != 1:
+                    raise UnrepairableError(node, "channels are picked by an index tensor", channels_of(known))
+                item = _cut_index(repair, node, known, dim, item)
         else:
             item = repair.frozen(node, item)
         dim += _dims_used(repair, item)
@@ -495,7 +502,11 @@ def _index_select(repair: Repair, node: fx.Node) -> None:
     dim %= len(known.shape)
     if not repair.is_cut(known, dim):
         return
-    index: Any = _get(node, 2, "index")
+    _set(node, 2, "index", _cut_index(repair, node, known, dim, _get(node, 2, "index")))
+
+
+def _cut_index(repair: Repair, node: fx.Node, known: TensorLabels, dim: int, index: Any) -> fx.Node:
+    """A constant that picks the same channels from the cut dimension, in the place of one, of places or of flags."""
     if not isinstance(index, fx.Node) or index.op != "get_attr":
         raise UnrepairableError(node, "channels are picked by a computed index", channels_of(known))
     dense_index = operator.attrgetter(str(index.target))(repair.module)
@@ -503,15 +514,17 @@ def _index_select(repair: Repair, node: fx.Node) -> None:
         raise UnrepairableError(node, "channels are picked by an index without values", channels_of(known))
     mask = repair.mask(known, dim, node)
     positions = dense_index.cpu().numpy()
+    positions = np.flatnonzero(positions) if positions.dtype in (np.bool_, np.uint8) else positions % len(mask)
     new = (mask.cumsum() - 1)[positions[mask[positions]]]
     cut = torch.from_numpy(new).to(dense_index.device)
     constant = new_constant(repair.module, "gather", cut, node)
     repair.values[constant] = cut
-    _set(node, 2, "index", constant)
-    if not index.users:
+    if set(index.users) <= {node}:
+        node.replace_input_with(index, constant)
         repair.code.erase_node(index)
         if str(index.target) in repair.module._non_persistent_buffers_set:
             delattr(repair.module, str(index.target))
+    return constant
 
 
 @repairs("pad")
@@ -572,3 +585,33 @@ def _attention(repair: Repair, node: fx.Node) -> None:
         node.kwargs = {**node.kwargs, "scale": float(query.shape[dim]) ** -0.5}
     elif isinstance(scale, fx.Node) and repair.value(scale) != repair.dense(scale):
         node.kwargs = {**node.kwargs, "scale": repair.dense(scale)}
+
+
+@repairs("unfold_backward")
+def _unfold_backward(repair: Repair, node: fx.Node) -> None:
+    _set(node, 1, "input_sizes", repair.size_list(node, _get(node, 1, "input_sizes"), repair.promised(node)))
+
+
+@repairs("_grouped_mm", "grouped_mm")
+def _grouped_product(repair: Repair, node: fx.Node) -> None:
+    """Rows must be multiples of 16 bytes: what is left of them is filled up with zeros, which are cut off again."""
+    a, b = _get(node, 0, "self"), _get(node, 1, "mat2")
+    if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)):
+        raise UnrepairableError(node, "the operands are given by name", channels_of(repair.dense(node)))
+    x, weight = repair.value(a), repair.value(b)
+    step = 16 // x.dtype.itemsize
+    inner, outer = -weight.shape[-2] % step, -weight.shape[-1] % step
+    known = repair.dense(b)
+    if not (inner or outer) or not any(repair.is_cut(known, weight.ndim - place) for place in (1, 2)):
+        return
+    with repair.code.inserting_before(node):
+        wide = repair.code.call_function(nn.functional.pad, (a, (0, inner)))
+        filled = repair.code.call_function(nn.functional.pad, (b, (0, outer, 0, inner)))
+        product = repair.code.call_function(cast(Any, node.target), (wide, filled, *node.args[2:]), dict(node.kwargs))
+    promised = repair.promised(node)
+    for made in (wide, filled, product):
+        made.meta = {key: value for key, value in node.meta.items() if key in ("source", "module")}
+    repair.values[wide] = nn.functional.pad(x, (0, inner))
+    repair.values[filled] = nn.functional.pad(weight, (0, outer, 0, inner))
+    repair.values[product] = torch.empty((*promised[:-1], promised[-1] + outer), dtype=x.dtype, device="meta")
+    node.target, node.args, node.kwargs = torch.narrow, (product, -1, 0, promised[-1]), {}

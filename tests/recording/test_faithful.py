@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.errors import GuardError, ExampleInputsError, RecordError
+from fxprune.errors import ExampleInputsError, RecordError
 from fxprune.recording import (
     RecordedModule,
     clone_modules,
@@ -391,31 +391,14 @@ def test_written_input_is_written_again_and_the_example_is_not() -> None:
 # --- constants ------------------------------------------------------------------------------------------------------
 
 
-def test_values_read_from_tensors_stay_values() -> None:
+def test_values_read_from_tensors_are_noted() -> None:
     class Model(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x * x.sum().item() if x.mean() > -100 else x
 
-    model = Model()
-    gm = record(model, torch.ones(2))
-    x = torch.randn(5)
-    assert torch.equal(gm(x), model(x))
-    line = "forward goes another way for these inputs than in the recorded run, where False == True would have held"
-    with pytest.raises(GuardError, match=rf"test_faithful.py:\d+ in forward: {line}"):
-        gm(torch.full((2,), -101.0))
-
-
-def test_values_read_from_parameters_are_noted() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(()))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x * self.scale.item()
-
-    (note,) = record(Model(), torch.ones(2)).meta["notes"]
-    assert note.endswith("in forward: a value read from a tensor is kept as a constant")
+    notes = record(Model(), torch.ones(2)).meta["notes"]
+    assert len(notes) == 1
+    assert notes[0].endswith("in forward: a value read from a tensor is kept as a constant")
 
 
 def test_unknown_tensors_become_buffers() -> None:

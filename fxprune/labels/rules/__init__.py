@@ -10,13 +10,26 @@ from typing import Any
 
 from fxprune.labels.factors import Labels
 from fxprune.labels.propagate import Propagation
-from fxprune.labels.rules import contraction, creation, movement, normalisation, reduction, spatial
+from fxprune.labels.rules import (
+    contraction,
+    creation,
+    indexed,
+    losses,
+    matrices,
+    movement,
+    normalisation,
+    reduction,
+    spatial,
+)
 from fxprune.labels.rules.pointwise import join_positions
 from fxprune.labels.rules.table import RULES, Call, Rule
 from fxprune.meta import tensors_in
 from fxprune.op_table import Op, find
 
-__all__ = ["RULES", "apply_rule", "contraction", "creation", "movement", "normalisation", "reduction", "spatial"]
+__all__ = [
+    "RULES", "apply_rule", "contraction", "creation", "indexed", "losses", "matrices", "movement", "normalisation",
+    "reduction", "spatial",
+]  # fmt: skip
 
 
 def apply_rule(run: Propagation, func: Any, args: Any, kwargs: Any, out: Any) -> None:

@@ -95,6 +95,8 @@ def contract(run: Propagation, operands: Sequence[Operand], out: str, *, counted
     for dim in plan.contracted:
         if size[letters[dim]] > 1:
             _contract_dim(run, operands, spread, plan, dim)
+        elif run.seeded:
+            _contract_lone(run, spread, plan)
     for factors in spread:
         factors[:] = [f if f.dim in plan.contracted else run.collapse(f, plan.contracted) for f in factors]
     _separate_batches(run, spread, plan)
@@ -164,6 +166,17 @@ def _contract_dim(
             if factor.carriers and not run.all_locked(factor):
                 run.collapse(factor, [dim])
                 run.rows_joined = True
+
+
+def _contract_lone(run: Propagation, spread: list[list[Factor]], plan: _Plan) -> None:
+    """What is contracted is one channel of every block, and varies with the blocks alone, along a batch letter."""
+    for dim in plan.batch:
+        found = [f for factors in spread for f in factors if f.dim == dim]
+        if len(found) == len(spread) > 1 and all(run.are_lone(f) for f in found):
+            for factor in found:
+                run.join(found[0].ids, factor.ids)
+            for factors in spread:
+                factors[:] = [f for f in factors if f.dim != dim]
 
 
 def _separate_batches(run: Propagation, spread: list[list[Factor]], plan: _Plan) -> None:
@@ -409,3 +422,41 @@ def _embedding(run: Propagation, call: Call) -> Labels:
         else:
             result.append(Factor(factor.ids.reshape([1] * extra + [-1]), extra))
     return tuple(result)
+
+
+@rule("_grouped_mm")
+def _grouped_mm(run: Propagation, call: Call) -> Labels:
+    return grouped_product(run, call["self"], call["mat2"], call.out)
+
+
+def grouped_product(run: Propagation, x: Tensor, experts: Tensor, out: Tensor) -> Labels:
+    """The experts of a mixture, ``[m, k] x [g, k, n] -> [m, n]``: every row is multiplied with one of ``g`` matrices.
+
+    Which one, ``offs`` decides: the matrices stay. ``[g, m, k] x [g, k, n]`` is a ``bmm``.
+    """
+    if experts.ndim != 3:
+        run.lock_all((*run.labels(x), *run.labels(experts)), "a product whose blocks the data decide")
+        run.term(float(x.shape[-1] * out.numel()) / (out.shape[0] if out.ndim == 3 else 1), ())
+        return ()
+    _note(run, x, experts)
+    dims = _dims_of(run, experts)
+    if x.ndim == 3:
+        return contract(
+            run, [_operand(run, x, "gmk"), Operand(tuple(experts.shape), run.labels(experts), "gkn", dims)], "gmn"
+        )
+    matrices = []
+    for factor in run.labels(experts):
+        if factor.dim == 0:
+            run.lock(factor.ids, "the data choose among these matrices")
+        else:
+            one = run.collapse(factor, [0])
+            matrices.append(one.laid(one.ids.reshape(one.ids.shape[1:]), one.dim - 1))
+    shared = None if dims is None else (dims[0], dims[1][1:])
+    matrix = Operand(tuple(experts.shape[1:]), tuple(matrices), "kn", shared)
+    return contract(run, [_operand(run, x, "mk"), matrix], "mn")
+
+
+def _dims_of(run: Propagation, weight: Tensor) -> tuple[str, tuple[int, ...]] | None:
+    """See ``parameter_dims``; of ``[g, n, k]`` with its last two dims exchanged too."""
+    known = run.parameter_dims(weight)
+    return known if known is None or weight._base is None or known[1][0] == 0 else (known[0], (0, 2, 1))

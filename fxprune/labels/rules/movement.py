@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fxprune.labels.classes import Ids, same
@@ -17,14 +16,12 @@ from fxprune.labels.factors import (
     aligned,
     along,
     expanded,
-    full,
     moved,
     narrow,
     settle_dim,
     vector,
     viewed,
 )
-from fxprune.labels.rules.pointwise import join_positions
 from fxprune.labels.rules.table import Call, rule
 
 if TYPE_CHECKING:
@@ -232,96 +229,6 @@ def _concatenated(run: Propagation, shapes: list[tuple[int, ...]], labels: list[
     return Factor(np.concatenate(whole, dim), cut)
 
 
-@rule("index", "_unsafe_index")
-def _index(run: Propagation, call: Call) -> Labels:
-    """Indexing by tensors. Known integers move labels; unknown ones lock the dimension they index."""
-    source, indices = call["self"], list(call["indices"])
-    indices += [None] * (source.ndim - len(indices))
-    known = all(i is None or not i.is_meta for i in indices)
-    indexed: list[int] = []
-    for d, index in enumerate(indices):
-        if index is not None:
-            indexed.extend(range(d, d + (index.ndim if index.dtype in (torch.bool, torch.uint8) else 1)))
-    if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
-        known = False
-    result = []
-    for factor in run.labels(source):
-        touched = [d for d in indexed if factor.ids.shape[d] > 1]
-        if touched and (not known or call.out.numel() > 1 << 24):
-            run.lock(factor.ids, "indexed by values that are not known")
-            continue
-        if touched and set(factor.varying) <= set(indexed) and len(indexed) > 1:
-            run.lock(factor.ids, "channels are indexed one by one")
-        result.append(_indexed(factor, source, indices, indexed, call.out))
-    return tuple(result)
-
-
-def _indexed(factor: Factor, source: Tensor, indices: list[Any], indexed: list[int], out: Tensor) -> Factor:
-    """Apply the index to the ids; dims that are not indexed keep their size-1 shortcut."""
-    if any(i is not None and (i.is_meta or i.dtype in (torch.bool, torch.uint8)) for i in indices):
-        tensors = [i for i in indices if i is not None]
-        width = max(1 if i.dtype in (torch.bool, torch.uint8) else i.ndim for i in tensors)
-    else:
-        width = len(torch.broadcast_shapes(*[i.shape for i in indices if i is not None]))
-    adjacent = indexed == list(range(indexed[0], indexed[0] + len(indexed)))
-    start = indexed[0] if adjacent else 0
-    order = [d for d in range(source.ndim) if d not in indexed]
-    if all(factor.ids.shape[d] == 1 for d in indexed):
-        left = [factor.ids.shape[d] for d in order]
-        place = sum(d < indexed[0] for d in order) if adjacent else 0
-        ids = factor.ids.reshape([*left[:place], *[1] * width, *left[place:]])
-        dim = order.index(factor.dim)
-        return Factor(ids, dim if dim < place else dim + width)
-    places = tuple(slice(None) if i is None else i.numpy() for i in indices)
-    ids = full(factor, source.shape, indexed)[places]
-    if factor.dim in indexed:
-        return Factor(ids, settle_dim(ids, start + width - 1))
-    dim = order.index(factor.dim)
-    place = sum(d < indexed[0] for d in order) if adjacent else 0
-    return Factor(ids, settle_dim(ids, dim if dim < place else dim + width))
-
-
-@rule("index_select")
-def _index_select(run: Propagation, call: Call) -> Labels:
-    dim, index = call.dims()[0], call["index"]
-    result = []
-    for factor in run.labels(call.input):
-        if factor.ids.shape[dim] > 1 and index.is_meta:
-            run.lock(factor.ids, "indexed by values that are not known")
-            continue
-        result.append(along(factor, dim, lambda ids: ids.take(index.numpy().reshape(-1), dim)))
-    return tuple(result)
-
-
-@rule("gather")
-def _gather(run: Propagation, call: Call) -> Labels:
-    dim = call.dims()[0]
-    result = []
-    for factor in run.labels(call.input):
-        if factor.ids.shape[dim] > 1 or any(call.out.shape[d] != call.input.shape[d] for d in factor.varying):
-            run.lock(factor.ids, "gathered by position")
-        else:
-            result.append(factor)
-    for factor in run.labels(call["index"]):
-        run.lock(factor.ids, "used as an index")
-    return tuple(result)
-
-
-@rule("index_put", "_unsafe_index_put", "_index_put_impl")
-def _index_put(run: Propagation, call: Call) -> Labels:
-    target, indices, values = call["self"], list(call["indices"]), call["values"]
-    indices += [None] * (target.ndim - len(indices))
-    indexed = [d for d, i in enumerate(indices) if i is not None]
-    simple = all(i is None or i.dtype not in (torch.bool, torch.uint8) for i in indices)
-    if not simple or any(f.ids.shape[d] > 1 for f in run.labels(target) for d in indexed):
-        run.lock_all((*run.labels(target), *run.labels(values)), "written by index")
-        return run.labels(target)
-    shape = torch.empty(target.shape, device="meta")[tuple(slice(None) if i is None else i.to("meta") for i in indices)]
-    probe = tuple(_indexed(f, target, indices, indexed, shape) for f in run.labels(target))
-    join_positions(run, [(tuple(shape.shape), probe), (tuple(values.shape), run.labels(values))], tuple(shape.shape))
-    return run.labels(target)
-
-
 @rule("constant_pad_nd", "pad")
 def _constant_pad(run: Propagation, call: Call) -> Labels:
     pads, ndim, result = list(call["pad"]), call.input.ndim, []
@@ -454,7 +361,7 @@ def _unfold(run: Propagation, call: Call) -> Labels:
     return tuple(result)
 
 
-@rule("diagonal", "tril", "triu", "as_strided", "rot90", "take", "trace")
+@rule("diagonal", "tril", "triu", "rot90", "take", "put", "trace")
 def _square(run: Propagation, call: Call) -> Labels:
     """Ops whose meaning depends on positions: fine along other dims for tril and triu, locked otherwise."""
     ndim, result = call.input.ndim, []
@@ -476,9 +383,3 @@ def _view_as_complex(run: Propagation, call: Call) -> Labels:
 @rule("view_as_real")
 def _view_as_real(run: Propagation, call: Call) -> Labels:
     return tuple(Factor(f.ids[..., None], f.dim) for f in run.labels(call.input))
-
-
-@rule("one_hot", "nonzero", "_local_scalar_dense", "equal", "is_same_size", "_assert_async", "sym_size")
-def _no_labels(run: Propagation, call: Call) -> Labels:
-    run.lock_all([f for t in call.tensors for f in run.labels(t)], f"{call.name} reads values")
-    return ()
