@@ -104,11 +104,24 @@ def settled(module: RecordedModule, runs: SizeRuns) -> None:
     """Drop the guards on sizes that no input decides, from runs with every size that may vary."""
     if not any(map(guards.is_of_sizes, guards.guards_of(module.graph))):
         return
-    others = []
-    for group in _groups(runs.record):
-        tried = [runs(sizes).numbers for sizes, _ in zip(_sizes(runs.record, group), range(2), strict=False)]
-        others.append(max(tried, key=len, default={}))
+    others = [numbers for group in _groups(runs.record) for numbers in _reached(runs, group)]
     guards.settle(module.graph, runs({}).numbers, others)
+
+
+def _reached(runs: SizeRuns, group: Sequence[tuple[int, int]]) -> list[Mapping[str, Any]]:
+    """The numbers of a run with other sizes of these dims, together or, where none gets through, each alone.
+
+    Where an op takes no other size, no call with another comes to what follows it: there the example's numbers stand.
+    """
+    tried = []
+    for sizes in [*_sizes(runs.record, group)][:_TRIES]:
+        tried.append(runs(sizes))
+        if tried[-1].failed is None:
+            return [tried[-1].numbers]
+    if len(group) > 1:
+        return [numbers for place in group for numbers in _reached(runs, [place])]
+    example = runs({}).numbers
+    return [{**example, **run.numbers} for run in tried]
 
 
 def prove(
@@ -146,7 +159,8 @@ def prove(
             f"The recorded graph differs from the model on the example inputs: {first.guard or first.text}. "
             "Does forward depend on something that changes from call to call?"
         )
-    proof = _proof(best, prober, _guarded(best, prober))
+    fixed = _guarded(best, prober)
+    proof = _proof(_under_guards(best), prober, fixed)
     best.module.meta[DIMS_KEY] = [asdict(dim) for dim in proof.inputs]
     return best.module, proof
 
@@ -322,7 +336,8 @@ def _other_value(found: Any, expected: Any) -> str:
         numbers = isinstance(one, (int, float)) and isinstance(other, (int, float))
         if numbers and math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
             continue
-        if (numbers or isinstance(other, (str, bool, type(None)))) and one != other and other == other:
+        both_nan = numbers and one != one and other != other  # noqa: PLR0124
+        if (numbers or isinstance(other, (str, type(None)))) and one != other and not both_nan:
             return f"{one!r} comes out instead of {other!r}"
     return ""
 
@@ -408,6 +423,14 @@ def _guarded(best: _Judged, prober: _Prober) -> dict[tuple[int, int], str]:
     if fixed or any(outcome.is_wrong for outcome in best.outcomes):
         module.recompile()
     return fixed
+
+
+def _under_guards(best: _Judged) -> _Judged:
+    """The same after guards were put: what agreed before may be refused now."""
+    if not any(outcome.is_wrong for outcome in best.outcomes):
+        return best
+    outcomes = [o if o.is_wrong or o.guard else _outcome(best.module, o.probe) for o in best.outcomes]
+    return replace(best, outcomes=tuple(outcomes))
 
 
 def _fix_size(module: RecordedModule, prober: _Prober, place: tuple[int, int], why: str) -> None:

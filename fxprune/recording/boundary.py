@@ -16,6 +16,7 @@ import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
+from unicodedata import normalize
 
 import torch
 import torch.utils._pytree as pytree
@@ -85,6 +86,15 @@ GETTERS: dict[str, Callable[..., Any]] = {"item": operator.getitem, "attribute":
 """How a graph gets a part of an input, by its kind (see ``fxprune.structure.Part``)."""
 
 
+def name_of(node: Node) -> str:
+    """An input, or a part of one, as Python writes it: ``batch['masks'][0]``, ``cache.keys``."""
+    if node.op == "placeholder":
+        return str(node.target)
+    parent, key = node.args
+    assert isinstance(parent, Node)
+    return f"{name_of(parent)}.{key}" if node.target is getattr else f"{name_of(parent)}[{key!r}]"
+
+
 def with_fresh_tensors(value: Any) -> Any:
     """A copy of an input whose tensors can be written to and told apart, the same tensor passed twice included."""
     return map_tensors(lambda tensor: tensor.detach().clone(), value)
@@ -107,7 +117,7 @@ def placeholders(graph: Graph, bound: inspect.BoundArguments) -> list[tuple[Node
             continue
         if parameter.kind is parameter.VAR_KEYWORD:
             for key in bound.arguments.get(name, {}):
-                if not key.isidentifier() or keyword.iskeyword(key):
+                if not key.isidentifier() or keyword.iskeyword(key) or normalize("NFKC", key) != key:
                     raise ExampleInputsError(
                         f"{key!r} is no name that a graph can give to an input. Pass it in a dict."
                     )

@@ -4,31 +4,56 @@ from __future__ import annotations
 
 import keyword
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch.fx.graph import CodeGen, PythonCode, _format_target
+from torch.fx import Node
+from torch.fx.graph import CodeGen, PythonCode
+
+_STAND_IN = "_fxprune_name_"
 
 
 class Code(CodeGen):
     """``torch.fx`` pastes names between quotes, and after dots where they are keywords: here they are spelled out."""
 
     def _gen_python_code(self, nodes: Any, root_module: str, *args: Any, **kwargs: Any) -> PythonCode:
-        result = super()._gen_python_code(nodes, root_module, *args, **kwargs)
-        spelled = {}
-        for node in nodes:
-            if node.op in ("call_module", "get_attr"):
-                pasted, right = _format_target(root_module, node.target), _spelled(root_module, node.target)
-                if pasted != right:
-                    spelled[pasted] = right
-        if spelled:
-            longest_first = sorted(spelled, key=len, reverse=True)
-            pattern = "|".join(f"{re.escape(pasted)}(?![A-Za-z0-9_])" for pasted in longest_first)
-            result.src = re.sub(pattern, lambda match: spelled[match.group()], result.src)
+        nodes = list(nodes)
+        odd = {n: n.target for n in nodes if n.op in ("call_module", "get_attr") and not _is_plain(n.target)}
+        if not odd:
+            return super()._gen_python_code(nodes, root_module, *args, **kwargs)
+        targets = list(dict.fromkeys(odd.values()))
+        with _renamed({node: f"{_STAND_IN}{targets.index(target)}" for node, target in odd.items()}):
+            result = super()._gen_python_code(nodes, root_module, *args, **kwargs)
+        spelled = [_spelled(root_module, target) for target in targets]
+        pattern = rf"{re.escape(root_module)}\.{_STAND_IN}(\d+)\b"
+        result.src = re.sub(pattern, lambda match: spelled[int(match[1])], result.src)
         return result
+
+
+@contextmanager
+def _renamed(names: dict[Node, str]) -> Iterator[None]:
+    """The nodes have other targets inside."""
+    before = {node: node.target for node in names}
+    try:
+        for node, name in names.items():
+            node.target = name
+        yield
+    finally:
+        for node, target in before.items():
+            node.target = target
+
+
+def _is_plain(target: str) -> bool:
+    return all(map(_is_plain_name, target.split(".")))
+
+
+def _is_plain_name(name: str) -> bool:
+    """Whether it may follow a dot. Python reads other letters than those of ASCII as their plain forms."""
+    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name) and not name.startswith(_STAND_IN)
 
 
 def _spelled(root: str, target: str) -> str:
     for name in target.split("."):
-        plain = name.isidentifier() and not keyword.iskeyword(name)
-        root = f"{root}.{name}" if plain else f"getattr({root}, {name!r})"
+        root = f"{root}.{name}" if _is_plain_name(name) else f"getattr({root}, {name!r})"
     return root

@@ -3,23 +3,29 @@
 Whatever ``forward`` does to lists, counters, caches and attributes, it does to the copy. Its tensors are stand-ins: on
 meta (a rehearsal), views of the caller's memory (a run that only reads its weights, as nearly all do), or copies.
 Modules, containers, closures, bound methods and plain Python objects are copied where they lead to a module or hold
-state; classes, functions, modules of Python and what belongs to torch or to Python itself stay what they are.
+state; classes, functions, modules of Python and what belongs to torch or to Python itself stay what they are, but for
+Python's own containers, namespaces, iterators and generators of random numbers.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import functools
+import random
 import sys
 import types
+import warnings
 import weakref
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from array import array
+from collections import ChainMap, OrderedDict, UserDict, UserList, defaultdict, deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from fxprune.recording.trees import PLAIN, map_sequence
 
@@ -27,6 +33,10 @@ StandIn = Callable[[Tensor], Tensor]
 _MAPPINGS = (dict, OrderedDict, defaultdict)
 _OF_PYTHON = frozenset(sys.stdlib_module_names)
 _TENSORS = ("_parameters", "_buffers")
+_OTHERS = ("torch", "numpy", "fxprune")
+# Objects of Python's and torch's own classes that hold what they are given.
+_HOLDERS = (types.SimpleNamespace, argparse.Namespace, UserDict, UserList, ChainMap, RemovableHandle)
+_WHOLE = (np.ndarray, bytearray, array, random.Random, np.random.Generator, np.random.RandomState)
 
 
 class Copier:
@@ -36,6 +46,7 @@ class Copier:
         self._stand_in = stand_in
         self._made: dict[int, Any] = {}
         self._kept: list[Any] = []  # what was copied, so that no address is used twice
+        self._cells: dict[int, types.CellType] = {}
         self.modules: dict[int, nn.Module] = {}
         """Identity of a module of the caller's -> its copy."""
         self._originals: dict[int, Any] = {}
@@ -61,10 +72,15 @@ class Copier:
         if kind is types.MethodType:
             owner = self(value.__self__)
             return value if owner is value.__self__ else types.MethodType(value.__func__, owner)
+        if kind is types.BuiltinMethodType:
+            return self._builtin_method(value)
         if kind is types.FunctionType:
             return self._function(value)
         if kind is functools.partial:
             return self._partial(value)
+        if kind is weakref.ref:
+            target = value()
+            return value if target is None else self._note(value, weakref.ref(self(target)))
         return self._object(value)
 
     def _note(self, value: Any, new: Any) -> Any:
@@ -75,6 +91,8 @@ class Copier:
 
     def _tensor(self, tensor: Tensor) -> Tensor:
         new: Tensor = self._note(tensor, self._stand_in(tensor))
+        for name, value in new.__dict__.items():
+            new.__dict__[name] = self(value)
         return new
 
     def original(self, value: Any) -> Any:
@@ -83,7 +101,7 @@ class Copier:
 
     def _module(self, module: nn.Module) -> nn.Module:
         if isinstance(module, torch.jit.ScriptModule):
-            new: nn.Module = self._note(module, copy.copy(module))  # the same tensors, attributes of its own
+            new: nn.Module = self._note(module, _scripted(module))
         else:
             new = self._note(module, object.__new__(type(module)))
             attributes = new.__dict__
@@ -108,9 +126,12 @@ class Copier:
 
     def _mapping(self, value: Any) -> Any:
         new = self._note(value, value.copy())
+        if any(isinstance(key, nn.Module) for key in value):
+            new.clear()
         for key, item in value.items():
-            if type(item) not in PLAIN:
-                new[key] = self(item)
+            own_key = self(key) if isinstance(key, nn.Module) else key
+            if type(item) not in PLAIN or own_key is not key:
+                new[own_key] = self(item)
         return new
 
     def _collection(self, value: Any) -> Any:
@@ -127,48 +148,67 @@ class Copier:
             return value
         return self._note(value, map_sequence(value, items))
 
+    def _builtin_method(self, value: Any) -> Any:
+        """``items.append`` of a list that is copied is that of the copy."""
+        owner = value.__self__
+        if owner is None or isinstance(owner, (type, types.ModuleType)):
+            return value
+        new = self(owner)
+        return value if new is owner else getattr(new, value.__name__)
+
     def _function(self, value: types.FunctionType) -> Any:
-        """A function whose closure leads to something that was copied leads to the copy."""
-        if not value.__closure__:
+        """A function that leads to something that was copied, by its variables or defaults, leads to the copy.
+
+        One of the user's with numbers among its variables has variables of its own as well: it may count.
+        """
+        if not value.__closure__ and not value.__defaults__ and not value.__kwdefaults__:
             return value
-        self._note(value, value)
-        try:
-            contents = [cell.cell_contents for cell in value.__closure__]
-        except ValueError:  # an empty cell
-            return value
-        copies = [self(item) for item in contents]
-        if all(a is b for a, b in zip(copies, contents, strict=True)):
-            return value
-        cells = tuple(types.CellType(item) for item in copies)
+        cells = tuple(self._cells.setdefault(id(cell), types.CellType()) for cell in value.__closure__ or ())
         new = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
-        new.__kwdefaults__, new.__qualname__, new.__module__ = (
-            value.__kwdefaults__,
-            value.__qualname__,
-            value.__module__,
-        )
-        new.__dict__.update(value.__dict__)
-        return self._note(value, new)
+        self._note(value, new)  # it may lead to itself
+        is_other = False
+        for cell, own in zip(value.__closure__ or (), cells, strict=True):
+            try:
+                content = cell.cell_contents
+            except ValueError:  # an empty cell
+                continue
+            own.cell_contents = self(content)
+            is_other |= own.cell_contents is not content and content is not value
+            is_other |= type(content) in PLAIN and not _is_of_others(value.__module__)
+        new.__defaults__, defaults = self(value.__defaults__), value.__defaults__
+        keywords = value.__kwdefaults__ or {}
+        own_keywords = {name: self(item) for name, item in keywords.items()}
+        is_other |= new.__defaults__ is not defaults
+        is_other |= any(own_keywords[name] is not item for name, item in keywords.items())
+        if not is_other:
+            return self._note(value, value)
+        new.__kwdefaults__ = own_keywords or None
+        new.__qualname__, new.__module__, new.__doc__ = value.__qualname__, value.__module__, value.__doc__
+        new.__dict__.update((name, self(item)) for name, item in value.__dict__.items())
+        return new
 
     def _partial(self, value: functools.partial[Any]) -> Any:
         function, args, keywords = self(value.func), self(value.args), self(dict(value.keywords))
         return self._note(value, functools.partial(function, *args, **keywords))
 
     def _object(self, value: Any) -> Any:
-        """An object of a class of the user's; anything else is handed on as it is."""
+        """An object of a class of the user's, or what Python holds values in; anything else is handed on as it is."""
         cls = type(value)
-        if isinstance(value, np.ndarray):
-            return self._note(value, value.copy())
+        if isinstance(value, _WHOLE):
+            return self._note(value, copy.deepcopy(value))
         if isinstance(value, (type, types.ModuleType, fx.Graph, BaseException)):
             return value
         package = (cls.__module__ or "").partition(".")[0]
-        if package in _OF_PYTHON or package in ("torch", "numpy", "fxprune"):
+        if package in _OTHERS and cls is not RemovableHandle:
             return value
         if issubclass(cls, (dict, list)):
             return self._subclassed(value)
+        if package in _OF_PYTHON and not issubclass(cls, _HOLDERS):
+            return self._note(value, _advanced_alone(value)) if isinstance(value, Iterator) else value
         makes: Any = cls.__new__
-        if makes is not object.__new__:
+        if makes not in (object.__new__, types.SimpleNamespace.__new__):
             return value
-        new = self._note(value, object.__new__(cls))
+        new = self._note(value, makes(cls))
         for name, item in getattr(value, "__dict__", {}).items():
             new.__dict__[name] = self(item)
         self._slots(value, new)
@@ -195,10 +235,36 @@ class Copier:
 
     def _slots(self, value: Any, new: Any) -> None:
         for cls in type(value).__mro__:
-            slots = cls.__dict__.get("__slots__", ())
-            for name in (slots,) if isinstance(slots, str) else slots:
-                if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+            if "__slots__" not in cls.__dict__:
+                continue
+            for name, member in cls.__dict__.items():
+                if isinstance(member, types.MemberDescriptorType) and hasattr(value, name):
                     object.__setattr__(new, name, self(getattr(value, name)))
+
+
+def _scripted(module: Any) -> Any:
+    """A scripted module over the same tensors, with attributes and flags of its own, also in the modules inside."""
+    new = copy.copy(module)
+    if not module._modules:
+        return new
+    for name, child in module._modules.items():
+        new._c.setattr(name, _scripted(child)._c)
+    return torch.jit._recursive.wrap_cpp_module(new._c)
+
+
+def _is_of_others(module: str | None) -> bool:
+    package = (module or "").partition(".")[0]
+    return package in _OTHERS or package in _OF_PYTHON
+
+
+def _advanced_alone(iterator: Any) -> Any:
+    """A copy of an iterator; a generator, and what else has none, as it is."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python 3.14 takes this away from itertools
+            return copy.copy(iterator)
+    except TypeError:
+        return iterator
 
 
 def _empty(cls: Any, base: Any) -> Any:

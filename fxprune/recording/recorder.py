@@ -53,6 +53,7 @@ from fxprune.recording.writer import GraphWriter
 _VALUE_READS = {
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.equal.default,
+    torch.ops.aten.allclose.default,
     torch.ops.aten.is_nonzero.default,
 }
 # Calls that take values out of a tensor without such an op.
@@ -184,6 +185,7 @@ class Recorder:
         self._buffers = [
             (module, name, f"{path}.{name}" if path else name, buffer)
             for path, module in self.parts.modules.items()
+            if not isinstance(module, torch.jit.ScriptModule)
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
@@ -215,7 +217,7 @@ class Recorder:
                     self.rehearsal.begin()
             output = self.model(*args, **kwargs)
             with self._unrecorded():
-                self.writes = bool(self.writer.written_for_good())
+                self.writes = self.memory.was_written or bool(self.writer.written_for_good())
                 self._write_back_buffers()
                 self._place_output(output)
         self.writer.finish()
@@ -561,9 +563,8 @@ class Recorder:
         run = func if self.rehearsal is None else partial(self.rehearsal.op, func)
         if draws(func, args, kwargs):
             self.draws = True
-            if any(isinstance(arg, torch.Generator) for arg in (*args, *kwargs.values())):
-                self._needs_data()  # a rehearsal draws from it
-            if self.rehearsal is None:  # nobody's generator moves
+            if self.rehearsal is None or not any(t.is_meta for t in trees.tensors(*args, *kwargs.values())):
+                # nobody's generator moves
                 run = lambda *args, **kwargs: drawn(func, args, kwargs, 0)  # noqa: E731
         with self._unrecorded():
             if func._schema.is_mutable:
@@ -745,12 +746,20 @@ def _count(writer: GraphWriter, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return total
 
 
+def _told_length(writer: GraphWriter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """``len(x)`` in code whose ``len`` is Python's own, which gives plain numbers."""
+    length = len(args[0])
+    writer.guard(writer.size(args[0], 0), "==", length)
+    return length
+
+
 # Reads of sizes: a method or function, or the name of a property.
 _SPECIAL: dict[Any, Callable[[GraphWriter, tuple[Any, ...], dict[str, Any]], Any]] = {
     "shape": lambda writer, args, kwargs: _sizes(writer, args[0]),
     Tensor.size: _size,
     Tensor.numel: _count,
     Tensor.nelement: _count,
+    Tensor.__len__: _told_length,
     torch.numel: _count,
 }
 

@@ -96,6 +96,11 @@ class Memory:
             self.before_write(tensor)
         return found
 
+    @property
+    def was_written(self) -> bool:
+        """Whether there is, or was in the run before this one, a write to memory of the caller's."""
+        return self._private or bool(self._saved)
+
     def restore(self) -> None:
         for storage, contents in self._saved.values():
             storage.copy_(contents)

@@ -99,6 +99,16 @@ def _leaving(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return method
 
 
+def _leaving_by(name: str) -> Callable[..., Any]:
+    """A method of the plain number, which takes the value out of the graph."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        value = _leaving(plain)(self)
+        return getattr(value, name)(*args, **kwargs)
+
+    return method
+
+
 _COMPARISONS = {"__eq__": "==", "__ne__": "!=", "__lt__": "<", "__le__": "<=", "__gt__": ">", "__ge__": ">="}
 _UNARY: dict[str, Callable[..., Any]] = {
     "__neg__": operator.neg,
@@ -117,13 +127,19 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "mod": operator.mod,
     "pow": operator.pow,
 }
-_BITS: dict[str, Callable[..., Any]] = {
+
+
+# Of whole numbers only.
+_BITS: dict[str, Callable[[Any, Any], Any]] = {
     "and": operator.and_,
     "or": operator.or_,
     "xor": operator.xor,
     "lshift": operator.lshift,
     "rshift": operator.rshift,
 }
+# What is told of a number, or made of it, by methods and attributes of its class.
+_METHODS = "bit_length bit_count as_integer_ratio to_bytes is_integer hex conjugate".split()
+_ATTRIBUTES = "numerator denominator real imag".split()
 
 
 def _with_arithmetic(cls: type) -> None:
@@ -137,6 +153,19 @@ def _with_arithmetic(cls: type) -> None:
     cls.__bool__ = lambda self: self != 0  # type: ignore[attr-defined]
     cls.__int__ = _leaving(int)  # type: ignore[attr-defined]
     cls.__float__ = _leaving(float)  # type: ignore[attr-defined]
+    for name in _METHODS:
+        if hasattr(cls, name):
+            setattr(cls, name, _leaving_by(name))
+    for name in _ATTRIBUTES:
+        if hasattr(cls, name):
+            setattr(cls, name, property(_leaving(operator.attrgetter(name))))
+
+
+def _with_bits(cls: type) -> None:
+    setattr(cls, "__invert__", _unary(operator.invert))  # noqa: B010
+    for name, bits in _BITS.items():
+        setattr(cls, f"__{name}__", _binary(bits))
+        setattr(cls, f"__r{name}__", _binary(bits, swap=True))
 
 
 class TracedInt(int):
@@ -192,19 +221,6 @@ class TracedFloat(float):
         return float, (plain(self),)
 
 
-def _with_bits() -> None:
-    for name, function in _BITS.items():
-        setattr(TracedInt, f"__{name}__", _binary(function))
-        setattr(TracedInt, f"__r{name}__", _binary(function, swap=True))
-    TracedInt.__invert__ = _unary(operator.invert)  # type: ignore[method-assign]
-
-
-def _asked(cls: type, base: type, names: str) -> None:
-    """Methods that answer with something else than a number that remembers."""
-    for name in names.split():
-        setattr(cls, name, _leaving_by(getattr(base, name)))
-
-
 def _spelling(method: Callable[..., str]) -> Callable[..., str]:
     def call(self: Any, *args: Any) -> str:
         self.lazy.owner.spelled()
@@ -213,22 +229,12 @@ def _spelling(method: Callable[..., str]) -> Callable[..., str]:
     return call
 
 
-def _leaving_by(method: Callable[..., Any]) -> Callable[..., Any]:
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.lazy.owner.decided(self, "==", plain(self), True)
-        return method(plain(self), *args, **kwargs)
-
-    return call
-
-
 _with_arithmetic(TracedInt)
+_with_bits(TracedInt)
 _with_arithmetic(TracedFloat)
-_with_bits()
 for _cls, _base in ((TracedInt, int), (TracedFloat, float)):
     _cls.__str__ = _spelling(_base.__str__)  # type: ignore[method-assign, assignment]
     _cls.__format__ = _spelling(_base.__format__)  # type: ignore[method-assign, assignment]
-_asked(TracedInt, int, "bit_length bit_count to_bytes as_integer_ratio")
-_asked(TracedFloat, float, "is_integer hex as_integer_ratio")
 
 
 class TracedFlag(int):

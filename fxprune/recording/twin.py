@@ -34,18 +34,22 @@ class Twin:
     def _copy(self) -> None:
         parts = Parts.of(self._given)
         self._memory = state.Memory(parts, self._private)
-        copier = Copier(self._memory.stand_in)
-        self.model: nn.Module = copier(self._given)
-        self.model.eval()
+        self._copies = Copier(self._memory.stand_in)  # holds what is only referred to weakly
+        self.model: nn.Module = self._copies(self._given)
+        self._in_eval_mode = False
         self._tensors = list(parts.tensors.values())
 
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What the model returns, or raises, for copies of these inputs."""
         self._calls += 1
         try:
-            return self._called(args, kwargs)
-        except state.PrivateMemoryNeededError:
-            pass
+            result = self._called(args, kwargs)
+        except Exception:
+            if not self._memory.was_refused:  # the model's own; TorchScript, too, makes another one of a refusal
+                raise
+        else:
+            if not self._memory.was_refused:  # nor caught by the model
+                return result
         self._private = True
         self._copy()
         return self._called(args, kwargs)
@@ -66,6 +70,9 @@ class Twin:
                         sys.modules["numpy"].random.seed(self._calls)
                 if self._writes:
                     stack.enter_context(_Watching(self._memory))
+                if not self._in_eval_mode:  # which may write to weights, too
+                    self.model.eval()
+                    self._in_eval_mode = True
                 own_args, own_kwargs = boundary.with_fresh_tensors((list(args), dict(kwargs)))
                 return self.model(*own_args, **own_kwargs)
         finally:

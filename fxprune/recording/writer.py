@@ -110,14 +110,17 @@ class GraphWriter:
         """A call that is made for what it does to an object that came in."""
         self._alive.add(self.create(call))
 
-    def guard(self, value: Any, relation: str, recorded: Any, outcome: bool = True) -> None:
-        """Write down that the graph holds only where ``value relation recorded`` comes out as it did."""
+    def guard(self, value: Any, relation: str, recorded: Any, outcome: bool = True, source: str = "") -> None:
+        """Write down that the graph holds only where ``value relation recorded`` comes out as it did.
+
+        ``source``: what asked, if that is not the line that is running.
+        """
         relation = relation if outcome else OPPOSITE[relation]
         key = self._identity(value), relation, self._identity(recorded)
         if key in self._guarded:
             return
         self._guarded.add(key)
-        source = current_source()
+        source = source or current_source()
         node = self.create(Call("call_function", holds, (value, relation, recorded, source), {}))
         self._alive.add(node)
 

@@ -14,9 +14,9 @@ from fxprune.analysis import ValueInterpreter, placeholder_values
 from fxprune.channels import ChannelGraph
 from fxprune.cost import Keep
 from fxprune.inputs import map_leaves, tensors_of
-from fxprune.meta import MetaKernels, OpMode
-from fxprune.recording import RecordedModule, clone_modules, put_in_eval_mode, replace_tensors
+from fxprune.meta import MetaKernels, OpMode, tensors_in
 from fxprune.randomness import drawn, draws
+from fxprune.recording import RecordedModule, clone_modules, put_in_eval_mode, replace_tensors
 from fxprune.recording.guards import NUMBER, holds, is_guard
 from fxprune.rewriting.literals import REPAIRED, Repair, new_constant
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, Uncut, stand_ins
@@ -105,9 +105,10 @@ class _OnMeta(OpMode):
         self._kernels = MetaKernels()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if draws(func, args, kwargs or {}):  # also what is made without a tensor, on a device that has numbers
-            return drawn(func, args, kwargs or {}, 0)
-        return self._kernels(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        if draws(func, args, kwargs) and not any(t.is_meta for t in tensors_in((args, kwargs))):
+            return drawn(func, args, kwargs, 0)  # real numbers, but nobody's generator moves
+        return self._kernels(func, args, kwargs)
 
 
 def run_on_meta(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> MetaRun:
