@@ -324,10 +324,10 @@ def _outcome(module: RecordedModule, probe: _Probe) -> _Outcome:
     except Exception as error:
         return _Outcome(probe, raised=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
     try:
-        error = relative_error(found, probe.expected)
-    except VerificationError as different:
-        return _Outcome(probe, raised=str(different))
-    return _Outcome(probe, error=error, raised=_other_value(found, probe.expected))
+        apart = relative_error(found, probe.expected)
+    except VerificationError as error:
+        return _Outcome(probe, raised=str(error))
+    return _Outcome(probe, error=apart, raised=_other_value(found, probe.expected))
 
 
 def _other_value(found: Any, expected: Any) -> str:
@@ -450,7 +450,8 @@ def _after_inputs(node: fx.Node) -> fx.Node:
     """The node itself, or for an input the last one that has to do with what was given at all."""
     if node.op != "placeholder":
         return node
-    return [n for n in node.graph.nodes if n.op == "placeholder" or n.target is guards.fits][-1]
+    first: fx.Node = [n for n in node.graph.nodes if n.op == "placeholder" or n.target is guards.fits][-1]
+    return first
 
 
 def _fix_values(module: RecordedModule, prober: _Prober, n: int, source: str) -> None:

@@ -178,7 +178,7 @@ def _is_object(found: Sequence[Part]) -> bool:
 def _is_structure(value: Any) -> bool:
     """Whether a walk goes into it, or ends at it with something to tell."""
     if type(value) in _PLAIN or isinstance(value, (Tensor, StandIn, Mapping, tuple, list, int, float, str)):
-        return True
+        return True  # numbers of a class of their own too: they may know what they were computed from
     return not isinstance(value, type) and (dataclasses.is_dataclass(value) or type(value) in pytree.SUPPORTED_NODES)
 
 

@@ -55,15 +55,14 @@ class NoCacheError(Exception):
 def values_in(tree: Any) -> dict[str, tuple[Any, bool]]:
     """Path -> (tensor or number, whether it is inside an object that is no plain structure)."""
     found: dict[str, tuple[Any, bool]] = {}
-    seen: set[int] = set()
+    around: list[int] = []  # what is being visited: an object may hold itself, and may be held twice
 
     def visit(value: Any, path: str, inside: bool) -> None:
         if isinstance(value, (Tensor, bool, int, float)):
             found[path] = value, inside
             return
-        if value is None or isinstance(value, (str, bytes, type, nn.Module, types.ModuleType)) or id(value) in seen:
+        if value is None or isinstance(value, (str, bytes, type, nn.Module, types.ModuleType)) or id(value) in around:
             return
-        seen.add(id(value))
         if isinstance(value, Mapping):
             items = [(f"[{key!r}]", item) for key, item in value.items()]
         elif isinstance(value, (tuple, list)):
@@ -74,8 +73,10 @@ def values_in(tree: Any) -> dict[str, tuple[Any, bool]]:
             return
         else:
             items, inside = [(f".{key}", item) for key, item in vars(value).items()], True
+        around.append(id(value))
         for key, item in items:
             visit(item, path + key, inside)
+        around.pop()
 
     visit(tree, "", False)
     return found

@@ -243,6 +243,8 @@ def randomise(model: nn.Module, inputs: dict[str, Any] | Callable[[], tuple[Any,
     frozen = [(f"{name}.{key}", b) for name, m in norms.items() for key, b in m.named_buffers() if key in AFFINE]
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *frozen):
+            if not tensor.numel():
+                continue
             owner, _, last = name.rpartition(".")
             unit = (tensor.shape[0] / tensor.numel()) ** 0.5 if tensor.ndim > 1 else 1.0  # fan-in to the power of -1/2
             if last.endswith("bias"):

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune import artifact
-from fxprune.errors import ArtifactError, ExportError, InputError, PlanError, WriteError
-from fxprune.inputs import TensorSpec, from_json, to_json
+from fxprune.errors import ArtifactError, ExportError, FxpruneError, InputError, PlanError, WriteError
+from fxprune.inputs import DIMS_KEY, TensorSpec, from_json, to_json
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -189,6 +190,55 @@ def test_nested_inputs_come_from_the_file(tmp_path: Path) -> None:
     torch.testing.assert_close(program(other, scale=0.5)["logits"], expected)
 
 
+class Ordered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.body = nn.Embedding(9, 6), chain(6, 16, 8)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        return self.body(x + self.table(positions))
+
+
+def in_order(positions: Tensor) -> Tensor:
+    if bool((positions.diff() < 0).any()):
+        raise ValueError("positions must be in order")
+    return positions
+
+
+def ordered() -> fx.GraphModule:
+    """As pruned, with a node in its graph that takes positions in their order only."""
+    small = fxprune.prune(make(Ordered), (torch.randn(2, 5, 6), torch.arange(4, 9)[None]), params=0.5, progress=False)
+    node = next(n for n in small.graph.nodes if n.op == "placeholder" and n.name == "positions")
+    with small.graph.inserting_after(node):
+        checked = small.graph.call_function(in_order, (node,))
+    node.replace_all_uses_with(checked, delete_user_cb=lambda user: user is not checked)
+    small.recompile()
+    return small
+
+
+def test_a_network_that_refuses_integers_near_the_examples_is_sampled_on_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "ordered.safetensors"
+    small = ordered()
+    fxprune.save(small, path)
+    written = artifact.read_artifact(path)
+    assert from_json(written.inputs)["args"][1].values == (4, 5, 6, 7, 8)
+    assert written.outputs == artifact._sample(small, from_json(written.inputs))
+    # The class has no such node: there the positions are in another order, and the outputs are not those of the file.
+    assert "does not compute what it did when it was saved" in message(path, make(Ordered))
+    assert fxprune.load(path, make(Ordered), verify=False).meta["fxprune_inputs"]["args"][1].values == (4, 5, 6, 7, 8)
+
+
+def test_files_that_keep_no_values_are_loaded(tmp_path: Path) -> None:
+    """As they were written before: integers are then drawn from their range, for the sample too."""
+    path = tmp_path / "older.safetensors"
+    small = fxprune.prune(make(Ordered), (torch.randn(2, 5, 6), torch.arange(4, 9)[None]), params=0.5, progress=False)
+    args = small.meta["fxprune_inputs"]["args"]
+    small.meta["fxprune_inputs"] = {"args": (args[0], replace(args[1], values=None)), "kwargs": {}}
+    fxprune.save(small, path)
+    assert artifact.read_artifact(path).inputs["dict"]["args"]["tuple"][1] == {"tensor": [[1, 5], "int64", 4, 8]}
+    fxprune.load(path, make(Ordered))
+
+
 def test_a_pruned_part_of_a_model(tmp_path: Path) -> None:
     whole = fxprune.prune(make(Pair), (({"x": torch.randn(2, 6), "ids": torch.arange(2)}),), submodule="body",
                           params=0.5, progress=False)  # fmt: skip
@@ -222,6 +272,16 @@ def test_inputs_as_json() -> None:
 # -- programs
 
 
+def test_a_program_has_the_batch_that_the_recording_fixes(tmp_path: Path) -> None:
+    small = pruned()
+    small.meta[DIMS_KEY] = [{"tensor": 0, "dim": 0, "size": 2, "free": False, "why": "net.py:7"}]
+    fxprune.save(small, tmp_path / "fixed.pt2")
+    program = fxprune.load(tmp_path / "fixed.pt2")
+    torch.testing.assert_close(run(program, image()), run(small, image()))
+    with pytest.raises((AssertionError, RuntimeError), match=r"shape\[0\]|size\(\)\[0\]"):
+        run(program, torch.cat([image(), image()]))
+
+
 def test_a_program_runs_without_the_class_at_any_batch_size(tmp_path: Path) -> None:
     small = pruned()
     small.train()
@@ -248,8 +308,18 @@ class TwoOnly(nn.Module):
         return self.body(x).view(2, 4)
 
 
-def test_a_program_needs_a_free_batch(tmp_path: Path) -> None:
+def test_a_program_of_a_network_with_one_batch_size_has_that_size(tmp_path: Path) -> None:
     small = fxprune.prune(make(TwoOnly), torch.randn(2, 4), params=0.6, progress=False)
+    (batch,) = (dim for dim in small.meta["fxprune"].inputs if dim.dim == 0)
+    assert not batch.free
+    assert batch.why.startswith("the model takes no other size that was tried (3, 4, 1)")
+    fxprune.save(small, tmp_path / "two.pt2")
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(fxprune.load(tmp_path / "two.pt2")(x), small(x))
+
+
+def test_a_program_that_torch_cannot_capture(tmp_path: Path) -> None:
+    small = fxprune.prune(make(TwoOnly), torch.randn(2, 4), params=0.6, progress=False, verify=False)
     with pytest.raises(ExportError, match=r"torch\.export cannot capture TwoOnly with a dynamic batch: "):
         fxprune.save(small, tmp_path / "two.pt2")
     assert list(tmp_path.iterdir()) == []
@@ -370,6 +440,11 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert said(make()).startswith("Small holds no part that fxprune pruned. Pass what fxprune.prune, apply or load")
+    assert said(None) == "pruned is None; pass what fxprune.prune, apply or load returned."
+    for wrong in (3, None, b"x.pt2"):
+        for call in (lambda path: fxprune.save(make(), path), fxprune.load, fxprune.PruningPlan.load):
+            with pytest.raises(FxpruneError, match="is no path: pass a str or a pathlib"):
+                call(wrong)
     small = pruned()
     assert said(nn.DataParallel(small)) == "DataParallel wraps the pruned module: pass its .module."
     assert (

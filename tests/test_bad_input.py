@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from nets import Attentive, Shuffled, Small, Unchanged, chain, image, make
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fxprune
 from fxprune.errors import BudgetError, ExampleInputsError, FxpruneError, InputError, ModelError, PlanError
@@ -205,7 +207,93 @@ def test_what_is_no_model(wrong: Any) -> None:
         fxprune.prune(wrong, image(), flops=0.5, progress=False)
 
 
+class Strange(Tensor):
+    """With rules of its own, one would think."""
+
+
+def test_models_that_cannot_be_followed() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the end of torch.jit
+        scripted = torch.jit.trace(make(), image())
+    lazy, strange = nn.Sequential(nn.LazyConv2d(8, 1), nn.ReLU()), make()
+    with FakeTensorMode():
+        fake = make()
+    strange.head.weight = nn.Parameter(strange.head.weight.detach().as_subclass(Strange))
+    for model, text in (
+        (scripted, "Small was scripted or traced by torch.jit, and its Python code, which is what is followed, is no "
+         "part of it. Pass the nn.Module that it was made from."),
+        (lazy, "0.weight has no shape yet, as it belongs to a lazy layer. Run the model once on real inputs, model(x), "
+         "then prune it."),
+        (fake, "stem.0.weight is a fake tensor and has no values. Make the model outside of FakeTensorMode; one on the "
+         "meta device can be pruned without values."),
+        (strange, "head.weight is a Strange, a tensor with rules of its own. Prune the model with plain tensors, then "
+         "make them Strange again."),
+    ):  # fmt: skip
+        for call in (lambda *a: fxprune.prune(*a, flops=0.5, progress=False), fxprune.analyze, fxprune.record):
+            with pytest.raises(ModelError) as caught:
+                call(model, image())
+            assert str(caught.value) == text
+
+
+def test_under_fake_tensors_nothing_can_be_done() -> None:
+    model, x = make(), image()
+    with FakeTensorMode(), pytest.raises(InputError) as caught:
+        fxprune.prune(model, x, flops=0.5, progress=False)
+    assert str(caught.value) == "This is called under FakeTensorMode, where tensors have no values: call it outside."
+
+
+def test_tensors_without_entries_and_of_inference_mode_are_no_mistake() -> None:
+    model = make()
+    model.nothing, model.buffer = nn.Parameter(torch.empty(0)), nn.Buffer(torch.empty(3, 0, 2))
+    small = fxprune.prune(model, image(), flops=0.5, progress=False)
+    assert (small.nothing.shape, small.buffer.shape) == ((0,), (3, 0, 2))
+    with torch.inference_mode():
+        model, x = make(), image()
+    assert fxprune.prune(model, x, flops=0.5, progress=False).meta["fxprune"].oracle_error < 1e-5
+
+
+def test_weights_of_eight_bits_are_looked_through() -> None:
+    model = make().to(torch.float8_e4m3fn)
+    with torch.no_grad():
+        model.head.bias.view(torch.uint8)[0] = 0x7F
+    with pytest.raises(ModelError, match=r"^head\.bias holds NaN or inf\. Load a sound checkpoint before pruning\.$"):
+        fxprune.prune(model, image(), flops=0.5, progress=False)
+
+
+def test_what_is_no_module_to_export(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^module is None; pass a torch\.nn\.Module\.$"):
+        fxprune.export(None, tmp_path / "net.onnx")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^half='no' must be True or False\.$"):
+        fxprune.export(chain(4, 8, 2), tmp_path / "net.onnx", torch.randn(2, 4), half="no")  # type: ignore[arg-type]
+    with pytest.raises(ExampleInputsError, match="the example inputs hold no numbers"):
+        fxprune.export(chain(4, 8, 2), tmp_path / "net.onnx", torch.randn(0, 4))
+
+
 # -- example inputs
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 3, 0, 8), (0,)])
+def test_example_inputs_without_entries(shape: tuple[int, ...]) -> None:
+    for call in (lambda *a: fxprune.prune(*a, flops=0.5, progress=False), fxprune.analyze, fxprune.record):
+        with pytest.raises(ExampleInputsError) as caught:
+            call(make(), torch.zeros(shape))
+        assert str(caught.value) == (
+            f"the example inputs hold no numbers: a tensor of shape {list(shape)} has 0 entries; pass at least one "
+            "example, for instance the first rows of a batch of your data"
+        )
+
+
+def test_example_inputs_of_other_kinds() -> None:
+    with FakeTensorMode():
+        fake = image()
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    for x, text in (
+        (fake, "the example inputs are fake tensors; make them outside of FakeTensorMode"),
+        (nested, "the example inputs hold a nested tensor; pass one that is padded to one size"),
+        (image().as_subclass(Strange), "the example inputs hold a Strange, a tensor with rules of its own; pass a "
+         "plain one: x.as_subclass(torch.Tensor)"),
+    ):  # fmt: skip
+        assert message(ExampleInputsError, make(), x) == text
 
 
 def test_example_inputs_of_another_shape_are_ours_to_report() -> None:
@@ -249,6 +337,38 @@ def test_counts_are_whole_numbers_of_at_least_1(name: str, value: Any) -> None:
 @pytest.mark.parametrize("seed", [-1, 0.5, "x", None])
 def test_a_seed_is_a_whole_number(seed: Any) -> None:
     assert message(InputError, make(), method="random", seed=seed).startswith(f"seed={seed!r} must be a whole number")
+
+
+def test_seeds_of_more_than_64_bits_and_numbers_of_numpy() -> None:
+    assert message(InputError, make(), seed=2**70) == f"seed={2**70} must be below 2**63."
+    options: Any = {"round_to": np.int64(1), "min_channels": np.int32(1), "seed": np.uint8(3), "steps": np.int64(1)}
+    small = fxprune.prune(make(), image(), flops=np.float32(0.5), max_ratio=np.float64(0.9), progress=False, **options)
+    assert json.loads(json.dumps(small.meta["fxprune"].data()["round_to"])) == 1
+
+
+@pytest.mark.parametrize("name", ["exact", "verify", "consume", "progress"])
+def test_flags_are_true_or_false(name: str) -> None:
+    for wrong in ("no", 1, None, np.ones(3)):
+        assert message(InputError, make(), **{name: wrong}) == f"{name}={wrong!r} must be True or False."
+
+
+def test_shares_that_may_go() -> None:
+    for wrong in ("a", True, math.nan, -0.1, 1.5, ["a"], 1j):
+        said = f"max_ratio of '*' is {wrong!r}: pass the share that may go, in [0, 1]."
+        assert message(InputError, make(), max_ratio=wrong) == said
+    assert message(InputError, make(), max_ratio={3: 0.5}) == (
+        "max_ratio has the pattern 3: pass names of layers, such as 'layer4.*'."
+    )
+
+
+def test_names_that_are_none() -> None:
+    assert message(InputError, make(), ignore=[["a"]]) == "ignore names ['a'], which the model does not have."
+    assert message(InputError, make(), ignore=np.float32(1)).endswith(" must be a module, a name, or a list of them.")
+    assert message(InputError, make(), submodule=["up"]) == (
+        "submodule=['up'] is no name: pass one of model.named_modules()."
+    )
+    assert message(InputError, make(), provider=3) == ("provider=3 is no name of an execution provider of onnxruntime.")
+    assert message(InputError, make(), scope=np.ones(2)).startswith("scope=array([1., 1.]) is unknown. Known: global,")
 
 
 def test_unknown_names_to_ignore_come_with_close_matches() -> None:

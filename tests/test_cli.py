@@ -274,6 +274,16 @@ def test_an_unwritable_path_is_found_before_the_model_is_loaded(tmp_path: Path, 
     )
 
 
+@pytest.mark.parametrize(("one", "other"), [("--onnx", "--plan"), ("--plan", "--html"), ("--html", "--save")])
+def test_two_outputs_of_one_name_are_found_before_the_model_is_loaded(one: str, other: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "out.pt")
+    (tmp_path / "link.pt").symlink_to(path)
+    again = str(tmp_path / "link.pt")
+    assert refused("prune", "nothing.py:make", "--flops", "0.5", one, path, other, again) == (
+        f"{one} and {other} name one file, {again!r}; give each its own"
+    )
+
+
 def test_usage_errors_are_one_sentence_too(net: str) -> None:
     code, out, err = run("prune", net, "--flops", "half")
     assert (code, out) == (2, "")

@@ -37,10 +37,13 @@ INSTALL = "python -m venv .venv && . .venv/bin/activate && pip install"
 
 KINDS = {
     "movement": "the same op on the labels",
+    "indexed": "channels pass along the dims that are not indexed; what reads single channels locks them",
     "pointwise": "operands are joined position by position",
     "contraction": "what is contracted is joined; counted as MACs",
     "normalisation": "statistics over channels make a group approximate",
     "reduction": "a reduction or a softmax over channels is approximate; sorting and cumulation across them lock",
+    "losses": "pointwise; a sum or a mean over channels is approximate",
+    "matrices": "the dims of a matrix or a transform stay, the others pass",
     "spatial": "channel by channel",
     "creation": "no constraint, unless values depend on position",
 }

@@ -120,7 +120,7 @@ def test_macs_that_no_cut_can_lower_are_told_with_the_reason() -> None:
 
 def test_stages_have_their_seconds() -> None:
     seconds = report_of(make(), flops=0.5).seconds
-    assert list(seconds) == ["recording", "analysing", "scoring", "selecting", "rewriting", "verifying"]
+    assert list(seconds) == ["recording", "probing", "analysing", "scoring", "selecting", "rewriting", "verifying"]
     assert all(value >= 0 for value in seconds.values())
 
 

@@ -106,6 +106,18 @@ def test_the_plot_shows_the_matrix(tmp_path: Path) -> None:
     assert "pyplot" not in {name.rpartition(".")[2] for name in sys.modules if name.startswith("matplotlib")}
 
 
+def test_a_plot_in_the_format_that_the_path_names_though_it_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("target.dat")
+    study.similarity([of_counts(2, 5, 20), of_counts(8, 5, 5)]).plot(tmp_path / "link.png")
+    assert (tmp_path / "target.dat").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_finds_an_unwritable_path_before_it_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(InputError, match="does not exist; create it first"):
+        study.similarity([of_counts(2, 5, 20), of_counts(8, 5, 5)]).plot(tmp_path / "no" / "a.png")
+
+
 def test_a_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     found = study.similarity([of_counts(2, 5, 20), of_counts(8, 5, 5)])

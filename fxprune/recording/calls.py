@@ -65,9 +65,12 @@ class FunctionApply(TorchFunction):
     """``cls.apply`` of a ``torch.autograd.Function``, custom backward included."""
 
     def __init__(self, cls: type) -> None:
-        super().__init__(cls.apply)  # type: ignore[attr-defined]
+        super().__init__(cls)  # not its apply: while a model is recorded, that leads to the recorder
         self.cls = cls
         self.__name__ = f"{cls.__name__}_apply"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.cls.apply(*args, **kwargs)  # type: ignore[attr-defined]
 
 
 class Constant(TorchFunction):

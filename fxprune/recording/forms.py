@@ -19,21 +19,26 @@ from fxprune.structure import parts
 
 Form = tuple[Any, ...]
 """("tensor", kind, dims), ("number",), ("sequence", forms), ("mapping", keys, forms), ("object", class, names, forms),
-("value", text), or ("absent", form): that, or None in its place."""
+("value", text), ("itself",) of an object inside of itself, or ("absent", form): that, or None in its place."""
 
 _DEPTH = 8  # of objects that hold no tensor
 
 
-def form_of(value: Any, *, numbers: bool = True) -> Form:
-    """The form of an input. ``numbers``: they are free; else they are fixed like other plain values."""
+def form_of(value: Any, *, numbers: bool = True, inside: tuple[int, ...] = ()) -> Form:
+    """The form of an input. ``numbers``: they are free; else they are fixed like other plain values.
+
+    ``inside``: the identities of what it is a part of, since objects may hold themselves.
+    """
     if isinstance(value, Tensor):
         return ("tensor", _kind(value), value.ndim) if numbers else ("value", _text(value))
     if numbers and _is_number(value):
         return ("number",)
+    if id(value) in inside:
+        return ("itself",)
     found = parts(value)
     if found is None or (found and found[0].kind == "leaf"):
         return "value", _text(value)
-    forms = tuple(form_of(part.value, numbers=numbers) for part in found)
+    forms = tuple(form_of(part.value, numbers=numbers, inside=(*inside, id(value))) for part in found)
     if isinstance(value, Mapping):
         return "mapping", tuple(_text(part.key) for part in found), forms
     if isinstance(value, (tuple, list)):
@@ -41,59 +46,61 @@ def form_of(value: Any, *, numbers: bool = True) -> Form:
     return "object", _class_of(value), tuple(part.key for part in found), forms
 
 
-def difference(value: Any, form: Form) -> str:
-    """How a value differs from a form, to be read after its name; "" if it does not."""
+def difference(value: Any, form: Form) -> tuple[str, str] | None:
+    """Where a value differs from a form, as Python writes it after its name, and how; None if it does not."""
     kind = form[0]
-    if isinstance(value, fx.Proxy):  # somebody traces the graph
-        return ""
+    if kind == "itself" or isinstance(value, fx.Proxy):  # somebody traces the graph
+        return None
     if kind == "absent":
-        return "" if value is None else difference(value, form[1])
+        return None if value is None else difference(value, form[1])
     if kind == "tensor":
-        return _difference_of_tensor(value, form)
+        return _at("", _difference_of_tensor(value, form))
     if kind == "number":
-        return "" if _is_number(value) else f" is {_shown(value)}, where a number was recorded"
+        return None if _is_number(value) else ("", f"is {_shown(value)}, where a number was recorded")
     if kind == "sequence":
         if not isinstance(value, (tuple, list)):
-            return f" is {_shown(value)}, where {len(form[1])} items were recorded"
+            return "", f"is {_shown(value)}, where {len(form[1])} items were recorded"
         if len(value) != len(form[1]):
-            return f" has {len(value)} items, where {len(form[1])} were recorded"
+            return "", f"has {len(value)} items, where {len(form[1])} were recorded"
         return _first(value, range(len(value)), form[1])
     if torch.compiler.is_compiling() and kind != "mapping":  # what is no tensor is fixed there in any case
-        return ""
+        return None
     if kind == "mapping":
         keys = {_text(key): key for key in value} if isinstance(value, Mapping) else {}
         if set(keys) != set(form[1]):
-            given = f"the keys {', '.join(keys)}" if keys else _shown(value)
-            return f" has {given}, where {', '.join(form[1])} were recorded"
+            given = f"has the keys {', '.join(keys)}" if keys else f"is {_shown(value)}"
+            return "", f"{given}, where {', '.join(form[1])} were recorded"
         return _first(value, [keys[text] for text in form[1]], form[2])
     if kind == "object":
         if _class_of(value) != form[1]:
-            return f" is {_shown(value)}, where {form[1]} was recorded"
+            return "", f"is {_shown(value)}, where {form[1]} was recorded"
         for name, each in zip(form[2], form[3], strict=True):
-            text = difference(getattr(value, name, None), each)
-            if text:
-                return f".{name}{text}"
-        return ""
+            found = difference(getattr(value, name, None), each)
+            if found is not None:
+                return f".{name}{found[0]}", found[1]
+        return None
     text = _text(value)
-    return "" if text == form[1] else f" is {_short(text)}, where {_short(form[1])} was recorded"
+    return None if text == form[1] else ("", f"is {_shown(value)}, where {_short(form[1])} was recorded")
 
 
-def _first(value: Any, keys: Any, forms: tuple[Form, ...]) -> str:
+def _first(value: Any, keys: Any, forms: tuple[Form, ...]) -> tuple[str, str] | None:
     for key, form in zip(keys, forms, strict=True):
-        text = difference(value[key], form)
-        if text:
-            return f"[{key!r}]{text}"
-    return ""
+        found = difference(value[key], form)
+        if found is not None:
+            return f"[{key!r}]{found[0]}", found[1]
+    return None
+
+
+def _at(path: str, text: str) -> tuple[str, str] | None:
+    return (path, text) if text else None
 
 
 def _difference_of_tensor(value: Any, form: Form) -> str:
     if not isinstance(value, Tensor):
-        return f" is {_shown(value)}, where a tensor was recorded"
+        return f"is {_shown(value)}, where a tensor was recorded"
     if _kind(value) != form[1]:
-        return f" is a tensor of {value.dtype}, where one of {form[1]} was recorded"
-    if value.ndim != form[2]:
-        return f" has {value.ndim} dims, where {form[2]} were recorded"
-    return ""
+        return f"is a tensor of {value.dtype}, where one of {form[1]} was recorded"
+    return "" if value.ndim == form[2] else f"has {value.ndim} dims, where {form[2]} were recorded"
 
 
 def _kind(tensor: Tensor) -> str:
@@ -128,16 +135,17 @@ def _text(value: Any, depth: int = _DEPTH) -> str:
         code = getattr(value, "__code__", None)
         line = f":{code.co_firstlineno}" if code is not None else ""
         return f"{value.__module__}.{value.__qualname__}{line}"
-    if isinstance(value, (Tensor, nn.Module, torch.Generator, types.ModuleType)) or not depth:
+    if not depth or isinstance(value, (Tensor, nn.Module, torch.Generator, types.ModuleType)):
         return _class_of(value)
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{_text(k, depth - 1)}: {_text(v, depth - 1)}' for k, v in value.items())}}}"
     if isinstance(value, (tuple, list)):
         return f"({', '.join(_text(item, depth - 1) for item in value)})"
-    if type(value).__repr__ is not object.__repr__ or not hasattr(value, "__dict__"):
-        text = repr(value) if " at 0x" not in repr(value) else _class_of(value)
-        return str(text)
-    return f"{_class_of(value)} {_text(vars(value), depth - 1)}"
+    attributes = getattr(value, "__dict__", None)
+    shown = str(repr(value))
+    if attributes is None or " object at 0x" not in shown:
+        return shown if " at 0x" not in shown else _class_of(value)
+    return f"{_class_of(value)} {_text(attributes, depth - 1)}"
 
 
 def _shown(value: Any) -> str:

@@ -102,12 +102,14 @@ def fits(values: tuple[Any, ...], names: tuple[str, ...], recorded: tuple[Form, 
         GuardError: one has not, and which.
     """
     for value, name, form in zip(values, names, recorded, strict=True):
-        text = difference(value, form)
-        if text:
+        found = difference(value, form)
+        if found is not None:
+            path, text = found
+            where = f"{name}{path} of {source}" if source else f"{name}{path}"
             raise GuardError(
-                f"{source or 'the model'}: {name}{text}. Call the network with inputs like the example's in this, or "
-                "record it with an example of this kind.",
-                source,
+                f"{where}: it {text}. Call the network with inputs like the example's in this, or record it with an "
+                "example of this kind.",
+                where,
             )
 
 

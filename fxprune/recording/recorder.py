@@ -169,7 +169,8 @@ class Recorder:
         self._copies = copier
         self.parts = Parts.of(self.model)
         self.options = options
-        self.foreign_randomness = self.draws = self.writes = self.seeds = False
+        self.foreign_randomness = self.draws = self.writes = False
+        self.draws_seeded = self._is_seeded = False
         self._begin = _begin_of(self.model)
         self._objects: dict[int, tuple[Any, Node]] = {}  # that came in, by identity
         self._as_given: dict[int, dict[Any, Any]] = {}
@@ -257,7 +258,7 @@ class Recorder:
     def _seeded(self) -> None:
         if self._is_here() and not self._is_inner():
             self._needs_data()
-            self.seeds = True
+            self._is_seeded = True
 
     def _asked_for_grad(self) -> None:
         if self._is_asked_by_the_model() and not self._is_inner():
@@ -333,7 +334,7 @@ class Recorder:
         for node, (name, *keys) in found:
             owner: Mapping[str, Any] = bound.arguments[name] if keys else bound.arguments
             key = keys[0] if keys else name
-            names.append(str(node.target).lstrip("*"))
+            names.append(str(node.target))
             if key in owner:
                 recorded.append(form_of(owner[key]))
             else:
@@ -432,7 +433,7 @@ class Recorder:
         if getter == "device":
             with self._unrecorded():
                 return self.writer.device(args[0], self._run(func)(*args))
-        asked = _ASKED.get(getter or getattr(func, "__name__", ""))
+        asked = _ASKED.get(str(getter or getattr(func, "__name__", "")))
         if asked is not None and caller_is_user_code():
             self.writer.note(f"forward asks {asked}; recorded as it is for the example")
         special = _SPECIAL.get(func) or _SPECIAL.get(getter)
@@ -563,6 +564,7 @@ class Recorder:
         run = func if self.rehearsal is None else partial(self.rehearsal.op, func)
         if draws(func, args, kwargs):
             self.draws = True
+            self.draws_seeded = self.draws_seeded or self._is_seeded
             if self.rehearsal is None or not any(t.is_meta for t in trees.tensors(*args, *kwargs.values())):
                 # nobody's generator moves
                 run = lambda *args, **kwargs: drawn(func, args, kwargs, 0)  # noqa: E731
@@ -764,6 +766,13 @@ _SPECIAL: dict[Any, Callable[[GraphWriter, tuple[Any, ...], dict[str, Any]], Any
 }
 
 
+class _Rate(TracedFloat):
+    """A dropout's probability, 0 in eval mode: what is done where it is above 0 is recorded all the same."""
+
+    def __gt__(self, other: Any) -> bool:
+        return True
+
+
 def _attention_body(writer: GraphWriter, *args: Any, **kwargs: Any) -> Any:
     """``F.multi_head_attention_forward`` op by op instead of as one node.
 
@@ -774,7 +783,7 @@ def _attention_body(writer: GraphWriter, *args: Any, **kwargs: Any) -> Any:
     training = bound.arguments["training"]
     if isinstance(training, TracedFlag) and bound.arguments["dropout_p"] > 0.0:
         lazy = Lazy(writer, "call_function", operator.mul, (training, bound.arguments["dropout_p"]))
-        bound.arguments.update(training=True, dropout_p=TracedFloat(0.0, lazy))
+        bound.arguments.update(training=True, dropout_p=_Rate(0.0, lazy))
     return _multi_head_attention(*bound.args, **bound.kwargs)
 
 

@@ -233,8 +233,8 @@ _with_arithmetic(TracedInt)
 _with_bits(TracedInt)
 _with_arithmetic(TracedFloat)
 for _cls, _base in ((TracedInt, int), (TracedFloat, float)):
-    _cls.__str__ = _spelling(_base.__str__)  # type: ignore[method-assign, assignment]
-    _cls.__format__ = _spelling(_base.__format__)  # type: ignore[method-assign, assignment]
+    _cls.__str__ = _spelling(_base.__str__)  # type: ignore[method-assign]
+    _cls.__format__ = _spelling(_base.__format__)  # type: ignore[method-assign]
 
 
 class TracedFlag(int):

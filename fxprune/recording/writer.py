@@ -117,7 +117,7 @@ class GraphWriter:
         """
         relation = relation if outcome else OPPOSITE[relation]
         key = self._identity(value), relation, self._identity(recorded)
-        if key in self._guarded:
+        if key in self._guarded or (key[0] == key[2] and relation in ("==", "<=", ">=")):
             return
         self._guarded.add(key)
         source = source or current_source()
@@ -273,6 +273,10 @@ class GraphWriter:
             node.meta["mutates"] = True
             self._writes[node] = written
 
+    def lasts(self, tensor: Tensor) -> bool:
+        """Whether the tensor's memory outlives the call."""
+        return state.storage_id(tensor) in self._lasting
+
     def written_for_good(self) -> frozenset[int]:
         """The memory that was written to and outlives the call."""
         return frozenset().union(*self._writes.values()) & self._lasting
@@ -310,6 +314,8 @@ class GraphWriter:
             if value.node is None:
                 value.node = self.create(Call("call_function", value.target, value.args, value.kwargs))
             return value.node
+        if isinstance(value, tuple) and hasattr(value, "_fields") and "_fields" not in vars(type(value)):
+            return self.create(Call("call_function", type(value), tuple(value), {}))  # which may look at its parts
         if isinstance(value, (tuple, list)):
             return trees.map_sequence(value, [self.argument(item, instead) for item in value])
         if isinstance(value, dict):

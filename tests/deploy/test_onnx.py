@@ -18,8 +18,8 @@ import fxprune
 from fxprune.deploy import export, runtime, validate
 from fxprune.deploy import onnx as deploy_onnx
 from fxprune.deploy.validation import _error
-from fxprune.errors import ExampleInputsError, ExportError, InputError
-from fxprune.inputs import RECORD_KEY, describe_inputs
+from fxprune.errors import ExampleInputsError, ExportError, GuardError, InputError
+from fxprune.inputs import DIMS_KEY, RECORD_KEY, describe_inputs
 
 
 class Net(nn.Module):
@@ -116,6 +116,97 @@ def test_structured_inputs_and_outputs(tmp_path: Path) -> None:
     names = list(shapes(path, "output"))
     assert len(names) == len(set(names)) == 4
     assert names[1:] == ["same", "many_0", "many_1"]
+
+
+class Memory:
+    """Keys and values of the tokens so far, per layer; the network writes into it."""
+
+    def __init__(self, *lengths: int) -> None:
+        self.layers = [Slot(torch.randn(1, length, 4), torch.randn(1, length, 4)) for length in lengths]
+        self.owner = self
+
+
+class Slot:
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values, self.scale = keys, values, 0.5
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = torch.cat([self.keys, keys], 1), torch.cat([self.values, values], 1)
+        return self.keys, self.values
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 12) for _ in range(2))
+
+    def forward(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        for layer, slot in zip(self.layers, memory.layers, strict=True):
+            q, k, v = layer(x).chunk(3, -1)
+            k, v = slot.update(k, v)
+            x = x + F.scaled_dot_product_attention(q, k, v, scale=slot.scale)
+        return x, memory
+
+
+def test_an_object_as_an_input_and_as_an_output(tmp_path: Path) -> None:
+    path, memory = tmp_path / "net.onnx", Memory(3, 2)
+    found = export(randomise(Remembering()), path, (torch.randn(1, 2, 4), memory))
+    assert found.max_rel_error < 1e-5
+    assert shapes(path, "input") == {
+        "x": ["batch", 2, 4],
+        "memory_layers_0_keys": ["batch", 3, 4],
+        "memory_layers_0_values": ["batch", 3, 4],
+        "memory_layers_1_keys": ["batch", 2, 4],
+        "memory_layers_1_values": ["batch", 2, 4],
+    }
+    assert list(shapes(path, "output").values()) == [["batch", n, 4] for n in (2, 5, 5, 4, 4)]
+    assert list(shapes(path, "output"))[1] == "output_1_layers_0_keys"
+    assert [slot.keys.shape[1] for slot in memory.layers] == [3, 2], "what was passed stays as it was"
+
+
+class Decoder(nn.Module):
+    """A causal language model with a mask of what is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(50, 16), nn.Embedding(8, 16)
+        self.qkv, self.out, self.head = nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(16, 50)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        x = self.tokens(input_ids) + self.positions(position_ids)
+        length = input_ids.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        mask = causal & attention_mask[:, None, None, :].bool()
+        q, k, v = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("mask", [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+def test_a_causal_language_model_with_a_mask(tmp_path: Path, mask: list[int]) -> None:
+    """With coin flips for a mask some tokens saw nothing, of which torch and onnxruntime make different numbers."""
+    ids = torch.tensor([[3, 49, 7, 0, 1, 1]])
+    net = randomise(Decoder())
+    found = export(net, tmp_path / "net.onnx", (ids, torch.tensor([mask]), torch.arange(6)[None]))
+    assert 0 < found.max_rel_error < 1e-5
+    assert found.batches == (1, 3, 5)
+
+
+class Sorted(nn.Module):
+    """Takes lengths that never grow only, as ``pack_padded_sequence`` does."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting() and bool((lengths.diff() > 0).any()):
+            raise ValueError("lengths must be sorted")
+        return x * lengths.sum()
+
+
+def test_a_network_that_refuses_integers_near_the_examples_is_checked_on_its_own(tmp_path: Path) -> None:
+    inputs = (torch.randn(1, 4), torch.arange(10, 2, -1))
+    assert export(Sorted(), tmp_path / "net.onnx", inputs).max_rel_error < 1e-5
+    assert refused(ExampleInputsError, Sorted(), tmp_path / "net.onnx", (inputs[0], torch.arange(8))).startswith(
+        "Sorted fails on random inputs of the shapes [[2, 4], [8]]: lengths must be sorted; "
+    )
 
 
 class Windows(nn.Module):
@@ -486,6 +577,68 @@ def test_a_network_that_torch_export_cannot_capture(tmp_path: Path, capfd: pytes
         f"which operations run depends on the values of its tensors; {remedy}"
     )
     assert capfd.readouterr() == ("", "")
+
+
+# -- sizes that a recording does not cover
+
+
+def guard(x: Tensor, dim: int, size: int) -> Tensor:
+    """As recorded graphs hold it."""
+    if x.shape[dim] != size:
+        raise GuardError(f"dim {dim} of x is {x.shape[dim]}, recorded with {size} (net.py:7)")
+    return x
+
+
+def guarded(dim: int, size: int, wrapped: bool = False) -> nn.Module:
+    graph = torch.fx.Graph()
+    x = graph.call_function(guard, (graph.placeholder("x"), dim, size))
+    graph.output(graph.call_module("conv", (x,)))
+    module = torch.fx.GraphModule({"conv": randomise(nn.Conv2d(3, 4, 3))}, graph)
+    if wrapped:
+        return nn.Sequential(module)
+    module.meta[DIMS_KEY] = [
+        {"tensor": 0, "dim": 1, "size": 3, "free": False, "why": "net.py:6 is a convolution"},
+        {"tensor": 0, "dim": dim, "size": size, "free": False, "why": "net.py:7 takes no other"},
+        {"tensor": 0, "dim": 3, "size": 8, "free": True, "why": ""},
+    ]
+    return module
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_file_has_the_batch_that_the_recording_covers(tmp_path: Path, size: int, wrapped: bool) -> None:
+    """It is told by the recorded graph, or, where that is a part of a network, by the error alone."""
+    net, path, x = guarded(0, size, wrapped), tmp_path / "net.onnx", torch.randn(size, 3, 8, 8)
+    found = export(net, path, x)
+    assert shapes(path, "input") == {"input" if wrapped else "x": [size, 3, 8, 8]}
+    assert shapes(path, "output") == {"output": [size, 4, 6, 6]}
+    assert found.batches == (size,)
+    why = f"dim 0 of x is 2, recorded with {size} (net.py:7)" if wrapped else "net.py:7 takes no other"
+    assert found.metadata["fixed_sizes"] == f"batch = {size}: {why}"
+    assert 0 < validate(path, net, x).max_rel_error < 1e-5
+
+
+def test_sizes_that_the_recording_does_not_cover_are_not_compared(tmp_path: Path) -> None:
+    path, x = tmp_path / "net.onnx", torch.randn(3, 3, 8, 8)
+    free = guarded(0, 3, wrapped=True)[0].conv  # type: ignore[index]
+    export(free, path, x)
+    assert validate(path, free, x).batches == (1, 3, 5)
+    covered = guarded(0, 4, wrapped=True)
+    covered[0].conv = free  # type: ignore[index]
+    assert validate(path, covered, torch.randn(4, 3, 8, 8)).batches == (4,), "only the example's is left"
+    with pytest.raises(GuardError, match=r"^dim 0 of x is 3, recorded with 4 \(net.py:7\)$"):
+        validate(path, covered, x)
+
+
+def test_a_height_that_is_fixed_is_refused_before_the_work_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, path, x = guarded(2, 8), tmp_path / "net.onnx", torch.randn(1, 3, 8, 8)
+    assert "fixed_sizes" not in export(net, path, x).metadata, "a file keeps its height anyway"
+    monkeypatch.setattr(deploy_onnx, "_converted", lambda *_: pytest.fail("the work has started"))
+    assert refused(InputError, net, path, x, dynamic_size=True) == (
+        "dynamic_size: the height of x is fixed at 8 (net.py:7 takes no other); leave out dynamic_size"
+    )
 
 
 def test_an_operator_that_onnx_has_not(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_pruned_net_has_the_same_groups(name: str) -> None:
         kept = keep[group.channels].sum(1)
         assert len(set(kept.tolist())) == 1, f"the blocks of {group} keep {kept}"
         wanted[(int(kept[0]), *row_of(group)[1:])] += 1
-    found = Counter(map(row_of, again.groups))
+    found = Counter(row_of(group) for group in again.groups if group.members)  # what was filled up has none
     assert found == wanted, difference(found, wanted)
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.errors import ExampleInputsError, RecordError
+from fxprune.errors import ExampleInputsError, GuardError, RecordError
 from fxprune.recording import (
     RecordedModule,
     clone_modules,
@@ -231,6 +231,27 @@ def test_attention_dropout_comes_back_in_train_mode() -> None:
     assert torch.equal(gm(x), expected)
 
 
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_dropout_of_attention_weights_comes_back_in_train_mode(need_weights: bool) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.at = nn.MultiheadAttention(8, 2, dropout=0.9, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.at(x, x, x, need_weights=need_weights)[0]
+
+    model, x = Model(), torch.randn(2, 5, 8)
+    gm = record(model, x)
+    for mode in (True, False):
+        model.train(mode)
+        gm.train(mode)
+        torch.manual_seed(0)
+        expected = model(x)
+        torch.manual_seed(0)
+        assert torch.allclose(gm(x), expected, atol=1e-6)
+
+
 def test_branch_on_training_is_noted() -> None:
     class Branch(nn.Module):
         def __init__(self) -> None:
@@ -301,6 +322,8 @@ def test_custom_backward_survives(apply: str) -> None:
     gm(x).sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.full((2,), 100.0))
+    ops = [node.op for node in gm.graph.nodes if node.target is not fits]
+    assert ops == ["placeholder", "call_function", "output"], "a call adds nothing"
 
 
 # --- the call -------------------------------------------------------------------------------------------------------
@@ -391,14 +414,31 @@ def test_written_input_is_written_again_and_the_example_is_not() -> None:
 # --- constants ------------------------------------------------------------------------------------------------------
 
 
-def test_values_read_from_tensors_are_noted() -> None:
+def test_values_read_from_tensors_stay_values() -> None:
     class Model(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x * x.sum().item() if x.mean() > -100 else x
 
-    notes = record(Model(), torch.ones(2)).meta["notes"]
-    assert len(notes) == 1
-    assert notes[0].endswith("in forward: a value read from a tensor is kept as a constant")
+    model = Model()
+    gm = record(model, torch.ones(2))
+    x = torch.randn(5)
+    assert torch.equal(gm(x), model(x))
+    line = "forward goes another way for these inputs than in the recorded run, where False == True would have held"
+    with pytest.raises(GuardError, match=rf"test_faithful.py:\d+ in forward: {line}"):
+        gm(torch.full((2,), -101.0))
+
+
+def test_values_read_from_parameters_are_noted() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale.item()
+
+    (note,) = record(Model(), torch.ones(2)).meta["notes"]
+    assert note.endswith("in forward: a value read from a tensor is kept as a constant")
 
 
 def test_unknown_tensors_become_buffers() -> None:

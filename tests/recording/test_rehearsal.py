@@ -286,13 +286,14 @@ def test_what_is_memoised_outside_the_model_is_real(real_runs: list[str]) -> Non
     assert model(torch.ones(2, 4)).device.type == "cpu"
 
 
-def test_what_a_hook_keeps_outside_the_model_is_real(real_runs: list[str]) -> None:
+def test_what_a_hook_keeps_outside_the_model_stays_the_callers() -> None:
     kept: dict[str, Tensor] = {}
     model = net(lambda self, x: x * 2)
     model.linear.register_forward_hook(lambda module, args, output: kept.update(output=output))
-    recording.record(model, torch.randn(2, 4))
-    assert not kept["output"].is_meta
-    assert real_runs
+    gm = recording.record(model, torch.randn(2, 4))
+    assert not kept
+    gm(torch.randn(3, 4))
+    assert kept["output"].shape == (3, 4)
 
 
 def test_tensors_from_elsewhere_stay_the_very_objects(real_runs: list[str]) -> None:
@@ -309,7 +310,7 @@ def test_parameters_reached_by_another_way(kind: str, real_runs: list[str]) -> N
     model = net(follow)
     model.kept = [model.linear.weight if kind == "list" else model.linear.weight.data.t()]
     _check_same(model, torch.randn(2, 4))
-    assert len(real_runs) == 2
+    assert len(real_runs) == (1 if kind == "list" else 2)
 
 
 def test_ties_and_attributes_of_parameters_are_seen(real_runs: list[str]) -> None:

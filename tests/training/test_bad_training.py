@@ -334,6 +334,19 @@ def test_a_file_that_is_no_checkpoint(saved: Path, tmp_path: Path) -> None:
     assert resumed(tmp_path) == f"The checkpoint {tmp_path} cannot be read: Is a directory."
 
 
+def test_paths_of_checkpoints_are_looked_at_before_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("the recording began")
+
+    monkeypatch.setattr(fxprune.api, "record_and_analyse", never)
+    assert message(InputError, data=[(X, Y)], loop=Loop(checkpoint=tmp_path / "no" / "run.pt")).endswith(
+        "create it first"
+    )
+    assert message(InputError, data=[(X, Y)], resume=tmp_path / "none.pt") == (
+        f"The checkpoint {tmp_path}/none.pt cannot be read: No such file or directory."
+    )
+
+
 def test_a_checkpoint_that_cannot_be_written_is_found_before_the_training(tmp_path: Path) -> None:
     def never(output: Tensor, target: Tensor) -> Tensor:
         raise AssertionError("the training began")

@@ -203,6 +203,12 @@ def test_tensors_and_numbers_in_objects_are_compared() -> None:
     assert compare(torch.tensor([True, False]), torch.tensor([True, True])).state == "wrong"
 
 
+def test_what_is_held_twice_is_compared_twice() -> None:
+    shared = [torch.ones(2)]
+    assert [*values_in({"a": shared, "b": shared})] == ["['a'][0]", "['b'][0]"]
+    assert compare({"a": shared, "b": [torch.ones(2)]}, {"a": shared, "b": shared}).state == "free"
+
+
 def test_inputs_that_are_written_to_are_compared() -> None:
     class Writes(nn.Module):
         def __init__(self, by: float) -> None:

@@ -125,4 +125,13 @@ def members_of(model: nn.Module, words_: str) -> frozenset[tuple[str, int]]:
     return frozenset(found)
 
 
-from labels.nets import attention, convolution, limits, movement, normalisation, structure, usage  # noqa: E402, F401
+from labels.nets import (  # noqa: E402
+    attention,  # noqa: F401
+    convolution,  # noqa: F401
+    indexed,  # noqa: F401
+    limits,  # noqa: F401
+    movement,  # noqa: F401
+    normalisation,  # noqa: F401
+    structure,  # noqa: F401
+    usage,  # noqa: F401
+)

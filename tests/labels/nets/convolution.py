@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from labels.nets import approximate, conv, exact, image, locked, net, result
 from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
 
 
 @net(exact(8, "a[0] d[0] n[0] b[1]"), image("a[1]"), result("b[0]"))
@@ -223,3 +224,68 @@ class WeightAsParameter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(F.conv2d(self.a(x), self.w * 0.5, self.bias, padding=1))
+
+
+@net(
+    exact(8, "a[0] o[1] d[1]"), exact(6, "d[0] b[1]"), image("a[1]"), result("b[0]"),
+    locked(18, "o[0]", "offsets of a deformable convolution"), counted=False,
+)  # fmt: skip
+class Deformable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o, self.b = conv(3, 8), conv(8, 18), conv(6, 5)
+        self.d = DeformConv2d(8, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(self.d(x, self.o(x)))
+
+
+@net(
+    exact(4, "a[0] o[1] m[1] d[1]", blocks=2), exact(6, "d[0] b[1]"), image("a[1]"), result("b[0]"),
+    locked(36, "o[0]", "offsets of a deformable convolution"),
+    locked(18, "m[0]", "offsets of a deformable convolution"), counted=False,
+)  # fmt: skip
+class DeformableWithMask(nn.Module):
+    """Half of the channels share offsets each, and keep equal counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o, self.m, self.b = conv(3, 8), conv(8, 36), conv(8, 18), conv(6, 5)
+        self.d = DeformConv2d(8, 6, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(self.d(x, self.o(x), self.m(x).sigmoid()))
+
+
+@net(
+    exact(8, "a[0] o[1] d[0] b[1]"), image("a[1]"), result("b[0]"),
+    locked(18, "o[0]", "offsets of a deformable convolution"), counted=False,
+)  # fmt: skip
+class DeformableDepthwise(nn.Module):
+    """Whole groups go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o, self.b = conv(3, 8), conv(8, 18), conv(8, 5)
+        self.d = DeformConv2d(8, 8, 3, padding=1, groups=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(self.d(x, self.o(x)))
+
+
+@net(
+    exact(4, "a[0] o[1] d[1]", blocks=2), exact(3, "d[0] b[1]", blocks=2), image("a[1]"), result("b[0]"),
+    locked(18, "o[0]", "offsets of a deformable convolution"), counted=False,
+)  # fmt: skip
+class DeformableGrouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o, self.b = conv(3, 8), conv(8, 18), conv(6, 5)
+        self.d = DeformConv2d(8, 6, 3, padding=1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(self.d(x, self.o(x)))
