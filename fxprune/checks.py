@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
@@ -64,6 +64,14 @@ def check_model(model: Any) -> None:
             f"{model.original_name} was scripted or traced by torch.jit, and its Python code, which is what is "
             "followed, is no part of it. Pass the nn.Module that it was made from."
         )
+    exported = next((name for name, module in model.named_modules() if _is_exported(module)), None)
+    if exported is not None:
+        raise ModelError(
+            f"{exported or 'The model'} is the module of a program of torch.export, whose layers are gone and whose "
+            "sizes are fixed. Pass the nn.Module that it was made from."
+        )
+    if torch.get_default_device().type == "meta":
+        raise InputError("The default device is meta, where nothing can be computed: call this outside of it.")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         kind = type(tensor)
         if is_lazy(tensor):
@@ -83,6 +91,11 @@ def check_model(model: Any) -> None:
             )
 
 
+def _is_exported(module: nn.Module) -> bool:
+    """Made by ``torch.export``, which leaves neither train nor eval."""
+    return isinstance(module, fx.GraphModule) and {"train", "eval", "range_constraints"} <= module.__dict__.keys()
+
+
 def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Any) -> tuple[Args, Kwargs]:
     """The example inputs, given or inferred.
 
@@ -99,6 +112,9 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Any) -
             raise ExampleInputsError("the example inputs are fake tensors; make them outside of FakeTensorMode")
         if tensor.is_nested:
             raise ExampleInputsError("the example inputs hold a nested tensor; pass one that is padded to one size")
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            kind = "quantised" if tensor.is_quantized else "sparse"
+            raise ExampleInputsError(f"the example inputs hold a {kind} tensor; pass a dense one of floats")
         if type(tensor) not in (Tensor, nn.Parameter):
             raise ExampleInputsError(
                 f"the example inputs hold a {kind}, a tensor with rules of its own; pass a plain one: "

@@ -22,7 +22,7 @@ from fxprune.analysis import analyse_graph
 from fxprune.budget import Budget, Scope, Selection, remaining, select
 from fxprune.channels import ChannelGraph, channels_of
 from fxprune.cost import Keep
-from fxprune.errors import BudgetError, VerificationError
+from fxprune.errors import BudgetError, GuardError, ModelError, VerificationError
 from fxprune.inputs import RECORD_KEY, describe_inputs, make_inputs, map_leaves, tensors_of
 from fxprune.labels.classes import Reason
 from fxprune.labels.propagate import Attention, TensorLabels
@@ -150,6 +150,7 @@ def collected() -> Iterator[None]:
 
 
 @uncollected()
+@torch.inference_mode(False)
 def record_and_analyse(
     model: nn.Module, args: Any, kwargs: Any, attention: Attention, ignore: Sequence[str], stages: Stages,
     *, verify: bool = False,
@@ -182,6 +183,7 @@ def recorded(
 
 
 @uncollected()
+@torch.inference_mode(False)
 def compress(
     dense: Dense, scores: Sequence[Scores | None], options: Options, method: str, notes: Sequence[str] = ()
 ) -> fx.GraphModule:
@@ -238,6 +240,7 @@ def _loosened(dense: Dense, graph: ChannelGraph, scores: Sequence[Scores | None]
     return graph
 
 
+@torch.inference_mode(False)
 def rewrite_as(dense: Dense, keep: Keep, options: Options, method: str) -> fx.GraphModule | Reason:
     """The verified module with these channels, or why it cannot be made."""
     with dense.stages("rewriting"):
@@ -343,7 +346,13 @@ def _finish(
     if options.verify and not options.consume and not dense.on_meta:
         with dense.stages("verifying"), collected():
             inputs = _oracle_inputs(dense, options.seed, notes)
-            agreement = mask_oracle(dense.module, pruned, graph, plan, keep, inputs)
+            try:
+                agreement = mask_oracle(dense.module, pruned, graph, plan, keep, inputs)
+            except GuardError as error:
+                raise ModelError(
+                    f"{error.source}: forward branches on a value here, or reads it, which these channels change, so "
+                    "that the graph does not hold without them. Leave alone the layers that it comes from: ignore=."
+                ) from error
     whole = options.budget.whole if options.budget.kind == "flops" else None
     pruned.meta[RECORD_KEY] = describe_inputs(dense.args, dense.kwargs)
     pruned.meta["fxprune"] = Report(

@@ -10,6 +10,7 @@ the reason. A probe on which the model itself fails says nothing but that.
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -35,7 +36,7 @@ from fxprune.proof import InputDim, Proof
 from fxprune.randomness import repeatable
 from fxprune.recording import Options, RecordedModule, Twin, boundary, evaluated, guards
 from fxprune.rewriting import MetaRun, run_on_meta
-from fxprune.structure import paths, tensors_of
+from fxprune.structure import leaves_of, paths, tensors_of
 from fxprune.verify import TOLERANCE, Inputs, compared, relative_error
 
 _IMAGE = 64  # positions along a dim, from where on other sizes are tried in steps of 32
@@ -326,9 +327,22 @@ def _outcome(module: RecordedModule, probe: _Probe) -> _Outcome:
     except Exception as error:
         return _Outcome(probe, raised=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
     try:
-        return _Outcome(probe, error=relative_error(found, probe.expected))
+        apart = relative_error(found, probe.expected)
     except VerificationError as error:
         return _Outcome(probe, raised=str(error))
+    return _Outcome(probe, error=apart, raised=_other_value(found, probe.expected))
+
+
+def _other_value(found: Any, expected: Any) -> str:
+    """Of the numbers and words that come out, what is not as expected."""
+    for one, other in zip(leaves_of(found), leaves_of(expected), strict=True):
+        numbers = isinstance(one, (int, float)) and isinstance(other, (int, float))
+        if numbers and math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+            continue
+        both_nan = numbers and one != one and other != other  # noqa: PLR0124
+        if (numbers or isinstance(other, (str, type(None)))) and one != other and not both_nan:
+            return f"{one!r} comes out instead of {other!r}"
+    return ""
 
 
 def _check_function(model: nn.Module, module: RecordedModule, prober: _Prober, probe: _Probe) -> None:
@@ -436,7 +450,11 @@ def _fix_size(module: RecordedModule, prober: _Prober, place: tuple[int, int], w
 
 
 def _after_inputs(node: fx.Node) -> fx.Node:
-    return node if node.op != "placeholder" else [n for n in node.graph.nodes if n.op == "placeholder"][-1]
+    """The node itself, or for an input the last one that has to do with what was given at all."""
+    if node.op != "placeholder":
+        return node
+    first: fx.Node = [n for n in node.graph.nodes if n.op == "placeholder" or n.target is guards.fits][-1]
+    return first
 
 
 def _fix_values(module: RecordedModule, prober: _Prober, n: int, source: str) -> None:
@@ -457,12 +475,11 @@ def _input_node(module: RecordedModule, prober: _Prober, n: int) -> fx.Node:
     if first.key not in nodes:  # one of **kwargs
         first, *rest = rest
     node: fx.Node = nodes[first.key]
-    end = inputs[-1]
     for part in rest:
         getter = boundary.GETTERS[part.kind]
         known = [user for user in node.users if user.target is getter and user.args == (node, part.key)]
         if not known:
-            with module.graph.inserting_after(end if node.op == "placeholder" else node):
+            with module.graph.inserting_after(_after_inputs(node)):
                 known = [module.graph.call_function(getter, (node, part.key))]
             known[0].meta.update(node.meta)
         node = known[0]

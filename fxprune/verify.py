@@ -75,7 +75,7 @@ def relative_error(found: Any, expected: Any) -> float:
             raise VerificationError(f"The shape of an output differs: {shape} instead of {list(y.shape)}.")
         if y.numel() == 0:
             continue
-        x, y = x.detach(), y.detach()
+        x, y = _dense(x.detach()), _dense(y.detach())
         if not torch.equal(x.isfinite(), y.isfinite()):
             return float("inf")
         finite = y.isfinite()
@@ -85,6 +85,10 @@ def relative_error(found: Any, expected: Any) -> float:
             scale = float(y.abs().max())
             worst = max(worst, float((x - y).abs().max()) / (scale if scale > 0 else 1.0))
     return worst
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 def mask_oracle(
@@ -115,7 +119,7 @@ def _compare(
 ) -> tuple[float, Compared]:
     expected, noise = _masked_run(dense, graph, plan, keep, inputs)
     values = [t for t in tensors_of(expected) if t.numel()]
-    floats = [t for t in values if t.is_floating_point()]
+    floats = [_dense(t) for t in values if t.is_floating_point()]
     if floats and not any(bool(t.isfinite().any()) for t in floats):
         raise VerificationError(
             "The masked model's outputs are not finite on random inputs, so nothing can be proven. "
@@ -243,7 +247,8 @@ class _Interpreter(ValueInterpreter):
         result = super().run_node(n)
         known = self._run.node_labels.get(n.name)
         for value, label in zip(tree_flatten(result)[0], tree_flatten(known)[0], strict=False):
-            if isinstance(value, Tensor) and isinstance(label, TensorLabels) and value.is_floating_point():
+            dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+            if dense and isinstance(label, TensorLabels):
                 self._clean(value, label)
         return result
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, ModelError
 from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows, same
 from fxprune.labels.factors import Factor, Labels, narrow, vector
@@ -634,6 +634,12 @@ class _Runner:
     def _locked_result(self, n: fx.Node, error: Exception) -> Any:
         shape, run = n.meta.get("shape"), self.propagation
         if shape is None or (run.may_fail is not None and n.name not in run.may_fail):
+            if run.may_fail is None and not isinstance(error, ModelError):
+                raise ModelError(
+                    f"{n.meta.get('source') or 'the model'}: {getattr(n.target, '__name__', n.target)} gives no single "
+                    f"tensor and cannot be interpreted ({type(error).__name__}: {str(error).partition(chr(10))[0]}). "
+                    "Prune a part of the model without it: submodule=."
+                ) from error
             raise error
         run.failed.add(n.name)
         name = getattr(n.target, "__name__", n.target)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 import keyword
 import operator
 import types
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 from unicodedata import normalize
 
@@ -25,6 +26,8 @@ from torch.fx import Graph, Node
 from fxprune.errors import ExampleInputsError, RecordError
 from fxprune.structure import Part, map_leaves, parts
 
+# What forward may return but no graph can: the work is done later, or elsewhere.
+_ONCE = (Iterator, Set, types.FunctionType, types.MethodType, functools.partial, nn.Module)
 _DEFAULTS = (bool, int, float, str, torch.dtype, torch.device, torch.memory_format)
 
 
@@ -138,7 +141,7 @@ class Unflatten:
 
     def __init__(self, spec: pytree.TreeSpec) -> None:
         self.spec = spec
-        self.__name__ = "unflatten"
+        self.__name__ = "made_of_leaves"
         self.__module__ = __name__
 
     def __call__(self, *leaves: Any) -> Any:
@@ -207,7 +210,13 @@ class Apart:
                 return items
             if isinstance(value, OrderedDict):
                 return Rebuilt(type(value), (list(items.items()),))
+            if isinstance(value, defaultdict):
+                return Rebuilt(type(value), (value.default_factory, items))
             return Rebuilt(type(value), (items,))
+        if isinstance(value, range):
+            return Rebuilt(range, (value.start, value.stop, value.step))
+        if isinstance(value, _ONCE):
+            raise RecordError(f"The output holds a {type(value).__name__}. Return what it leads to, in a list or dict.")
         if isinstance(value, torch.Size):
             return Rebuilt(torch.Size, (tuple(value),))
         if isinstance(value, tuple) and hasattr(value, "_fields"):

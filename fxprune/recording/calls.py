@@ -102,6 +102,26 @@ class Constant(TorchFunction):
         return id(self.value)
 
 
+class SeededGenerator(TorchFunction):
+    """A generator that stands, at every call, where the recorded one stood before it was first drawn from."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__(self.made)
+        self.state, self.device = generator.get_state(), generator.device
+        self.__name__ = "generator"
+
+    def made(self) -> torch.Generator:
+        generator = torch.Generator(self.device)
+        generator.set_state(self.state)
+        return generator
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
 def property_name(function: Any) -> str | None:
     """``"T"`` for the getter of ``Tensor.T``; None if ``function`` is no getter."""
     return _accessor_name(function, "__get__")

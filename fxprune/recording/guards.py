@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.fx.node import has_side_effect
 
 from fxprune.errors import GuardError
+from fxprune.recording.forms import Form, difference
 
 NUMBER = "number"
 """In the ``meta`` of a node whose value is read from a tensor: what it was in the recorded run."""
@@ -87,8 +88,33 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
+@has_side_effect
+def fits(values: tuple[Any, ...], names: tuple[str, ...], recorded: tuple[Form, ...], source: str) -> None:
+    """Go on if the inputs have the form of the example's: see ``fxprune.recording.forms``.
+
+    Args:
+        values: of the parameters of forward.
+        names: of these.
+        recorded: their forms.
+        source: where forward begins.
+
+    Raises:
+        GuardError: one has not, and which.
+    """
+    for value, name, form in zip(values, names, recorded, strict=True):
+        found = difference(value, form)
+        if found is not None:
+            path, text = found
+            where = f"{name}{path} of {source}" if source else f"{name}{path}"
+            raise GuardError(
+                f"{where}: it {text}. Call the network with inputs like the example's in this, or record it with an "
+                "example of this kind.",
+                where,
+            )
+
+
 def is_guard(node: fx.Node) -> bool:
-    return node.target is holds
+    return node.target is holds or node.target is fits
 
 
 def guards_of(graph: fx.Graph) -> list[fx.Node]:

@@ -118,6 +118,27 @@ def answered(answers: Mapping[tuple[Any, str], Callable[[], bool]], is_asked: Ca
             setattr(owner, name, original)
 
 
+@contextmanager
+def watched(functions: Iterable[tuple[Any, str]], called: Callable[[], None]) -> Iterator[None]:
+    """``called`` is called before any of the functions ``(owner, name)`` is."""
+    before = [(owner, name, getattr(owner, name)) for owner, name in functions]
+    for owner, name, original in before:
+        setattr(owner, name, _watching(original, called))
+    try:
+        yield
+    finally:
+        for owner, name, original in before:
+            setattr(owner, name, original)
+
+
+def _watching(original: Callable[..., Any], called: Callable[[], None]) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        called()
+        return original(*args, **kwargs)
+
+    return call
+
+
 def _answering(original: Callable[..., Any], answer: Callable[[], bool], is_asked: Callable[[], bool]) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         return answer() if is_asked() else original(*args, **kwargs)

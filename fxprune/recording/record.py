@@ -124,6 +124,11 @@ def _recorded(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, giv
         if liberties and not _same(output, Recorder(model, parts, options, private=True).run_unrecorded(bound)):
             options = replace(options, clear_caches=False, own_hashes=False)
             continue
+        if recorder.draws_seeded:
+            raise RecordError(
+                f"{type(model).__name__}.forward seeds torch's random numbers, which is no part of a graph. Draw with "
+                "a generator of its own: torch.rand(..., generator=torch.Generator().manual_seed(seed))."
+            )
         if not options.traced_flags:
             recorder.writer.note("functional dropout is recorded as it goes in eval mode", source=type(model).__name__)
         return _noted(recorder)

@@ -40,7 +40,8 @@ from fxprune.randomness import drawn, draws
 from fxprune.recording import boundary, patches, state, trees
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
 from fxprune.recording.copies import Copier, forget
-from fxprune.recording.guards import NUMBER
+from fxprune.recording.forms import form_of
+from fxprune.recording.guards import NUMBER, fits
 from fxprune.recording.leaves import is_leaf, is_only_torch
 from fxprune.recording.module import TrainingFlag, have_their_own_modes
 from fxprune.recording.parts import Parts
@@ -70,6 +71,10 @@ _EXPORTING = [
     (torch.jit, "is_tracing"),
 ]
 _FAST_PATH = (torch.backends.mha, "get_fastpath_enabled")  # of nn.MultiheadAttention and nn.TransformerEncoder
+_SEEDS = [(torch, "manual_seed"), (torch.random, "manual_seed"), (torch, "seed"), (torch, "set_rng_state"),
+          (torch.random, "set_rng_state")]  # fmt: skip
+# What a graph cannot follow, as it is no part of any value.
+_ASKED = {"requires_grad": "whether a tensor requires a gradient", "is_contiguous": "how a tensor lies in memory"}
 # Calls that change how autograd treats a tensor, or a mode of torch, and compute nothing.
 _NO_OPS = {"requires_grad_", "retain_grad", "register_hook", "_set_grad_enabled", "set_grad_enabled"}
 
@@ -137,6 +142,8 @@ class _Paused:
 
 
 class _DispatchMode(OpMode):
+    supports_higher_order_operators = True
+
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
@@ -163,6 +170,8 @@ class Recorder:
         self.parts = Parts.of(self.model)
         self.options = options
         self.foreign_randomness = self.draws = self.writes = False
+        self.draws_seeded = self._is_seeded = False
+        self._begin = _begin_of(self.model)
         self._objects: dict[int, tuple[Any, Node]] = {}  # that came in, by identity
         self._as_given: dict[int, dict[Any, Any]] = {}
         self.writer = GraphWriter(self.parts, options.own_hashes, self.decided, copier.original)
@@ -193,6 +202,8 @@ class Recorder:
             if self.options.exporting:
                 answers = dict.fromkeys(_EXPORTING, lambda: True)
                 hooks.enter_context(patches.answered(answers, self._is_asked_by_the_model))
+            hooks.enter_context(patches.watched(_SEEDS, self._seeded))
+            hooks.enter_context(patches.watched([(torch, "is_grad_enabled")], self._asked_for_grad))
             hooks.enter_context(patches.intercepted_modules(self.seen_module))
             hooks.enter_context(patches.intercepted_apply(namespaces, self.seen_apply))
             hooks.enter_context(patches.intercepted_autocast(self.entered_autocast, self.left_autocast))
@@ -243,6 +254,15 @@ class Recorder:
         finally:
             states.restore()
             self.foreign_randomness = states.foreign
+
+    def _seeded(self) -> None:
+        if self._is_here() and not self._is_inner():
+            self._needs_data()
+            self._is_seeded = True
+
+    def _asked_for_grad(self) -> None:
+        if self._is_asked_by_the_model() and not self._is_inner():
+            self.writer.note("forward asks whether gradients are computed; recorded as it goes where they are")
 
     def _is_here(self) -> bool:
         return threading.get_ident() == self._thread
@@ -295,18 +315,34 @@ class Recorder:
 
     def _place_inputs(self, bound: inspect.BoundArguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
         arguments = OrderedDict(boundary.with_fresh_tensors(dict(bound.arguments)))
-        for placeholder, (name, *keys) in boundary.placeholders(self.writer.graph, bound):
+        found = boundary.placeholders(self.writer.graph, bound)
+        self._guard_forms(found, bound)
+        for placeholder, (name, *keys) in found:
             owner, key = (arguments[name], keys[0]) if keys else (arguments, name)
-            given = key in owner
-            value = owner[key] if given else bound.signature.parameters[name].default
-            new = self._placed(placeholder, None if value is inspect.Parameter.empty else value)
-            if given:
-                owner[key] = new
+            if key in owner:
+                owner[key] = self._placed(placeholder, owner[key])
+            else:  # forward has its own default
+                self.writer.describe(placeholder, None)
         for node in self.writer.graph.nodes:
-            node.meta["source"] = defined_at(self.model.forward)
+            node.meta["source"] = self._begin
             self.writer.inputs_end = node
         bound = inspect.BoundArguments(bound.signature, arguments)
         return bound.args, bound.kwargs
+
+    def _guard_forms(self, found: Sequence[tuple[Node, tuple[str, ...]]], bound: inspect.BoundArguments) -> None:
+        names, recorded = [], []
+        for node, (name, *keys) in found:
+            owner: Mapping[str, Any] = bound.arguments[name] if keys else bound.arguments
+            key = keys[0] if keys else name
+            names.append(str(node.target))
+            if key in owner:
+                recorded.append(form_of(owner[key]))
+            else:
+                form = form_of(bound.signature.parameters[name].default, numbers=False)
+                recorded.append(("absent", form) if node.args == (None,) else form)
+        if found:
+            nodes = tuple(node for node, _ in found)
+            self.writer.effect(Call("call_function", fits, (nodes, tuple(names), tuple(recorded), self._begin), {}))
 
     def _placed(self, node: Node, value: Any) -> Any:
         """``node`` gives ``value``, an input or a part of one; returns it with numbers that know their node.
@@ -347,9 +383,8 @@ class Recorder:
             lazy = Lazy(self.writer, "placeholder", "", ())
             lazy.node = node
             return TracedInt(value, lazy) if type(value) is int else TracedFloat(value, lazy)
-        if value is None or type(value) in (bool, str):
-            source = f"{boundary.name_of(node)} of {defined_at(self.model.forward)}"
-            self.writer.guard(node, "is" if value is None else "==", value, source=source)
+        if isinstance(value, torch.Generator):
+            self.writer.given_generator(value, node)
         return value
 
     def _place_output(self, output: Any) -> None:
@@ -359,7 +394,7 @@ class Recorder:
             self._write_back(node, value, self._as_given.get(key, {}), apart)
         node = self.writer.graph.output(self.writer.argument(apart(output)))
         self.writer.describe(node, output if isinstance(output, Tensor) else None)
-        node.meta["source"] = defined_at(self.model.forward)
+        node.meta["source"] = self._begin
 
     def _write_back(self, node: Node, value: Any, before: dict[Any, Any], apart: boundary.Apart) -> None:
         """What forward did to an object that came in, the graph does to the one it gets."""
@@ -398,6 +433,9 @@ class Recorder:
         if getter == "device":
             with self._unrecorded():
                 return self.writer.device(args[0], self._run(func)(*args))
+        asked = _ASKED.get(str(getter or getattr(func, "__name__", "")))
+        if asked is not None and caller_is_user_code():
+            self.writer.note(f"forward asks {asked}; recorded as it is for the example")
         special = _SPECIAL.get(func) or _SPECIAL.get(getter)
         if special is not None:
             with self._unrecorded():
@@ -515,12 +553,18 @@ class Recorder:
 
     def seen_op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An aten op, inside a recorded call or called where no torch function announced it."""
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            raise RecordError(
+                f"{current_source()}: torch's operator {func.name()} takes functions as arguments, which no graph "
+                "holds. Write it in Python: a branch, a loop."
+            )
         if func in _VALUE_READS:
             self._value_read = True
         is_inner = self._is_inner()
         run = func if self.rehearsal is None else partial(self.rehearsal.op, func)
         if draws(func, args, kwargs):
             self.draws = True
+            self.draws_seeded = self.draws_seeded or self._is_seeded
             if self.rehearsal is None or not any(t.is_meta for t in trees.tensors(*args, *kwargs.values())):
                 # nobody's generator moves
                 run = lambda *args, **kwargs: drawn(func, args, kwargs, 0)  # noqa: E731
@@ -637,6 +681,13 @@ class Recorder:
             return len(value)
         with self._unrecorded():
             return self.writer.size(value, 0) if value.ndim else len(value)
+
+
+def _begin_of(model: nn.Module) -> str:
+    """Where forward begins; of a graph that was recorded, where that of its model did."""
+    nodes = model.graph.nodes if isinstance(model, torch.fx.GraphModule) else ()
+    known = (str(node.meta.get("source", "")) for node in nodes if node.op == "output")
+    return next(known, "") or defined_at(model.forward)
 
 
 def _contents(value: Any) -> dict[Any, Any]:

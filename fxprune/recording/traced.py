@@ -67,6 +67,8 @@ def _unary(function: Callable[..., Any]) -> Callable[..., Any]:
 def _binary(function: Callable[[Any, Any], Any], *, swap: bool = False) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if not _is_number(other):
+            if isinstance(other, (str, bytes, bytearray, list, tuple)):  # repeated so often
+                self.lazy.owner.decided(self, "==", plain(self), True)
             return NotImplemented
         args = (other, self) if swap else (self, other)
         value = function(plain(args[0]), plain(args[1]))
@@ -219,9 +221,20 @@ class TracedFloat(float):
         return float, (plain(self),)
 
 
+def _spelling(method: Callable[..., str]) -> Callable[..., str]:
+    def call(self: Any, *args: Any) -> str:
+        self.lazy.owner.spelled()
+        return method(plain(self), *args)
+
+    return call
+
+
 _with_arithmetic(TracedInt)
 _with_bits(TracedInt)
 _with_arithmetic(TracedFloat)
+for _cls, _base in ((TracedInt, int), (TracedFloat, float)):
+    _cls.__str__ = _spelling(_base.__str__)  # type: ignore[method-assign]
+    _cls.__format__ = _spelling(_base.__format__)  # type: ignore[method-assign]
 
 
 class TracedFlag(int):

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fxprune.recording import boundary, state, trees
-from fxprune.recording.calls import Call, Constant
+from fxprune.recording import boundary, patches, state, trees
+from fxprune.recording.calls import Call, Constant, SeededGenerator
 from fxprune.recording.guards import OPPOSITE, holds
 from fxprune.recording.liveness import eliminate_dead_nodes
 from fxprune.recording.module import TRAINING_FLAG
 from fxprune.recording.parts import Parts
-from fxprune.recording.sources import current_source
+from fxprune.recording.sources import caller_is_user_code, current_source
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
 
 _EXACT: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
@@ -35,6 +35,7 @@ _LITERALS = (
 )
 
 
+_BUILTINS: dict[type, type] = {patches.Int: int, patches.Float: float}
 # Calls that give as many tensors as a size says.
 _PARTS = frozenset("unbind split chunk tensor_split hsplit vsplit dsplit unsafe_split unsafe_chunk".split())
 OnDecision = Callable[[Any, str, Any, bool], None]
@@ -77,6 +78,7 @@ class GraphWriter:
         self._sizes: dict[tuple[Node, int], Lazy] = {}
         self._last_size: dict[Node, Node] = {}
         self._devices: dict[int, Node] = {}
+        self._generators: dict[int, tuple[Node, Tensor | None]] = {}
         tensors = parts.tensors
         self._taken = {*tensors, *parts.modules}
         self._names: dict[int, str] = {}
@@ -271,6 +273,10 @@ class GraphWriter:
             node.meta["mutates"] = True
             self._writes[node] = written
 
+    def lasts(self, tensor: Tensor) -> bool:
+        """Whether the tensor's memory outlives the call."""
+        return state.storage_id(tensor) in self._lasting
+
     def written_for_good(self) -> frozenset[int]:
         """The memory that was written to and outlives the call."""
         return frozenset().union(*self._writes.values()) & self._lasting
@@ -308,6 +314,8 @@ class GraphWriter:
             if value.node is None:
                 value.node = self.create(Call("call_function", value.target, value.args, value.kwargs))
             return value.node
+        if isinstance(value, tuple) and hasattr(value, "_fields") and "_fields" not in vars(type(value)):
+            return self.create(Call("call_function", type(value), tuple(value), {}))  # which may look at its parts
         if isinstance(value, (tuple, list)):
             return trees.map_sequence(value, [self.argument(item, instead) for item in value])
         if isinstance(value, dict):
@@ -330,7 +338,32 @@ class GraphWriter:
             return value
         if isinstance(value, range):
             return tuple(value)
+        if isinstance(value, type):
+            value = _BUILTINS.get(value, value)
+        if isinstance(value, torch.Generator):
+            return self._generator(value)
         return self.create(Call("call_function", Constant(self._original(value)), (), {}))
+
+    def _generator(self, value: torch.Generator) -> Node:
+        """A generator; drawn from again, and not seeded in between, it is the same one that goes on."""
+        known = self._generators.get(id(value))
+        if known is not None and (known[1] is None or torch.equal(known[1], value.get_state())):
+            return known[0]
+        self.note("a generator begins at every call where it stood in the recorded run")
+        node = self.create(Call("call_function", SeededGenerator(value), (), {}))
+        self._kept.append(value)
+        self._generators[id(value)] = node, value.get_state()
+        return node
+
+    def given_generator(self, value: torch.Generator, node: Node) -> None:
+        """``node`` gives a generator that is among the inputs."""
+        self._kept.append(value)
+        self._generators[id(value)] = node, None
+
+    def spelled(self) -> None:
+        """A number becomes text, which no graph can follow."""
+        if caller_is_user_code():
+            self.note("a size becomes text; what is made of that stays as it was in the recorded run")
 
     def node_of(self, tensor: Tensor) -> Node:
         """The node that computed the tensor; a parameter, a buffer or a constant if none did."""
