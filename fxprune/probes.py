@@ -306,7 +306,7 @@ def _sizes(record: Mapping[str, Any], group: Sequence[tuple[int, int]]) -> Itera
             if other != size:
                 yield dict.fromkeys(group, other)
         return
-    step = 32 if size >= 2 * _IMAGE else 8 if size >= 16 else 1
+    step = 32 if size >= _IMAGE else 8 if size >= 16 else 1
     smaller, larger = size - step, size + step
     is_plane = len(group) == 2 and group[0][0] == group[1][0] and group[0][1] + 1 == group[1][1]
     if is_plane and smaller > 0:
