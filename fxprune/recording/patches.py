@@ -9,6 +9,7 @@ a literal: the Python packages that define the model's layers see versions that 
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import types
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.recording.traced import traced_float, traced_int
+from fxprune.recording.traced import traced_call, traced_float, traced_int
 
 _APPLY = "apply"
 _BOUND = frozenset([types.BuiltinMethodType, types.MethodType])
@@ -183,11 +184,25 @@ class Float(float, metaclass=_NumberMeta):
     convert = staticmethod(traced_float)
 
 
+def _traced_math() -> types.ModuleType:
+    """``math`` whose functions keep the memory of traced numbers."""
+    module = types.ModuleType("math")
+    for name, value in vars(math).items():
+        setattr(module, name, traced_call(value) if isinstance(value, types.BuiltinFunctionType) else value)
+    return module
+
+
+MATH = _traced_math()
+
+
 @contextmanager
 def size_preserving_builtins(namespaces: list[dict[str, Any]], replacements: Mapping[str, Any]) -> Iterator[None]:
-    """Code in the namespaces sees the replacements instead of the builtins of these names."""
+    """Code in the namespaces sees the replacements instead of the builtins of these names, and ``MATH`` as ``math``."""
     replaced: list[tuple[dict[str, Any], str]] = []
+    with_math = [namespace for namespace in namespaces if namespace.get("math") is math]
     try:
+        for namespace in with_math:
+            namespace["math"] = MATH
         for namespace in namespaces:
             for name, value in replacements.items():
                 if name not in namespace:
@@ -197,6 +212,8 @@ def size_preserving_builtins(namespaces: list[dict[str, Any]], replacements: Map
     finally:
         for namespace, name in replaced:
             namespace.pop(name, None)
+        for namespace in with_math:
+            namespace["math"] = math
 
 
 def defining_namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:

@@ -62,6 +62,8 @@ FREE: dict[str, Callable[[Tensor], Any]] = {
     "rounding": lambda x: round(x.shape[0] / 3) + math.ceil(x.shape[0] / 2) + math.floor(x.shape[0] / 4),
     "divmod, abs": lambda x: divmod(x.shape[0], 2)[1] + abs(-x.shape[0]),
     "sums of sizes": lambda x: sum(x.shape) + math.prod(x.shape),
+    "roots": lambda x: math.sqrt(x.shape[0]),
+    "logarithms": lambda x: math.log2(x.shape[0] + 1) + math.sin(x.shape[0] / 2),
     "sizes of what was computed": lambda x: x.flatten().shape[0] + x[1:].size(0) + x.T.shape[1],
     "item": lambda x: x.sum().item() + x[0, 0].item() * 2,
     "int, float of tensors": lambda x: int(x.sum()) + float(x.mean()),
@@ -86,8 +88,6 @@ GUARDED: dict[str, Callable[[Tensor], Any]] = {
     "float elsewhere": lambda x: ELSEWHERE["real"](x.shape[0]),
     "len elsewhere": lambda x: ELSEWHERE["count"](x) + 1,
     "a fraction": lambda x: float(fractions.Fraction(1, x.shape[0])),
-    "roots": lambda x: math.sqrt(x.shape[0]),
-    "logarithms": lambda x: math.log2(x.shape[0] + 1) + math.sin(x.shape[0] / 2),
     "numpy": lambda x: float(np.sqrt(x.shape[0])),
     "an array of sizes": lambda x: float(np.array(x.shape).sum()),
     "a key": lambda x: {2: 1.0, 3: 5.0}.get(x.shape[0], 3.0),
@@ -128,7 +128,7 @@ ELSEWHERE_LINES = {
     "len elsewhere": "elsewhere.py:3 in count: ",
 }
 # Code of Python's own in C reads the number of an int without a word to its class.
-UNSEEN = ("logarithms", "a place in a list", "a part of a list", "text", "formatted text")
+UNSEEN = ("a place in a list", "a part of a list", "text", "formatted text")
 _GUARDED = [
     pytest.param(name, marks=pytest.mark.xfail(reason="C code reads the number without asking its class"))
     if name in UNSEEN
