@@ -33,7 +33,7 @@ from fxprune.proof import Proof
 from fxprune.recording import evaluated
 from fxprune.report import Report
 from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check_rewrite, draft, run_on_meta
-from fxprune.verify import Inputs, mask_oracle
+from fxprune.verify import Agreement, Inputs, ReplayError, mask_oracle
 
 _ROUNDS = 20
 _ENTRIES_IN_CACHE = 2**18
@@ -347,7 +347,7 @@ def _finish(
         with dense.stages("verifying"), collected():
             inputs = _oracle_inputs(dense, options.seed, notes)
             try:
-                agreement = mask_oracle(dense.module, pruned, graph, plan, keep, inputs)
+                agreement = _compared(dense, pruned, graph, plan, keep, inputs, notes)
             except GuardError as error:
                 raise ModelError(
                     f"{error.source}: forward branches on a value here, or reads it, which these channels change, so "
@@ -378,6 +378,18 @@ def _finish(
         zeros=sum(_zeros(p.detach()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
     )
     return pruned
+
+
+def _compared(
+    dense: Dense, pruned: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs,
+    notes: list[str],
+) -> Agreement:  # fmt: skip
+    """The mask oracle; on the example inputs where the labels of others are not known, which is noted."""
+    try:
+        return mask_oracle(dense.module, pruned, graph, plan, keep, inputs)
+    except ReplayError as error:
+        notes.append(f"masked and pruned model were compared on the example inputs only: {error}")
+        return mask_oracle(dense.module, pruned, graph, plan, keep, (dense.args, dense.kwargs))
 
 
 def _zeros(weight: torch.Tensor) -> int:

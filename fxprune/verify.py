@@ -45,6 +45,10 @@ Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 Compared = Literal["numbers", "flags", "nothing"]
 
 
+class ReplayError(VerificationError):
+    """The labels are not known for inputs of these sizes: an op in the graph cannot be interpreted for them."""
+
+
 @dataclass(frozen=True)
 class Agreement:
     """Relative errors of the pruned model against the masked one: as it is, and in double where that was needed.
@@ -176,7 +180,7 @@ def _replayed(
 
     run, failed = replay(dense, graph, graph.everything(), *inputs, watch=watch)
     if failed:
-        raise VerificationError(f"The labels cannot be replayed on the verification inputs: {failed}.")
+        raise ReplayError(f"The labels cannot be replayed on the verification inputs: {failed}.")
     kept = np.ones(len(run.classes), dtype=np.bool_)
     kept[: graph.channel_count] = keep
     masks = [{known.shape: _mask(run, kept, known.labels) for known in tensors} for tensors in random]

@@ -60,8 +60,10 @@ _VALUE_READS = {
 _READS = {"tolist", "numpy", "__array__"}
 # Where the arguments begin that are sizes, or numbers at least; a tensor among them stands for its value.
 _SIZED = {
-    **dict.fromkeys(("view", "reshape", "expand", "repeat", "tile", "new_zeros", "new_ones", "new_empty"), 1),
-    **dict.fromkeys(("zeros", "ones", "empty", "rand", "randn", "arange"), 0),
+    **dict.fromkeys(
+        ("view", "reshape", "expand", "repeat", "tile", "new_zeros", "new_ones", "new_empty", "new_full"), 1
+    ),
+    **dict.fromkeys(("zeros", "ones", "empty", "rand", "randn", "arange", "full"), 0),
 }
 # What libraries ask to find out whether they must take their general branch.
 _EXPORTING = [
