@@ -151,7 +151,7 @@ def test_new_weights() -> None:
     assert "learned without labels: on 2 batches of 8 Gaussian inputs, against the dense model's output" in notes
     assert "weights initialised anew" in notes
     assert [*small.meta["fxprune"].seconds] == [
-        "recording", "analysing", "learning", "selecting", "rewriting", "verifying",
+        "recording", "probing", "analysing", "learning", "selecting", "rewriting", "verifying",
     ]  # fmt: skip
 
 
