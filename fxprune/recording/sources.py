@@ -14,6 +14,7 @@ import torch
 from torch.fx import GraphModule
 
 _TORCH = str(Path(torch.__file__).parent) + "/"
+_PACKAGE = str(Path(__file__).parent.parent) + "/"
 _RECORDER = str(Path(__file__).parent) + "/"
 _RUN = _RECORDER + "recorder.py"
 _STDLIB = str(Path(os.__file__).parent) + "/"
@@ -22,7 +23,7 @@ _TORCH_LAYERS = _TORCH + "nn/modules/"
 
 @lru_cache(maxsize=4096)
 def _is_user_code(filename: str) -> bool:
-    if filename.startswith((_TORCH, _RECORDER, "<frozen ")):
+    if filename.startswith((_TORCH, _PACKAGE, "<frozen ")):
         return False
     return not filename.startswith(_STDLIB) or "-packages/" in filename
 
