@@ -253,6 +253,10 @@ class _Prober:
                     self.refused[place].append(size)
         return None
 
+    def is_taken_by_the_graph(self, place: tuple[int, int], sizes: Sequence[int]) -> bool:
+        """Whether the recording runs with any of these sizes, and answers where the model does not."""
+        return any(self._runs({place: size}).failed is None for size in sizes)
+
     def _near(self, sizes: Mapping[tuple[int, int], int], permute: bool) -> Inputs:
         return make_inputs(with_sizes(self.record, sizes), self.device, permute=permute)
 
@@ -422,7 +426,11 @@ def _guarded(best: _Judged, prober: _Prober) -> dict[tuple[int, int], str]:
             tried = ", ".join(map(str, sizes))
             fixed[place] = f"the model takes no other size that was tried ({tried})"
     for place, why in fixed.items():
-        _fix_size(module, prober, place, why)
+        refused = prober.refused.get(place, []) if place not in taken else []
+        if not refused or prober.is_taken_by_the_graph(
+            place, refused
+        ):  # else the op that takes no other says so itself
+            _fix_size(module, prober, place, why)
     if fixed or any(outcome.is_wrong for outcome in best.outcomes):
         module.recompile()
     return fixed
