@@ -179,7 +179,7 @@ class _Prober:
         self.specs, self.names = specs_of(self.record), input_names(self.record, positional)
         self._positional, self._runs = positional, runs
         self.device = next((t.device for t in tensors_of(example)), torch.device("cpu"))
-        self.refused: dict[tuple[int, int], list[int]] = defaultdict(list)
+        self.refused: dict[tuple[int, int], list[Mapping[tuple[int, int], int]]] = defaultdict(list)
 
     def outcomes(self, module: RecordedModule) -> Iterator[_Outcome]:
         """Probes, and how the first candidate fares on them; the example first."""
@@ -248,14 +248,10 @@ class _Prober:
                 expected = self._expected(inputs)
                 if expected is not None:
                     return _Probe(self._text(sizes), inputs, expected[0], sizes)
-            for place, size in sizes.items():
-                if place in group and size not in self.refused[place]:
-                    self.refused[place].append(size)
+            for place in group:
+                if place in sizes:
+                    self.refused[place].append(sizes)
         return None
-
-    def is_taken_by_the_graph(self, place: tuple[int, int], sizes: Sequence[int]) -> bool:
-        """Whether the recording runs with any of these sizes, and answers where the model does not."""
-        return any(self._runs({place: size}).failed is None for size in sizes)
 
     def _near(self, sizes: Mapping[tuple[int, int], int], permute: bool) -> Inputs:
         return make_inputs(with_sizes(self.record, sizes), self.device, permute=permute)
@@ -423,13 +419,12 @@ def _guarded(best: _Judged, prober: _Prober) -> dict[tuple[int, int], str]:
     taken = {place for outcome in best.outcomes for place in outcome.probe.dims}
     for place, sizes in prober.refused.items():
         if place not in taken:
-            tried = ", ".join(map(str, sizes))
+            tried = ", ".join(map(str, dict.fromkeys(one[place] for one in sizes)))
             fixed[place] = f"the model takes no other size that was tried ({tried})"
+    runs = SizeRuns(module, *prober.example)
     for place, why in fixed.items():
-        refused = prober.refused.get(place, []) if place not in taken else []
-        if not refused or prober.is_taken_by_the_graph(
-            place, refused
-        ):  # else the op that takes no other says so itself
+        refused = [] if place in taken else prober.refused[place]
+        if not refused or any(runs(sizes).failed is None for sizes in refused):  # else an op refuses them by itself
             _fix_size(module, prober, place, why)
     if fixed or any(outcome.is_wrong for outcome in best.outcomes):
         module.recompile()

@@ -516,3 +516,22 @@ def test_the_farthest_probe_is_what_the_oracle_runs_on(monkeypatch: pytest.Monke
     monkeypatch.setattr(pipeline, "mask_oracle", seen)
     prune(Convs(), torch.randn(2, 3, 16, 16))
     assert [tuple(x.shape) for x in given[0][0]] == [(3, 3, 8, 24)]
+
+
+def test_a_size_that_only_the_model_refuses_is_fixed_also_where_dims_move_together() -> None:
+    """The graph takes any square, and no other image; the model looks its side up in a list, unseen."""
+
+    class Sides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x).relu()
+            return self.b(h + h.transpose(2, 3)) * [1.0][x.shape[2] - 8]
+
+    small = prune(Sides(), torch.randn(2, 3, 8, 8))
+    small(torch.randn(5, 3, 8, 8))
+    for side in (9, 12):
+        with pytest.raises(GuardError, match=rf"is fixed at 8: .*, where {side} == 8 would have held"):
+            small(torch.randn(2, 3, side, side))
