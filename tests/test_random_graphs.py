@@ -829,6 +829,13 @@ def check_prune(spec: NetSpec, plan: dict[str, Any]) -> bool:
         "min_channels": 1, "attention": "head_dim", "exact": False,
     },
 )  # fmt: skip
+@example(  # one channel is left of a slice that begins at the front, and it is not the first of what is left
+    spec=NetSpec(12, ((InPlace, 6, 3),), 0, 0),
+    plan={
+        "method": "random", "seed": 0, "budget": "flops", "ratio": 0.5, "scope": "global", "round_to": 1,
+        "min_channels": 1, "attention": "head_dim", "exact": False,
+    },
+)  # fmt: skip
 def test_a_random_plan_on_a_random_network(spec: NetSpec, plan: dict[str, Any]) -> None:
     check_prune(spec, plan)
 

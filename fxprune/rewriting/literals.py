@@ -430,7 +430,7 @@ def _cut_slice(repair: Repair, node: fx.Node, known: TensorLabels, dim: int, win
     if not np.array_equal(np.arange(left)[begin:end:step], taken):
         raise UnrepairableError(node, "the channels that stay of a slice are not evenly spaced", channels_of(known))
     ends_with_dense = stop is None or (stop >= len(mask) or (stop < 0 and end == left))
-    new_start = window.start if repair.value(window.start) in (None, begin) and (begin or start is None) else begin
+    new_start = window.start if begin == (repair.value(window.start) or 0) and (begin or start is None) else begin
     if ends_with_dense and end > left - step:
         return slice(new_start, None, window.step)
     return slice(new_start, window.stop if repair.value(window.stop) == end else end, window.step)
