@@ -169,8 +169,9 @@ class ChannelGraph:
         thin: dict[Any, dict[int, int]] = defaultdict(dict)
         for index in sorted({int(self.group_of[c]) for c in channels if not self.locked[c]}):
             group, left = self.groups[index], int(keep[self.groups[index].channels[0]].sum())
-            if max(1, 2 * left) < min(group.size, 2 * _FEW):
-                thin[left, self.structure(group)][index] = max(1, 2 * left)
+            more = min(max(1, 2 * left), group.size - 1)
+            if left < more < 2 * _FEW:
+                thin[left, self.structure(group)][index] = more
         if not thin:
             return self.with_locked(channels, reason), f"left alone: {reason}"
 

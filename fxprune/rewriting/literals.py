@@ -47,12 +47,21 @@ class UnrepairableError(Exception):
         self.channels = channels
 
 
+class UnevenError(UnrepairableError):
+    """A slice that would have to pick unevenly spaced positions: those in ``taken``, of the cut dimension."""
+
+    def __init__(self, node: fx.Node, text: str, channels: Sequence[int], taken: Any):
+        super().__init__(node, text, channels)
+        self.taken = taken
+
+
 @dataclass
 class Repair:
     """The walk over the new graph, ``code``, of what will be the new module.
 
     ``values``: what every node gives on the example inputs, tensors as meta tensors. ``other_values``: integer values
-    of the dense graph with another batch size, to know what depends on it.
+    of the dense graph with another batch size, to know what depends on it. ``device``: of the dense module, for what
+    needs values already.
     """
 
     module: nn.Module
@@ -60,6 +69,7 @@ class Repair:
     graph: ChannelGraph
     keep: Keep
     other_values: Mapping[str, Any]
+    device: torch.device
     values: dict[fx.Node, Any] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -428,7 +438,7 @@ def _cut_slice(repair: Repair, node: fx.Node, known: TensorLabels, dim: int, win
     step = step or 1
     begin, end = int(taken[0]), int(taken[-1]) + 1
     if not np.array_equal(np.arange(left)[begin:end:step], taken):
-        raise UnrepairableError(node, "the channels that stay of a slice are not evenly spaced", channels_of(known))
+        raise UnevenError(node, "the channels that stay of a slice are not evenly spaced", channels_of(known), taken)
     ends_with_dense = stop is None or (stop >= len(mask) or (stop < 0 and end == left))
     new_start = window.start if begin == (repair.value(window.start) or 0) and (begin or start is None) else begin
     if ends_with_dense and end > left - step:
@@ -449,7 +459,7 @@ def _cut_item(repair: Repair, node: fx.Node, known: TensorLabels, index: Any) ->
             continue
         if dim < len(known.shape) and repair.is_cut(known, dim):
             if isinstance(item, slice) and item != slice(None):
-                item = _cut_slice(repair, node, known, dim, item)
+                item = _cut_slice_or_places(repair, node, known, dim, items, item)
             elif isinstance(repair.value(item), int) and not isinstance(item, bool):
                 position = repair.dense(item) % known.shape[dim]
                 item = int(repair.mask(known, dim, node)[:position].sum())
@@ -466,6 +476,23 @@ def _cut_item(repair: Repair, node: fx.Node, known: TensorLabels, index: Any) ->
         dim += _dims_used(repair, item)
         result.append(item)
     return tuple(result) if isinstance(index, tuple) else result[0]
+
+
+def _cut_slice_or_places(
+    repair: Repair, node: fx.Node, known: TensorLabels, dim: int, items: Sequence[Any], item: slice
+) -> Any:
+    """The slice, or where it cannot be one the places themselves, if that gives the same: nothing is written to a view
+    of the tensor, and nothing else picks places in the same expression."""
+    try:
+        return _cut_slice(repair, node, known, dim, item)
+    except UnevenError as error:
+        slices = all(other is None or other is Ellipsis or isinstance(other, slice) for other in items)
+        if base_name(node) != "getitem" or not slices or any(n.meta.get("mutates") for n in repair.code.nodes):
+            raise
+        places = torch.tensor(error.taken, device=repair.device)
+        constant = new_constant(repair.module, "gather", places, node)
+        repair.values[constant] = places
+        return constant
 
 
 def _dims_used(repair: Repair, item: Any) -> int:

@@ -56,7 +56,7 @@ def draft(graph_module: fx.GraphModule, graph: ChannelGraph, keep: Keep, numbers
     uncut = stand_ins(root, cuts)
     device = next((p.device for p in graph_module.parameters() if not p.is_meta), torch.device("cpu"))
     _gather(root, code, graph, keep, device)
-    Repair(root, code, graph, keep, numbers).run()
+    Repair(root, code, graph, keep, numbers, device).run()
     result = RecordedModule(root, code, type(graph_module).__name__)
     result.meta = {**graph_module.meta, CUTS_KEY: cuts}
     return Draft(result, uncut)
