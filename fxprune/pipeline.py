@@ -30,7 +30,6 @@ from fxprune.methods.state import Scores
 from fxprune.plan import PruningPlan
 from fxprune.probes import SizeRuns, prove, settled
 from fxprune.proof import Proof
-from fxprune.recording import evaluated
 from fxprune.report import Report
 from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check_rewrite, draft, run_on_meta
 from fxprune.verify import Agreement, Inputs, ReplayError, mask_oracle
@@ -328,13 +327,13 @@ def _culprits(module: fx.GraphModule, graph: ChannelGraph, name: str, channels: 
     return free
 
 
-def _other_batch(args: Any, kwargs: Any, seed: int = 0) -> Inputs:
+def _other_batch(args: Any, kwargs: Any) -> Inputs:
     """Fresh inputs like the example, with another batch size."""
     record = describe_inputs(args, kwargs)
     first = next((t for t in tensors_of((args, kwargs)) if t.ndim), None)
     batch = 2 if first is None or first.shape[0] != 2 else 3
     device = first.device if first is not None else torch.device("cpu")
-    return make_inputs(record, device, batch=batch, seed=seed)
+    return make_inputs(record, device, batch=batch)
 
 
 def _finish(
@@ -345,7 +344,7 @@ def _finish(
     agreement = None
     if options.verify and not options.consume and not dense.on_meta:
         with dense.stages("verifying"), collected():
-            inputs = _oracle_inputs(dense, options.seed, notes)
+            inputs = _oracle_inputs(dense)
             try:
                 agreement = _compared(dense, pruned, graph, plan, keep, inputs, notes)
             except GuardError as error:
@@ -398,17 +397,9 @@ def _zeros(weight: torch.Tensor) -> int:
     return sum(len(part) - int(torch.count_nonzero(part)) for part in parts)
 
 
-def _oracle_inputs(dense: Dense, seed: int, notes: list[str]) -> Inputs:
+def _oracle_inputs(dense: Dense) -> Inputs:
     """Inputs that are not the example's, of other sizes where the model takes them and the recording follows."""
-    if dense.proof is not None:
-        device = next((p.device for p in dense.module.parameters()), torch.device("cpu"))
-        found = map_leaves(lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, dense.proof.farthest)
-        return found[0], found[1]
-    fresh = _other_batch(dense.args, dense.kwargs, seed)
-    try:
-        with evaluated(dense.module), torch.no_grad():
-            dense.module.forward(*fresh[0], **fresh[1])  # torch.fx prints what fails in __call__
-        return fresh
-    except Exception:  # the dense model itself is bound to its example's batch size
-        notes.append("the recorded model does not run with another batch size; verified on the example inputs")
-        return dense.args, dense.kwargs
+    assert dense.proof is not None, "what is verified was probed"
+    device = next((p.device for p in dense.module.parameters()), torch.device("cpu"))
+    found = map_leaves(lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, dense.proof.farthest)
+    return found[0], found[1]

@@ -320,7 +320,7 @@ class Experts(_Tokens):
 
     def inner(self, x: Tensor, key: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[2])
-        ends = torch.arange(1, 5, dtype=torch.int32) * (rows.shape[0] // 4)
+        ends = torch.arange(1, 5, dtype=torch.int32) * rows.shape[0] // 4  # all rows: others would hold anything
         rows = torch._grouped_mm(torch._grouped_mm(rows, self.up, ends).relu(), self.down, ends)
         return rows.reshape(x.shape)
 
@@ -339,6 +339,6 @@ class ExpertsTransposed(_Tokens):
 
     def inner(self, x: Tensor, key: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[2]).to(torch.bfloat16)
-        ends = torch.arange(1, 5, dtype=torch.int32) * (rows.shape[0] // 4)
+        ends = torch.arange(1, 5, dtype=torch.int32) * rows.shape[0] // 4  # all rows: others would hold anything
         rows = torch._grouped_mm(rows, self.up.to(torch.bfloat16).transpose(-2, -1), ends)
         return rows.float().reshape(x.shape)
