@@ -3,6 +3,7 @@
     python -m model_zoo.gpu_check                     the 24, to model_zoo/results/gpu.json and gpu.md
     python -m model_zoo.gpu_check timm:resnet50       some
     python -m model_zoo.gpu_check --resume            those without a passing entry in the file
+    python -m model_zoo.gpu_check --jobs 8            eight at a time are pruned and exported; timed is one alone
 
 Without a GPU that torch and onnxruntime both work on, the command says so, writes nothing, and ends with exit code 2.
 A network with random weights is pruned to half its MACs on the GPU. Dense and pruned network are exported, and
@@ -14,11 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ from model_zoo.records import RESULTS, Record, header, markdown
 OUT = RESULTS / "gpu.json"
 BATCHES = (1, 32, 128)
 DTYPES = ("float32", "float16")
+KINDS = ("dense", "pruned")
 ROUNDS, LEAST = 3, 10  # rounds, and runs in each
 EXIT_NO_GPU = 2
 
@@ -67,25 +71,24 @@ class Place:
         return {"device": torch.cuda.get_device_name(), "provider": self.provider, "cuda": str(torch.version.cuda)}
 
 
-def measure(
-    spec: str, place: Place, batches: Sequence[int] = BATCHES, flops: float = 0.5, method: str = "l2"
-) -> Record:
-    """One network; never raises."""
+def prepare(spec: str, place: Place, folder: Path, flops: float = 0.5, method: str = "l2") -> Record:
+    """One network, pruned, exported into a folder, and checked there; never raises."""
     record = Record(spec)
     networks: dict[str, nn.Module] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _stage(record, "prune", lambda: networks.update(_networks(spec, place, record, flops, method)))
-        for dtype in DTYPES if networks else ():
-            for kind, network in networks.items():
-                _stage(record, f"{kind} {dtype}", _exported(network, folder / f"{kind}.onnx", dtype, place, record))
-            if all(record.checks[f"{kind} {dtype}"] == "" for kind in networks):
-                sessions = {kind: Session(folder / f"{kind}.onnx", place.provider) for kind in networks}
-                inputs = record.figures["inputs"]
-                for batch in batches:
-                    _stage(record, f"latency {dtype} {batch}", _timed(sessions, inputs, batch, dtype, record))
-    record.figures.pop("inputs", None)
+    _stage(record, "prune", lambda: networks.update(_networks(spec, place, record, flops, method)))
+    for dtype in DTYPES if networks else ():
+        for kind, network in networks.items():
+            _stage(record, f"{kind} {dtype}", _exported(network, folder, kind, dtype, place, record))
     return record
+
+
+def clock(record: Record, place: Place, folder: Path, batches: Sequence[int] = BATCHES) -> None:
+    """Latencies of what ``prepare`` left in the folder, where both networks are right; never raises."""
+    inputs = record.figures.pop("inputs", None)
+    for dtype in DTYPES:
+        if all(record.checks.get(f"{kind} {dtype}", "not run") == "" for kind in KINDS):
+            for batch in batches:
+                _stage(record, f"latency {dtype} {batch}", _timed(folder, place, inputs, batch, dtype, record))
 
 
 def _stage(record: Record, name: str, work: Callable[[], None]) -> None:
@@ -113,18 +116,26 @@ def _networks(spec: str, place: Place, record: Record, flops: float, method: str
     return {"dense": dense, "pruned": small}
 
 
-def _exported(network: nn.Module, path: Path, dtype: str, place: Place, record: Record) -> Callable[[], None]:
+def _exported(
+    network: nn.Module, folder: Path, kind: str, dtype: str, place: Place, record: Record
+) -> Callable[[], None]:
     def work() -> None:
+        path = _file(folder, kind, dtype)
         found = fxprune.export(network, path, provider=place.provider, half=dtype == "float16")
-        record.figures.setdefault("onnx", {}).setdefault(dtype, {})[path.stem] = found.max_rel_error
+        record.figures.setdefault("onnx", {}).setdefault(dtype, {})[kind] = found.max_rel_error
 
     return work
 
 
+def _file(folder: Path, kind: str, dtype: str) -> Path:
+    return folder / f"{kind}-{dtype}.onnx"
+
+
 def _timed(
-    sessions: Mapping[str, Session], inputs: Mapping[str, Any], batch: int, dtype: str, record: Record
+    folder: Path, place: Place, inputs: Mapping[str, Any], batch: int, dtype: str, record: Record
 ) -> Callable[[], None]:
     def work() -> None:
+        sessions = {kind: Session(_file(folder, kind, dtype), place.provider) for kind in KINDS}
         tensors = tensors_of(make_inputs(inputs, batch=batch))
         tensors = [t.to(getattr(torch, dtype)) if t.is_floating_point() else t for t in tensors]
         times: dict[str, list[float]] = {kind: [] for kind in sessions}
@@ -186,13 +197,18 @@ def run(
     place: Place,
     batches: Sequence[int] = BATCHES,
     resume: bool = False,
+    jobs: int = 1,
 ) -> int:
-    """Check the networks at a place, and write what was found after each; the exit code of the command."""
+    """Check the networks at a place, and write what was found after each; the exit code of the command.
+
+    ``jobs``: so many are pruned and exported at a time, each in a process of its own, before they are timed in turn.
+    """
     reason = place.why_not()
     if reason:
         print(f"gpu_check: nothing can be checked here, and nothing was written: {reason}", file=sys.stderr)
         return EXIT_NO_GPU
-    head, records = {**header(command), **place.described()}, {}
+    head: dict[str, Any] = {**header(command), **place.described()}
+    records: dict[str, Record] = {}
     if resume and out.exists():
         before, records = read(out)
         if before["device"] != head["device"]:
@@ -200,15 +216,27 @@ def run(
             return EXIT_NO_GPU
         head = before
     out.parent.mkdir(parents=True, exist_ok=True)
-    for spec in specs:
-        if spec in records and records[spec].passed:
-            continue
-        records[spec] = measure(spec, place, batches)
-        write(out, head, records)
-        print(f"{spec}: {records[spec].failures or 'ok'}", flush=True)
-        if place.device == "cuda":
-            torch.cuda.empty_cache()
+    todo = [spec for spec in specs if spec not in records or not records[spec].passed]
+    for start in range(0, len(todo), jobs):
+        with tempfile.TemporaryDirectory() as name:
+            for number, (folder, record) in enumerate(_prepared(todo[start : start + jobs], place, Path(name), jobs)):
+                clock(record, place, folder, batches)
+                spec = todo[start + number]
+                records[spec] = record
+                write(out, head, records)
+                print(f"{spec}: {record.failures or 'ok'}", flush=True)
     return 1 if any(not record.passed for record in records.values()) else 0
+
+
+def _prepared(specs: Sequence[str], place: Place, root: Path, jobs: int) -> list[tuple[Path, Record]]:
+    folders = [root / str(number) for number in range(len(specs))]
+    for folder in folders:
+        folder.mkdir()
+    places = [place] * len(specs)
+    if jobs == 1:
+        return [*zip(folders, map(prepare, specs, places, folders), strict=True)]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        return [*zip(folders, pool.map(prepare, specs, places, folders), strict=True)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -218,10 +246,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="result file (default: model_zoo/results/gpu.json)")
     parser.add_argument("--resume", action="store_true", help="keep the file, run what has no passing entry in it")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="batch sizes to time (1 32 128)")
+    parser.add_argument("--jobs", type=int, default=1, help="networks to prune and export at a time (1)")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     command = " ".join(["python -m model_zoo.gpu_check", *options.names])
-    return run(options.names or NETWORKS, options.out, command, Place(), options.batches, options.resume)
+    return run(options.names or NETWORKS, options.out, command, Place(), options.batches, options.resume, options.jobs)
 
 
 if __name__ == "__main__":

@@ -80,8 +80,17 @@ def test_the_same_code_on_the_cpu(out: Path, spec: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(gpu_check, "LEAST", 1)
     assert gpu_check.run([spec], out, "command", Place("cpu", CPU), (1, 2)) == 0
     check_file(out, spec, "cpu")
-    monkeypatch.setattr(gpu_check, "measure", lambda *_: pytest.fail("it has passed"))
+    monkeypatch.setattr(gpu_check, "prepare", lambda *_: pytest.fail("it has passed"))
     assert gpu_check.run([spec], out, "command", Place("cpu", CPU), (1, 2), resume=True) == 0
+
+
+def test_some_at_a_time(out: Path, spec: str) -> None:
+    assert gpu_check.run([spec, "timm:no_such"], out, "command", Place("cpu", CPU), (1,), jobs=2) == 1
+    good, bad = json.loads(out.read_text())["networks"]
+    assert not any(good["checks"].values()), good["checks"]
+    assert "latency float32 1" in good["checks"]
+    assert [*bad["checks"]] == ["prune"]
+    assert "no_such" in bad["checks"]["prune"]
 
 
 def test_what_fails_is_told_and_run_again(out: Path, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +109,7 @@ def test_what_fails_is_told_and_run_again(out: Path, spec: str, monkeypatch: pyt
     assert "latency float16 1" not in entry["checks"], "nothing wrong is timed"
     assert "**fails** dense float16: ExportError: off \\| by far" in out.with_suffix(".md").read_text()
     measured = []
-    monkeypatch.setattr(gpu_check, "measure", lambda *given: measured.append(given[0]) or gpu_check.Record(spec))
+    monkeypatch.setattr(gpu_check, "prepare", lambda *given: measured.append(given[0]) or gpu_check.Record(spec))
     gpu_check.run([spec], out, "command", Place("cpu", CPU), (1,), resume=True)
     assert measured == [spec]
 
