@@ -49,6 +49,14 @@ class Flat(nn.Module):
         return self.module(*filled["args"], **filled["kwargs"])
 
 
+def batch_dim(device: torch.device) -> Any:
+    """The free batch of an export from ``device``.
+
+    On CUDA a batch norm chooses cuDNN for up to 65535 images, and torch.export holds a program to the choice.
+    """
+    return torch.export.Dim("batch", min=1, max=65535 if device.type == "cuda" else None)
+
+
 class _FoldedAttention(TorchFunctionMode):
     """Attention with one batch dimension, whatever it was called with: torch.onnx knows no other."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fxprune.checks import check_flags, checked_inputs
 from fxprune.deploy import runtime
-from fxprune.deploy.flat import Flat
+from fxprune.deploy.flat import Flat, batch_dim
 from fxprune.deploy.validation import PLAN_DIGEST, Validation, check, report_of, run
 from fxprune.errors import ExportError, GuardError, InputError
 from fxprune.files import check_writable, replacing
@@ -145,7 +145,7 @@ def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bo
     tensors, outputs, fixed = _to_export(flat)
     open_dims = _open_dims(flat, dynamic_size, "batch" if not fixed else None)
     shapes = torch.export.ShapesCollection()
-    batch = torch.export.Dim("batch", min=1)
+    batch = batch_dim(flat.device)
     for tensor, names in zip(tensors, open_dims, strict=True):
         if names:
             # Not a Dim for height and width: what a stride demands of them cannot be known beforehand.

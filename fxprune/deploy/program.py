@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fxprune.deploy import runtime
+from fxprune.deploy.flat import batch_dim
 from fxprune.deploy.onnx import capture_reason, quiet
 from fxprune.errors import ArtifactError, ExportError, InputError
 from fxprune.inputs import fixed_batch, is_batched, make_inputs, specs_of, tensors_of
@@ -60,7 +61,7 @@ def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], note
     free = fixed_batch(module, record) is None
     args, kwargs = make_inputs(record, device, _EXPORT_BATCH if free else None, permute=False)
     shapes = torch.export.ShapesCollection()
-    batch = torch.export.Dim("batch", min=1)
+    batch = batch_dim(device)
     for tensor, spec in zip(tensors_of((args, kwargs)), specs_of(record), strict=True):
         if free and is_batched(spec, record):
             shapes[tensor] = {0: batch}
