@@ -41,7 +41,7 @@ OUT = RESULTS / "gpu.json"
 BATCHES = (1, 32, 128)
 DTYPES = ("float32", "float16")
 KINDS = ("dense", "pruned")
-ROUNDS, LEAST = 3, 10  # rounds, and runs in each
+ROUNDS, LEAST, SECONDS = 3, 10, 0.2  # rounds, and at least so many runs and seconds in each
 EXIT_NO_GPU = 2
 
 
@@ -141,7 +141,7 @@ def _timed(
         times: dict[str, list[float]] = {kind: [] for kind in sessions}
         for _ in range(ROUNDS):
             for kind, session in sessions.items():
-                times[kind].append(session.latency_ms(tensors, least=LEAST))
+                times[kind].append(session.latency_ms(tensors, SECONDS, least=LEAST))
         latencies = record.figures.setdefault("latency_ms", {}).setdefault(dtype, {})
         latencies[str(batch)] = {kind: round(statistics.median(found), 4) for kind, found in times.items()}
 
