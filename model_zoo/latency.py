@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 import fxprune
-from fxprune.specs import load_model
+from fxprune.io.specs import load_model
 from model_zoo.recipes.common import positive
 from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read
 

@@ -18,8 +18,8 @@ from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from fxprune.errors import ExampleInputsError
-from fxprune.inputs import image_like, infer_inputs
-from fxprune.specs import load_model
+from fxprune.io.specs import load_model
+from fxprune.recording.inputs import image_like, infer_inputs
 
 NETWORKS = (
     *(

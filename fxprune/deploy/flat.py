@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fxprune.inputs import TensorSpec, map_leaves, tensors_of
+from fxprune.recording.inputs import TensorSpec, map_leaves, tensors_of
 
 
 class Flat(nn.Module):

@@ -14,8 +14,8 @@ from torch import nn
 from fxprune.deploy import runtime
 from fxprune.deploy.onnx import capture_reason, quiet
 from fxprune.errors import ArtifactError, ExportError, InputError
-from fxprune.inputs import fixed_batch, is_batched, make_inputs, specs_of, tensors_of
 from fxprune.recording import evaluated
+from fxprune.recording.inputs import fixed_batch, is_batched, make_inputs, specs_of, tensors_of
 
 NOTES = "fxprune.json"
 # torch.export takes a size of 1 for a constant.

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from fxprune.errors import ExampleInputsError, RecordError
-from fxprune.structure import Part, map_leaves, parts
+from fxprune.recording.structure import Part, map_leaves, parts
 
 # What forward may return but no graph can: the work is done later, or elsewhere.
 _ONCE = (Iterator, Set, types.FunctionType, types.MethodType, functools.partial, nn.Module)

@@ -33,11 +33,9 @@ from torch._C import (
 from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
-from fxprune import structure
 from fxprune.errors import RecordError
-from fxprune.meta import OpMode
-from fxprune.randomness import drawn, draws
-from fxprune.recording import boundary, patches, state, trees
+from fxprune.ops.meta import OpMode
+from fxprune.recording import boundary, patches, state, structure, trees
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
 from fxprune.recording.copies import Copier, forget
 from fxprune.recording.forms import form_of
@@ -45,6 +43,7 @@ from fxprune.recording.guards import NUMBER, fits
 from fxprune.recording.leaves import is_leaf, is_only_torch
 from fxprune.recording.module import TrainingFlag, have_their_own_modes
 from fxprune.recording.parts import Parts
+from fxprune.recording.randomness import drawn, draws
 from fxprune.recording.rehearsal import Rehearsal
 from fxprune.recording.sources import caller_is_user_code, current_source, defined_at
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain, traced_call
