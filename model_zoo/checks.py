@@ -113,7 +113,7 @@ def measure(
     """Prune the network that ``spec`` names and run every check on the result; never raises.
 
     Args:
-        spec: see ``fxprune.specs.load_model``; ``SPEC@PART`` prunes a submodule.
+        spec: see ``fxprune.io.specs.load_model``; ``SPEC@PART`` prunes a submodule.
         flops: the budget.
         method: by name.
         attention: see ``fxprune.prune``.

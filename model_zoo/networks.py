@@ -2,7 +2,7 @@
 
 python -m model_zoo.networks         writes model_zoo/families.txt: every architecture of timm is made on meta
 
-A network is named as in ``fxprune.specs.load_model``; ``NAME@PART`` is a submodule of one, pruned where it is.
+A network is named as in ``fxprune.io.specs.load_model``; ``NAME@PART`` is a submodule of one, pruned where it is.
 """
 
 from __future__ import annotations

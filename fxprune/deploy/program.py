@@ -50,7 +50,7 @@ def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], note
     Args:
         module: left as it was.
         path: ``.pt2``.
-        record: of its inputs, see ``fxprune.inputs``.
+        record: of its inputs, see ``fxprune.recording.inputs``.
         notes: text that ``read_program_notes`` gives back.
 
     Raises:

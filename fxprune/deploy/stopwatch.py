@@ -29,7 +29,8 @@ class Stopwatch:
 
     Args:
         dense: the network.
-        record: its example inputs, see ``fxprune.inputs.describe_inputs``; their batch size is that of every run.
+        record: its example inputs, see ``fxprune.recording.inputs.describe_inputs``; their batch size is that of every
+            run.
         provider: onnxruntime's execution provider.
         threads: of the processor; 0: as many as it has cores.
 

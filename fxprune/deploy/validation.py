@@ -234,8 +234,8 @@ def _size(dim: Any) -> int | str:
 class _Trial:
     """Inputs to compare on.
 
-    ``record``: as in ``fxprune.inputs``, at this size; ``size``: None without an image; ``permute``: whether integers
-    are in another order than the example's.
+    ``record``: as in ``fxprune.recording.inputs``, at this size; ``size``: None without an image; ``permute``: whether
+    integers are in another order than the example's.
     """
 
     record: Mapping[str, Any]

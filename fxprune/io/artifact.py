@@ -77,7 +77,7 @@ _COUNTS = (Whole(), Whole())
 
 
 def _input() -> Either:
-    """What ``fxprune.inputs.to_json`` makes of a part of a record."""
+    """What ``fxprune.recording.inputs.to_json`` makes of a part of a record."""
     plain = (None, bool, Whole(-(2**63)), Real(finite=False), str)
     return Either(*plain, {"tensor": _TENSOR}, {"list": [_input]}, {"dict": Map(_input)}, {"tuple": [_input]})
 
@@ -121,10 +121,10 @@ class Artifact:
     """What a file of ``save`` says of itself.
 
     ``model``: class name. ``part``: the submodule that was pruned, "" for all of it. ``macs``, ``params``: dense and
-    pruned. ``inputs``: a record (see ``fxprune.inputs``), or None. ``outputs``: per tensor its largest magnitude and a
-    sample of its values on inputs made from the record, or None. ``tied``: name -> the name that its tensor is stored
-    under. ``orders``: name -> dimensions from the outermost in memory. ``buffers``: name -> dtype of those that a
-    state_dict leaves out. ``budget``: (kind, ratio) that was asked for.
+    pruned. ``inputs``: a record (see ``fxprune.recording.inputs``), or None. ``outputs``: per tensor its largest
+    magnitude and a sample of its values on inputs made from the record, or None. ``tied``: name -> the name that its
+    tensor is stored under. ``orders``: name -> dimensions from the outermost in memory. ``buffers``: name -> dtype of
+    those that a state_dict leaves out. ``budget``: (kind, ratio) that was asked for.
     """
 
     model: str
@@ -262,7 +262,7 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     """Refuse a path that ``save`` could not write.
 
     Raises:
-        InputError: an unknown suffix, or see ``fxprune.files.check_writable``.
+        InputError: an unknown suffix, or see ``fxprune.io.files.check_writable``.
     """
     _check_suffix(as_path(path))
     return check_writable(path)

@@ -87,7 +87,7 @@ def check_weights_path(path: str | os.PathLike[str]) -> Path:
     """Refuse a path that :func:`save_weights` could not write.
 
     Raises:
-        InputError: an unknown suffix, or see :func:`fxprune.files.check_writable`.
+        InputError: an unknown suffix, or see :func:`fxprune.io.files.check_writable`.
     """
     path = Path(path)
     if path.suffix not in _WEIGHT_SUFFIXES:

@@ -83,7 +83,7 @@ def tree_leaf(tree: Any, index: int) -> Any:
 
 
 GETTERS: dict[str, Callable[..., Any]] = {"item": operator.getitem, "attribute": getattr, "leaf": tree_leaf}
-"""How a graph gets a part of an input, by its kind (see ``fxprune.structure.Part``)."""
+"""How a graph gets a part of an input, by its kind (see ``fxprune.recording.structure.Part``)."""
 
 
 def name_of(node: Node) -> str:

@@ -43,7 +43,7 @@ _LARGEST_MASK = 2**24
 @dataclass(frozen=True)
 class TensorSpec(StandIn):
     """What it takes to make a tensor like one that was seen: its shape and dtype, and for integers, booleans and masks
-    (see ``fxprune.near``) its values.
+    (see ``fxprune.recording.near``) its values.
 
     Values matter because integers are indices as a rule (tokens, positions, classes): an embedding refuses those
     outside its table. On meta there are none, and integers count as zeros.
@@ -103,7 +103,7 @@ class TensorSpec(StandIn):
         return dataclasses.replace(fresh, values=tuple(runs.tolist()), counts=tuple(counts.tolist()))
 
     def with_shape(self, shape: Sequence[int], batched: bool = True) -> "TensorSpec":
-        """The same at another size of any dim; for the values see ``fxprune.near.fitted``."""
+        """The same at another size of any dim; for the values see ``fxprune.recording.near.fitted``."""
         if self.values is None or 0 in self.shape:
             return dataclasses.replace(self, shape=tuple(shape), values=None, counts=None)
         return self.with_values(near.fitted(self.example(), shape, self.is_mask, batched))
@@ -447,7 +447,7 @@ def with_sizes(record: Mapping[str, Any], sizes: Mapping[tuple[int, int], int]) 
     """The record with other sizes of some dims; everything else stays.
 
     Kept values follow: along the batch the example's rows are taken in turn, along other dims ids start again, a mask
-    goes on with its last value, and what is too long is cut (see ``fxprune.near.fitted``).
+    goes on with its last value, and what is too long is cut (see ``fxprune.recording.near.fitted``).
 
     Args:
         record: of inputs.

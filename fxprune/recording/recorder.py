@@ -90,9 +90,9 @@ class Options:
     memoise by sizes are run.
 
     The others are other ways to record the same model, of which the one that agrees with it is taken (see
-    ``fxprune.probes``). ``exporting``: the model is told that it is being exported, where most libraries take their
-    general branch. ``flipped``: source lines where a branch on a tensor's value goes the other way. ``cleared``: (name
-    of a module, attribute) that the model keeps for one size, as good as never set.
+    ``fxprune.verification.probes``). ``exporting``: the model is told that it is being exported, where most libraries
+    take their general branch. ``flipped``: source lines where a branch on a tensor's value goes the other way.
+    ``cleared``: (name of a module, attribute) that the model keeps for one size, as good as never set.
     """
 
     clear_caches: bool = True

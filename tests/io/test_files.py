@@ -146,7 +146,7 @@ def test_paths_that_are_none(tmp_path: Path) -> None:
 
 
 def test_the_output_of_the_process_is_no_output_file(tmp_path: Path) -> None:
-    script = "from fxprune.files import check_writable; check_writable('told')"
+    script = "from fxprune.io.files import check_writable; check_writable('told')"
     with (tmp_path / "told").open("w") as told:
         done = subprocess.run(
             [sys.executable, "-c", script], stdout=told, stderr=subprocess.PIPE, cwd=tmp_path, text=True, check=False,
