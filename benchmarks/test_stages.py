@@ -11,12 +11,12 @@ import timm
 import torch
 
 from fxprune import recording
-from fxprune.analysis import analyse_graph
-from fxprune.budget import Budget, select
-from fxprune.inputs import resolve_inputs
+from fxprune.groups import analyse_graph
 from fxprune.labels.classes import Classes
 from fxprune.methods import ModelState, resolve, score_groups
+from fxprune.recording.inputs import resolve_inputs
 from fxprune.rewriting import check_rewrite, draft
+from fxprune.selection.budget import Budget, select
 
 NETWORKS = ["resnet50", "mobilenetv3_large_100", "vit_small_patch16_224"]
 

@@ -3,41 +3,47 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fxprune import _moved
 from fxprune.version import __version__
 
 if TYPE_CHECKING:
-    from fxprune import methods, ops, optim, study
+    from fxprune import methods, ops
     from fxprune.api import analyze, apply, attach, prune, record
-    from fxprune.artifact import load, save
-    from fxprune.channels import ChannelGraph, ChannelGroup
     from fxprune.deploy import Validation, bench, export, validate
     from fxprune.errors import FxpruneError
-    from fxprune.original import into
-    from fxprune.plan import PruningPlan
-    from fxprune.report import Latency, Report
-    from fxprune.training import Loop, carry_over, distill_loss
+    from fxprune.groups.channels import ChannelGraph, ChannelGroup
+    from fxprune.io.artifact import load, save
+    from fxprune.methods import optim
+    from fxprune.reports import study
+    from fxprune.reports.report import Latency, Report
+    from fxprune.rewriting.carry_over import carry_over
+    from fxprune.rewriting.into import into
+    from fxprune.selection.plan import PruningPlan
+    from fxprune.training import Loop, distill_loss
+
+_moved.install()
 
 _HOMES = {
-    "ChannelGraph": "channels",
-    "ChannelGroup": "channels",
+    "ChannelGraph": "groups.channels",
+    "ChannelGroup": "groups.channels",
     "FxpruneError": "errors",
-    "Latency": "report",
+    "Latency": "reports.report",
     "Loop": "training",
-    "PruningPlan": "plan",
-    "Report": "report",
+    "PruningPlan": "selection.plan",
+    "Report": "reports.report",
     "Validation": "deploy",
     "analyze": "api",
     "apply": "api",
     "attach": "api",
     "bench": "deploy",
-    "carry_over": "training",
+    "carry_over": "rewriting.carry_over",
     "distill_loss": "training",
     "export": "deploy",
-    "into": "original",
-    "load": "artifact",
+    "into": "rewriting.into",
+    "load": "io.artifact",
     "prune": "api",
     "record": "api",
-    "save": "artifact",
+    "save": "io.artifact",
     "validate": "deploy",
 }
 __all__ = [
@@ -72,7 +78,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The public names, imported at first use: the command line answers before torch is loaded."""
-    if name in ("methods", "ops", "optim", "study"):
+    if name in ("methods", "ops") or name in _moved.PUBLIC or name in _moved.MOVED:
         return import_module(f"fxprune.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'fxprune' has no attribute {name!r}")

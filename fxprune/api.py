@@ -14,17 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
-from fxprune.budget import Budget, Scope
-from fxprune.channels import ChannelGraph
-from fxprune.checks import check_choice, check_flags, check_model, checked_inputs, share_of
-from fxprune.cost import Keep
 from fxprune.deploy import alignment, check_provider, provider_at_hand
+from fxprune.deploy.latency import Clock
 from fxprune.errors import ExampleInputsError, InputError, ModelError, PlanError, check_count
-from fxprune.files import check_writable
-from fxprune.inputs import RECORD_KEY, describe_inputs, map_leaves
+from fxprune.groups.channels import ChannelGraph
+from fxprune.groups.cost import Keep
+from fxprune.io.files import check_writable
 from fxprune.labels.classes import Reason
 from fxprune.labels.propagate import Attention
-from fxprune.latency import Clock
 from fxprune.methods import Criterion, Learner, Method, ModelState, Outcome, name_of, needs_of, resolve, score_groups
 from fxprune.methods.state import Measured, Scores
 from fxprune.pipeline import (
@@ -39,13 +36,16 @@ from fxprune.pipeline import (
     rewrite_as,
     uncollected,
 )
-from fxprune.plan import PruningPlan
 from fxprune.recording import Twin, evaluated
+from fxprune.recording.checks import check_choice, check_flags, check_model, checked_inputs, share_of
+from fxprune.recording.inputs import RECORD_KEY, describe_inputs, map_leaves
+from fxprune.rewriting.carry_over import carry_over, held_names
+from fxprune.selection.budget import Budget, Scope
+from fxprune.selection.plan import PruningPlan
 from fxprune.training import (
     Loop,
     Loss,
     Training,
-    carry_over,
     check_loader,
     fit,
     measure,
@@ -55,8 +55,7 @@ from fxprune.training import (
     site_of,
 )
 from fxprune.training.distributed import from_first, is_first
-from fxprune.training.optimizer import held_names
-from fxprune.verify import Inputs, zero_slices
+from fxprune.verification import Inputs, zero_slices
 
 _SMALL = 4096  # entries of a tensor
 

@@ -17,7 +17,7 @@ from fxprune.errors import FxpruneError, InputError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fxprune.plan import PruningPlan
+    from fxprune.selection.plan import PruningPlan
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -83,7 +83,7 @@ def _prune(options: argparse.Namespace) -> None:
 
 def _apply(options: argparse.Namespace) -> None:
     _check_outputs(options)
-    from fxprune.plan import PruningPlan
+    from fxprune.selection.plan import PruningPlan
 
     plan = PruningPlan.load(options.plan_file)
     model, example_inputs = _load(options)
@@ -95,7 +95,7 @@ def _apply(options: argparse.Namespace) -> None:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Before the work: nobody wants to learn after an hour that a folder is missing."""
-    from fxprune import files
+    from fxprune.io import files
 
     for path in (options.onnx, options.plan, options.html):
         if path is not None:
@@ -112,7 +112,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 def _saver(path: str) -> "Callable[[nn.Module, str], None]":
     """What writes a file of this name: plain weights, or all that ``fxprune.load`` needs."""
-    from fxprune import artifact, specs
+    from fxprune.io import artifact, specs
 
     if path.endswith((".safetensors", ".pt2")):
         artifact.check_path(path)
@@ -149,7 +149,7 @@ def _write_outputs(pruned: "nn.Module", example_inputs: "Tensor | None", options
 
 def _inspect(options: argparse.Namespace) -> None:
     if options.html is not None:
-        from fxprune import files
+        from fxprune.io import files
 
         files.check_writable(options.html)
     model, example_inputs = _load(options)
@@ -178,7 +178,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from fxprune import files
+    from fxprune.io import files
 
     files.check_writable(options.onnx)
     module, inputs = _load_artifact(options)
@@ -203,7 +203,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _validate(options: argparse.Namespace) -> None:
-    from fxprune import artifact
+    from fxprune.io import artifact
 
     found = artifact.read_artifact(options.artifact)
     runs = options.spec is not None or options.artifact.endswith(".pt2")
@@ -240,7 +240,9 @@ def _validate(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from fxprune import deploy, inputs, specs
+    from fxprune import deploy
+    from fxprune.io import specs
+    from fxprune.recording import inputs
 
     if options.batch < 1:
         raise InputError(f"--batch {options.batch}: give a whole number of at least 1")
@@ -273,7 +275,7 @@ def _compare(options: argparse.Namespace) -> None:
         _print_json({"first": options.first, "second": options.second, "equal": plans[0].kept == plans[1].kept,
                      "kept": rows})  # fmt: skip
         return
-    from fxprune.text import table
+    from fxprune.io.text import table
 
     print("the same channels stay" if plans[0].kept == plans[1].kept else "different channels stay")
     head = ("tensor", "dim", "stay in the first", "in the second", "in both")
@@ -282,8 +284,8 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _plan_of(path: str) -> "PruningPlan":
-    from fxprune import artifact
-    from fxprune.plan import PruningPlan
+    from fxprune.io import artifact
+    from fxprune.selection.plan import PruningPlan
 
     return PruningPlan.load(path) if path.endswith(".json") else artifact.read_artifact(path).plan
 
@@ -314,7 +316,8 @@ def _methods(options: argparse.Namespace) -> None:
 
 def _load(options: argparse.Namespace) -> "tuple[nn.Module, Tensor | None]":
     _say(f"loading {options.spec}", options)
-    from fxprune import inputs, specs
+    from fxprune.io import specs
+    from fxprune.recording import inputs
 
     if options.pretrained and options.weights is not None:
         raise InputError("--pretrained and --weights both name weights; give one of them")
@@ -329,7 +332,8 @@ def _load(options: argparse.Namespace) -> "tuple[nn.Module, Tensor | None]":
 def _load_artifact(options: argparse.Namespace) -> "tuple[nn.Module, tuple[Any, Any]]":
     """The network in a file, and example inputs for it."""
     _say(f"loading {options.artifact}", options)
-    from fxprune import artifact, inputs, specs
+    from fxprune.io import artifact, specs
+    from fxprune.recording import inputs
 
     found = artifact.read_artifact(options.artifact)
     model = None if options.spec is None else specs.load_model(options.spec)

@@ -18,21 +18,22 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from fxprune import recording
-from fxprune.analysis import analyse_graph
-from fxprune.budget import Budget, Scope, Selection, remaining, select
-from fxprune.channels import ChannelGraph, channels_of
-from fxprune.cost import Keep
 from fxprune.errors import BudgetError, GuardError, ModelError, VerificationError
-from fxprune.inputs import RECORD_KEY, describe_inputs, make_inputs, map_leaves, tensors_of
+from fxprune.groups import analyse_graph
+from fxprune.groups.channels import ChannelGraph, channels_of
+from fxprune.groups.cost import Keep
 from fxprune.labels.classes import Reason
 from fxprune.labels.propagate import Attention, TensorLabels
 from fxprune.methods.state import Scores
-from fxprune.plan import PruningPlan
-from fxprune.probes import SizeRuns, prove, settled
-from fxprune.proof import Proof
-from fxprune.report import Report
+from fxprune.recording.inputs import RECORD_KEY, describe_inputs, make_inputs, map_leaves, tensors_of
+from fxprune.reports.graph import group_rows, rows
+from fxprune.reports.report import Report
 from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check_rewrite, draft, run_on_meta
-from fxprune.verify import Agreement, Inputs, ReplayError, mask_oracle
+from fxprune.selection.budget import Budget, Scope, Selection, remaining, select
+from fxprune.selection.plan import PruningPlan
+from fxprune.verification import Agreement, Inputs, ReplayError, mask_oracle
+from fxprune.verification.probes import SizeRuns, prove, settled
+from fxprune.verification.proof import Proof
 
 _ROUNDS = 20
 _ENTRIES_IN_CACHE = 2**18
@@ -364,8 +365,8 @@ def _finish(
         prunable_share=graph.prunable_share,
         held=graph.held,
         plan=plan,
-        rows=graph.rows(keep, selection.frozen),
-        groups=graph.group_rows(keep, selection.frozen),
+        rows=rows(graph, keep, selection.frozen),
+        groups=group_rows(graph, keep, selection.frozen),
         oracle_error=None if agreement is None else agreement.error,
         oracle_error_in_double=None if agreement is None else agreement.in_double,
         oracle_compared="numbers" if agreement is None else agreement.compared,

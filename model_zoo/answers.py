@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.errors import FxpruneError
 from fxprune.recording.sources import _node_source
-from fxprune.verify import relative_error
+from fxprune.verification import relative_error
 
 TOLERANCE = 1e-4  # relative error
 GENERATED = "<eval_with_key>"

@@ -27,9 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune.api import part_of
-from fxprune.inputs import describe_inputs, is_batched, make_inputs, map_leaves, specs_of, tensors_of
 from fxprune.labels.propagate import Attention
-from fxprune.verify import DOUBLE_TOLERANCE, relative_error, zero_slices
+from fxprune.recording.inputs import describe_inputs, is_batched, make_inputs, map_leaves, specs_of, tensors_of
+from fxprune.verification import DOUBLE_TOLERANCE, relative_error, zero_slices
 from model_zoo.networks import example_inputs, load, split_part
 from model_zoo.records import Record
 
@@ -113,7 +113,7 @@ def measure(
     """Prune the network that ``spec`` names and run every check on the result; never raises.
 
     Args:
-        spec: see ``fxprune.specs.load_model``; ``SPEC@PART`` prunes a submodule.
+        spec: see ``fxprune.io.specs.load_model``; ``SPEC@PART`` prunes a submodule.
         flops: the budget.
         method: by name.
         attention: see ``fxprune.prune``.

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.methods import DHP
-from fxprune.training.hypernetworks import Hypernetwork
+from fxprune.rewriting.hypernetworks import Hypernetwork
 from model_zoo.papers import resnet
 from model_zoo.papers.resnet import Bottleneck
 from model_zoo.records import RESULTS, header

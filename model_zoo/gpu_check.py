@@ -32,7 +32,7 @@ from torch import nn
 import fxprune
 from fxprune.deploy.runtime import CUDA, Session
 from fxprune.errors import FxpruneError
-from fxprune.inputs import describe_inputs, make_inputs, map_leaves, tensors_of
+from fxprune.recording.inputs import describe_inputs, make_inputs, map_leaves, tensors_of
 from model_zoo.checks import randomise
 from model_zoo.networks import NETWORKS, example_inputs, load
 from model_zoo.records import RESULTS, Record, header, markdown

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.optim import GSM, active_count, hold_zero, is_kernel, magnitude_cut
+from fxprune.methods.optim import GSM, active_count, hold_zero, is_kernel, magnitude_cut
 from model_zoo.data import digits
 from model_zoo.papers import lenet_5, lenet_300_100
 from model_zoo.papers.lenet import SIDE

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.optim import GSM, active_count, is_kernel, largest_left_out
+from fxprune.methods.optim import GSM, active_count, is_kernel, largest_left_out
 from model_zoo.papers import resnet, resnet_50
 from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read
 

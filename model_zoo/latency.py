@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 
 import fxprune
-from fxprune.specs import load_model
+from fxprune.io.specs import load_model
+from fxprune.recording.inputs import infer_inputs
 from model_zoo.recipes.common import positive
 from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read
 
@@ -60,7 +61,7 @@ def measured(network: str, batch: int, cut: str, threads: int, provider: str | N
     """One network pruned in one way."""
     torch.manual_seed(0)
     model = load_model(f"timm:{network}").eval()
-    args, _ = fxprune.inputs.infer_inputs(model)
+    args, _ = infer_inputs(model)
     x = torch.randn(batch, *args[0].shape[1:])
     how = CUTS[cut]
     timing = {"threads": threads} if how.aim is not None else {}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.inputs import describe_inputs, image_size, make_inputs, resized
+from fxprune.recording.inputs import describe_inputs, image_size, make_inputs, resized
 from model_zoo import networks, transformers_list, transformers_networks
 from model_zoo.answers import Inputs
 from model_zoo.calls import Subject

@@ -2,7 +2,7 @@
 
 python -m model_zoo.networks         writes model_zoo/families.txt: every architecture of timm is made on meta
 
-A network is named as in ``fxprune.specs.load_model``; ``NAME@PART`` is a submodule of one, pruned where it is.
+A network is named as in ``fxprune.io.specs.load_model``; ``NAME@PART`` is a submodule of one, pruned where it is.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from fxprune.errors import ExampleInputsError
-from fxprune.inputs import image_like, infer_inputs
-from fxprune.specs import load_model
+from fxprune.io.specs import load_model
+from fxprune.recording.inputs import image_like, infer_inputs
 
 NETWORKS = (
     *(

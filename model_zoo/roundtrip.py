@@ -28,8 +28,8 @@ import torch
 
 import fxprune
 from fxprune.errors import ConversionError
-from fxprune.inputs import describe_inputs, make_inputs, tensors_of
-from fxprune.verify import relative_error
+from fxprune.recording.inputs import describe_inputs, make_inputs, tensors_of
+from fxprune.verification import relative_error
 from model_zoo.checks import ONNX_TOLERANCE, SAME, randomise
 from model_zoo.networks import example_inputs, load
 from model_zoo.records import RESULTS, Record, append, begin, read

@@ -137,10 +137,10 @@ def perceptron(gib: float, width: int = 4096) -> nn.Module:
 def stages(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
     """Seconds of processor time of every stage, at half of the MACs."""
     from fxprune import recording
-    from fxprune.analysis import analyse_graph
-    from fxprune.budget import Budget
+    from fxprune.groups import analyse_graph
     from fxprune.methods import ModelState, resolve, score_groups
     from fxprune.pipeline import Dense, Options, Stages, choose, compress, uncollected
+    from fxprune.selection.budget import Budget
 
     figures: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
 
@@ -187,7 +187,7 @@ def _decoder(name: str) -> dict[str, Any]:
 def _large(name: str) -> dict[str, Any]:
     import timm
 
-    from fxprune.inputs import resolve_inputs
+    from fxprune.recording.inputs import resolve_inputs
 
     with torch.device("meta"):
         model = timm.create_model(name).eval()
@@ -195,7 +195,7 @@ def _large(name: str) -> dict[str, Any]:
 
 
 def _family(spec: str) -> dict[str, Any]:
-    from fxprune.inputs import resolve_inputs
+    from fxprune.recording.inputs import resolve_inputs
     from model_zoo.networks import load
 
     model = load(spec).eval()
@@ -207,8 +207,8 @@ def _search(ratio: str) -> dict[str, Any]:
     import timm
 
     import fxprune
-    from fxprune.budget import Budget, select
     from fxprune.methods import ModelState, resolve, score_groups
+    from fxprune.selection.budget import Budget, select
 
     model = timm.create_model("resnet152").eval()
     graph = fxprune.analyze(model)

@@ -27,9 +27,9 @@ from torch.optim.lr_scheduler import MultiStepLR
 from torch.utils.data import TensorDataset
 
 import fxprune
-from fxprune.files import replacing
+from fxprune.io.files import replacing
 from fxprune.methods import Scratch
-from fxprune.study import Similarity
+from fxprune.reports.study import Similarity
 from model_zoo.data import glyphs, loaders
 from model_zoo.papers import vgg16_bn
 from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read

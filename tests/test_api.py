@@ -19,7 +19,7 @@ from nets import Attentive, Shuffled, Small, Unchanged, image, make, outputs, sa
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.verify import TOLERANCE
+from fxprune.verification import TOLERANCE
 
 ALL = [Small, Shuffled, Attentive]
 

@@ -14,7 +14,7 @@ from networks import NETWORKS, Network
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.inputs import describe_inputs, make_inputs, tensors_of
+from fxprune.recording.inputs import describe_inputs, make_inputs, tensors_of
 from model_zoo import checks
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.aligned]

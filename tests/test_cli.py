@@ -305,7 +305,7 @@ def test_an_interrupt_has_its_own_exit_code(net: str, monkeypatch: pytest.Monkey
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fxprune.specs.load_model", interrupt)
+    monkeypatch.setattr("fxprune.io.specs.load_model", interrupt)
     assert run("inspect", net, "--quiet") == (130, "", "fxprune: interrupted\n")
 
 
@@ -313,7 +313,7 @@ def test_a_mistake_of_ours_is_not_hidden(net: str, monkeypatch: pytest.MonkeyPat
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("fxprune.specs.load_model", fail)
+    monkeypatch.setattr("fxprune.io.specs.load_model", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["inspect", net, "--quiet"])
 
@@ -350,7 +350,7 @@ def test_a_closed_pipe_is_no_error() -> None:
 
 
 def cli_model(spec: str) -> torch.nn.Module:
-    from fxprune.specs import load_model
+    from fxprune.io.specs import load_model
 
     return load_model(spec)
 

@@ -18,7 +18,7 @@ from fxprune import pipeline
 from fxprune.errors import BudgetError
 from fxprune.labels.classes import Reason
 from fxprune.rewriting.check import Mismatch
-from fxprune.verify import TOLERANCE
+from fxprune.verification import TOLERANCE
 
 
 class Attentive(nn.Module):

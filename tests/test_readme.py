@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import fxprune
 from fxprune import cli, methods
 from fxprune.labels.rules import RULES
-from fxprune.meta import POINTWISE
 from fxprune.methods import registry
+from fxprune.ops.meta import POINTWISE
 from model_zoo import benchmark, latency
 from model_zoo.coverage import LISTS
 from model_zoo.records import RESULTS, read, summary, table
@@ -372,21 +372,31 @@ def test_every_rule_has_a_kind() -> None:
     assert {rule.__module__.rpartition(".")[2] for rule in RULES.values()} == {*KINDS}
 
 
-def test_the_map_names_every_file_once_and_no_other() -> None:
+MAP_ROW = re.compile(r"^\| `(\w+/|\w+\.py)` \|[^|]*\|([^|]*)\|$", re.MULTILINE)
+
+
+def test_the_map_names_every_folder_and_loose_file_once_and_no_other() -> None:
     package = ROOT / "fxprune"
-    mapped = re.findall(r"^\| `([\w/]+\.py)` \|", (package / "README.md").read_text(), re.MULTILINE)
-    files = {str(path.relative_to(package)) for path in package.rglob("*.py")}
-    files -= {path for path in files if path.endswith("/__init__.py")}
-    assert sorted(mapped) == sorted(files)
+    files = {path.relative_to(package) for path in package.rglob("*.py")}
+    places = {path.parts[0] + "/" * (len(path.parts) > 1) for path in files} - {"__init__.py"}
+    assert sorted(place for place, _ in MAP_ROW.findall(MAP.read_text())) == sorted(places)
+
+
+def test_a_folder_says_what_its_files_are_for() -> None:
+    for folder in (path.parent for path in (ROOT / "fxprune").glob("*/__init__.py")):
+        names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+        doc = (folder / "__init__.py").read_text().partition('"""')[2].partition('"""')[0]
+        if folder.name != "methods":  # one file per method, by its name
+            assert [name for name in sorted(names) if f"``{name}``" not in doc] == [], folder
 
 
 def test_the_map_enters_at_functions_that_are_there() -> None:
     package = ROOT / "fxprune"
-    rows = re.findall(r"^\| `([\w/]+\.py)` \|[^|]*\| ([^|]+) \|$", (package / "README.md").read_text(), re.MULTILINE)
-    for path, entries in rows:
-        source = (package / path).read_text()
+    for place, entries in MAP_ROW.findall(MAP.read_text()):
+        files = package.joinpath(place).rglob("*.py") if place.endswith("/") else [package / place]
+        source = "\n".join(path.read_text() for path in files)
         for name in re.findall(r"`(\w+)`", entries):
-            assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"{path} has no {name}"
+            assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"{place} has no {name}"
 
 
 def test_links_lead_somewhere() -> None:

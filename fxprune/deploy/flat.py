@@ -1,8 +1,8 @@
 """A network as a function from tensors to a tuple of tensors.
 
 The ONNX graph's inputs and outputs are then exactly the tensors in the model's, in the order of
-``fxprune.structure``, whatever the nesting, in objects too, and however the user ordered the keyword arguments; what is
-no tensor (a number, a None) is not in the file.
+``fxprune.recording.structure``, whatever the nesting, in objects too, and however the user ordered the keyword
+arguments; what is no tensor (a number, a None) is not in the file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fxprune.inputs import TensorSpec, map_leaves, tensors_of
+from fxprune.recording.inputs import TensorSpec, map_leaves, tensors_of
 
 
 class Flat(nn.Module):
     """``module`` as a function from tensors to a tuple of tensors; what is no tensor is built in.
 
     Attributes:
-        record: the example inputs of ``module``, see ``fxprune.inputs.describe_inputs``.
+        record: the example inputs of ``module``, see ``fxprune.recording.inputs.describe_inputs``.
     """
 
     def __init__(self, module: nn.Module, record: Mapping[str, Any]) -> None:

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.checks import check_flags, checked_inputs
 from fxprune.deploy import runtime
 from fxprune.deploy.flat import Flat, batch_dim
 from fxprune.deploy.validation import PLAN_DIGEST, Validation, check, report_of, run
 from fxprune.errors import ExportError, GuardError, InputError
-from fxprune.files import check_writable, replacing
-from fxprune.inputs import (
+from fxprune.io.files import check_writable, replacing
+from fxprune.recording import evaluated
+from fxprune.recording.checks import check_flags, checked_inputs
+from fxprune.recording.inputs import (
     batch_size,
     describe_inputs,
     fixed_batch,
@@ -35,7 +36,6 @@ from fxprune.inputs import (
     specs_of,
     tensors_of,
 )
-from fxprune.recording import evaluated
 from fxprune.version import __version__
 
 # torch.export takes a size of 1 for a constant, so the network is exported with 2; checked with what it has not seen.

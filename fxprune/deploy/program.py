@@ -15,8 +15,8 @@ from fxprune.deploy import runtime
 from fxprune.deploy.flat import batch_dim
 from fxprune.deploy.onnx import capture_reason, quiet
 from fxprune.errors import ArtifactError, ExportError, InputError
-from fxprune.inputs import fixed_batch, is_batched, make_inputs, specs_of, tensors_of
 from fxprune.recording import evaluated
+from fxprune.recording.inputs import fixed_batch, is_batched, make_inputs, specs_of, tensors_of
 
 NOTES = "fxprune.json"
 # torch.export takes a size of 1 for a constant.
@@ -51,7 +51,7 @@ def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], note
     Args:
         module: left as it was.
         path: ``.pt2``.
-        record: of its inputs, see ``fxprune.inputs``.
+        record: of its inputs, see ``fxprune.recording.inputs``.
         notes: text that ``read_program_notes`` gives back.
 
     Raises:

@@ -16,8 +16,8 @@ from fxprune.deploy.kernels import provider_at_hand
 from fxprune.deploy.onnx import write_unchecked
 from fxprune.deploy.store import device
 from fxprune.errors import check_count
-from fxprune.inputs import describe_inputs, make_inputs, resolve_inputs, specs_of, tensors_of
-from fxprune.report import Latency
+from fxprune.recording.inputs import describe_inputs, make_inputs, resolve_inputs, specs_of, tensors_of
+from fxprune.reports.report import Latency
 
 _WARM_UP = 3  # runs that do not count
 _QUICK, _MOST = 11, 200  # runs: at least, for a first look, and at most
@@ -29,7 +29,8 @@ class Stopwatch:
 
     Args:
         dense: the network.
-        record: its example inputs, see ``fxprune.inputs.describe_inputs``; their batch size is that of every run.
+        record: its example inputs, see ``fxprune.recording.inputs.describe_inputs``; their batch size is that of every
+            run.
         provider: onnxruntime's execution provider.
         threads: of the processor; 0: as many as it has cores.
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from fxprune.deploy import runtime
 from fxprune.errors import InputError, WriteError
-from fxprune.files import replacing
-from fxprune.forms import FormError, Map, Real, Such, anything, check, json_of
+from fxprune.io.files import replacing
+from fxprune.io.forms import FormError, Map, Real, Such, anything, check, json_of
 
 _FORMAT = 1  # of the files, and of what is measured: another number, and everything is measured again
 _FORM = {"facts": Map(anything), "values": Map(Such(Real(), lambda ms: ms >= 0, "a time"))}

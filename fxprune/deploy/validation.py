@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from fxprune.deploy import runtime
 from fxprune.deploy.flat import Flat
 from fxprune.errors import ExampleInputsError, ExportError, GuardError, InputError
-from fxprune.inputs import (
+from fxprune.recording import evaluated
+from fxprune.recording.inputs import (
     TensorSpec,
     batch_size,
     describe_inputs,
@@ -28,8 +29,7 @@ from fxprune.inputs import (
     specs_of,
     tensors_of,
 )
-from fxprune.recording import evaluated
-from fxprune.report import Report
+from fxprune.reports.report import Report
 
 TOLERANCE = 1e-3
 """Largest accepted difference of an output, relative to its largest magnitude."""
@@ -234,8 +234,8 @@ def _size(dim: Any) -> int | str:
 class _Trial:
     """Inputs to compare on.
 
-    ``record``: as in ``fxprune.inputs``, at this size; ``size``: None without an image; ``permute``: whether integers
-    are in another order than the example's.
+    ``record``: as in ``fxprune.recording.inputs``, at this size; ``size``: None without an image; ``permute``: whether
+    integers are in another order than the example's.
     """
 
     record: Mapping[str, Any]

@@ -22,14 +22,14 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from fxprune.errors import FxpruneError, ModelError
-from fxprune.inputs import map_leaves, tensors_of
 from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows, same
 from fxprune.labels.factors import Factor, Labels, narrow, vector
 from fxprune.labels.unknown import result_without_values
 from fxprune.labels.usage import Usage
-from fxprune.meta import MetaKernels, OpMode, tensors_in
-from fxprune.randomness import draws
+from fxprune.ops.meta import MetaKernels, OpMode, tensors_in
 from fxprune.recording.guards import NUMBER, is_guard
+from fxprune.recording.inputs import map_leaves, tensors_of
+from fxprune.recording.randomness import draws
 
 Attention = Literal["head_dim", "heads"]
 _LABELS = "_fxprune_labels"

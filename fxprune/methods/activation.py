@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fxprune.channels import ChannelGroup
 from fxprune.errors import InputError
+from fxprune.groups.channels import ChannelGroup
 from fxprune.methods.options import Aggregated
 from fxprune.methods.registry import Need, Normalize, register
 from fxprune.methods.state import Aggregate, Aggregator, ModelState, Scores

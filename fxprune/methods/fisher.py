@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fxprune.channels import ChannelGroup
+from fxprune.groups.channels import ChannelGroup
 from fxprune.methods.options import Aggregated
 from fxprune.methods.registry import Need, register
 from fxprune.methods.state import ModelState, Scores

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fxprune.channels import ChannelGroup
+from fxprune.groups.channels import ChannelGroup
 from fxprune.methods.options import Aggregated
 from fxprune.methods.registry import register
 from fxprune.methods.state import Aggregator, ModelState, Scores

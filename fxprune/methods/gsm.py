@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from fxprune import optim
 from fxprune.errors import InputError
+from fxprune.methods import optim
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
 from fxprune.methods.registry import register
 from fxprune.methods.state import ModelState, kept_entries, places_of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from fxprune.channels import ChannelGraph, ChannelGroup
+from fxprune.groups.channels import ChannelGraph, ChannelGroup
 from fxprune.methods.state import Scores
 
 Parameters = Iterable[nn.Parameter]

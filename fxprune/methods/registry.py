@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.channels import ChannelGraph, ChannelGroup
 from fxprune.errors import InputError
+from fxprune.groups.channels import ChannelGraph, ChannelGroup
 from fxprune.methods.learner import Hooks, Site
 from fxprune.methods.state import ModelState, Scores
 

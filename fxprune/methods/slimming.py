@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from fxprune.channels import ChannelGroup
 from fxprune.errors import InputError, ModelError
+from fxprune.groups.channels import ChannelGroup
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
 from fxprune.methods.registry import register
 from fxprune.methods.state import ModelState

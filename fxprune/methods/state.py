@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fxprune.channels import ChannelGraph, ChannelGroup, Parameter
 from fxprune.errors import InputError, ModelError
+from fxprune.groups.channels import ChannelGraph, ChannelGroup, Parameter
 
 Scores = npt.NDArray[np.float64]
 Aggregate = Literal["sum", "mean", "max"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fxprune.channels import ChannelGroup
+from fxprune.groups.channels import ChannelGroup
 from fxprune.methods.registry import register
 from fxprune.methods.state import ModelState, Scores
 

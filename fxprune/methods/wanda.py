@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fxprune.channels import ChannelGroup
+from fxprune.groups.channels import ChannelGroup
 from fxprune.methods.options import Aggregated
 from fxprune.methods.registry import Need, register
 from fxprune.methods.state import Aggregator, ModelState, Scores, places_of

@@ -1,7 +1,10 @@
 """Ops of other packages: what fxprune has to know of them, one record each.
 
 An op that nobody has told fxprune about is never guessed: the channels that reach it stay. With ``register`` the
-package that brings the op says what it does. ``ops/torchvision.py`` is an example to copy: deformable convolution.
+package that brings the op says what it does. ``torchvision`` is an example to copy: deformable convolution.
+
+``table`` holds the records, ``registry`` fills it, ``meta`` runs ops without data; ``transformers`` is the experts
+of a mixture.
 
 A worked example. The op ``mylib::centre`` takes their mean from the channels of ``x [N, C]`` and multiplies them with
 ``weight [C]``:
@@ -34,20 +37,31 @@ the first op of the namespace is met:
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from fxprune.labels.factors import Factor, Labels
+    from fxprune.labels.propagate import Propagation
+    from fxprune.labels.rules.contraction import Operand, contract, convolve
+    from fxprune.labels.rules.pointwise import join_positions
+    from fxprune.labels.rules.table import Call
+    from fxprune.ops.registry import lookup, register
+    from fxprune.ops.table import Op
 
-from fxprune.errors import InputError
-from fxprune.labels.factors import Factor, Labels
-from fxprune.labels.propagate import Propagation
-from fxprune.labels.rules.contraction import Operand, contract, convolve
-from fxprune.labels.rules.pointwise import join_positions
-from fxprune.labels.rules.table import RULES, Call
-from fxprune.op_table import OPS, Cost, Fix, Label, Mask, Op, load
-
+_HOMES = {
+    "Call": "labels.rules.table",
+    "Factor": "labels.factors",
+    "Labels": "labels.factors",
+    "Op": "ops.table",
+    "Operand": "labels.rules.contraction",
+    "Propagation": "labels.propagate",
+    "contract": "labels.rules.contraction",
+    "convolve": "labels.rules.contraction",
+    "join_positions": "labels.rules.pointwise",
+    "lookup": "ops.registry",
+    "register": "ops.registry",
+}
 __all__ = [
     "Call",
     "Factor",
@@ -62,73 +76,9 @@ __all__ = [
     "register",
 ]
 
-L = TypeVar("L", bound=Label)
 
-
-def register(
-    name: str,
-    *,
-    label: Label | None = None,
-    mask: Mask | None = None,
-    repair: Fix | None = None,
-    cost: Cost | None = None,
-    reads_values: bool = False,
-) -> Callable[[L], L]:
-    """Say what an op does. As a decorator it registers the function below it as ``label``.
-
-    Args:
-        name: ``namespace::name``, without the overload, as in ``torch.ops.namespace.name``. The op must run on meta
-            tensors (``torch.library.register_fake``).
-        label: ``(run, call) -> labels``: which position of the outputs belongs to which channel, one ``Labels`` for all
-            outputs or a list with one each. It joins what must live together (``join_positions``, ``contract``,
-            ``convolve``, ``run.join``), locks what must stay (``run.lock(ids, reason)``), and notes where a number is
-            computed over channels (``run.approximate`` and, once per call, ``run.statistic(call.name, labels)``).
-            Without one the channels that reach the op stay.
-        mask: ``(func, on, args, kwargs) -> outputs``: the counterpart of such a statistic in the proof. ``on``, of the
-            first operand's shape, says which positions stay; the others must not count.
-        repair: ``(repair, node) -> None``: put new sizes into a node whose arguments name old ones. ``repair.dense``
-            and ``repair.value`` tell what an argument was and is, ``repair.promised`` the new shape of a tensor.
-        cost: ``(run, call) -> [(constant, labels), ...]``: MACs as ``constant`` times the sizes that the factors in
-            ``labels`` cut; ``()`` for what no cut lowers. Not for what ``contract`` and ``convolve`` count already.
-        reads_values: the op's result depends on single channels (an index, a sort): they stay, and it carries none.
-
-    Raises:
-        InputError: the name is taken, has no namespace, or its namespace has no such op (near names are listed).
-    """
-    _check(name)
-    record = Op(name, label, mask, repair, cost, reads_values)
-    OPS[name] = record
-
-    def add(function: L) -> L:
-        OPS[name] = Op(name, function, mask, repair, cost, reads_values)
-        return function
-
-    return add
-
-
-def lookup(name: str) -> Op:
-    """The record of an op.
-
-    Raises:
-        InputError: there is none; near names are listed.
-    """
-    load(name.partition("::")[0])
-    if name not in OPS:
-        raise InputError(f"No op {name!r} is registered.{_near(name, OPS)}")
-    return OPS[name]
-
-
-def _check(name: str) -> None:
-    namespace, _, own = name.partition("::")
-    if not namespace or not own or "." in own:
-        raise InputError(f"{name!r} names no op; write namespace::name, such as torchvision::deform_conv2d.")
-    if name in OPS or (namespace == "aten" and own in RULES):
-        raise InputError(f"Two records for the op {name}.")
-    known = {op.partition(".")[0] for op in torch._C._dispatch_get_all_op_names() if op.startswith(f"{namespace}::")}
-    if known and name not in known:  # of a namespace that is not loaded yet nothing is known
-        raise InputError(f"There is no op {name!r}.{_near(name, known)}")
-
-
-def _near(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, sorted(known), 5, 0.5)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+def __getattr__(name: str) -> Any:
+    """At first use: ``meta`` and ``table`` are wanted long before labels are."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fxprune.ops' has no attribute {name!r}")
+    return getattr(import_module(f"fxprune.{_HOMES[name]}"), name)

@@ -6,6 +6,11 @@ run without data), ``writer`` (the graph in the making), ``calls`` (how one call
 ``boundary`` (inputs and outputs), ``parts`` (modules and tensors by name), ``copies`` and ``twin`` (the caller's model
 itself never runs), ``state`` and ``patches`` (memory, random numbers and torch, left as they were), ``liveness`` (dead
 code), ``module`` (the result), ``sources`` (the user's line behind every node), ``trees`` (nested arguments).
+
+Before it: ``structure`` (the one walk over what networks take and return), ``inputs`` (example inputs, checked or
+inferred), ``near`` (values near an example's), ``checks`` (models and inputs that cannot serve), ``randomness`` (random
+ops that draw the same numbers in every run), ``forms`` (what a recording takes for granted in its inputs), ``code``
+(Python code of a graph in which names are only names), ``pickling`` (a graph as plain data).
 """
 
 from fxprune.recording.module import (

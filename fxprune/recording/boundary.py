@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from fxprune.errors import ExampleInputsError, RecordError
-from fxprune.structure import Part, map_leaves, parts
+from fxprune.recording.structure import Part, map_leaves, parts
 
 # What forward may return but no graph can: the work is done later, or elsewhere.
 _ONCE = (Iterator, Set, types.FunctionType, types.MethodType, functools.partial, nn.Module)
@@ -83,7 +83,7 @@ def tree_leaf(tree: Any, index: int) -> Any:
 
 
 GETTERS: dict[str, Callable[..., Any]] = {"item": operator.getitem, "attribute": getattr, "leaf": tree_leaf}
-"""How a graph gets a part of an input, by its kind (see ``fxprune.structure.Part``)."""
+"""How a graph gets a part of an input, by its kind (see ``fxprune.recording.structure.Part``)."""
 
 
 def name_of(node: Node) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.structure import parts
+from fxprune.recording.structure import parts
 
 Form = tuple[Any, ...]
 """("tensor", kind, dims), ("number",), ("sequence", forms), ("mapping", keys, forms), ("object", class, names, forms),

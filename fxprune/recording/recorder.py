@@ -33,11 +33,9 @@ from torch._C import (
 from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
-from fxprune import structure
 from fxprune.errors import RecordError
-from fxprune.meta import OpMode
-from fxprune.randomness import drawn, draws
-from fxprune.recording import boundary, patches, state, trees
+from fxprune.ops.meta import OpMode
+from fxprune.recording import boundary, patches, state, structure, trees
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
 from fxprune.recording.copies import Copier, forget
 from fxprune.recording.forms import form_of
@@ -45,6 +43,7 @@ from fxprune.recording.guards import NUMBER, fits
 from fxprune.recording.leaves import is_leaf, is_only_torch
 from fxprune.recording.module import TrainingFlag, have_their_own_modes
 from fxprune.recording.parts import Parts
+from fxprune.recording.randomness import drawn, draws
 from fxprune.recording.rehearsal import Rehearsal
 from fxprune.recording.sources import caller_is_user_code, current_source, defined_at
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain, traced_call
@@ -91,9 +90,9 @@ class Options:
     memoise by sizes are run.
 
     The others are other ways to record the same model, of which the one that agrees with it is taken (see
-    ``fxprune.probes``). ``exporting``: the model is told that it is being exported, where most libraries take their
-    general branch. ``flipped``: source lines where a branch on a tensor's value goes the other way. ``cleared``: (name
-    of a module, attribute) that the model keeps for one size, as good as never set.
+    ``fxprune.verification.probes``). ``exporting``: the model is told that it is being exported, where most libraries
+    take their general branch. ``flipped``: source lines where a branch on a tensor's value goes the other way.
+    ``cleared``: (name of a module, attribute) that the model keeps for one size, as good as never set.
     """
 
     clear_caches: bool = True

@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from fxprune.meta import MetaKernels, channels_last_of, is_pointwise, op_name
+from fxprune.ops.meta import MetaKernels, channels_last_of, is_pointwise, op_name
 from fxprune.recording import boundary, state, trees
 from fxprune.recording.calls import property_name
 from fxprune.recording.parts import Parts
-from fxprune.structure import tensors_of
+from fxprune.recording.structure import tensors_of
 
 _aten = torch.ops.aten
 _CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.meta import tensors_in
+from fxprune.ops.meta import tensors_in
 from fxprune.recording.parts import Parts
 
 

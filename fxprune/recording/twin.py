@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.meta import OpMode, tensors_in
-from fxprune.randomness import repeatable
+from fxprune.ops.meta import OpMode, tensors_in
 from fxprune.recording import boundary, state
 from fxprune.recording.copies import Copier
 from fxprune.recording.parts import Parts
+from fxprune.recording.randomness import repeatable
 
 
 class Twin:

@@ -2,9 +2,13 @@
 
 ``slicing`` cuts parameters and buffers, ``literals`` repairs every argument that named an old size, ``rewrite``
 composes them, ``check`` proves that every node of the result carries the channels that the analysis promised.
+``gates`` and ``hypernetworks`` put into the dense graph what methods train. ``carry_over`` takes an optimizer along,
+``into`` the model's own class.
 """
 
 from fxprune.rewriting.check import check_rewrite
+from fxprune.rewriting.gates import insert_gates
+from fxprune.rewriting.hypernetworks import Hypernetworks, insert_hypernetworks
 from fxprune.rewriting.literals import REPAIRED, UnrepairableError
 from fxprune.rewriting.rewrite import Draft, MetaRun, draft, run_on_meta
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, adapt, adapts_by_itself
@@ -14,11 +18,14 @@ __all__ = [
     "REPAIRED",
     "Cuts",
     "Draft",
+    "Hypernetworks",
     "MetaRun",
     "UnrepairableError",
     "adapt",
     "adapts_by_itself",
     "check_rewrite",
     "draft",
+    "insert_gates",
+    "insert_hypernetworks",
     "run_on_meta",
 ]

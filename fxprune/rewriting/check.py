@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from fxprune.analysis import replay
-from fxprune.channels import ChannelGraph, channels_of
-from fxprune.cost import Keep
+from fxprune.groups import replay
+from fxprune.groups.channels import ChannelGraph, channels_of
+from fxprune.groups.cost import Keep
 from fxprune.labels.classes import Ids
 from fxprune.labels.factors import Factor, Labels, compact, cut_sizes, pruned
 from fxprune.labels.propagate import TensorLabels, labels_in

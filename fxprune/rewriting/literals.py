@@ -17,11 +17,11 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from fxprune.channels import ChannelGraph, channels_of
-from fxprune.cost import Keep
+from fxprune.groups.channels import ChannelGraph, channels_of
+from fxprune.groups.cost import Keep
 from fxprune.labels.factors import cut_sizes
 from fxprune.labels.propagate import TensorLabels, labels_in
-from fxprune.op_table import find, full_name
+from fxprune.ops.table import find, full_name
 from fxprune.recording import named_modules
 from fxprune.recording.guards import NUMBER, is_guard
 from fxprune.rewriting.slicing import adapt

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.analysis import ValueInterpreter, placeholder_values
-from fxprune.channels import ChannelGraph
-from fxprune.cost import Keep
-from fxprune.inputs import map_leaves, tensors_of
-from fxprune.meta import MetaKernels, OpMode, tensors_in
-from fxprune.randomness import drawn, draws
+from fxprune.groups import ValueInterpreter, placeholder_values
+from fxprune.groups.channels import ChannelGraph
+from fxprune.groups.cost import Keep
+from fxprune.ops.meta import MetaKernels, OpMode, tensors_in
 from fxprune.recording import RecordedModule, clone_modules, put_in_eval_mode, replace_tensors
 from fxprune.recording.guards import NUMBER, holds, is_guard
+from fxprune.recording.inputs import map_leaves, tensors_of
+from fxprune.recording.randomness import drawn, draws
 from fxprune.rewriting.literals import REPAIRED, Repair, new_constant
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, Uncut, stand_ins
 

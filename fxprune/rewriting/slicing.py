@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxprune.channels import ChannelGraph
-from fxprune.cost import Keep
+from fxprune.groups.channels import ChannelGraph
+from fxprune.groups.cost import Keep
 from fxprune.labels.factors import Labels, cut_sizes, left_rows
-from fxprune.meta import channels_last_of
+from fxprune.ops.meta import channels_last_of
 from fxprune.recording import named_tensors, replace_tensors
 
 _LARGE = 2**22  # entries

@@ -1,10 +1,14 @@
-"""Methods that learn: what goes into the graph, around the steps, and the loop that runs them."""
+"""Learn: methods that read data or train.
+
+``batches`` is what a loader yields, ``statistics`` what criteria need of it. ``learner`` is a training under way,
+``loop`` the built-in one, with ``checkpoint`` and ``distillation``; ``distributed`` is several processes that agree,
+``randomness`` numbers from one seed, ``reset`` weights drawn anew.
+"""
 
 from fxprune.training.batches import Loss, check_loader, examples, unpack
 from fxprune.training.distillation import distill_loss
 from fxprune.training.learner import Training, plain_state, site_of
 from fxprune.training.loop import Loop, fit
-from fxprune.training.optimizer import carry_over
 from fxprune.training.randomness import seeded
 from fxprune.training.reset import reset_parameters
 from fxprune.training.statistics import measure
@@ -13,7 +17,6 @@ __all__ = [
     "Loop",
     "Loss",
     "Training",
-    "carry_over",
     "check_loader",
     "distill_loss",
     "examples",

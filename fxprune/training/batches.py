@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError, InputError
-from fxprune.inputs import make_inputs, map_leaves, tensors_of
+from fxprune.recording.inputs import make_inputs, map_leaves, tensors_of
 
 Batch = tuple[tuple[Any, ...], dict[str, Any], Any]
 Loss = Callable[[Any, Any], Tensor]

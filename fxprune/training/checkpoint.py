@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from fxprune.errors import FxpruneError, InputError
-from fxprune.files import replacing
-from fxprune.forms import Either, FormError, Map, Real, Whole, anything, check
+from fxprune.io.files import replacing
+from fxprune.io.forms import Either, FormError, Map, Real, Whole, anything, check
 
 _FORMAT = 2
 _RANDOM = {

@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.budget import Budget, remaining
-from fxprune.channels import ChannelGraph, ChannelGroup
-from fxprune.cost import Keep
 from fxprune.errors import InputError
+from fxprune.groups.channels import ChannelGraph, ChannelGroup
+from fxprune.groups.cost import Keep
+from fxprune.groups.flow import ADDED, flows, producers, readers
 from fxprune.methods.learner import Hooks, Outcome, Site
 from fxprune.methods.state import Scores
+from fxprune.rewriting import Hypernetworks, insert_gates, insert_hypernetworks
+from fxprune.selection.budget import Budget, remaining
 from fxprune.training.batches import Gaussian, Loss, distance
-from fxprune.training.flow import ADDED, flows, producers, readers
-from fxprune.training.gates import insert_gates
-from fxprune.training.hypernetworks import Hypernetworks, insert_hypernetworks
 
 
 class Training:

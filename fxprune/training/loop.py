@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from fxprune.errors import InputError, ModelError, is_real
-from fxprune.files import as_path, check_writable
+from fxprune.io.files import as_path, check_writable
 from fxprune.training import checkpoint
 from fxprune.training.batches import Loss, begin_epoch, check_loader, correct, examples, length_of, loss_of, output_of
 from fxprune.training.distributed import average, gathered, in_step, is_first, process_count, rank, share, summed

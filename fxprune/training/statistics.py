@@ -10,19 +10,19 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
-from fxprune.analysis import ValueInterpreter, placeholder_values
-from fxprune.channels import ChannelGraph
 from fxprune.errors import FxpruneError, InputError, ModelError
-from fxprune.inputs import map_leaves, tensors_of
-from fxprune.labels.factors import Factor
+from fxprune.groups import ValueInterpreter, placeholder_values
+from fxprune.groups.channels import ChannelGraph
+from fxprune.groups.flow import channels_in, flows, node_labels, reading_parameters
 from fxprune.methods.registry import Need
 from fxprune.methods.state import Activation, Measured, Saliency, Scores, places_of
+from fxprune.recording.inputs import map_leaves, tensors_of
 from fxprune.training.batches import Batch, Loss, does_not_run, examples, loss_of, output_of
 from fxprune.training.distributed import in_step, process_count, summed
-from fxprune.training.flow import channels_in, flows, node_labels, reading_parameters
 
 
 def measure(
@@ -113,7 +113,7 @@ class _Activations(ValueInterpreter):
             for source, channels in flow.inputs.items():
                 known = node_labels(graph, source)
                 if channels & flow.reads and len(known) == 1:
-                    reads = [_Read(factor, names) for factor in known[0].labels if channels_in((factor,)) <= flow.reads]
+                    reads = [_Read(f.ids, names) for f in known[0].labels if channels_in((f,)) <= flow.reads]
                     self._read.setdefault(node, []).extend((source, read) for read in reads)
 
     def add(self, batch: Batch, number: int) -> None:
@@ -146,16 +146,16 @@ class _Activations(ValueInterpreter):
 class _Read:
     """Sums over one tensor, channel by channel."""
 
-    def __init__(self, factor: Factor, parameters: tuple[str, ...]):
+    def __init__(self, ids: npt.NDArray[np.int64], parameters: tuple[str, ...]):
         self.parameters = parameters
-        self._factor = factor
-        self.channels, position = np.unique(factor.ids.reshape(-1), return_inverse=True)
+        self._ids = ids
+        self.channels, position = np.unique(ids.reshape(-1), return_inverse=True)
         self._position = position.reshape(-1)
         self.count = np.zeros(len(self.channels))
         self.sums = [np.zeros(len(self.channels)) for _ in range(3)]
 
     def add(self, value: Tensor) -> None:
-        ids = self._factor.ids
+        ids = self._ids
         if ids.ndim != value.ndim or any(i not in (1, s) for i, s in zip(ids.shape, value.shape, strict=True)):
             raise InputError(
                 f"A tensor of shape {list(value.shape)} has other channels than in the recorded run. Activations are "

@@ -23,9 +23,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, M
 from torch.utils.data import Dataset, Subset
 
 import fxprune
-from fxprune.files import replacing
+from fxprune.io.files import replacing
+from fxprune.io.text import quantity
 from fxprune.methods import Hooks, Outcome, Site
-from fxprune.text import quantity
 from model_zoo import data
 from model_zoo.data import Loader
 from model_zoo.records import header

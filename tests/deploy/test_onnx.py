@@ -19,7 +19,7 @@ from fxprune.deploy import export, runtime, validate
 from fxprune.deploy import onnx as deploy_onnx
 from fxprune.deploy.validation import _error
 from fxprune.errors import ExampleInputsError, ExportError, GuardError, InputError
-from fxprune.inputs import DIMS_KEY, RECORD_KEY, describe_inputs
+from fxprune.recording.inputs import DIMS_KEY, RECORD_KEY, describe_inputs
 
 
 class Net(nn.Module):

@@ -18,10 +18,10 @@ from torch import nn
 from torch.utils._pytree import tree_flatten
 
 import fxprune
-from fxprune.channels import ChannelGraph, ChannelGroup
 from fxprune.errors import ModelError
-from fxprune.inputs import resolve_inputs
-from fxprune.verify import TOLERANCE, mask_oracle
+from fxprune.groups.channels import ChannelGraph, ChannelGroup
+from fxprune.recording.inputs import resolve_inputs
+from fxprune.verification import TOLERANCE, mask_oracle
 from model_zoo.checks import count_macs
 
 Row = tuple[int, int, str, frozenset[tuple[str, int]]]

@@ -21,8 +21,8 @@ import fxprune
 from fxprune.errors import InputError, ModelError
 from fxprune.methods import DHP
 from fxprune.methods.dhp import counted, soft_threshold
+from fxprune.rewriting.hypernetworks import Hypernetwork, Hypernetworks, generate
 from fxprune.training import Loop, Training
-from fxprune.training.hypernetworks import Hypernetwork, Hypernetworks, generate
 from model_zoo import papers
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
-from fxprune.analysis import analyse_graph
-from fxprune.budget import Budget, select
 from fxprune.errors import BudgetError, InputError
+from fxprune.groups import analyse_graph
 from fxprune.methods import Scratch
 from fxprune.methods.scratch import scratch_b_epochs
+from fxprune.selection.budget import Budget, select
 from fxprune.training import Training, site_of
 from model_zoo import papers
 

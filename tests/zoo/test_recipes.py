@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_pil_image
 
 import fxprune
-from fxprune.optim import GSM
+from fxprune.methods.optim import GSM
 from fxprune.training import Loop, Training
 from fxprune.training import loop as loop_module
 from model_zoo import data

@@ -23,8 +23,8 @@ from fxprune.labels.rules import (
 )
 from fxprune.labels.rules.pointwise import join_positions
 from fxprune.labels.rules.table import RULES, Call, Rule
-from fxprune.meta import tensors_in
-from fxprune.op_table import Op, find
+from fxprune.ops.meta import tensors_in
+from fxprune.ops.table import Op, find
 
 __all__ = [
     "RULES", "apply_rule", "contraction", "creation", "indexed", "losses", "matrices", "movement", "normalisation",

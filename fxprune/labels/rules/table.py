@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fxprune.labels.factors import Labels
-from fxprune.meta import is_pointwise, op_name, tensors_in
-from fxprune.op_table import full_name
+from fxprune.ops.meta import is_pointwise, op_name, tensors_in
+from fxprune.ops.table import full_name
 
 if TYPE_CHECKING:
     from fxprune.labels.propagate import Propagation

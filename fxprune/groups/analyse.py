@@ -1,0 +1,85 @@
+"""Label until no new fact appears."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from fxprune.groups.channels import ChannelGraph
+from fxprune.groups.freeze import freeze
+from fxprune.groups.order import settle_order
+from fxprune.groups.shadow import labelled_shadow, placeholder_values
+from fxprune.labels.blocks import BlockSets
+from fxprune.labels.classes import Ids, distinct_rows
+from fxprune.labels.propagate import Attention, Facts, Family, Propagation, propagate
+from fxprune.ops.meta import MetaKernels
+
+
+def analyse_graph(
+    graph_module: fx.GraphModule,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    attention: Attention = "head_dim",
+    ignore: Sequence[str] = (),
+) -> ChannelGraph:
+    """Find the channels of a recorded model.
+
+    Args:
+        graph_module: from ``record``.
+        args: example inputs; only shapes and dtypes matter.
+        kwargs: example keyword inputs.
+        attention: cut inside heads, or whole heads.
+        ignore: names of modules and parameters whose output channels stay.
+    """
+    values = placeholder_values(graph_module, args, kwargs)
+    facts, kernels = Facts(), MetaKernels()
+    before: Ids | None = None  # the partition that was found last
+    while True:
+        run = Propagation(attention, facts, ignore=ignore, kernels=kernels)
+        shadow, holders = labelled_shadow(graph_module, run)
+        for a, b in facts.joins:
+            run.join(a, b)
+        owned = len(run.classes)
+        propagate(shadow, graph_module.graph, values, run, "network input")
+        if run.new_layouts:
+            facts = Facts({**facts.layouts, **run.new_layouts}, [])
+            before = None
+            continue
+        run.usage.lock()
+        # order and blocks are settled when all rows are known: half of them joined would look like ragged blocks
+        changed = run.rows_joined and _is_new(run, owned, before)
+        if not changed:
+            gathers = settle_order(run, graph_module)
+            blocks = _settle_blocks(run, {name for gather in gathers for name in gather[1]})
+            realigned = blocks.realigned or any(not g[1] for g in gathers)
+            changed = realigned and _is_new(run, owned, before)
+        if changed:
+            before = run.classes.find(np.arange(owned))
+            facts = replace(facts, joins=[(np.arange(owned), before)])
+            continue
+        return freeze(run, graph_module, holders, blocks, [g[0] for g in gathers if g[0] is not None])
+
+
+def _is_new(run: Propagation, owned: int, before: Ids | None) -> bool:
+    """Are the first ``owned`` atoms joined otherwise than ``before``, which None says they were not at all?"""
+    atoms = np.arange(owned)
+    return not np.array_equal(run.classes.find(atoms), atoms if before is None else before)
+
+
+def _settle_blocks(run: Propagation, gathered: set[str]) -> BlockSets:
+    families: dict[bytes, Family] = {}
+    for family in run.families:
+        if family.movable and family.node in gathered:
+            continue
+        rows, _ = distinct_rows(run.classes.find(family.rows))
+        if family.factor is not None:
+            final = run.canonical(family.factor)
+            rows = distinct_rows(final.rows())[0] if len(final.varying) > 1 else rows[:1]
+        if len(rows) > 1 and not run.classes.locked(rows).all():
+            families.setdefault(rows.tobytes() + str(rows.shape).encode(), replace(family, rows=rows))
+    return BlockSets.of(run.classes, list(families.values()))

@@ -1,0 +1,232 @@
+"""Models and weights named on a command line: ``timm:NAME``, ``torchvision:NAME``, ``path/to/file.py:factory``."""
+
+import difflib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import InputError
+from fxprune.io.files import check_writable, replacing
+from fxprune.io.text import some
+
+FORMS = "timm:NAME, torchvision:NAME or path/to/file.py:factory"
+
+_WRAPPED_IN = ("state_dict", "model", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.")
+_TORCH_SUFFIXES = (".pt", ".pth")
+_WEIGHT_SUFFIXES = (*_TORCH_SUFFIXES, ".safetensors")
+
+
+def load_model(spec: str, pretrained: bool = False) -> nn.Module:
+    """The model that ``spec`` names, in eval mode, with random weights unless ``pretrained``.
+
+    Raises:
+        InputError: a name that nobody knows (lists close ones), a file or factory that is not there or fails, or
+            ``pretrained`` for a factory.
+    """
+    origin, colon, name = spec.partition(":")
+    if colon and origin in _LOADERS and name:
+        return _LOADERS[origin](name, pretrained).eval()
+    path, colon, factory = spec.rpartition(":")
+    if not colon or not path.endswith(".py") or not factory:
+        raise InputError(f"cannot read the model spec {spec!r}; write {FORMS}")
+    if pretrained:
+        raise InputError(f"pretrained weights are for timm and torchvision only; load those of {spec!r} in its factory")
+    return _from_file(Path(path), factory).eval()
+
+
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load a state_dict file (.pt, .pth, .safetensors) into ``model``; nothing is loaded if anything does not fit.
+
+    A state_dict may lie under "state_dict", "model" or "model_state_dict", and its names may carry the prefix of a
+    wrapper ("module." of DistributedDataParallel, "_orig_mod." of torch.compile).
+
+    Raises:
+        InputError: the file cannot be read, or its names and shapes are not the model's (names them).
+    """
+    path = Path(path)
+    given = _without_prefix(_read_state_dict(path))
+    reasons = misfits(model.state_dict(keep_vars=True), given)
+    if reasons:
+        raise InputError(f"the weights in {str(path)!r} are not those of this {type(model).__name__}; {reasons}")
+    model.load_state_dict(given, strict=False)
+
+
+def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Which names are missing, unexpected, or of another shape; "" where all fit.
+
+    Args:
+        own: a module's state_dict, with the parameters themselves.
+        given: what is to be loaded into it.
+    """
+    # A tied tensor may be stored under one of its names only.
+    stored = {id(own[name]) for name in own.keys() & given.keys()}
+    missing = [name for name, tensor in own.items() if name not in given and id(tensor) not in stored]
+    unexpected = [name for name in given if name not in own]
+    shapes = [
+        f"{name} ({list(given[name].shape)} in the file, {list(own[name].shape)} in the model)"
+        for name in own
+        if name in given and own[name].shape != given[name].shape
+    ]
+    complaints = [
+        f"{what}: {some(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    return "; ".join(complaints)
+
+
+def check_weights_path(path: str | os.PathLike[str]) -> Path:
+    """Refuse a path that :func:`save_weights` could not write.
+
+    Raises:
+        InputError: an unknown suffix, or see :func:`fxprune.io.files.check_writable`.
+    """
+    path = Path(path)
+    if path.suffix not in _WEIGHT_SUFFIXES:
+        endings = _listing(_WEIGHT_SUFFIXES)
+        raise InputError(f"cannot tell the format of {str(path)!r} by its name; end it in {endings}")
+    return check_writable(path)
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the state_dict in the format that the suffix names: .safetensors, or torch's own for .pt and .pth.
+
+    Raises:
+        InputError: see :func:`check_weights_path`.
+    """
+    path = check_weights_path(path)
+    state = model.state_dict()
+    with replacing(path) as draft:
+        if path.suffix in _TORCH_SUFFIXES:
+            torch.save(state, draft)
+            return
+        from safetensors.torch import save_file
+
+        # The format has no notion of two names for one tensor: the first name stands for all of them.
+        first = {id(tensor): name for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
+        save_file({name: state[name].contiguous() for name in first.values()}, draft)
+
+
+def _timm(name: str, pretrained: bool) -> nn.Module:
+    import timm
+
+    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        _check_name("timm", name.partition(".")[0], timm.list_models())
+    model: nn.Module = _call(f"timm:{name}", lambda: timm.create_model(name, pretrained=pretrained))
+    return model
+
+
+def _torchvision(name: str, pretrained: bool) -> nn.Module:
+    from torchvision import models
+
+    _check_name("torchvision", name, models.list_models())
+    parameters = inspect.signature(models.get_model_builder(name)).parameters
+    options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
+    if "weights_backbone" in parameters:
+        options["weights_backbone"] = None
+    if not pretrained and name in ("googlenet", "inception_v3"):
+        # Their own initialisation is slow, about to be dropped, and says so in a warning.
+        options["init_weights"] = False
+    model: nn.Module = _call(f"torchvision:{name}", lambda: models.get_model(name, **options))
+    return model
+
+
+_LOADERS: dict[str, Callable[[str, bool], nn.Module]] = {"timm": _timm, "torchvision": _torchvision}
+
+
+def _from_file(path: Path, factory: str) -> nn.Module:
+    if not path.is_file():
+        raise InputError(f"there is no file {str(path)!r}")
+    # A name that cannot meet an installed module's; registered, since dataclasses and pickle look modules up.
+    module_name = f"_fxprune_model_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(module_name, path)
+    assert module_spec is not None  # it ends in .py
+    loader = module_spec.loader
+    assert loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_name] = module
+    # What python does for a script: its neighbours can be imported.
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        _call(str(path), lambda: loader.exec_module(module))
+        make = getattr(module, factory, None)
+        if not callable(make):
+            known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+            raise InputError(f"{str(path)!r} has no function {factory!r}; {_suggestion(factory, known)}")
+        model = _call(f"{path}:{factory}", make)
+    finally:
+        sys.path.pop(0)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{path}:{factory} returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _call(what: str, function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{what} could not be loaded: {type(error).__name__}: {reason}") from error
+
+
+def _check_name(library: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        raise InputError(f"{library} has no model {name!r}; {_suggestion(name, known)}")
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    if close:
+        return f"did you mean {_listing(close)}?"
+    if len(known) > 20:
+        return f"it knows {len(known)} names, none of them close to this one"
+    return f"it knows {_listing(known)}" if known else "it has none"
+
+
+def _listing(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"there is no file {str(path)!r}")
+    if path.suffix not in _WEIGHT_SUFFIXES:
+        endings = _listing(_WEIGHT_SUFFIXES)
+        raise InputError(f"cannot tell the format of {str(path)!r} by its name; weights end in {endings}")
+    try:
+        if path.suffix in _TORCH_SUFFIXES:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            from safetensors.torch import load_file
+
+            content = load_file(path)
+    except Exception as error:
+        raise InputError(
+            f"cannot read {str(path)!r} ({type(error).__name__}); it must hold a state_dict, "
+            "as torch.save(model.state_dict(), path) or safetensors write it"
+        ) from error
+    for key in _WRAPPED_IN:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not all(isinstance(each, Tensor) for each in content.values()):
+        places = _listing([repr(key) for key in _WRAPPED_IN])
+        raise InputError(f"{str(path)!r} holds no state_dict, neither at its top nor under {places}")
+    return dict(content)
+
+
+def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            return {name[len(prefix) :]: tensor for name, tensor in state.items()}
+    return state

@@ -1,0 +1,84 @@
+"""Where ops of other packages are registered and looked up; ``fxprune.ops`` is the door, with a worked example."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from fxprune.errors import InputError
+from fxprune.labels.rules.table import RULES
+from fxprune.ops.table import OPS, Cost, Fix, Label, Mask, Op, load
+
+L = TypeVar("L", bound=Label)
+
+
+def register(
+    name: str,
+    *,
+    label: Label | None = None,
+    mask: Mask | None = None,
+    repair: Fix | None = None,
+    cost: Cost | None = None,
+    reads_values: bool = False,
+) -> Callable[[L], L]:
+    """Say what an op does. As a decorator it registers the function below it as ``label``.
+
+    Args:
+        name: ``namespace::name``, without the overload, as in ``torch.ops.namespace.name``. The op must run on meta
+            tensors (``torch.library.register_fake``).
+        label: ``(run, call) -> labels``: which position of the outputs belongs to which channel, one ``Labels`` for all
+            outputs or a list with one each. It joins what must live together (``join_positions``, ``contract``,
+            ``convolve``, ``run.join``), locks what must stay (``run.lock(ids, reason)``), and notes where a number is
+            computed over channels (``run.approximate`` and, once per call, ``run.statistic(call.name, labels)``).
+            Without one the channels that reach the op stay.
+        mask: ``(func, on, args, kwargs) -> outputs``: the counterpart of such a statistic in the proof. ``on``, of the
+            first operand's shape, says which positions stay; the others must not count.
+        repair: ``(repair, node) -> None``: put new sizes into a node whose arguments name old ones. ``repair.dense``
+            and ``repair.value`` tell what an argument was and is, ``repair.promised`` the new shape of a tensor.
+        cost: ``(run, call) -> [(constant, labels), ...]``: MACs as ``constant`` times the sizes that the factors in
+            ``labels`` cut; ``()`` for what no cut lowers. Not for what ``contract`` and ``convolve`` count already.
+        reads_values: the op's result depends on single channels (an index, a sort): they stay, and it carries none.
+
+    Raises:
+        InputError: the name is taken, has no namespace, or its namespace has no such op (near names are listed).
+    """
+    _check(name)
+    record = Op(name, label, mask, repair, cost, reads_values)
+    OPS[name] = record
+
+    def add(function: L) -> L:
+        OPS[name] = Op(name, function, mask, repair, cost, reads_values)
+        return function
+
+    return add
+
+
+def lookup(name: str) -> Op:
+    """The record of an op.
+
+    Raises:
+        InputError: there is none; near names are listed.
+    """
+    load(name.partition("::")[0])
+    if name not in OPS:
+        raise InputError(f"No op {name!r} is registered.{_near(name, OPS)}")
+    return OPS[name]
+
+
+def _check(name: str) -> None:
+    namespace, _, own = name.partition("::")
+    if not namespace or not own or "." in own:
+        raise InputError(f"{name!r} names no op; write namespace::name, such as torchvision::deform_conv2d.")
+    if name in OPS or (namespace == "aten" and own in RULES):
+        raise InputError(f"Two records for the op {name}.")
+    known = {op.partition(".")[0] for op in torch._C._dispatch_get_all_op_names() if op.startswith(f"{namespace}::")}
+    if known and name not in known:  # of a namespace that is not loaded yet nothing is known
+        raise InputError(f"There is no op {name!r}.{_near(name, known)}")
+
+
+def _near(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, sorted(known), 5, 0.5)
+    return f" Did you mean {' or '.join(near)}?" if near else ""

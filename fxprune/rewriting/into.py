@@ -1,0 +1,189 @@
+"""``into``: the pruned layers put back into the model's own class."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.errors import ConversionError, InputError, PlanError
+from fxprune.io.text import some
+from fxprune.recording import cached_tensor_dicts, evaluated, named_tensors, raised_at, replace_tensors
+from fxprune.recording.inputs import RECORD_KEY, batch_size, like_parameters, make_inputs
+from fxprune.recording.randomness import repeatable
+from fxprune.rewriting import CUTS_KEY, REPAIRED, Cuts, adapt, adapts_by_itself
+from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_error
+
+_REMEDY = "Use the pruned GraphModule itself, or keep those channels with ignore=."
+
+
+def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
+    """A copy of ``model``, of its own class, with the layers of ``pruned``: its weights, and the sizes to go with them.
+
+    For code that needs what only the class has (``forward_features``, ``no_weight_decay``, ``default_cfg``). It works
+    where no line of the class's forward names a size that was cut; attributes of torch's own layers
+    (``in_features``, ``groups``, ``normalized_shape`` ...) follow, other numbers that a class keeps about itself
+    (``num_features``) stay as they are. The copy is compared with ``pruned`` on fresh inputs in eval mode, and must run
+    in train mode if ``model`` does.
+
+    Args:
+        model: the class that ``pruned`` was made from, with any weights; not changed.
+        pruned: from ``fxprune.prune``, ``apply`` or ``load``, fine-tuned or not; shares nothing with the result.
+
+    Raises:
+        ConversionError: the class cannot hold the pruned layers; names the source line that prevents it.
+        PlanError: ``pruned`` was made from another model.
+        InputError: ``pruned`` is no pruned ``GraphModule``, or has no values.
+    """
+    cuts = pruned.meta.get(CUTS_KEY) if isinstance(pruned, fx.GraphModule) else None
+    if not isinstance(cuts, Cuts):
+        raise InputError(
+            f"pruned is {type(pruned).__name__}; pass the GraphModule that fxprune.prune, apply or load returned."
+        )
+    if any(t.is_meta for t in (*model.parameters(), *pruned.parameters())):
+        raise InputError("The weights are on the meta device, where nothing can be compared. Load them first.")
+    _check_same(model, cuts)
+    result = copy.deepcopy(model)
+    for cache in cached_tensor_dicts(result.modules()):  # computed from the dense weights
+        cache.clear()
+    _put_tensors(result, pruned)
+    _put_sizes(result, pruned)
+    lines = sorted(set(_obstacles(result, pruned, cuts)))
+    if lines:
+        raise ConversionError(
+            f"{type(model).__name__} cannot hold the pruned layers: its code names sizes that were cut, at "
+            f"{some(lines)}. {_REMEDY}"
+        )
+    _compare(model, result, pruned)
+    return result
+
+
+def _check_same(model: nn.Module, cuts: Cuts) -> None:
+    own = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    others = [name for name, shape in own.items() if cuts.shapes.get(name) != shape]
+    if others:
+        raise PlanError(
+            f"pruned was made from another model than this {type(model).__name__}: {some(others)} had other names or "
+            "shapes. Pass the model as it was before pruning."
+        )
+
+
+def _put_tensors(result: nn.Module, pruned: nn.Module) -> None:
+    """Copies of the pruned parameters and buffers; what is one tensor in the model stays one."""
+    given = named_tensors(pruned)
+    names = {id(tensor): name for name, tensor in named_tensors(result).items() if name in given}
+    made: dict[int, Tensor] = {}
+
+    def put(tensor: Tensor) -> Tensor:
+        if id(tensor) not in names:
+            return tensor
+        if id(tensor) not in made:
+            source = given[names[id(tensor)]]
+            new = source.detach().clone(memory_format=torch.preserve_format)
+            if isinstance(source, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=source.requires_grad)
+            made[id(tensor)] = new
+        return made[id(tensor)]
+
+    replace_tensors(result, put)
+
+
+def _put_sizes(result: nn.Module, pruned: nn.Module) -> None:
+    """Size attributes: of layers that are whole in the graph those found there, of others by their new weights."""
+    others = dict(pruned.named_modules(remove_duplicate=False))
+    for name, module in result.named_modules():
+        other = others.get(name)
+        if type(other) is type(module) and name:
+            for key, value in vars(other).items():
+                if isinstance(value, (int, float, tuple)) and key != "training":
+                    setattr(module, key, value)
+        elif adapts_by_itself(module):
+            adapt(module, (), ())
+
+
+def _obstacles(result: nn.Module, pruned: fx.GraphModule, cuts: Cuts) -> Iterator[str]:
+    """Source lines where the pruned graph says something that the class does not."""
+    known = named_tensors(result)
+    for node in pruned.graph.nodes:
+        source = str(node.meta.get("source", node.name))
+        if node.meta.get(REPAIRED) and not adapts_by_itself(result.get_submodule(node.meta.get("module", ""))):
+            yield source
+        elif node.op == "get_attr" and node.target in cuts.shapes and node.target not in known:
+            here = dict(pruned.named_buffers(remove_duplicate=False)).get(str(node.target))
+            if here is not None and tuple(here.shape) != cuts.shapes[str(node.target)]:
+                yield source
+
+
+def _compare(model: nn.Module, result: nn.Module, pruned: fx.GraphModule) -> None:
+    """Equal outputs in eval mode, and no exception in train mode unless ``model`` raises one too."""
+    name = type(model).__name__
+    inputs = _fresh_inputs(pruned)
+    try:
+        error = _difference(result, pruned, inputs)
+        if error > TOLERANCE:  # what float32 rounds may be amplified
+            double = copy.deepcopy(result).double(), copy.deepcopy(pruned).double()
+            error = _difference(*double, _fresh_inputs(double[1]))
+            if error <= DOUBLE_TOLERANCE:
+                error = 0.0
+    except Exception as failure:
+        raise ConversionError(
+            f"{name} cannot hold the pruned layers: it raised {_said(failure)}. {_REMEDY}"
+        ) from failure
+    if error > TOLERANCE:
+        raise ConversionError(
+            f"{name} with the pruned layers does not compute what the pruned module does: relative error {error:.1e}. "
+            f"It uses a tensor or number that it computed before, outside its parameters and buffers. {_REMEDY}"
+        )
+    fault = _fails_in_training(result, inputs)
+    if fault is not None and _fails_in_training(model, inputs) is None:
+        raise ConversionError(
+            f"{name} with the pruned layers runs in eval mode only: in train mode it raised {_said(fault)}. "
+            "Layers that are used in training alone are not pruned with the others. "
+            "Fine-tune the pruned GraphModule itself."
+        )
+
+
+def _said(failure: BaseException) -> str:
+    first = next(iter(str(failure).splitlines()), "")
+    return f"{type(failure).__name__}: {first} (at {raised_at(failure) or 'unknown'})"
+
+
+def _fresh_inputs(pruned: fx.GraphModule) -> Inputs:
+    """With another batch size, and integers in another order, than recorded where the pruned module takes that."""
+    record = like_parameters(pruned.meta[RECORD_KEY], pruned)
+    device = next((t.device for t in pruned.parameters()), torch.device("cpu"))
+    recorded = batch_size(record)
+    other = 2 if recorded != 2 else 3
+    for batch, permute in ((other, True), (other, False), (recorded, True)):
+        inputs = make_inputs(record, device, batch, 1, permute)
+        try:
+            with evaluated(pruned), torch.no_grad():
+                pruned.forward(*inputs[0], **inputs[1])
+            return inputs
+        except Exception:  # bound to its example's batch size, or to the order of its integers
+            continue
+    return make_inputs(record, device, seed=1, permute=False)
+
+
+def _difference(one: nn.Module, other: fx.GraphModule, inputs: Inputs) -> float:
+    return relative_error(_run(one, inputs), _run(other, inputs))
+
+
+def _run(module: nn.Module, inputs: Inputs) -> Any:
+    with evaluated(module), torch.no_grad(), repeatable():
+        args, kwargs = copy.deepcopy(inputs)
+        return module(*args, **kwargs)
+
+
+def _fails_in_training(model: nn.Module, inputs: Inputs) -> Exception | None:
+    live = copy.deepcopy(model).train()
+    try:
+        with torch.no_grad(), repeatable():
+            args, kwargs = copy.deepcopy(inputs)
+            live(*args, **kwargs)
+    except Exception as error:
+        return error
+    return None

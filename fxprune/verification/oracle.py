@@ -1,0 +1,283 @@
+"""The mask oracle: the pruned model must compute what the dense model computes with the same channels masked.
+
+The dense graph runs with every slice that the plan names set to zero. Where an op computes a statistic over channels
+(``ChannelGraph.statistics``), the statistic is taken over the kept channels only. The oracle reads the plan's indices
+and the labels' masks; it shares no code with the rewriter.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
+
+from fxprune.errors import VerificationError
+from fxprune.groups import ValueInterpreter, placeholder_values, replay
+from fxprune.groups.channels import ChannelGraph
+from fxprune.groups.cost import Keep
+from fxprune.labels.factors import Labels
+from fxprune.labels.propagate import Propagation, TensorLabels, describe
+from fxprune.ops.meta import OpMode, tensors_in
+from fxprune.ops.table import Op, record_of
+from fxprune.recording import named_tensors
+from fxprune.recording.inputs import map_leaves, tensors_of
+from fxprune.recording.randomness import drawn, draws
+from fxprune.selection.plan import PruningPlan
+from fxprune.verification.compare import (
+    DOUBLE_TOLERANCE,
+    TOLERANCE,
+    Agreement,
+    Compared,
+    compared,
+    relative_error,
+    strided,
+)
+from fxprune.verification.double import InDouble, double, to_double
+from fxprune.verification.masks import KINDS, MASKED, fits, mixes, on_all, place_of
+from fxprune.verification.noise import Draw, Redrawing, Shapes
+
+Inputs = tuple[Sequence[Any], Mapping[str, Any]]
+
+
+class ReplayError(VerificationError):
+    """The labels are not known for inputs of these sizes: an op in the graph cannot be interpreted for them."""
+
+
+def mask_oracle(
+    dense: fx.GraphModule, pruned: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs
+) -> Agreement:
+    """The relative error of ``pruned`` against the masked ``dense`` on ``inputs``.
+
+    Above the tolerance both are computed in double: a network may amplify what float32 rounds.
+
+    Raises:
+        VerificationError: if it exceeds the tolerance, and is no rounding error.
+    """
+    error, compared = _compare(dense, pruned, graph, plan, keep, inputs)
+    if error <= TOLERANCE:
+        return Agreement(error, None, compared)
+    with InDouble():
+        exact, _ = _compare(double(dense), double(pruned), graph, plan, keep, map_leaves(to_double, inputs))
+    if exact <= DOUBLE_TOLERANCE:
+        return Agreement(error, exact, compared)
+    raise VerificationError(
+        f"The pruned model differs from its masked original: relative error {error:.1e} ({exact:.1e} in double). "
+        "This is a fault of fxprune; please report it with the model. The model that was given is unchanged."
+    )
+
+
+def _compare(
+    dense: fx.GraphModule, pruned: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs
+) -> tuple[float, Compared]:
+    expected, noise = _masked_run(dense, graph, plan, keep, inputs)
+    values = [t for t in tensors_of(expected) if t.numel()]
+    floats = [strided(t) for t in values if t.is_floating_point()]
+    if floats and not any(bool(t.isfinite().any()) for t in floats):
+        raise VerificationError(
+            "The masked model's outputs are not finite on random inputs, so nothing can be proven. "
+            "Check the weights, or pass verify=False."
+        )
+    small = _eval_copy(pruned)
+    with torch.no_grad(), ExitStack() as stack:
+        if noise:
+            stack.enter_context(_PlainAttention())
+            stack.enter_context(Redrawing(noise))
+        found = small(*_fresh(inputs[0]), **_fresh(inputs[1]))
+    return relative_error(found, expected), compared(expected)
+
+
+def masked_output(dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs) -> Any:
+    """What the dense model computes in eval mode with the channels that go masked."""
+    return _masked_run(dense, graph, plan, keep, inputs)[0]
+
+
+def _masked_run(
+    dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs
+) -> tuple[Any, list[Draw]]:
+    """The masked model's outputs, and every random op that ran."""
+    masked = _eval_copy(dense)
+    zero_slices(masked, plan)
+    run, kept, noise = _replayed(dense, graph, keep, inputs)
+    mode = _Masking(_masks(run, kept), noise)
+    values = placeholder_values(masked, *_fresh(inputs))
+    with torch.no_grad(), _PlainAttention(), mode:
+        return _Interpreter(masked, mode, run, kept).run(*values), mode.drawn
+
+
+_Masks = dict[tuple[str, str, int], Tensor]
+
+
+def _replayed(
+    dense: fx.GraphModule, graph: ChannelGraph, keep: Keep, inputs: Inputs
+) -> tuple[Propagation, Keep, list[Shapes]]:
+    """The labels for these inputs' shapes, which of their atoms stay, and the masks of every random op by shape."""
+    random: list[list[TensorLabels]] = []
+
+    def watch(run: Propagation, func: Any, given: Any, named: Any, out: Any) -> None:
+        if draws(func, given, named):
+            random.append([describe(run, t) for t in tensors_in((*given, *named.values(), out))])
+
+    run, failed = replay(dense, graph, graph.everything(), *inputs, watch=watch)
+    if failed:
+        raise ReplayError(f"The labels cannot be replayed on the verification inputs: {failed}.")
+    kept = np.ones(len(run.classes), dtype=np.bool_)
+    kept[: graph.channel_count] = keep
+    masks = [{known.shape: _mask(run, kept, known.labels) for known in tensors} for tensors in random]
+    return run, kept, masks
+
+
+def _mask(run: Propagation, kept: Keep, labels: Labels) -> Tensor:
+    """Which positions of a tensor with these labels are kept, of size 1 where that does not vary."""
+    mask = torch.ones((), dtype=torch.bool)
+    for factor in labels:
+        mask = mask & torch.from_numpy(np.ascontiguousarray(kept[run.classes.find(factor.ids)]))
+    return mask
+
+
+def _masks(run: Propagation, kept: Keep) -> _Masks:
+    """(node, op, index) -> which positions of the op's input are kept, where any is not."""
+    masks = {(s.node, s.op, s.index): _mask(run, kept, s.labels) for s in run.statistics}
+    return {key: mask for key, mask in masks.items() if not bool(mask.all())}
+
+
+def zero_slices(module: nn.Module, plan: PruningPlan) -> None:
+    """Set every slice that ``plan`` drops to zero, in place."""
+    tensors = named_tensors(module)
+    with torch.no_grad():
+        for name, dims in plan.kept.items():
+            tensor = tensors[name]
+            for dim, kept in dims.items():
+                if kept and isinstance(kept[0], list):
+                    stays = torch.zeros(len(kept), tensor.shape[dim])
+                    for row, indices in enumerate(kept):
+                        stays[row, indices] = 1
+                    stays = stays.repeat_interleave(tensor.shape[0] // len(kept), 0)
+                    shape = [
+                        tensor.shape[0] if d == 0 else tensor.shape[d] if d == dim else 1 for d in range(tensor.ndim)
+                    ]
+                else:
+                    stays = torch.zeros(tensor.shape[dim])
+                    stays[kept] = 1
+                    shape = [-1 if d == dim else 1 for d in range(tensor.ndim)]
+                tensor.mul_(stays.reshape(shape).to(tensor))
+
+
+def _eval_copy(module: fx.GraphModule) -> fx.GraphModule:
+    return copy.deepcopy(module).eval()
+
+
+def _fresh(tree: Any) -> Any:
+    return map_leaves(lambda v: v.clone() if isinstance(v, Tensor) else v, tree)
+
+
+class _Interpreter(ValueInterpreter):
+    """Runs the masked graph. What is not finite in a masked channel (0 / 0) is set to 0, or it would spread."""
+
+    def __init__(self, module: fx.GraphModule, mode: _Masking, run: Propagation, kept: Keep):
+        super().__init__(module)
+        self._mode, self._run, self._kept = mode, run, kept
+
+    def run_node(self, n: fx.Node) -> Any:
+        self._mode.enter(n.name)
+        result = super().run_node(n)
+        known = self._run.node_labels.get(n.name)
+        for value, label in zip(tree_flatten(result)[0], tree_flatten(known)[0], strict=False):
+            dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+            if dense and isinstance(label, TensorLabels):
+                self._clean(value, label)
+        return result
+
+    def _clean(self, value: Tensor, label: TensorLabels) -> None:
+        if not label.labels or bool(value.isfinite().all()):
+            return
+        mask = _mask(self._run, self._kept, label.labels)
+        if fits(mask, value):
+            value.masked_fill_(~on_all(mask, value) & ~value.isfinite(), 0)
+
+
+class _PlainAttention(TorchFunctionMode):
+    """Attention as the ops that it is made of, as the labels saw it: a fused kernel would hide the products."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return _attention(*args, **kwargs) if func is F.scaled_dot_product_attention else func(*args, **kwargs)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        nothing = torch.zeros((), dtype=query.dtype, device=query.device)
+        attn_mask = torch.where(attn_mask, nothing, nothing - torch.inf)
+    out, _ = torch._scaled_dot_product_attention_math(
+        query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
+    )
+    return out
+
+
+class _Masking(OpMode):
+    """Takes statistics over kept channels where the analysis noted that an op mixes channels that are cut.
+
+    ``drawn``: every random op that ran.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, masks: _Masks, noise: Sequence[Shapes]):
+        super().__init__()
+        self._masks = masks
+        self._noise = noise
+        self.drawn: list[Draw] = []
+        self._node = ""
+        self._counts: dict[str, int] = {}
+
+    def enter(self, node: str) -> None:
+        self._node, self._counts = node, {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            return func(*args, **kwargs)
+        if draws(func, args, kwargs):
+            place = len(self.drawn)
+            masks = self._noise[place] if place < len(self._noise) else {}
+            self.drawn.append(Draw.of(func, args, kwargs, place, masks))
+            return drawn(func, args, kwargs, place)
+        record = record_of(func)
+        if record is not None:
+            return self._registered(record, func, args, kwargs)
+        name = func.overloadpacket.__name__
+        kind = KINDS.get(name) if func.namespace == "aten" else None
+        if kind is None or not mixes(name, args, kwargs):
+            return func(*args, **kwargs)
+        op = name if kind == "reduction" else kind
+        index = self._counts.get(op, 0)
+        self._counts[op] = index + 1
+        mask = self._masks.get((self._node, op, index))
+        operand = args[place_of(name)]
+        if mask is None or not fits(mask, operand):  # without its mask an op can only fail the comparison
+            return func(*args, **kwargs)
+        return MASKED[kind](func, mask, args, kwargs)
+
+    def _registered(self, record: Op, func: Any, args: Any, kwargs: Any) -> Any:
+        index = self._counts.get(record.name, 0)
+        self._counts[record.name] = index + 1
+        mask = self._masks.get((self._node, record.name, index))
+        if mask is None or record.mask is None or not fits(mask, args[0]):
+            return func(*args, **kwargs)
+        return record.mask(func, on_all(mask, args[0]), args, kwargs)

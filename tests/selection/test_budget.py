@@ -1,0 +1,178 @@
+"""Scores and a budget give a plan: at or under the budget, near it, and the lowest scores go first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from nets import Attentive, Shuffled, Small, chain, image, make
+from torch import nn
+
+import fxprune
+from fxprune.errors import InputError
+from fxprune.selection.budget import Budget, Selection, select
+
+
+class Wide(Small):
+    """The same with widths at which one channel is far less than 1 % of the cost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 128, 1), nn.BatchNorm2d(128), nn.ReLU())
+        self.up = nn.Sequential(nn.Conv2d(128, 192, 3, padding=1), nn.BatchNorm2d(192), nn.ReLU())
+        self.down = nn.Sequential(nn.Conv2d(192, 128, 1), nn.BatchNorm2d(128))
+        self.head = nn.Linear(128, 10)
+
+
+def scores_for(graph: fxprune.ChannelGraph, seed: int = 0) -> list[Any]:
+    random = np.random.default_rng(seed)
+    return [None if g.locked else random.random(g.channels.shape) for g in graph.groups]
+
+
+def chosen(
+    graph: fxprune.ChannelGraph, scores: list[Any], ratio: float, kind: Any = "channels", **options: Any
+) -> Selection:
+    return select(graph, scores, Budget(kind, ratio), **options)
+
+
+@pytest.mark.parametrize("kind", ["flops", "params", "channels"])
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.77, 0.99])
+@pytest.mark.parametrize("scope", ["global", "uniform"])
+def test_a_budget_is_met_and_used(kind: str, ratio: float, scope: Any) -> None:
+    graph = fxprune.analyze(make(Wide), image())
+    keep = chosen(graph, scores_for(graph), ratio, kind, scope=scope).keep
+    if kind == "channels":
+        free = np.concatenate([g.channels.reshape(-1) for g in graph.prunable])
+        found = keep[free].mean()
+    else:
+        found = graph.macs(keep) / graph.macs() if kind == "flops" else graph.params(keep) / graph.params()
+    assert 0.99 * ratio < found <= ratio
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.6])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_nothing_more_can_be_put_back(ratio: float, round_to: int) -> None:
+    """Of no group the best channels that go would still fit, however small they are beside what was cut last."""
+    graph = fxprune.analyze(make(Wide), image())
+    scores = scores_for(graph)
+    scores[np.argmax([g.channels.size for g in graph.groups])] *= 100  # one unit of many channels is cut last
+    keep = chosen(graph, scores, ratio, "flops", round_to=round_to).keep
+    limit = int(ratio * graph.macs())
+    assert graph.macs(keep) <= limit
+    if graph.macs(keep) < limit - limit // 2000:
+        for group, score in zip(graph.groups, scores, strict=True):
+            gone = np.flatnonzero(~keep[group.channels[0]])
+            if score is not None and len(gone):
+                more = keep.copy()
+                more[group.channels[0][gone[np.argsort(score[0][gone])][-round_to:]]] = True
+                assert graph.macs(more) > limit, group.name
+
+
+def test_a_budget_of_1_cuts_nothing() -> None:
+    graph = fxprune.analyze(make(), image())
+    for kind in ("flops", "params", "channels"):
+        assert chosen(graph, scores_for(graph), 1.0, kind).keep.all()
+
+
+def test_the_lowest_scores_go_first() -> None:
+    graph = fxprune.analyze(chain(4, 6, 8, 2), np_image())
+    scores: list[Any] = [None] * len(graph.groups)
+    names = [g.name for g in graph.groups]
+    scores[names.index("0")] = np.array([[5.0, 1.0, 6.0, 2.0, 7.0, 3.0]]) / 4
+    scores[names.index("2")] = np.array([[40.0, 80.0, 10.0, 70.0, 20.0, 60.0, 30.0, 50.0]]) / 45
+    keep = chosen(graph, scores, 0.5).keep
+    first, second = (graph.groups[names.index(name)].channels[0] for name in ("0", "2"))
+    assert keep[first].tolist() == [True, False, True, False, True, False]
+    assert keep[second].tolist() == [False, True, False, True, False, True, False, True]
+    keep = chosen(graph, scores, 0.5, scope="uniform").keep
+    assert keep[first].tolist() == [True, False, True, False, True, False]
+    assert keep[second].tolist() == [False, True, False, True, False, True, False, True]
+
+
+def np_image() -> Any:
+    return image()[:, 0, 0, :4].contiguous()
+
+
+def test_ties_are_broken_by_position() -> None:
+    graph = fxprune.analyze(make(), image())
+    flat = [None if g.locked else np.ones(g.channels.shape) for g in graph.groups]
+    first = chosen(graph, flat, 0.4).keep
+    assert (first == chosen(graph, flat, 0.4).keep).all()
+    for group in graph.prunable:
+        stays = first[group.channels[0]]
+        assert (np.diff(stays.astype(int)) >= 0).all(), "of equal channels the first go first"
+
+
+def test_blocks_keep_equal_counts_and_choose_their_own_channels() -> None:
+    graph = fxprune.analyze(make(Shuffled), image())
+    keep = chosen(graph, scores_for(graph), 0.6).keep
+    blocks = [g for g in graph.prunable if g.blocks > 1]
+    assert blocks
+    for group in blocks:
+        counts = keep[group.channels].sum(1)
+        assert (counts == counts[0]).all()
+    assert any((keep[g.channels][0] != keep[g.channels][1]).any() for g in blocks)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 8])
+@pytest.mark.parametrize("attention", ["head_dim", "heads"])
+def test_round_to_is_kept_in_every_group(k: int, attention: Any) -> None:
+    for kind in (Small, Shuffled, Attentive):
+        graph = fxprune.analyze(make(kind), image(), attention=attention)
+        keep = chosen(graph, scores_for(graph), 0.7, round_to=k).keep
+        for group in graph.prunable:
+            count = int(keep[group.channels].sum())
+            assert count % k == 0 or count == group.channels.size
+        assert not keep.all()
+
+
+@pytest.mark.parametrize("least", [1, 2, 5])
+def test_at_least_so_many_stay_along_every_dimension(least: int) -> None:
+    for kind in (Small, Shuffled, Attentive):
+        graph = fxprune.analyze(make(kind), image())
+        for seed in range(3):
+            keep = chosen(graph, scores_for(graph, seed), 0.7, min_channels=least).keep
+            for extent in graph.extents:
+                assert keep[extent].sum() >= min(least, len(extent))
+
+
+def test_groups_left_alone_have_a_reason() -> None:
+    graph = fxprune.analyze(make(Attentive), image())
+    scores = scores_for(graph)
+    names = [g.name for g in graph.groups]
+    scores[names.index("mlp.1")] = None
+    selection = chosen(graph, scores, 0.9, "flops", exact=True)
+    assert selection.frozen["mlp.1"] == "the method gives these channels no score"
+    assert selection.frozen["embed"].startswith("not exact: layer_norm over channels (")
+    assert set(selection.frozen) == {"mlp.1", "embed"}
+    assert selection.keep[graph.groups[names.index("mlp.1")].channels].all()
+    assert selection.keep[graph.groups[names.index("embed")].channels].all()
+
+
+def test_the_one_budget_that_is_given() -> None:
+    assert Budget.of(flops=None, params=0.3, channels=None) == Budget("params", 0.3)
+    assert Budget.of(flops=1) == Budget("flops", 1.0)
+    assert Budget.of(flops=np.float32(0.5)) == Budget("flops", 0.5)
+    with pytest.raises(InputError, match="No budget"):
+        Budget.of(flops=None)
+
+
+@pytest.mark.parametrize("scope", ["global", "uniform", "isomorphic"])
+@pytest.mark.parametrize("round_to", [1, 2])
+def test_groups_that_the_least_number_of_channels_protects_are_named(scope: Any, round_to: int) -> None:
+    graph = fxprune.analyze(chain(4, 8, 8, 2), np_image())
+    first, second = (g.name for g in graph.prunable)
+    low, high = np.linspace(0.1, 0.2, 8)[None], np.linspace(1, 2, 8)[None]
+    scores = [{first: low, second: high}.get(g.name) for g in graph.groups]
+
+    def guarded(ratio: float) -> tuple[str, ...]:
+        return chosen(graph, scores, ratio, scope=scope, round_to=round_to, min_channels=2).guarded
+
+    assert guarded(1.0) == guarded(0.75) == ()
+    ranked = scope != "uniform"  # which takes from all alike
+    assert guarded(0.5) == ((first,) if ranked else ())  # 6 of the first, then the others
+    assert guarded(0.3) == ((first,) if ranked else ())
+    assert guarded(0.625) == ()
+    keep = chosen(graph, scores, 0.5, scope=scope, round_to=round_to, min_channels=2).keep
+    assert keep[np.concatenate([g.channels.reshape(-1) for g in graph.prunable])].sum() == 8

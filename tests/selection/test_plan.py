@@ -1,0 +1,117 @@
+"""A plan is data: JSON in and out, read on any model of the same shape, checked against it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nets import Attentive, Shuffled, Small, image, make
+from torch import nn
+
+import fxprune
+from fxprune.errors import PlanError
+from fxprune.selection.plan import PruningPlan, kept_of
+
+
+def plan_of(kind: type[nn.Module], attention: str = "head_dim", **options: object) -> PruningPlan:
+    pruned = fxprune.prune(
+        make(kind), image(), channels=0.6, method="random", attention=attention, progress=False, **options
+    )
+    plan: PruningPlan = pruned.meta["fxprune"].plan
+    return plan
+
+
+@pytest.mark.parametrize("kind", [Small, Shuffled, Attentive])
+@pytest.mark.parametrize("attention", ["head_dim", "heads"])
+def test_json_in_and_out(kind: type[nn.Module], attention: str, tmp_path: Path) -> None:
+    plan = plan_of(kind, attention)
+    plan.save(str(tmp_path / "plan.json"))
+    assert PruningPlan.load(str(tmp_path / "plan.json")) == plan
+    data = json.loads((tmp_path / "plan.json").read_text())
+    assert data["attention"] == attention
+    assert data["torch"] == torch.__version__
+    for name, dims in data["kept"].items():
+        assert {int(d): v for d, v in dims.items()} == plan.kept[name]
+
+
+def test_kept_names_every_cut_tensor_and_no_other() -> None:
+    plan, model = plan_of(Small), make()
+    stem, up = plan.kept["stem.0.weight"][0], plan.kept["up.0.weight"][0]
+    assert len(stem) + len(up) == 24
+    expected: dict[str, dict[int, list[int]]] = {
+        "stem.0.weight": {0: stem},
+        "up.0.weight": {0: up, 1: stem},
+        "down.0.weight": {0: stem, 1: up},
+        "head.weight": {1: stem},
+    }
+    for layer, kept in (("stem", stem), ("up", up), ("down", stem)):
+        for name in (f"{layer}.0.bias", *(f"{layer}.1.{n}" for n in ("weight", "bias", "running_mean", "running_var"))):
+            expected[name] = {0: kept}
+    assert plan.kept == {name: dims for name, dims in expected.items() if name in model.state_dict()}
+    assert plan.widths == {"stem.0": (len(stem), 16), "up.0": (len(up), 24)}
+    assert all(type(i) is int for dims in plan.kept.values() for kept in dims.values() for i in kept)
+
+
+def test_a_grouped_convolution_has_one_list_per_group() -> None:
+    plan = plan_of(Shuffled)
+    for name in ("one.weight", "two.weight"):
+        lists = plan.kept[name][1]
+        assert len(lists) == 2, "also where both groups keep the same"
+        assert len(lists[0]) == len(lists[1]) < 8
+        assert all(0 <= i < 8 for row in lists for i in row)
+    outer, rows = plan.kept["stem.weight"][0], plan.kept["one.weight"][1]
+    assert outer == rows[0] + [8 + i for i in rows[1]]
+
+
+def test_a_plan_says_the_same_on_a_fresh_graph() -> None:
+    for kind in (Small, Shuffled, Attentive):
+        plan, graph = plan_of(kind), fxprune.analyze(make(kind, seed=3), image())
+        keep = plan.channels(graph)
+        assert kept_of(graph, keep) == plan.kept
+        assert PruningPlan.of(graph, keep) == plan
+        assert PruningPlan.of(graph, graph.everything()).kept == {}
+
+
+def test_the_plan_that_cuts_nothing() -> None:
+    model = make()
+    graph = fxprune.analyze(model, image())
+    plan = PruningPlan.of(graph, graph.everything())
+    same = fxprune.apply(model, plan, image())
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in same.state_dict().items())
+    assert same.meta["fxprune"].macs_after == same.meta["fxprune"].macs_before
+
+
+def test_the_mode_of_attention_belongs_to_the_plan() -> None:
+    heads = plan_of(Attentive, "heads", seed=1)
+    assert len(heads.kept["proj.weight"][1]) in (4, 8, 12), "whole heads of four channels were cut"
+    assert fxprune.apply(make(Attentive), heads, image()).meta["fxprune"].plan.attention == "heads"
+    with pytest.raises(PlanError, match=r"The plan is inconsistent: .* with the attention mode and"):
+        heads.channels(fxprune.analyze(make(Attentive), image(), attention="head_dim"))
+
+
+def test_a_fingerprint_is_of_names_and_shapes_alone() -> None:
+    graph = fxprune.analyze(make(), image())
+    other = fxprune.analyze(make(seed=7).double(), image(3).double())
+    assert (
+        PruningPlan.of(graph, graph.everything()).fingerprint == PruningPlan.of(other, other.everything()).fingerprint
+    )
+    wider = make()
+    wider.head = nn.Linear(16, 11)
+    graph = fxprune.analyze(wider, image())
+    with pytest.raises(PlanError, match="The plan belongs to another model"):
+        plan_of(Small).channels(graph)
+
+
+def test_a_hand_made_plan_can_be_applied() -> None:
+    model = make()
+    graph = fxprune.analyze(model, image())
+    keep = graph.everything()
+    group = next(g for g in graph.groups if g.name == "up.0")
+    keep[group.channels[0, np.arange(24) % 2 == 1]] = False
+    pruned = fxprune.apply(model, PruningPlan.of(graph, keep), image())
+    assert torch.equal(pruned.get_parameter("up.0.weight"), model.get_parameter("up.0.weight")[::2])
+    assert torch.equal(pruned.get_parameter("down.0.weight"), model.get_parameter("down.0.weight")[:, ::2])
+    assert torch.equal(pruned.get_parameter("head.weight"), model.get_parameter("head.weight"))
