@@ -540,11 +540,17 @@ class Recorder:
         return self._record(lambda: Call("call_module", name, args, kwargs), checked, args, kwargs)
 
     def seen_apply(self, cls: type, args: tuple[Any, ...]) -> Any:
-        """``cls.apply`` is one node, so that its custom backward survives; checkpointing is looked through."""
+        """``cls.apply`` is one node, so that its custom backward survives.
+
+        Checkpointing is looked through, and what is given modules, which belong in the graph.
+        """
         if self._is_inner():
             return patches.apply_function(cls, args)
         if cls is torch.utils.checkpoint.CheckpointFunction:
             return args[0](*args[2:])
+        if any(isinstance(leaf, nn.Module) for leaf in structure.leaves_of(args)):
+            self.writer.note(f"{cls.__name__} runs modules, so its own backward is not kept")
+            return patches.apply_forward(cls, args)
         call = Call("call_function", FunctionApply(cls), args, {})
 
         def run(*args: Any) -> Any:
