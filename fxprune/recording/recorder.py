@@ -651,6 +651,9 @@ class Recorder:
             lazy = Lazy(self.writer, "call_method", "item", (operand,))
             lazy.node = node
             return TracedInt(result, lazy) if type(result) is int else TracedFloat(result, lazy)
+        if name == "tolist" and isinstance(result, list) and _is_of_numbers(result):
+            self.writer.guard(self.writer.size(operand, 0), "==", len(result))
+            return [_entry(self.writer, node, place, item) for place, item in enumerate(result)]
         if isinstance(result, np.ndarray):
             node, result_known = self.writer.node_of(operand), result.tolist()
         else:
@@ -718,6 +721,16 @@ def _is_mixed(sequence: Sequence[Any]) -> bool:
     """Numbers, and tensors that stand for numbers."""
     kinds = [isinstance(item, Tensor) for item in sequence]
     return any(kinds) and any(isinstance(item, int) for item in sequence)
+
+
+def _is_of_numbers(values: list[Any]) -> bool:
+    return all(type(value) in (int, float) for value in values)
+
+
+def _entry(writer: GraphWriter, node: Node, place: int, value: float) -> Any:
+    """A number of the list that ``node`` gives."""
+    lazy = Lazy(writer, "call_function", operator.getitem, (node, place))
+    return TracedInt(value, lazy) if type(value) is int else TracedFloat(value, lazy)
 
 
 def _is_plain(value: Any) -> bool:
