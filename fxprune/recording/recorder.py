@@ -76,7 +76,8 @@ _FAST_PATH = (torch.backends.mha, "get_fastpath_enabled")  # of nn.MultiheadAtte
 _SEEDS = [(torch, "manual_seed"), (torch.random, "manual_seed"), (torch, "seed"), (torch, "set_rng_state"),
           (torch.random, "set_rng_state")]  # fmt: skip
 # What a graph cannot follow, as it is no part of any value.
-_ASKED = {"requires_grad": "whether a tensor requires a gradient", "is_contiguous": "how a tensor lies in memory"}
+_LAYOUT = "how a tensor lies in memory"
+_ASKED = {"requires_grad": "whether a tensor requires a gradient", "is_contiguous": _LAYOUT}
 # Calls that change how autograd treats a tensor, or a mode of torch, and compute nothing.
 _NO_OPS = {"requires_grad_", "retain_grad", "register_hook", "_set_grad_enabled", "set_grad_enabled"}
 
@@ -670,7 +671,10 @@ class Recorder:
         """The model branched on a number that it got from sizes or values."""
         if not self._is_inner():
             with self._unrecorded():
-                self.writer.guard(value, relation, other, outcome)
+                if _is_of_strides(value) or _is_of_strides(other):
+                    self.writer.note(f"forward asks {_LAYOUT}; recorded as it is for the example")
+                else:
+                    self.writer.guard(value, relation, other, outcome)
 
     def _builtins(self) -> dict[str, Any]:
         return {"int": patches.Int, "float": patches.Float, "len": self._length, "range": self._range,
@@ -715,6 +719,12 @@ def _set(value: Any, key: Any, item: Any) -> None:
         value[key] = item  # type: ignore[index]
     else:
         object.__setattr__(value, key, item)
+
+
+def _is_of_strides(value: Any) -> bool:
+    if not isinstance(value, (TracedInt, TracedFloat)):
+        return False
+    return value.lazy.target == "stride" or any(map(_is_of_strides, value.lazy.args))
 
 
 def _is_mixed(sequence: Sequence[Any]) -> bool:
@@ -764,6 +774,13 @@ def _size(writer: GraphWriter, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return _sizes(writer, args[0]) if dim is None else writer.size(args[0], dim)
 
 
+def _stride(writer: GraphWriter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    dim = args[1] if len(args) > 1 else kwargs.get("dim")
+    if dim is not None:
+        return writer.stride(args[0], dim)
+    return tuple(writer.stride(args[0], each) for each in range(args[0].ndim))
+
+
 def _count(writer: GraphWriter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     total: int = 1
     for size in _sizes(writer, args[0]):
@@ -782,6 +799,7 @@ def _told_length(writer: GraphWriter, args: tuple[Any, ...], kwargs: dict[str, A
 _SPECIAL: dict[Any, Callable[[GraphWriter, tuple[Any, ...], dict[str, Any]], Any]] = {
     "shape": lambda writer, args, kwargs: _sizes(writer, args[0]),
     Tensor.size: _size,
+    Tensor.stride: _stride,
     Tensor.numel: _count,
     Tensor.nelement: _count,
     Tensor.__len__: _told_length,

@@ -54,6 +54,7 @@ def _ones(*shape: int) -> Tensor:
 
 
 FREE: dict[str, Callable[[Tensor], Any]] = {
+    "strides": lambda x: x.T.stride()[1] + x.T[:, None].stride(0) * x.flatten().as_strided((2,), (len(x),))[1],
     "arithmetic": lambda x: (x.shape[0] * 2 + 1 - x.size(0) // 2) % 7 + x.shape[0] ** 0.5 / x.shape[1],
     "len": lambda x: len(x) + 1,
     "numel": lambda x: x.numel() + x.nelement() + torch.numel(x),
@@ -175,6 +176,14 @@ def test_numbers_that_the_graph_follows(name: str, rehearse: bool) -> None:
     same, said = _outcomes(net, module)
     assert (said, same) == ([], [True] * len(_others()))
     assert not module.meta["notes"]
+
+
+def test_a_branch_on_strides_is_noted_only() -> None:
+    net = Net(lambda x: 3 if x.T.stride(1) * 2 > 1 else 4)
+    module = recorded(net, _ones(2, 4))
+    (note,) = module.meta["notes"]
+    assert note.endswith("in <lambda>: forward asks how a tensor lies in memory; recorded as it is for the example")
+    assert not guards_of(module.graph)
 
 
 @pytest.mark.parametrize("rehearse", [True, False], ids=["rehearsed", "run"])
