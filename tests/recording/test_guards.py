@@ -55,6 +55,7 @@ def _ones(*shape: int) -> Tensor:
 
 FREE: dict[str, Callable[[Tensor], Any]] = {
     "strides": lambda x: x.T.stride()[1] + x.T[:, None].stride(0) * x.flatten().as_strided((2,), (len(x),))[1],
+    "numbers of NumPy": lambda x: x.shape[0] % np.int64(4) + np.int64(3) * x.shape[0] + np.float64(0.5) / x.shape[0],
     "arithmetic": lambda x: (x.shape[0] * 2 + 1 - x.size(0) // 2) % 7 + x.shape[0] ** 0.5 / x.shape[1],
     "len": lambda x: len(x) + 1,
     "numel": lambda x: x.numel() + x.nelement() + torch.numel(x),
@@ -92,6 +93,8 @@ GUARDED: dict[str, Callable[[Tensor], Any]] = {
     "len elsewhere": lambda x: ELSEWHERE["count"](x) + 1,
     "a fraction": lambda x: float(fractions.Fraction(1, x.shape[0])),
     "numpy": lambda x: float(np.sqrt(x.shape[0])),
+    "a comparison with NumPy": lambda x: 3 if np.int64(2) < x.shape[0] else 4,
+    "an array of numbers": lambda x: float((np.arange(3) * x.shape[0]).sum()),
     "an array of sizes": lambda x: float(np.array(x.shape).sum()),
     "a key": lambda x: {2: 1.0, 3: 5.0}.get(x.shape[0], 3.0),
     "a place in a list": lambda x: [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0][x.shape[0]],
