@@ -146,7 +146,7 @@ def is_of_sizes(guard: fx.Node) -> bool:
     pending = [value]
     while pending:
         node = pending.pop()
-        if node.meta.get("shape") is not None or node.target in ("size", len):
+        if node.meta.get("shape") is not None or node.target in ("size", "stride", len):
             continue
         if NUMBER in node.meta or not _is_number(node):
             return False
@@ -172,4 +172,6 @@ def _is_number(node: fx.Node) -> bool:
         return False
     if node.target is operator.getitem:
         return False
-    return node.target == "size" or getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
+    if node.target in ("size", "stride"):
+        return True
+    return getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")

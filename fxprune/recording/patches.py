@@ -32,6 +32,15 @@ def apply_function(cls: type, args: tuple[Any, ...]) -> Any:
     return _torch_apply.__get__(None, cls)(*args)
 
 
+def apply_forward(cls: Any, args: tuple[Any, ...]) -> Any:
+    """Run the forward of a ``torch.autograd.Function`` alone, as ordinary code."""
+    if cls.setup_context is not torch.autograd.Function.setup_context:
+        return cls.forward(*args)
+    context = torch.autograd.function.FunctionCtx()
+    context.needs_input_grad = (False,) * len(args)  # type: ignore[attr-defined]
+    return cls.forward(context, *args)
+
+
 _torch_apply: Any = torch.autograd.Function.__dict__[_APPLY]
 
 

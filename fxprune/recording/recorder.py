@@ -75,7 +75,8 @@ _FAST_PATH = (torch.backends.mha, "get_fastpath_enabled")  # of nn.MultiheadAtte
 _SEEDS = [(torch, "manual_seed"), (torch.random, "manual_seed"), (torch, "seed"), (torch, "set_rng_state"),
           (torch.random, "set_rng_state")]  # fmt: skip
 # What a graph cannot follow, as it is no part of any value.
-_ASKED = {"requires_grad": "whether a tensor requires a gradient", "is_contiguous": "how a tensor lies in memory"}
+_LAYOUT = "how a tensor lies in memory"
+_ASKED = {"requires_grad": "whether a tensor requires a gradient", "is_contiguous": _LAYOUT}
 # Calls that change how autograd treats a tensor, or a mode of torch, and compute nothing.
 _NO_OPS = {"requires_grad_", "retain_grad", "register_hook", "_set_grad_enabled", "set_grad_enabled"}
 
@@ -539,11 +540,17 @@ class Recorder:
         return self._record(lambda: Call("call_module", name, args, kwargs), checked, args, kwargs)
 
     def seen_apply(self, cls: type, args: tuple[Any, ...]) -> Any:
-        """``cls.apply`` is one node, so that its custom backward survives; checkpointing is looked through."""
+        """``cls.apply`` is one node, so that its custom backward survives.
+
+        Checkpointing is looked through, and what is given modules, which belong in the graph.
+        """
         if self._is_inner():
             return patches.apply_function(cls, args)
         if cls is torch.utils.checkpoint.CheckpointFunction:
             return args[0](*args[2:])
+        if any(isinstance(leaf, nn.Module) for leaf in structure.leaves_of(args)):
+            self.writer.note(f"{cls.__name__} runs modules, so its own backward is not kept")
+            return patches.apply_forward(cls, args)
         call = Call("call_function", FunctionApply(cls), args, {})
 
         def run(*args: Any) -> Any:
@@ -644,6 +651,9 @@ class Recorder:
             lazy = Lazy(self.writer, "call_method", "item", (operand,))
             lazy.node = node
             return TracedInt(result, lazy) if type(result) is int else TracedFloat(result, lazy)
+        if name == "tolist" and isinstance(result, list) and _is_of_numbers(result):
+            self.writer.guard(self.writer.size(operand, 0), "==", len(result))
+            return [_entry(self.writer, node, place, item) for place, item in enumerate(result)]
         if isinstance(result, np.ndarray):
             node, result_known = self.writer.node_of(operand), result.tolist()
         else:
@@ -660,7 +670,10 @@ class Recorder:
         """The model branched on a number that it got from sizes or values."""
         if not self._is_inner():
             with self._unrecorded():
-                self.writer.guard(value, relation, other, outcome)
+                if _is_of_strides(value) or _is_of_strides(other):
+                    self.writer.note(f"forward asks {_LAYOUT}; recorded as it is for the example")
+                else:
+                    self.writer.guard(value, relation, other, outcome)
 
     def _builtins(self) -> dict[str, Any]:
         return {"int": patches.Int, "float": patches.Float, "len": self._length, "range": self._range,
@@ -707,10 +720,26 @@ def _set(value: Any, key: Any, item: Any) -> None:
         object.__setattr__(value, key, item)
 
 
+def _is_of_strides(value: Any) -> bool:
+    if not isinstance(value, (TracedInt, TracedFloat)):
+        return False
+    return value.lazy.target == "stride" or any(map(_is_of_strides, value.lazy.args))
+
+
 def _is_mixed(sequence: Sequence[Any]) -> bool:
     """Numbers, and tensors that stand for numbers."""
     kinds = [isinstance(item, Tensor) for item in sequence]
     return any(kinds) and any(isinstance(item, int) for item in sequence)
+
+
+def _is_of_numbers(values: list[Any]) -> bool:
+    return all(type(value) in (int, float) for value in values)
+
+
+def _entry(writer: GraphWriter, node: Node, place: int, value: float) -> Any:
+    """A number of the list that ``node`` gives."""
+    lazy = Lazy(writer, "call_function", operator.getitem, (node, place))
+    return TracedInt(value, lazy) if type(value) is int else TracedFloat(value, lazy)
 
 
 def _is_plain(value: Any) -> bool:
@@ -744,6 +773,13 @@ def _size(writer: GraphWriter, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return _sizes(writer, args[0]) if dim is None else writer.size(args[0], dim)
 
 
+def _stride(writer: GraphWriter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    dim = args[1] if len(args) > 1 else kwargs.get("dim")
+    if dim is not None:
+        return writer.stride(args[0], dim)
+    return tuple(writer.stride(args[0], each) for each in range(args[0].ndim))
+
+
 def _count(writer: GraphWriter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     total: int = 1
     for size in _sizes(writer, args[0]):
@@ -762,6 +798,7 @@ def _told_length(writer: GraphWriter, args: tuple[Any, ...], kwargs: dict[str, A
 _SPECIAL: dict[Any, Callable[[GraphWriter, tuple[Any, ...], dict[str, Any]], Any]] = {
     "shape": lambda writer, args, kwargs: _sizes(writer, args[0]),
     Tensor.size: _size,
+    Tensor.stride: _stride,
     Tensor.numel: _count,
     Tensor.nelement: _count,
     Tensor.__len__: _told_length,

@@ -14,6 +14,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import Node
 
@@ -56,6 +57,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, TracedFlag)
 
 
+def _of_numpy(value: Any) -> Any:
+    """A number of NumPy's, where Python computes alike, as one of Python's; any other value as it is."""
+    if isinstance(value, np.ndarray) and not value.ndim:  # what NumPy makes of its numbers on the way to a ufunc
+        value = value[()]
+    return value.item() if isinstance(value, (np.integer, np.float64)) else value
+
+
 def _unary(function: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: Any, *args: Any) -> Any:
         value = function(plain(self), *args)
@@ -66,6 +74,7 @@ def _unary(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _binary(function: Callable[[Any, Any], Any], *, swap: bool = False) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
+        other = _of_numpy(other)
         if not _is_number(other):
             if isinstance(other, (str, bytes, bytearray, list, tuple)):  # repeated so often
                 self.lazy.owner.decided(self, "==", plain(self), True)
@@ -79,6 +88,7 @@ def _binary(function: Callable[[Any, Any], Any], *, swap: bool = False) -> Calla
 
 def _comparison(function: Callable[[Any, Any], Any], relation: str) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
+        other = _of_numpy(other)
         if not _is_number(other):
             return NotImplemented
         outcome = function(plain(self), plain(other))
@@ -137,6 +147,28 @@ _BITS: dict[str, Callable[[Any, Any], Any]] = {
     "lshift": operator.lshift,
     "rshift": operator.rshift,
 }
+_UFUNCS: dict[Any, Callable[[Any, Any], Any]] = {
+    np.add: operator.add,
+    np.subtract: operator.sub,
+    np.multiply: operator.mul,
+    np.divide: operator.truediv,
+    np.floor_divide: operator.floordiv,
+    np.remainder: operator.mod,
+    np.power: operator.pow,
+}
+
+
+def _ufunc(self: Any, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+    """NumPy computes with the number: a number of NumPy's on the left counts as Python's, else the value leaves."""
+    number = _of_numpy(inputs[0])
+    if ufunc in _UFUNCS and method == "__call__" and not kwargs and _is_number(number) and inputs[1] is self:
+        return _binary(_UFUNCS[ufunc], swap=True)(self, number)
+    for value in inputs:
+        if isinstance(value, (TracedInt, TracedFloat)):
+            value.lazy.owner.decided(value, "==", plain(value), True)
+    return getattr(ufunc, method)(*map(plain, inputs), **kwargs)
+
+
 # What is told of a number, or made of it, by methods and attributes of its class.
 _METHODS = "bit_length bit_count as_integer_ratio to_bytes is_integer hex conjugate".split()
 _ATTRIBUTES = "numerator denominator real imag".split()
@@ -150,6 +182,7 @@ def _with_arithmetic(cls: type) -> None:
         setattr(cls, f"__r{name}__", _binary(binary, swap=True))
     for name, relation in _COMPARISONS.items():
         setattr(cls, name, _comparison(getattr(operator, name), relation))
+    cls.__array_ufunc__ = _ufunc  # type: ignore[attr-defined]
     cls.__bool__ = lambda self: self != 0  # type: ignore[attr-defined]
     cls.__int__ = _leaving(int)  # type: ignore[attr-defined]
     cls.__float__ = _leaving(float)  # type: ignore[attr-defined]

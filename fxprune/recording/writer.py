@@ -415,6 +415,10 @@ class GraphWriter:
         lazy = self._sizes.setdefault(key, Lazy(self, "call_method", "size", key))
         return TracedInt(int(tensor.shape[dim]), lazy)
 
+    def stride(self, tensor: Tensor, dim: int) -> TracedInt:
+        key = (self.node_of(tensor), dim % tensor.ndim)
+        return TracedInt(int(tensor.stride(dim)), Lazy(self, "call_method", "stride", key))
+
     def device(self, tensor: Tensor, device: torch.device) -> torch.device:
         """The tensor's device; used in a factory call later, it is read from the tensor again."""
         self._devices[id(device)] = self.node_of(tensor)

@@ -111,7 +111,7 @@ def settled(module: RecordedModule, runs: SizeRuns) -> None:
 
 
 def _reached(runs: SizeRuns, group: Sequence[tuple[int, int]]) -> list[Mapping[str, Any]]:
-    """The numbers of a run with other sizes of these dims, together or, where none gets through, each alone.
+    """The numbers of a run with other sizes of these dims, together and, where none gets through, each alone.
 
     Beside the first that gets through, one of double size: strides swallow small differences. Where an op takes no
     other size, no call with another comes to what follows it: there the example's numbers stand.
@@ -123,9 +123,8 @@ def _reached(runs: SizeRuns, group: Sequence[tuple[int, int]]) -> list[Mapping[s
             specs = specs_of(runs.record)
             double = runs({(n, dim): 2 * specs[n].shape[dim] for n, dim in group})
             return [tried[-1].numbers, {**example, **double.numbers}]
-    if len(group) > 1:
-        return [numbers for place in group for numbers in _reached(runs, [place])]
-    return [{**example, **run.numbers} for run in tried]
+    alone = [numbers for place in group for numbers in _reached(runs, [place])] if len(group) > 1 else []
+    return [*({**example, **run.numbers} for run in tried), *alone]
 
 
 def prove(

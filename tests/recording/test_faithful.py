@@ -326,6 +326,55 @@ def test_custom_backward_survives(apply: str) -> None:
     assert ops == ["placeholder", "call_function", "output"], "a call adds nothing"
 
 
+class _Through(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layers: nn.Module, found: list[Tensor]) -> Tensor:
+        ctx.save_for_backward(x)
+        found.append(x * 2 if ctx.needs_input_grad[0] else x * 3)
+        return layers(x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad, None, None
+
+
+class _ThroughInTwoSteps(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, layers: nn.Module, found: list[Tensor]) -> Tensor:
+        found.append(x * 3)
+        return layers(x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        raise AssertionError("nothing goes back")
+
+
+@pytest.mark.parametrize("function", [_Through, _ThroughInTwoSteps])
+def test_modules_given_to_an_autograd_function_belong_to_the_graph(function: Any) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))])
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: list[Tensor] = []
+            y = function.apply(x, self.layers[0], found)
+            return y + found[0]  # type: ignore[no-any-return]
+
+    model, x = Model(), torch.randn(2, 4)
+    gm = record(model, x)
+    assert [node.target for node in gm.graph.nodes if node.op == "call_module"] == [
+        "layers.0.0",
+        "layers.0.1",
+        "layers.0.2",
+    ]
+    other = torch.randn(3, 4)
+    assert torch.equal(gm(other), model.layers[0](other) + other * 3)
+    assert [note.partition(": ")[2] for note in gm.meta["notes"]] == [
+        f"{function.__name__} runs modules, so its own backward is not kept"
+    ]
+
+
 # --- the call -------------------------------------------------------------------------------------------------------
 
 

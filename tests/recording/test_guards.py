@@ -54,6 +54,8 @@ def _ones(*shape: int) -> Tensor:
 
 
 FREE: dict[str, Callable[[Tensor], Any]] = {
+    "strides": lambda x: x.T.stride()[1] + x.T[:, None].stride(0) * x.flatten().as_strided((2,), (len(x),))[1],
+    "numbers of NumPy": lambda x: x.shape[0] % np.int64(4) + np.int64(3) * x.shape[0] + np.float64(0.5) / x.shape[0],
     "arithmetic": lambda x: (x.shape[0] * 2 + 1 - x.size(0) // 2) % 7 + x.shape[0] ** 0.5 / x.shape[1],
     "len": lambda x: len(x) + 1,
     "numel": lambda x: x.numel() + x.nelement() + torch.numel(x),
@@ -67,6 +69,8 @@ FREE: dict[str, Callable[[Tensor], Any]] = {
     "sizes of what was computed": lambda x: x.flatten().shape[0] + x[1:].size(0) + x.T.shape[1],
     "item": lambda x: x.sum().item() + x[0, 0].item() * 2,
     "int, float of tensors": lambda x: int(x.sum()) + float(x.mean()),
+    "lists of values": lambda x: sum(x[0].tolist()) + x[-1].long().tolist()[-1] // 2,
+    "values as sizes of parts": lambda x: torch.arange(4.0).split([n := x[0].long().tolist()[2], 4 - n])[1].sum(),
     "item of integers": lambda x: x.long().sum().item() // 3,
     "tensors as bounds": lambda x: x[: x.argmax() // 4 + 1].sum(),
     "tensors as sizes": lambda x: torch.ones(x.long().max(), 1).sum() + x.new_zeros(2, x.long().max() + 1).shape[1],
@@ -89,6 +93,8 @@ GUARDED: dict[str, Callable[[Tensor], Any]] = {
     "len elsewhere": lambda x: ELSEWHERE["count"](x) + 1,
     "a fraction": lambda x: float(fractions.Fraction(1, x.shape[0])),
     "numpy": lambda x: float(np.sqrt(x.shape[0])),
+    "a comparison with NumPy": lambda x: 3 if np.int64(2) < x.shape[0] else 4,
+    "an array of numbers": lambda x: float((np.arange(3) * x.shape[0]).sum()),
     "an array of sizes": lambda x: float(np.array(x.shape).sum()),
     "a key": lambda x: {2: 1.0, 3: 5.0}.get(x.shape[0], 3.0),
     "a place in a list": lambda x: [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0][x.shape[0]],
@@ -108,7 +114,9 @@ GUARDED: dict[str, Callable[[Tensor], Any]] = {
     "split": lambda x: len(x.split(2)) + 1,
     "chunk": lambda x: len(torch.chunk(x, 4)) + 1,
     "tensor_split": lambda x: sum(part.shape[1] for part in torch.tensor_split(x, x.shape[0])),
-    "tolist": lambda x: sum(x[0].tolist()),
+    "tolist of rows": lambda x: sum(row[0] for row in x[:1].tolist()),
+    "a branch on a listed value": lambda x: 3 if x[0].tolist()[0] > 0.125 else 4,
+    "the length of a list": lambda x: len(x[:, 0].tolist()),
     "tolist of a number": lambda x: x.sum().tolist(),
     "numpy of a tensor": lambda x: float(x.detach().numpy().sum()),
     "an array of a tensor": lambda x: float(np.asarray(x.detach())[0, 0]),
@@ -171,6 +179,14 @@ def test_numbers_that_the_graph_follows(name: str, rehearse: bool) -> None:
     same, said = _outcomes(net, module)
     assert (said, same) == ([], [True] * len(_others()))
     assert not module.meta["notes"]
+
+
+def test_a_branch_on_strides_is_noted_only() -> None:
+    net = Net(lambda x: 3 if x.T.stride(1) * 2 > 1 else 4)
+    module = recorded(net, _ones(2, 4))
+    (note,) = module.meta["notes"]
+    assert note.endswith("in <lambda>: forward asks how a tensor lies in memory; recorded as it is for the example")
+    assert not guards_of(module.graph)
 
 
 @pytest.mark.parametrize("rehearse", [True, False], ids=["rehearsed", "run"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -213,6 +214,18 @@ def test_a_branch_on_a_size_is_told_with_its_line() -> None:
     assert refused.startswith("batch 3: ")
     assert refused.endswith(line)
     assert f"guarded     {refused}" in str(small.meta["fxprune"])
+
+
+def test_a_loop_over_a_size_of_two_inputs_is_told_with_its_line() -> None:
+    class Scanning(Two):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            x = x * mask[..., None]
+            return super().forward(torch.stack([x[:, i] for i in range(x.shape[1])], 1) + x)
+
+    small = prune(Scanning(), torch.randn(2, 6, 4), torch.ones(2, 6, dtype=torch.long))
+    line = f"tests/test_probes.py:{Scanning.forward.__code__.co_firstlineno + 2} in forward"
+    with pytest.raises(GuardError, match=re.escape(f"{line}: forward goes another way")):
+        small(torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.long))
 
 
 def test_a_number_that_left_unseen_is_found_and_guarded() -> None:
