@@ -80,6 +80,7 @@ class Case:
         self.gate_epochs = options.gates or network.gates
         chosen = {"network": name, "seed": seed, "train": self.training.epochs, "tune": self.after("tune").epochs}
         rest = {"out": options.out, "smoke": False, "device": "cpu", "amp": False, "workers": 0, "resume": True}
+        rest |= {name: value for name in ("device", "until") if (value := getattr(options, name, None)) is not None}
         namespace = argparse.Namespace(**chosen, **rest)
         self.run = network.kind(command, namespace, *network.images(seed, options.images))
         if not options.resume:
@@ -131,6 +132,10 @@ class Case:
     def batches(self) -> Any:
         return self.run.batches(self.training.batch)[0]
 
+    def seen(self) -> Any:
+        """The batches for criteria that read data: those of one epoch."""
+        return self.batches()
+
     def drawn_anew(self, model: nn.Module) -> nn.Module:
         reset_parameters(model, self.seed)
         self.run.reseed()
@@ -166,7 +171,7 @@ def criterion(method: str, **options: Any) -> Method:
 
     def cut(case: Case, ratio: float) -> nn.Module:
         if needs_of(resolve(method)):  # type: ignore[arg-type]
-            seen = {"data": case.batches(), "loss_fn": case.run.loss}
+            seen = {"data": case.seen(), "loss_fn": case.run.loss}
         else:
             seen = {}
         budget = case.budget(ratio)
@@ -180,7 +185,7 @@ def learner(name: str, method: Callable[[Case], Learner]) -> Method:
     """Trains in place of plain training, for as many epochs; its training does not depend on the budget."""
 
     def cut(case: Case, ratio: float) -> nn.Module:
-        return _learned(case, name, method(case), ratio, case.training.epochs, _usual(case.training))
+        return learned(case, name, method(case), ratio, case.training.epochs, usual(case.training))
 
     return Method(cut)
 
@@ -190,7 +195,7 @@ def searcher(name: str, method: Callable[[Case, float], Learner]) -> Method:
 
     def cut(case: Case, ratio: float) -> nn.Module:
         stage = f"{name}-{ratio:g}"
-        pruned = _learned(case, stage, method(case, ratio), ratio, case.searching.epochs, _usual(case.searching))
+        pruned = learned(case, stage, method(case, ratio), ratio, case.searching.epochs, usual(case.searching))
         case.run.file(f"{stage}.checkpoint.pt").unlink()
         return pruned
 
@@ -201,19 +206,27 @@ def gated(name: str, method: Callable[[Case], Learner]) -> Method:
     """Finds widths on random weights with an optimizer of its own; the weights are then drawn anew."""
 
     def cut(case: Case, ratio: float) -> nn.Module:
-        return case.drawn_anew(_learned(case, name, method(case), ratio, case.gate_epochs, {}))
+        return case.drawn_anew(learned(case, name, method(case), ratio, case.gate_epochs, {}))
 
     return Method(cut, then="anew")
 
 
-def _usual(settings: Settings) -> dict[str, Any]:
+def usual(settings: Settings) -> dict[str, Any]:
     return {"optimizer": settings.optimizer, "schedule": settings.schedule}
 
 
-def _learned(
-    case: Case, stage: str, method: Learner, ratio: float, epochs: int, settings: Mapping[str, Any]
+def learned(
+    case: Case,
+    stage: str,
+    method: Learner,
+    ratio: float,
+    epochs: int,
+    settings: Mapping[str, Any],
+    model: nn.Module | None = None,
 ) -> nn.Module:
-    training = fxprune.attach(case.initial(), case.run.example, method=method, **case.budget(ratio))
+    """What a learner leaves of ``model``, of the first weights if it is None."""
+    model = case.initial() if model is None else model
+    training = fxprune.attach(model, case.run.example, method=method, **case.budget(ratio))
     with seeded(case.seed):
         fit(training, case.batches(), case.run.loss, epochs, **case.run.loop(stage, **settings), progress=False)
     pruned: nn.Module = training.finish()

@@ -6,7 +6,7 @@ Everything is determined by its seed, but for the papers' random crops, which dr
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from model_zoo.pictures import Batches, Folder, Pictures, Statistics, has_folders, read_folders
+
 Array = npt.NDArray[np.float32]
 Split = tuple[Dataset[Any], Dataset[Any]]
-Loader = DataLoader[Any]
+Loader = DataLoader[Any] | Batches
 
 TEST_SHARE = 0.2
 
@@ -31,8 +33,11 @@ def loaders(
 ) -> tuple[Loader, Loader]:
     """Batches: of ``train`` in an order that is drawn anew from ``seed`` for every epoch, of ``test`` in its own.
 
-    ``workers``: processes that read the images; 0: this one.
+    ``workers``: processes that read the images; 0: this one. Of pictures no images are read: batches are made where
+    these are.
     """
+    if isinstance(train, Pictures) and isinstance(test, Pictures):
+        return Batches(train, batch, seed), Batches(test, batch)
     generator = torch.Generator().manual_seed(seed)
     shuffled = DataLoader(train, batch, shuffle=True, generator=generator, num_workers=workers)
     return shuffled, DataLoader(test, batch, num_workers=workers)
@@ -195,17 +200,18 @@ def load(name: str, directory: str | os.PathLike[str]) -> Split:
     """A data set of the papers, train and test, from files that are there; nothing is downloaded.
 
     - ``cifar10``, ``cifar100``: images [3, 32, 32]; trained on crops of the image with 4 zeros around it, and mirrored.
-    - ``mnist``: images [1, 28, 28], as they are.
+    - ``mnist``: images [1, 28, 28], as they are. All three are ``Pictures``.
     - ``imagenet``: images [3, 224, 224] from folders ``train`` and ``val`` with a folder per class; trained on crops of
       random size and shape, and mirrored; tested on the middle of the image with its shorter side made 256.
 
     Args:
         name: of the data set.
         directory: where torchvision would have downloaded it to: above ``cifar-10-batches-py``, ``cifar-100-python`` or
-            ``MNIST``; for ImageNet, above ``train`` and ``val``.
+            ``MNIST``; for ImageNet, above ``train`` and ``val``. All but ImageNet also as images in folders,
+            ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``, see ``pictures.read_folders``.
 
     Raises:
-        ValueError: nobody knows the name (lists the known ones).
+        ValueError: nobody knows the name (lists the known ones), or a file is no image of the data set (named).
         FileNotFoundError: files are missing (names them).
     """
     if name not in _SETS:
@@ -213,22 +219,40 @@ def load(name: str, directory: str | os.PathLike[str]) -> Split:
     files, read = _SETS[name]
     directory = Path(directory)
     missing = [file for file in files if not (directory / file).exists()]
+    if name in _PICTURES:
+        folder, finish = _PICTURES[name]
+        if missing and has_folders(directory):
+            return finish(*read_folders(name, directory, folder))
+        also = ", nor folders train and test of images,"
+    else:
+        also = ""
     if missing:
-        raise FileNotFoundError(f"{name} is not complete: there is no {', '.join(missing)} in {str(directory)!r}")
+        raise FileNotFoundError(f"{name} is not complete: there is no {', '.join(missing)}{also} in {str(directory)!r}")
     return read(directory)
 
 
-def _cifar(kind: type[datasets.CIFAR10]) -> Callable[[Path], Split]:
-    def read(directory: Path) -> Split:
-        train = _steps(CIFAR_STATISTICS, v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip())
-        return kind(directory, transform=train), kind(directory, train=False, transform=_steps(CIFAR_STATISTICS))
-
-    return read
+Read = tuple[Tensor, Tensor]
+Finish = Callable[[Read, Read], Split]
 
 
-def _mnist(directory: Path) -> Split:
-    steps = _steps(MNIST_STATISTICS)
-    return datasets.MNIST(directory, transform=steps), datasets.MNIST(directory, train=False, transform=steps)
+def _cifar(train: Read, test: Read) -> Split:
+    return Pictures(*train, CIFAR_STATISTICS, margin=4, mirrored=True), Pictures(*test, CIFAR_STATISTICS)
+
+
+def _mnist(train: Read, test: Read) -> Split:
+    return Pictures(*train, MNIST_STATISTICS), Pictures(*test, MNIST_STATISTICS)
+
+
+def _downloaded(kind: type[datasets.CIFAR10] | type[datasets.MNIST], finish: Finish) -> Callable[[Path], Split]:
+    """As torchvision reads it; CIFAR has its images [N, H, W, C] as an array, MNIST [N, H, W] as a tensor."""
+
+    def part(directory: Path, train: bool) -> Read:
+        found = kind(directory, train=train)
+        images = torch.as_tensor(found.data)
+        images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+        return images, torch.as_tensor(found.targets)
+
+    return lambda directory: finish(part(directory, True), part(directory, False))
 
 
 def _imagenet(directory: Path) -> Split:
@@ -237,7 +261,7 @@ def _imagenet(directory: Path) -> Split:
     return datasets.ImageFolder(directory / "train", train), datasets.ImageFolder(directory / "val", test)
 
 
-def _steps(statistics: tuple[Iterable[float], Iterable[float]], *changes: torch.nn.Module) -> v2.Compose:
+def _steps(statistics: Statistics, *changes: torch.nn.Module) -> v2.Compose:
     mean, deviation = statistics
     to_tensor = (v2.ToImage(), v2.ToDtype(torch.float32, scale=True))
     return v2.Compose([*changes, *to_tensor, v2.Normalize([*mean], [*deviation])])
@@ -248,10 +272,17 @@ def _cifar_files(kind: type[datasets.CIFAR10]) -> list[str]:
     return [f"{kind.base_folder}/{name}" for name in (*names, kind.meta["filename"])]
 
 
+# name -> what images it has, and what they become
+_PICTURES: dict[str, tuple[Folder, Finish]] = {
+    "cifar10": (Folder(3, 32, 10), _cifar),
+    "cifar100": (Folder(3, 32, 100), _cifar),
+    "mnist": (Folder(1, 28, 10), _mnist),
+}
+_MNIST_FILES = [f"MNIST/raw/{name.removesuffix('.gz')}" for name, _ in datasets.MNIST.resources]
 # name -> the files that must be there, and what reads them
 _SETS: dict[str, tuple[list[str], Callable[[Path], Split]]] = {
-    "cifar10": (_cifar_files(datasets.CIFAR10), _cifar(datasets.CIFAR10)),
-    "cifar100": (_cifar_files(datasets.CIFAR100), _cifar(datasets.CIFAR100)),
-    "mnist": ([f"MNIST/raw/{name.removesuffix('.gz')}" for name, _ in datasets.MNIST.resources], _mnist),
+    "cifar10": (_cifar_files(datasets.CIFAR10), _downloaded(datasets.CIFAR10, _cifar)),
+    "cifar100": (_cifar_files(datasets.CIFAR100), _downloaded(datasets.CIFAR100, _cifar)),
+    "mnist": (_MNIST_FILES, _downloaded(datasets.MNIST, _mnist)),
     "imagenet": (["train", "val"], _imagenet),
 }

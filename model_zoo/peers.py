@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -31,6 +31,7 @@ def torch_pruning(
     importance: Importance,
     batches: Iterable[Any] = (),
     isomorphic: bool = False,
+    ignored: Sequence[str] = (),
 ) -> nn.Module:
     """The network with at most ``macs`` that keeps the most channels by Torch-Pruning's choice; ``model`` stays.
 
@@ -41,6 +42,7 @@ def torch_pruning(
         importance: the Euclidean norm of a group, or first-order Taylor over ``batches``.
         batches: (inputs, labels), for ``"taylor"``.
         isomorphic: rank only groups of the same structure together.
+        ignored: names of layers whose outputs stay, besides the classifier's.
 
     Raises:
         ValueError: no ratio gives a network of so few MACs that still runs.
@@ -48,7 +50,7 @@ def torch_pruning(
     gradients = _gradients(model, batches) if importance == "taylor" else {}
 
     def attempt(ratio: float) -> nn.Module | None:
-        pruned = _pruned(model, example, ratio, importance, gradients, isomorphic)
+        pruned = _pruned(model, example, ratio, importance, gradients, isomorphic, ignored)
         return pruned if fxprune.analyze(pruned, example).macs() <= macs else None
 
     coarse = ((step / STEPS, found) for step in range(1, STEPS) if (found := attempt(step / STEPS)) is not None)
@@ -66,31 +68,43 @@ def torch_pruning(
 
 
 def _pruned(
-    model: nn.Module, example: Tensor, ratio: float, importance: Importance, gradients: dict[str, Tensor], iso: bool
+    model: nn.Module,
+    example: Tensor,
+    ratio: float,
+    importance: Importance,
+    gradients: dict[str, Tensor],
+    iso: bool,
+    ignored: Sequence[str],
 ) -> nn.Module:
     result = copy.deepcopy(model)
     for name, parameter in result.named_parameters():
         parameter.requires_grad_(True)
         parameter.grad = gradients[name].clone() if gradients else None
-    prune_once(result, example, ratio, importance, iso)
+    prune_once(result, example, ratio, importance, iso, ignored)
     result.zero_grad(set_to_none=True)
     return result
 
 
 def prune_once(
-    model: nn.Module, example: Tensor, ratio: float, importance: Importance = "group_norm", isomorphic: bool = False
+    model: nn.Module,
+    example: Tensor,
+    ratio: float,
+    importance: Importance = "group_norm",
+    isomorphic: bool = False,
+    ignored: Sequence[str] = (),
 ) -> nn.Module:
     """``model`` itself without this share of its channels: its graph is built, and it is pruned once."""
     import torch_pruning as tp
 
     attentions = [m for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")]
     classifiers = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
+    whole = [*classifiers, *(model.get_submodule(name) for name in ignored)]
     kinds = {"group_norm": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # parameters that it finds by itself
         pruner = tp.pruner.BasePruner(
             model, example, importance=kinds[importance](), global_pruning=True, isomorphic=isomorphic,
-            pruning_ratio=ratio, ignored_layers=classifiers, num_heads={m.qkv: m.num_heads for m in attentions},
+            pruning_ratio=ratio, ignored_layers=whole, num_heads={m.qkv: m.num_heads for m in attentions},
             prune_head_dims=True,
             in_channel_groups={}, out_channel_groups={},  # its defaults are shared between pruners
         )  # fmt: skip

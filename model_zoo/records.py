@@ -78,10 +78,10 @@ def _cpu() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-def begin(path: Path, command: str) -> None:
-    """A new result file: its first line says what it is made with."""
+def begin(path: Path, command: str, **others: Any) -> None:
+    """A new result file: its first line says what it is made with, and ``others``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(header(command)) + "\n")
+    path.write_text(json.dumps(header(command) | others) + "\n")
 
 
 def append(path: Path, record: Record) -> None:

@@ -28,6 +28,7 @@ from fxprune.io.text import quantity
 from fxprune.methods import Hooks, Outcome, Site
 from model_zoo import data
 from model_zoo.data import Loader
+from model_zoo.pictures import Pictures
 from model_zoo.records import header
 
 T = TypeVar("T")
@@ -147,7 +148,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     """The options of all recipes; the description is the recipe's docstring."""
     result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
-    add("--data", type=Path, metavar="DIR", help="the data set, as torchvision would have downloaded it")
+    add("--data", type=Path, metavar="DIR", help="the data set, as torchvision has it, or folders train/CLASS/*.jpg")
     add("--smoke", action="store_true", help="the same code in seconds: a narrow network, two batches of drawn images")
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="for results and checkpoints (default: runs)")
     add("--resume", action="store_true", help="continue from the checkpoints of the same run")
@@ -184,7 +185,7 @@ def start(recipe: str, arguments: argparse.ArgumentParser, options: argparse.Nam
     else:
         try:
             train, test = data.load(options.dataset, options.data)
-        except FileNotFoundError as error:
+        except (OSError, ValueError) as error:
             arguments.error(str(error))
     return Run(recipe, options, train, test)
 
@@ -209,6 +210,10 @@ def transformed(images: Images, transform: Any) -> Images:
 
 def split(images: Images, held: Sequence[int], test: Images) -> tuple[Images, Images]:
     """Those that are not held out, and those at ``held``, neither cropped nor mirrored but as the test images are."""
+    if isinstance(images, Pictures):
+        chosen = torch.zeros(len(images), dtype=torch.bool)
+        chosen[list(held)] = True
+        return images.part((~chosen).nonzero()[:, 0]), images.plain().part(list(held))
     out = set(held)
     rest = [i for i in range(len(images)) if i not in out]  # type: ignore[arg-type]
     return Subset(images, rest), Subset(transformed(images, getattr(test, "transform", None)), held)
@@ -238,10 +243,11 @@ class Run:
     loss: Callable[[Any, Any], Tensor] | None = None
     metric = "accuracy"
     axis, scale = "accuracy, %", 100.0
+    progress = True  # whether trainings are told about on stderr
 
     def __init__(self, recipe: str, options: argparse.Namespace, train: Images, test: Images):
-        self.options, self.images, self.test = options, train, test
-        self.device = torch.device(options.device)
+        self.options, self.device = options, torch.device(options.device)
+        self.images, self.test = (p.to(self.device) if isinstance(p, Pictures) else p for p in (train, test))
         self.example: Tensor = train[0][0][None].to(self.device)
         self._recipe, self._seconds = recipe, dict[str, float]()
         first = {name: value for name in ("dataset", "network") if (value := vars(options).get(name))}
@@ -282,7 +288,7 @@ class Run:
         with self.timed(stage):
             trained: fx.GraphModule = fxprune.prune(
                 model, self.example, method=method, channels=1.0, data=self.batches(settings.batch)[0],
-                epochs=settings.epochs, seed=self.options.seed, verify=False, loss_fn=self.loss,
+                epochs=settings.epochs, seed=self.options.seed, verify=False, loss_fn=self.loss, progress=self.progress,
                 **self.loop(stage, optimizer=settings.optimizer, schedule=settings.schedule),
             )  # fmt: skip
         return trained
