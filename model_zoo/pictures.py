@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fxprune.files import replacing
+from fxprune.io.files import replacing
 
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and deviation by channel, of images in [0, 1]
 

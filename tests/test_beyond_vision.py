@@ -149,7 +149,7 @@ def test_the_backbone_of_a_detector(device: str) -> None:
         pruned = fxprune.prune(model, (images,), submodule="backbone", flops=0.5, progress=False)
     assert type(pruned) is Proposals
     report = pruned.backbone.meta["fxprune"]
-    assert report.oracle_error <= checks.ORACLE_TOLERANCE
+    assert report.oracle_error <= checks.ORACLE_TOLERANCE or report.oracle_error_in_double <= checks.DOUBLE_TOLERANCE
     assert 0.45 <= report.macs_after / report.macs_before <= 0.5
     assert [*pruned.state_dict()] == [*model.state_dict()]
     assert pruned.backbone.get_parameter("one.weight").shape[0] < 24

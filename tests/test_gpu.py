@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.methods import DHP, GSM, Scratch, Slimming
-from model_zoo.checks import ORACLE_TOLERANCE
+from model_zoo.checks import DOUBLE_TOLERANCE, ORACLE_TOLERANCE
 
 pytestmark = pytest.mark.gpu
 
@@ -33,7 +33,7 @@ def data() -> list[tuple[Tensor, Tensor]]:
 
 def check(pruned: Any, most: float = 0.5) -> None:
     report = pruned.meta["fxprune"]
-    assert report.oracle_error <= ORACLE_TOLERANCE
+    assert report.oracle_error <= ORACLE_TOLERANCE or report.oracle_error_in_double <= DOUBLE_TOLERANCE  # TF32
     assert report.macs_after <= most * report.macs_before
     assert {tensor.device.type for tensor in pruned.state_dict().values()} == {"cuda"}
     for batch in (1, 5):
@@ -99,6 +99,7 @@ def test_a_program_takes_any_batch(tmp_path: Path) -> None:
     assert torch.allclose(outputs(fxprune.load(tmp_path / "net.pt2"), x)[0], outputs(pruned, x)[0], atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own
 def test_compiled() -> None:
     pruned = fxprune.prune(make().cuda(), image().cuda(), flops=0.5, progress=False)
     x = image(4).cuda()
