@@ -154,6 +154,20 @@ def test_a_state_that_changes_no_answer_is_no_matter() -> None:
     assert "input sizes free x[0]" in str(prune(Kept(), torch.randn(2, 4)).meta["fxprune"])
 
 
+def test_what_a_call_with_another_size_leaves_is_no_matter_for_the_next() -> None:
+    class Shifting(Convs):
+        shift = 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            if min(x.shape[2:]) <= 4:
+                self.shift = 0  # for good
+            return super().forward(x.roll(self.shift, 2) + x)
+
+    small = prune(Shifting(), torch.randn(2, 3, 5, 5), share=1.0)
+    first, *_, height, width = small.meta["fxprune"].inputs
+    assert (first.free, height.free, width.free) == (True, False, False)
+
+
 def test_a_twin_keeps_what_its_calls_leave_and_tells() -> None:
     model: Any = Convs()
     model.a.count, model.a.forward = 0, lambda x: (setattr(model.a, "count", model.a.count + 1), F.relu(x))[1]
