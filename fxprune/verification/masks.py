@@ -139,7 +139,7 @@ def _masked_contraction(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
 def _masked_distance(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
     """Zeros on both sides add nothing to a distance."""
     x1, x2, *rest = args
-    return func(x1.masked_fill(~_on(mask, x1), 0), x2.masked_fill(~_on(mask, x2), 0), *rest, **kwargs)
+    return func(x1.masked_fill(~on_all(mask, x1), 0), x2.masked_fill(~on_all(mask, x2), 0), *rest, **kwargs)
 
 
 def _normalised(
