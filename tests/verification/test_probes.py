@@ -230,6 +230,30 @@ def test_a_branch_on_a_size_is_told_with_its_line() -> None:
     assert f"guarded     {refused}" in str(small.meta["fxprune"])
 
 
+BRANCHES: dict[str, Callable[[Tensor], Tensor]] = {
+    "padded": lambda x: F.pad(x, (0, 4 - x.shape[3] % 4)) if x.shape[3] % 4 != 0 else x,
+    "resized": lambda x: y if (y := F.max_pool2d(x, 2).repeat(1, 1, 2, 2)).shape == x.shape
+    else F.interpolate(y, x.shape[2:]) + x[:, :, :1, :1],
+    "filled up": lambda x: F.pad(y, (0, 0, 0, x.shape[2] - y.shape[2]))
+    if (y := F.max_pool2d(x, 2).repeat(1, 1, 2, 2)).shape[2] < x.shape[2] else y,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_branch_on_unequal_sizes_that_does_nothing_for_equal_ones(name: str) -> None:
+    class Branching(Convs):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(BRANCHES[name](x)).mean((2, 3))
+
+    model = Branching()
+    small = prune(model, torch.randn(2, 3, 8, 8), share=1.0)
+    for shape in ((2, 3, 8, 8), (1, 3, 9, 8), (2, 3, 10, 7)):
+        try:
+            assert equal(small(x := torch.randn(shape)), model(x))
+        except GuardError:
+            assert name == "resized" or shape[2] % 2 == 0, shape
+
+
 def test_a_loop_over_a_size_of_two_inputs_is_told_with_its_line() -> None:
     class Scanning(Two):
         def forward(self, x: Tensor, mask: Tensor) -> Tensor:
