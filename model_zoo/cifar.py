@@ -450,15 +450,18 @@ def run_all(jobs: Sequence[Job], finished: set[str], options: argparse.Namespace
                 if record is None:
                     waiting.clear()
                     continue
+                assert isinstance(record, Record)
                 if "run" not in record.checks:
                     done.add(record.name)
                     idle.append((ours, process))
                 yield record
     finally:
-        for ours, (process, _) in [*busy.items(), *((pipe, (process, None)) for pipe, process in idle)]:
+        for ours, process in idle:
+            ours.send(None)
+            process.join()
+        for process, _ in busy.values():
             process.terminate()
             process.join()
-            ours.close()
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
