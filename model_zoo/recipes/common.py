@@ -222,7 +222,18 @@ def split(images: Images, held: Sequence[int], test: Images) -> tuple[Images, Im
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
-ANYWHERE = {"data", "out", "resume", "device", "amp", "workers", "baseline", "smoke"}  # what results do not depend on
+ANYWHERE = {
+    "data",
+    "out",
+    "resume",
+    "device",
+    "amp",
+    "workers",
+    "baseline",
+    "smoke",
+    "until",
+    "channels_last",
+}  # what results do not depend on
 
 
 def _word(setting: tuple[str, Any]) -> str:
