@@ -25,6 +25,7 @@ from fxprune.labels.propagate import Attention
 from fxprune.methods import Criterion, Learner, Method, ModelState, Outcome, name_of, needs_of, resolve, score_groups
 from fxprune.methods.state import Measured, Scores
 from fxprune.pipeline import (
+    COARSEST,
     Dense,
     Options,
     Stages,
@@ -134,7 +135,7 @@ def prune(
     attention: Attention = "head_dim",
     scope: Scope = "global",
     steps: int = 1,
-    round_to: int | Literal["auto"] = "auto",
+    round_to: int | Literal["auto", "measured"] = "auto",
     min_channels: int = 1,
     max_ratio: float | Mapping[str, float] | None = None,
     submodule: str | None = None,
@@ -157,7 +158,7 @@ def prune(
         latency: the same for the time of a run on onnxruntime at the batch size of the example inputs. Kernels are
             timed at several channel counts (kept on disk, see README) to predict it, and the pruned model is measured
             beside the dense one until it is right.
-        provider: onnxruntime's execution provider that ``latency`` and ``round_to="auto"`` are about; CUDA if that
+        provider: onnxruntime's execution provider that ``latency`` and ``round_to="measured"`` are about; CUDA if that
             works here, else the CPU.
         threads: of the processor, for ``latency``; as many as it has cores where none is given, as onnxruntime does.
         data: batches ``(inputs, target)``, for methods that train or measure.
@@ -171,9 +172,12 @@ def prune(
         scope: rank all channels together (``"global"``), cut every group by the same share (``"uniform"``), or rank
             together only groups of the same structure, each structure cut by the same share (``"isomorphic"``).
         steps: reach the budget in so many steps, scoring what is left before each.
-        round_to: kept channels of a group are a multiple of this. ``"auto"``: of what the execution provider likes, as
-            measured once per device, or of the largest power of two below that costs no more than 1 % of the budget.
-            Another device may like another, so for the same plan everywhere give a number.
+        round_to: kept channels of a group are a multiple of this. ``"auto"``: of the largest power of two up to 16
+            that costs no more than 1 % of the budget. What it costs is what the plan leaves of the budget: with 16,
+            then 8, 4 and 2 channels at a time the scores are turned into a plan, and the first plan that takes at least
+            99 % of the budget is the one; if none does, channels go one by one. That depends on the model, the scores
+            and the budget alone, so it is the same on every machine. ``"measured"``, and ``"auto"`` with ``latency``:
+            up to the power of two that the execution provider likes, which is timed once per device and kept.
         min_channels: at least so many channels stay along every dimension of every tensor.
         max_ratio: at most this share of a group's channels may go; for the channels that some layers make with a dict
             from name patterns (``"layer4.*"``) to shares.
@@ -281,7 +285,7 @@ def attach(
     exact: bool = False,
     attention: Attention = "head_dim",
     scope: Scope = "global",
-    round_to: int | Literal["auto"] = "auto",
+    round_to: int | Literal["auto", "measured"] = "auto",
     min_channels: int = 1,
     max_ratio: float | Mapping[str, float] | None = None,
     verify: bool = True,
@@ -430,7 +434,7 @@ def _request(
     budget = _budget(resolved, flops=flops, params=params, channels=channels, latency=latency)
     check_choice("attention", attention, ("head_dim", "heads"))
     check_choice("scope", scope, ("global", "uniform", "isomorphic"))
-    if not (isinstance(round_to, str) and round_to == "auto"):
+    if not (isinstance(round_to, str) and round_to in ("auto", "measured")):
         round_to = check_count("round_to", round_to)
     min_channels = check_count("min_channels", min_channels)
     seed = check_count("seed", seed, least=0)
@@ -443,24 +447,29 @@ def _request(
     check_provider(provider)
     ratios, ignored = _ratios(max_ratio), _ignored(model, ignore)
     decides = getattr(resolved, "decides", False)
-    provider = provider or provider_at_hand()
-    steps = (1,) if decides and round_to == "auto" else _alignments(round_to, provider)
+    if round_to == "auto":
+        round_to = 1 if decides else "measured" if budget.kind == "latency" else "auto"
+    if budget.kind == "latency" or round_to == "measured":
+        provider = provider or provider_at_hand()
     return _Request(
         resolved,
         name_of(method),
-        Options(budget, scope=scope, round_to=steps, min_channels=min_channels, max_ratio=ratios, seed=seed, **options),
+        Options(
+            budget, scope=scope, round_to=_alignments(round_to, provider), min_channels=min_channels,
+            max_ratio=ratios, seed=seed, **options,
+        ),
         attention,
         ignored,
-        provider,
+        provider or "",
         threads or 0,
-    )
+    )  # fmt: skip
 
 
-def _alignments(round_to: int | Literal["auto"], provider: str) -> tuple[int, ...]:
-    """Multiples of channels to try, coarse to fine; in several processes those of the first."""
-    if round_to != "auto":
+def _alignments(round_to: int | Literal["auto", "measured"], provider: Any) -> tuple[int, ...]:
+    """Multiples of channels to try, coarse to fine; measured ones in several processes are those of the first."""
+    if isinstance(round_to, int):
         return (round_to,)
-    coarsest: int = from_first(alignment(provider))
+    coarsest: int = COARSEST if round_to == "auto" else from_first(alignment(provider))
     return tuple(2**power for power in reversed(range(coarsest.bit_length())))
 
 

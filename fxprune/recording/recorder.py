@@ -94,10 +94,10 @@ class Options:
 
     The others are other ways to record the same model, of which the one that agrees with it is taken (see
     ``fxprune.verification.probes``). ``exporting``: the model is told that it is being exported, where most libraries
-    take their general branch. ``flipped``: source lines where a branch on a tensor's value goes the other way. ``unequal``: source
-    lines where sizes that are equal count as unequal, so that what is done for unequal ones is recorded: a padding by
-    nothing, a resize to the same size. ``cleared``: (name of a module, attribute) that the model keeps for one size, as
-    good as never set.
+    take their general branch. ``flipped``: source lines where a branch on a tensor's value goes the other way.
+    ``unequal``: source lines where sizes that are equal count as unequal, so that what is done for unequal ones is
+    recorded: a padding by nothing, a resize to the same size. ``cleared``: (name of a module, attribute) that the model
+    keeps for one size, as good as never set.
     """
 
     clear_caches: bool = True

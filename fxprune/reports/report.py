@@ -93,6 +93,22 @@ class Report:
     proof: Proof | None = field(default=None, repr=False, compare=False)
 
     @property
+    def budget_used(self) -> float | None:
+        """How much of the budget the result takes, as a share of it; None where no budget was asked for."""
+        if self.budget is None:
+            return None
+        kind, ratio = self.budget
+        free = [group for group in self.groups if not group.why]
+        left = {
+            "flops": (self.macs_after, self.macs_before),
+            "params": (self.params_after, self.params_before),
+            "channels": (sum(g.after for g in free), sum(g.before for g in free)),
+            "latency": (self.latency.pruned_ms, self.latency.dense_ms) if self.latency is not None else (0, 0),
+        }
+        after, before = left[kind]
+        return after / before / ratio if before else None
+
+    @property
     def inputs(self) -> tuple[InputDim, ...]:
         """Of every dimension of every input tensor: may calls have another size, and why not; empty if not probed."""
         return () if self.proof is None else self.proof.inputs
@@ -194,7 +210,9 @@ class Report:
         if self.latency is not None:
             lines.insert(2, f"latency     {self.latency}")
         if self.round_to > 1:
-            lines.append(f"channels    kept in multiples of {self.round_to}")
+            used = self.budget_used
+            unused = "" if used is None else f", which leaves {max(0.0, 1 - used):.1%} of the budget unused"
+            lines.append(f"channels    kept in multiples of {self.round_to}{unused}")
         if self.zeros > _MANY_ZEROS * self.params_after:  # a few are chance
             lines.append(f"zeros       {quantity(self.zeros)} of these  ({self.zeros / self.params_after:.1%})")
         lines += [f"{share:.1%} of the MACs cannot be lowered: {reason}" for reason, share in self.held.items()]
