@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fxprune.groups.channels import ChannelGraph, ChannelGroup
     from fxprune.io.artifact import load, save
     from fxprune.methods import optim
+    from fxprune.reconstruction.front import reconstruct
     from fxprune.reports import study
     from fxprune.reports.report import Latency, Report
     from fxprune.rewriting.carry_over import carry_over
@@ -43,6 +44,7 @@ _HOMES = {
     "load": "io.artifact",
     "prune": "api",
     "record": "api",
+    "reconstruct": "reconstruction.front",
     "save": "io.artifact",
     "validate": "deploy",
 }
@@ -69,6 +71,7 @@ __all__ = [
     "ops",
     "optim",
     "prune",
+    "reconstruct",
     "record",
     "save",
     "study",

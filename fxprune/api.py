@@ -37,6 +37,7 @@ from fxprune.pipeline import (
     rewrite_as,
     uncollected,
 )
+from fxprune.reconstruction.front import reconstruct as reconstructed
 from fxprune.recording import Twin, evaluated
 from fxprune.recording.checks import check_choice, check_flags, check_model, checked_inputs, share_of
 from fxprune.recording.inputs import RECORD_KEY, describe_inputs, map_leaves
@@ -142,6 +143,7 @@ def prune(
     optimizer: torch.optim.Optimizer | None = None,
     verify: bool = True,
     consume: bool = False,
+    reconstruct: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> Any:
@@ -190,6 +192,8 @@ def prune(
             pruned weights are never in memory together. ``model`` cannot be used afterwards. The oracle needs the dense
             weights, so it is not run, and the report says so; that the recorded graph computes what the model computes
             is still checked.
+        reconstruct: refit the weights to the dense model's activations on ``data``, of which no targets are read; see
+            ``fxprune.reconstruct``, which has more options.
         seed: of random choices. Same seed, same versions: the same plan.
         progress: tell the stages on stderr.
 
@@ -210,7 +214,9 @@ def prune(
         min_channels=min_channels, max_ratio=max_ratio, verify=verify, consume=consume, seed=seed,
     )  # fmt: skip
     steps = check_count("steps", steps)
-    check_flags(progress=progress)
+    check_flags(progress=progress, reconstruct=reconstruct)
+    if reconstruct:
+        data = _check_reconstructible(request, data, consume)
     if submodule is not None and not isinstance(submodule, str):
         raise InputError(f"submodule={submodule!r} is no name: pass one of model.named_modules().")
     learns = isinstance(request.method, Learner)
@@ -220,6 +226,9 @@ def prune(
         if learns:
             raise InputError(f"{request.name} trains other weights than the optimizer's state is for: leave it out.")
         held_names(optimizer, model)
+    calibration = data
+    if reconstruct and not needs_of(request.method):  # type: ignore[arg-type]
+        data = None
     _check_data(request, data, loss_fn, epochs, loop, resume, steps)
     _check_finite(model)
     if submodule is not None and data is not None:
@@ -243,8 +252,12 @@ def prune(
             steps=steps, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, verify=verify, seed=seed,
             progress=progress,
         )  # fmt: skip
-        return _carried(_with_part(model, submodule, small, args, kwargs), model, optimizer)
-    pruned = _pruned(model, args, kwargs, request, data, loss_fn, steps, Stages(progress))
+        pruned = _with_part(model, submodule, small, args, kwargs)
+    else:
+        pruned = _pruned(model, args, kwargs, request, data, loss_fn, steps, Stages(progress))
+    if reconstruct:
+        with Stages(progress)("reconstructing"):
+            pruned = reconstructed(pruned, model, calibration, seed=request.options.seed)
     return _carried(pruned, model, optimizer)
 
 
@@ -378,6 +391,20 @@ def _check_consumable(request: _Request, submodule: Any, optimizer: Any) -> None
     )  # fmt: skip
     if reader:
         raise InputError(f"consume=True empties the model, and {reader}: leave one of them out.")
+
+
+def _check_reconstructible(request: _Request, data: Any, consume: bool) -> Any:
+    """The data, to be read more than once."""
+    if consume:
+        raise InputError("reconstruct=True compares with the dense weights, which consume=True empties: leave one out.")
+    if isinstance(request.method, Learner):
+        raise InputError(
+            f"{request.name} trains the weights; reconstruct=True is for criteria. To refit what a training gave, call "
+            "fxprune.reconstruct with the trained model."
+        )
+    if data is None:
+        raise InputError("reconstruct=True needs data=: a tensor of inputs, a list of them, or a loader.")
+    return list(data) if isinstance(data, Iterator) else data
 
 
 def _timed(dense: Dense, request: _Request) -> tuple[Options, Callable[..., fx.GraphModule]]:

@@ -31,6 +31,7 @@ STAGES = [
     "reports",
     "pipeline",
     "rewriting.into",  # compares with what the oracle compares with
+    "reconstruction",
     "deploy",
     "api",
     "io.artifact",

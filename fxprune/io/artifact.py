@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxprune.api import applied
 from fxprune.deploy.program import read_program, read_program_notes, write_program
@@ -43,7 +43,7 @@ from fxprune.recording.inputs import (
     to_json,
 )
 from fxprune.recording.randomness import repeatable
-from fxprune.reports.report import Report
+from fxprune.reports.report import Report, pruned_part
 from fxprune.selection.plan import PruningPlan
 from fxprune.version import __version__
 
@@ -284,29 +284,6 @@ def _existing(path: str | os.PathLike[str]) -> Path:
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
-
-
-def pruned_part(model: nn.Module) -> tuple[str, fx.GraphModule]:
-    """The pruned ``GraphModule`` in a model, and its name there ("" for the model itself).
-
-    Raises:
-        InputError: there is none, or more than one, or it is wrapped.
-    """
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, fx.GraphModule) and isinstance(module.meta.get(KEY), Report)
-    ]
-    if len(found) != 1:
-        count = "no" if not found else "more than one"
-        raise InputError(
-            f"{type(model).__name__} holds {count} part that fxprune pruned. Pass what fxprune.prune, apply or load "
-            "returned, or a deepcopy of it."
-        )
-    name = found[0][0]
-    if name in ("module", "_orig_mod"):
-        raise InputError(f"{type(model).__name__} wraps the pruned module: pass its .{name}.")
-    return found[0]
 
 
 def _described(pruned: nn.Module) -> Artifact:

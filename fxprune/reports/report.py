@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
+from torch import fx, nn
+
 from fxprune.errors import InputError
 from fxprune.io.text import quantity, table
 from fxprune.reports.page import Figure, Section, write_page
@@ -14,6 +16,9 @@ from fxprune.reports.plots import new_figure, save_figure
 from fxprune.reports.rows import GroupRow, Row
 from fxprune.selection.plan import PruningPlan
 from fxprune.verification.proof import InputDim, Proof
+
+REPORT_KEY = "fxprune"
+"""Where a pruned ``GraphModule`` keeps its ``Report``, in its ``meta``."""
 
 _MANY_ZEROS = 0.001  # of the parameters that are left
 
@@ -66,7 +71,8 @@ class Report:
     ``zeros``: entries of the weights of two or more dims that are left, and zero. ``rows``: layers, in graph order.
     ``groups``: of channels. ``round_to``: kept channels are a multiple of this. ``latency``: measured, where it was the
     budget. ``budget``: (kind, ratio) that was asked for, None where the method or a given plan decided. ``proof``: the
-    recording against the model on what the example does not show, None if it was not asked for.
+    recording against the model on what the example does not show, None if it was not asked for. ``reconstruction``:
+    what refitting the weights did (``fxprune.reconstruction.Reconstruction``), None if it was not asked for.
     """
 
     model: str
@@ -91,6 +97,7 @@ class Report:
     optimizer: Any = field(default=None, repr=False, compare=False)
     groups: tuple[GroupRow, ...] = field(default=(), repr=False)
     proof: Proof | None = field(default=None, repr=False, compare=False)
+    reconstruction: Any = field(default=None, repr=False, compare=False)
 
     @property
     def budget_used(self) -> float | None:
@@ -118,7 +125,8 @@ class Report:
         left_out = ("plan", "optimizer")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         lists = {name: [asdict(row) for row in values[name]] for name in ("rows", "groups")}
-        own = {"latency": self.latency and self.latency.data(), "proof": self.proof and self.proof.data()}
+        own = {"latency": self.latency and self.latency.data(), "proof": self.proof and self.proof.data(),
+               "reconstruction": self.reconstruction and self.reconstruction.data()}  # fmt: skip
         return {**values, **lists, **own}
 
     def to_html(self, path: str | os.PathLike[str], validation: Any = None) -> None:
@@ -224,6 +232,8 @@ class Report:
             lines.append(f"masked original and pruned model agree to {self.oracle_error:.1e} (relative{note})")
         if self.proof is not None:
             lines += self.proof.lines()
+        if self.reconstruction is not None:
+            lines.append(f"refitted    {self.reconstruction.summary}")
         lines.append("seconds     " + ", ".join(f"{stage} {value:.1f}" for stage, value in self.seconds.items()))
         rows = [("layer", "kind", "weight before", "after", "outputs frozen because")]
         rows += [(r.name, r.kind, _shape(r.before), _shape(r.after), r.frozen) for r in self.rows]
@@ -260,3 +270,26 @@ def _change(what: str, before: int, after: int) -> str:
 
 def _shape(shape: Sequence[int]) -> str:
     return "x".join(str(s) for s in shape)
+
+
+def pruned_part(model: nn.Module) -> tuple[str, fx.GraphModule]:
+    """The pruned ``GraphModule`` in a model, and its name there ("" for the model itself).
+
+    Raises:
+        InputError: there is none, or more than one, or it is wrapped.
+    """
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, fx.GraphModule) and isinstance(module.meta.get(REPORT_KEY), Report)
+    ]
+    if len(found) != 1:
+        count = "no" if not found else "more than one"
+        raise InputError(
+            f"{type(model).__name__} holds {count} part that fxprune pruned. Pass what fxprune.prune, apply or load "
+            "returned, or a deepcopy of it."
+        )
+    name = found[0][0]
+    if name in ("module", "_orig_mod"):
+        raise InputError(f"{type(model).__name__} wraps the pruned module: pass its .{name}.")
+    return found[0]

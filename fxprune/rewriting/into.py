@@ -45,7 +45,7 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
         )
     if any(t.is_meta for t in (*model.parameters(), *pruned.parameters())):
         raise InputError("The weights are on the meta device, where nothing can be compared. Load them first.")
-    _check_same(model, cuts)
+    check_same(model, cuts)
     result = copy.deepcopy(model)
     for cache in cached_tensor_dicts(result.modules()):  # computed from the dense weights
         cache.clear()
@@ -61,7 +61,7 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     return result
 
 
-def _check_same(model: nn.Module, cuts: Cuts) -> None:
+def check_same(model: nn.Module, cuts: Cuts) -> None:
     own = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     others = [name for name, shape in own.items() if cuts.shapes.get(name) != shape]
     if others:

@@ -1,0 +1,12 @@
+"""Reconstruction: the weights of a pruned network refitted, in closed form, to what the dense network computes.
+
+``products`` reads every contraction as a matrix product, ``entries`` follows parameters to where they are read,
+``survey`` runs a graph once to learn where that is, ``sites`` pairs pruned with dense, ``lanes`` runs both side by
+side, ``solve`` is the algebra, and ``refit`` puts them together.
+"""
+
+from fxprune.reconstruction.data import Piece, pieces_of
+from fxprune.reconstruction.refit import Ridge, refit
+from fxprune.reconstruction.result import LayerFit, Reconstruction
+
+__all__ = ["LayerFit", "Piece", "Reconstruction", "Ridge", "pieces_of", "refit"]

@@ -1,0 +1,138 @@
+"""Calibration data: a tensor, a list of inputs, or a loader of inputs or of (inputs, target)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.errors import FxpruneError, InputError
+from fxprune.recording.inputs import map_leaves, tensors_of
+from fxprune.training.batches import does_not_run
+
+_PIECE = 32  # samples
+_LEAST_PIECES = 10
+_HELD_OUT = 5  # every fifth piece
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Inputs of one call. ``samples``: how many. ``item``: of the data. ``held``: not to be fitted, but to judge by."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    samples: int
+    item: int
+    held: bool = False
+
+
+def pieces_of(data: Any, record: Mapping[str, Any] | None, samples: int | None, device: torch.device) -> list[Piece]:
+    """The inputs in ``data``, on ``device``, a fifth of them held out.
+
+    Args:
+        data: a tensor ``[N, ...]``; or an iterable of inputs or of ``(inputs, target)``, where inputs are a tensor, a
+            tuple of positional inputs or a dict of keyword inputs.
+        record: of the example inputs, to tell positional inputs from a pair with a target; without, two are a pair.
+        samples: use so many at most.
+        device: where the network is.
+
+    Raises:
+        InputError: something else, NaN, or fewer than two samples.
+    """
+    if isinstance(data, Tensor):
+        if not data.ndim or not len(data):
+            raise InputError(f"data= is a tensor of shape {list(data.shape)}: pass [N, ...], N samples.")
+        data = list(data[:samples].split(max(1, min(_PIECE, len(data[:samples]) // _LEAST_PIECES))))
+    elif isinstance(data, Mapping) or not isinstance(data, Iterable):
+        raise InputError(
+            f"data= is a {type(data).__name__}: pass a tensor, a list of inputs, or a loader of inputs or of "
+            "(inputs, target)."
+        )
+    found: list[Piece] = []
+    for number, item in enumerate(islice(data, samples)):
+        piece = _piece(item, number, record, device)
+        left = None if samples is None else samples - sum(p.samples for p in found)
+        if left is not None and piece.samples > left:
+            piece = next(_slices(piece, left), piece)
+        found.append(piece)
+        if samples is not None and sum(p.samples for p in found) >= samples:
+            break
+    if len(found) < _HELD_OUT:
+        found = [part for piece in found for part in _slices(piece, -(-piece.samples // _HELD_OUT))]
+    if len(found) < 2:
+        have = "no inputs" if not found else "inputs of a single call"
+        raise InputError(f"data= holds {have}. Reconstruction needs at least two: one to fit, one to judge by.")
+    step = min(_HELD_OUT, len(found))
+    return [replace(piece, held=index % step == step - 1) for index, piece in enumerate(found)]
+
+
+@contextmanager
+def on_item(number: int) -> Iterator[None]:
+    """What fails inside did so on this item of the data.
+
+    Raises:
+        InputError: it failed.
+    """
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:
+        raise InputError(does_not_run(error, number)) from error
+
+
+def _piece(item: Any, number: int, record: Mapping[str, Any] | None, device: torch.device) -> Piece:
+    inputs = _inputs_of(item, number, record)
+    inputs = map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
+    tensors = tensors_of(inputs)
+    if not tensors:
+        raise InputError(f"Item {number} of data= holds no tensor.")
+    for tensor in tensors:
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise InputError(f"Item {number} of data= holds NaN. Leave it out, or repair it, before calibrating on it.")
+    count = len(tensors[0]) if tensors[0].ndim else 1
+    if isinstance(inputs, Mapping):
+        return Piece((), dict(inputs), count, number)
+    return Piece(tuple(inputs), {}, count, number)
+
+
+def _inputs_of(item: Any, number: int, record: Mapping[str, Any] | None) -> Any:
+    """Positional inputs as a tuple, or keyword inputs as a dict."""
+    example: tuple[Any, ...] = () if record is None else record["args"]
+    if isinstance(item, (tuple, list)):
+        wanted = (1 if len(item) == 2 else len(item)) if record is None else len(example)
+        nested = len(item) == 2 and isinstance(item[0], (tuple, list, Mapping))
+        takes_nested = bool(example) and isinstance(example[0], (tuple, list, Mapping))
+        if len(item) == wanted and not (nested and not takes_nested):
+            return tuple(item)
+        if len(item) != 2:
+            raise InputError(
+                f"Item {number} of data= has {len(item)} parts; the network was recorded with {wanted} positional "
+                "inputs. Pass inputs, or pairs (inputs, target)."
+            )
+        item = item[0]
+    if isinstance(item, Mapping):
+        return item
+    return tuple(item) if isinstance(item, (tuple, list)) else (item,)
+
+
+def _slices(piece: Piece, size: int) -> Iterator[Piece]:
+    """The piece in parts of so many samples, if all its tensors have that many."""
+    tensors = tensors_of((piece.args, piece.kwargs))
+    if any(not t.ndim or len(t) != piece.samples for t in tensors) or size < 1:
+        yield piece
+        return
+    for start in range(0, piece.samples, size):
+        part = partial(_rows_of, start=start, end=start + size)
+        args, kwargs = map_leaves(part, (piece.args, piece.kwargs))
+        yield replace(piece, args=args, kwargs=kwargs, samples=min(size, piece.samples - start))
+
+
+def _rows_of(leaf: Any, start: int, end: int) -> Any:
+    return leaf[start:end] if isinstance(leaf, Tensor) else leaf

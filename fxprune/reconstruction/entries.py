@@ -1,0 +1,160 @@
+"""Which entries of which parameters a tensor holds, followed through everything that only moves them.
+
+An entry is a place in memory that a parameter or buffer fills, so tied parameters have the same entries. What lies in
+that memory (a transposed view, one third of a packed weight) says by its strides which; what was copied out of it
+(concatenated heads, a permuted kernel) is told by running the same op on the numbers of the entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from fxprune.labels.rules.table import MOVES
+from fxprune.ops.meta import op_name, tensors_in
+from fxprune.recording import named_tensors
+from fxprune.rewriting.slicing import Cuts, cut
+
+_KEY = "_fxprune_entries"
+_MADE = "_fxprune_made_of_parameters"
+_COPIES = frozenset("alias detach clone contiguous lift lift_fresh lift_fresh_copy _to_copy".split())
+_NEW = ("like", "new_", "sym_", "constant_pad", "pad", "_assert", "view_as_", "is_same", "_conj")
+_FOLLOWED = frozenset(name for name in MOVES if not any(part in name for part in _NEW))
+
+
+class Entries:
+    """The entries of a module's parameters and buffers, numbered."""
+
+    def __init__(self, module: nn.Module):
+        known = {name: tensor for name, tensor in named_tensors(module).items() if tensor.numel()}
+        self.tensors = {name: tensor for name, tensor in known.items() if tensor.is_floating_point()}
+        self._others = {t.untyped_storage().data_ptr() for n, t in known.items() if n not in self.tensors}
+        self._first: dict[int, int] = {}
+        self.names: dict[int, list[str]] = {}
+        count = 0
+        for name, tensor in self.tensors.items():
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._first:
+                self._first[storage.data_ptr()] = count
+                count += storage.nbytes() // tensor.itemsize
+            self.names.setdefault(storage.data_ptr(), []).append(name)
+
+    def of(self, tensor: Tensor) -> Tensor | None:
+        """The number of the entry at every position, on the CPU; None where it holds anything else."""
+        known = getattr(tensor, _KEY, None)
+        if known is not None:
+            return known  # type: ignore[no-any-return]
+        if tensor.layout != torch.strided or not tensor.numel():
+            return None
+        first = self._first.get(tensor.untyped_storage().data_ptr())
+        if first is None:
+            return None
+        result = torch.tensor(first + tensor.storage_offset())
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+            result = result.unsqueeze(-1) + torch.arange(size) * stride
+        return result
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether all its positions are entries."""
+        ours = hasattr(tensor, _KEY) or (tensor.layout == torch.strided and bool(tensor.numel()))
+        return ours and (hasattr(tensor, _KEY) or tensor.untyped_storage().data_ptr() in self._first)
+
+    def made(self, tensor: Tensor) -> bool:
+        """Whether it was computed from parameters alone, or is one."""
+        if hasattr(tensor, _MADE) or self.holds(tensor):
+            return True
+        return tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() in self._others
+
+    def follow(self, func: Any, args: Any, kwargs: Any, outputs: Iterable[Tensor]) -> bool:
+        """Note what the outputs of an aten op hold. Returns whether it only moved entries."""
+        given = tensors_in((*args, *kwargs.values()))
+        if not all(self.made(t) for t in given):
+            return False
+        outputs, given = list(outputs), [t for t in given if t.is_floating_point()]
+        for out in outputs:
+            setattr(out, _MADE, True)
+        name = op_name(func)
+        if not given or func.namespace != "aten" or name not in _FOLLOWED or not all(self.holds(t) for t in given):
+            return False
+        if name in _COPIES:
+            found = [self.of(given[0])]
+        else:
+
+            def numbers(t: Tensor) -> Tensor | None:
+                return self.of(t) if t.is_floating_point() else t.cpu()
+
+            moved = func(*tree_map_only(Tensor, numbers, args), **tree_map_only(Tensor, numbers, kwargs))
+            found = tensors_in((moved,))  # type: ignore[assignment]
+        for out, numbers_of in zip(outputs, found, strict=True):
+            setattr(out, _KEY, numbers_of)
+        return True
+
+    def write(self, numbers: Tensor, values: Tensor) -> None:
+        """Put ``values`` into the entries ``numbers``, both ``[n]``, whichever tensors these are of."""
+        for inside, flat, places in self._memory(numbers):
+            flat[places] = values[inside.to(values.device)].to(flat)
+
+    def read(self, numbers: Tensor) -> Tensor:
+        """The values of entries, in their order, ``[n]``."""
+        result: Tensor | None = None
+        for inside, flat, places in self._memory(numbers):
+            result = flat.new_empty(len(numbers)) if result is None else result
+            result[inside.to(flat.device)] = flat[places]
+        assert result is not None, "no entries"
+        return result
+
+    def _memory(self, numbers: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Which of ``numbers`` lie in one piece of memory, that memory, and their places there."""
+        for storage, first in self._first.items():
+            tensor = self.tensors[self.names[storage][0]]
+            count = tensor.untyped_storage().nbytes() // tensor.itemsize
+            inside = (numbers >= first) & (numbers < first + count)
+            if bool(inside.any()):
+                flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+                flat.set_(tensor.untyped_storage(), 0, (count,), (1,))
+                yield inside, flat, (numbers[inside] - first).to(flat.device)
+
+    def names_of(self, numbers: Tensor) -> list[str]:
+        """The first name of every tensor that some of these entries are of."""
+        low, high = int(numbers.min()), int(numbers.max())
+        found = []
+        for storage, first in self._first.items():
+            for name in self.names[storage]:
+                tensor = self.tensors[name]
+                start = first + tensor.storage_offset()
+                if start <= high and start + tensor.numel() > low:
+                    own = self.of(tensor)
+                    assert own is not None
+                    if bool(torch.isin(numbers, own).any()):
+                        found.append(name)
+                        break
+        return found
+
+
+class Counterparts:
+    """For entries of a pruned module those of the dense one that they were cut from."""
+
+    def __init__(self, dense: Entries, pruned: Entries, cuts: Cuts):
+        self._dense, self._pruned, self._cuts = dense, pruned, cuts
+
+    def dense(self, numbers: Tensor) -> Tensor | None:
+        """The same shape as ``numbers``; None where an entry was cut from none."""
+        result = torch.full_like(numbers, -1)
+        for name in self._pruned.names_of(numbers.reshape(-1)):
+            if name not in self._dense.tensors:
+                return None
+            own, whole = self._pruned.of(self._pruned.tensors[name]), self._dense.of(self._dense.tensors[name])
+            assert own is not None
+            assert whole is not None
+            left = cut(whole, self._cuts.labels.get(name, ()), self._cuts.keep)
+            if left.shape != own.shape:
+                return None
+            order = own.reshape(-1).argsort()
+            ordered, left = own.reshape(-1)[order], left.reshape(-1)[order]
+            place = torch.searchsorted(ordered, numbers.contiguous()).clamp_max(len(ordered) - 1)
+            result = torch.where(ordered[place] == numbers, left[place], result)
+        return None if bool((result < 0).any()) else result

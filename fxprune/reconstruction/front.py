@@ -1,0 +1,126 @@
+"""``reconstruct``: what users call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.errors import InputError, ModelError, check_count, is_real
+from fxprune.pipeline import recorded
+from fxprune.reconstruction.data import Piece, on_item, pieces_of
+from fxprune.reconstruction.lanes import Lane
+from fxprune.reconstruction.refit import refit
+from fxprune.recording import evaluated
+from fxprune.recording.checks import check_model
+from fxprune.recording.inputs import RECORD_KEY, like_parameters, make_inputs, map_leaves
+from fxprune.reports.report import Report, pruned_part
+from fxprune.rewriting.into import check_same
+from fxprune.rewriting.slicing import CUTS_KEY, Cuts
+from fxprune.verification.probes import prove
+
+
+def reconstruct(
+    small: nn.Module,
+    model: nn.Module,
+    data: Any,
+    *,
+    ridge: float | Literal["auto"] = "auto",
+    samples: int | None = None,
+    memory: int | None = None,
+    seed: int = 0,
+) -> Any:
+    """A copy of a pruned network, its weights refitted in closed form to what the dense one computes on ``data``.
+
+    No labels, no training, one pass in graph order. At every convolution, linear layer or other product with a weight
+    the inputs ``X`` are what the network refitted so far gives, and ``Y`` the dense outputs of the channels that stay:
+    ``W = argmin |X W - Y|^2 + ridge |W - W_cut|^2``. A fifth of the data is held out: there the ridge of every layer is
+    chosen, and a layer that did not get better keeps the weights that it has.
+
+    Args:
+        small: from ``fxprune.prune``, ``apply`` or ``load``, fine-tuned or not; it is not changed.
+        model: the network that ``small`` was made from, unpruned.
+        data: a tensor ``[N, ...]`` of N samples; a list of inputs; or a loader of inputs or of ``(inputs, target)``.
+            Targets are not read. Inputs of several tensors are a tuple, or a dict of keyword inputs.
+        ridge: relative to the mean eigenvalue of the layer's Gram matrix ``X^T X``; ``"auto"``: chosen per layer.
+        samples: use so many samples at most; all of them if None.
+        memory: keep so many bytes of activations at most, and compute again what is not kept; half of what is free if
+            None.
+        seed: of the positions that are drawn where there are more than a weight needs.
+
+    Returns:
+        What ``small`` is. ``meta["fxprune"].reconstruction`` says what was done, layer by layer.
+
+    Raises:
+        InputError: an argument that cannot be used, data that the network does not take, NaN in it, or too little.
+        PlanError: ``small`` was made from another model.
+        ModelError: weights on the meta device.
+    """
+    check_model(model)
+    name, part = pruned_part(small)
+    cuts = part.meta.get(CUTS_KEY)
+    if not isinstance(cuts, Cuts):
+        raise InputError(
+            "small was loaded as a program, whose cuts are not known: pass one that load(..., model) made."
+        )
+    if not (ridge == "auto" or (is_real(ridge) and 0 <= float(ridge) < float("inf"))):
+        raise InputError(f"ridge={ridge!r} must be 'auto' or a number of at least 0.")
+    samples = None if samples is None else check_count("samples", samples, least=2)
+    memory = None if memory is None else check_count("memory", memory, least=0)
+    seed = check_count("seed", seed, least=0)
+    try:
+        original = model.get_submodule(name)
+    except AttributeError as error:
+        raise InputError(f"The model has no part {name!r}, which is what was pruned in small.") from error
+    check_same(original, cuts)
+    if any(t.is_meta for t in (*model.parameters(), *small.parameters())):
+        raise ModelError("The weights are on the meta device, where nothing can be fitted. Load them first.")
+    device = next((t.device for t in part.parameters()), torch.device("cpu"))
+    if any(t.device != device for t in model.parameters()):
+        raise InputError(f"small is on {device} and the model is not: move one of them to the other's device.")
+    pieces = pieces_of(data, None if name else part.meta[RECORD_KEY], samples, device)
+    if name:
+        pieces = _inside(model, original, pieces)
+    dense = _recording(original, part, device)
+    fitted, told = refit(dense, part, pieces, cuts, ridge=ridge, memory=memory, seed=seed)
+    report: Report = part.meta["fxprune"]
+    fitted.meta["fxprune"] = replace(report, reconstruction=told)
+    if not name:
+        return fitted
+    result = copy.deepcopy(small)
+    result.set_submodule(name, fitted)
+    return result
+
+
+def _recording(model: nn.Module, pruned: fx.GraphModule, device: torch.device) -> fx.GraphModule:
+    """The dense graph that the pruned one was made from: the plain recording, or the one that proving leads to."""
+    args, kwargs = make_inputs(like_parameters(pruned.meta[RECORD_KEY], model), device, permute=False)
+    module, runs = recorded(model, args, kwargs)
+    if not set(Lane(pruned).named) <= set(Lane(module).named):
+        module, _ = prove(model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs)
+    return module
+
+
+def _inside(model: nn.Module, part: nn.Module, pieces: Sequence[Piece]) -> list[Piece]:
+    """What a part of the model is given when the model runs on these."""
+    found: list[Piece] = []
+    current: list[Piece] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = map_leaves(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, (args, kwargs))
+        found.append(replace(current[0], args=given[0], kwargs=given[1]))
+
+    hook = part.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with evaluated(model), torch.no_grad():
+            for piece in pieces:
+                current[:] = [piece]
+                with on_item(piece.item):
+                    model(*piece.args, **piece.kwargs)
+    finally:
+        hook.remove()
+    return found

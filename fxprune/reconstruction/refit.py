@@ -1,0 +1,377 @@
+"""Refit the weights of a pruned graph to the activations of the dense one, in graph order.
+
+Both graphs run side by side over the calibration data. At a contraction with a weight, ``X`` is what the pruned graph
+gives it, with all weights before it already refitted, and ``Y`` the dense graph's outputs, of the channels that stay:
+``W = argmin |X W - Y|^2 + ridge |W - W_cut|^2``. Where the product is added to a stream, what the stream lacks by then
+is part of ``Y``. Nothing is written to the given modules.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.reconstruction.data import Piece, on_item
+from fxprune.reconstruction.entries import Counterparts, Entries
+from fxprune.reconstruction.lanes import Env, Lane, copied
+from fxprune.reconstruction.products import Product, product_of
+from fxprune.reconstruction.result import LayerFit, Reconstruction
+from fxprune.reconstruction.sites import NormSite, Site, sites_of
+from fxprune.reconstruction.solve import Sums, solve
+from fxprune.reconstruction.survey import Call, Observed, Seen, survey
+from fxprune.recording import evaluated
+from fxprune.recording.inputs import tensors_of
+from fxprune.rewriting.slicing import Cuts
+
+Ridge = float | Literal["auto"]
+_ROWS_PER_INPUT = 32
+_LEAST_ROWS = 8192
+_SAME = 1e-6
+
+
+@dataclass
+class _State:
+    """Where a piece of data is: values in both graphs, before the nodes at these positions."""
+
+    dense: Env
+    pruned: Env
+    at: tuple[int, int]
+    size: float
+
+
+@dataclass
+class _Open:
+    """A site whose sums are being taken. ``change``: what its weight and bias were changed by so far."""
+
+    fit: Sums
+    held: Sums
+    change: tuple[Tensor, Tensor]
+    ridge: float | None = None
+    unchanged: bool = True
+
+
+class _Run:
+    def __init__(
+        self, dense: fx.GraphModule, pruned: fx.GraphModule, pieces: Sequence[Piece], cuts: Cuts, ridge: Ridge,
+        memory: int | None, seed: int,
+    ):  # fmt: skip
+        self._pieces, self._ridge, self._seed = pieces, ridge, seed
+        self._dense, self._pruned = Lane(dense), Lane(pruned)
+        first = pieces[0]
+        with on_item(first.item):
+            self._facts, _ = survey(self._pruned, self._pruned.begin(first.args, first.kwargs))
+            self._dense_facts, _ = survey(self._dense, self._dense.begin(first.args, first.kwargs))
+        self._pruned.forget()
+        self._dense.forget()
+        self.entries, dense_entries = Entries(pruned), Entries(dense)
+        self.sites, self._norms, self.left_alone = sites_of(
+            self._pruned, self._facts, self._dense_facts, self.entries, Counterparts(dense_entries, self.entries, cuts)
+        )
+        self._states: list[_State | None] = [None] * len(pieces)
+        self._memory = memory
+        self._number = {id(site): number for number, site in enumerate(self.sites)}
+        self.layers: list[LayerFit] = []
+        self.changed: set[str] = set()
+
+    def run(self) -> None:
+        """Visit every stop in graph order."""
+        sites = {place: site for site in self.sites for place in site.places}
+        norms = {site.norm.place: site for site in self._norms}
+        stops = sorted(
+            {node for node, _ in (*sites, *norms)}, key=lambda n: self._pruned.position[self._pruned.named[n]]
+        )
+        sums: dict[int, _Open] = {}
+        for name in stops:
+            here = {k: sites[name, k] for k in range(_most(sites, name)) if (name, k) in sites}
+            moments = {k: _Moments(norms[name, k]) for k in range(_most(norms, name)) if (name, k) in norms}
+            self._visit(name, here, moments, sums)
+            for moment in moments.values():
+                self._follow(moment)
+            for site in {id(s): s for s in here.values()}.values():
+                self._solve(site, sums[id(site)])
+                if site.places[-1][0] == name:
+                    self._close(site, sums.pop(id(site)))
+
+    def outputs_error(self, reference: fx.GraphModule) -> tuple[float, float]:
+        """``|pruned - dense|^2 / |dense|^2`` on held-out data: of ``reference``, and of what is now."""
+        cut = Lane(reference)
+        before = after = whole = 0.0
+        for index, piece in enumerate(self._pieces):
+            if not piece.held:
+                continue
+            with on_item(piece.item):
+                state = self._state(index)
+                self._dense.advance(state.dense, state.at[0], len(self._dense.nodes))
+                self._pruned.advance(state.pruned, state.at[1], len(self._pruned.nodes))
+                env = cut.begin(piece.args, piece.kwargs)
+                cut.advance(env, 0, len(cut.nodes))
+            outputs = [_floats(lane.output(e)) for lane, e in (
+                (self._dense, state.dense), (self._pruned, state.pruned), (cut, env))]  # fmt: skip
+            for y, now, then in zip(*outputs, strict=True):
+                whole += float(y.double().square().sum())
+                after += float((now.double() - y.double()).square().sum())
+                before += float((then.double() - y.double()).square().sum())
+            self._states[index] = None
+        return before / max(whole, 1e-300), after / max(whole, 1e-300)
+
+    # -- one stop -----------------------------------------------------------------------------------------------
+
+    def _visit(self, name: str, here: dict[int, Site], moments: dict[int, _Moments], sums: dict[int, _Open]) -> None:
+        """Bring every piece to this node, and add up what it is given there."""
+        nodes = self._dense.named[name], self._pruned.named[name]
+        at = self._dense.position[nodes[0]], self._pruned.position[nodes[1]]
+        for index, piece in enumerate(self._pieces):
+            self._at_stop(name, nodes, at, index, piece, here, moments, sums)
+
+    def _at_stop(
+        self, name: str, nodes: tuple[fx.Node, fx.Node], at: tuple[int, int], index: int, piece: Piece,
+        here: dict[int, Site], moments: dict[int, _Moments], sums: dict[int, _Open],
+    ) -> None:  # fmt: skip
+        with on_item(piece.item):
+            state, of_dense, of_pruned = self._state(index, at), Observed(), Observed()
+            self._dense.advance(state.dense, state.at[0], at[0])
+            self._dense.advance(state.dense, at[0], at[0] + 1, of_dense)
+            self._pruned.advance(state.pruned, state.at[1], at[1])
+            self._pruned.value(nodes[1], state.pruned, of_pruned)  # not to be kept: its weight is about to change
+        state.at = at[0] + 1, at[1]
+        for k, moment in moments.items():
+            gap = of_pruned.norms[k].arguments["input"], of_dense.norms[k].arguments["input"]
+            moment.add(gap[0], gap[1][:, moment.site.columns.to(gap[1].device)], piece.held)
+        for k, site in here.items():
+            number = site.places.index((name, k))
+            call, columns = site.calls[number], site.columns[number]
+            whole, product = (_read(seen.calls[k], call) for seen in (of_dense, of_pruned))
+            rows = self._rows(site, number, index, product.rows).to(of_pruned.calls[k].out.device)
+            y = _picked(whole.outputs(of_dense.calls[k].out, rows), columns)
+            wanted = self._stream(site, state.dense, self._dense, whole, of_dense.calls[k].out, rows)
+            stream = self._stream(site, state.pruned, self._pruned, product, of_pruned.calls[k].out, rows)
+            if wanted is not None and stream is not None:
+                y = y + self._missing(site, _picked(wanted, columns) - stream)
+            self._add(site, product, rows, of_pruned.calls[k].out, y, piece, sums)
+
+    def _add(
+        self, site: Site, product: Product, rows: Tensor, out: Tensor, y: Tensor, piece: Piece, sums: dict[int, _Open]
+    ) -> None:
+        if id(site) not in sums:
+            fit, held = (Sums(site.matrix.shape, out.device) for _ in range(2))
+            sums[id(site)] = _Open(fit, held, (torch.zeros_like(fit.cross), torch.zeros_like(fit.r)))
+        opened = sums[id(site)]
+        lacking = y - product.outputs(out, rows)
+        if opened.unchanged and float(lacking.abs().max()) > _SAME * float(y.abs().max()):
+            opened.unchanged = False
+        if opened.unchanged and len(site.places) == 1:
+            return
+        x = product.inputs(rows)
+        (opened.held if piece.held else opened.fit).add(x, lacking, y, site.group)
+
+    def _stream(self, site: Site, env: Env, lane: Lane, product: Product, out: Tensor, rows: Tensor) -> Tensor | None:
+        """The rows of what the product is added to, if that has its shape."""
+        if site.branch is None or site.branch.other not in lane.named:
+            return None
+        value = env.get(lane.named[site.branch.other])
+        if not isinstance(value, Tensor) or value.numel() != out.numel():
+            return None
+        return product.outputs(value.reshape(out.shape), rows)
+
+    def _missing(self, site: Site, lack: Tensor) -> Tensor:
+        """What the stream lacks, in the scale of the product: before the norm between them."""
+        norm = site.branch.norm if site.branch is not None else None
+        if norm is None:
+            return lack
+        var = self.entries.read(norm.var).double()
+        scale = torch.ones_like(var) if norm.scale is None else self.entries.read(norm.scale).double()
+        scale = (scale / (var + norm.eps).sqrt()).view(lack.shape[0], 1, -1)
+        live = scale.abs() > 1e-3 * scale.abs().median()
+        return torch.where(live, lack / torch.where(live, scale, torch.ones_like(scale)), torch.zeros_like(scale)).to(
+            lack
+        )
+
+    def _rows(self, site: Site, call: int, index: int, rows: int) -> Tensor:
+        """Which rows of this piece are looked at."""
+        _, inputs, outputs = site.matrix.shape
+        share = self._pieces[index].samples / sum(p.samples for p in self._pieces) / len(site.places)
+        wanted = max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS, rows / share * outputs / (inputs + outputs))
+        count = math.ceil(wanted * share)
+        if count >= rows:
+            return torch.arange(rows)
+        number = (self._number[id(site)] * len(self._pieces) + index) * len(site.places) + call
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
+        return torch.randperm(rows, generator=generator)[:count].sort().values
+
+    # -- solving ------------------------------------------------------------------------------------------------
+
+    def _solve(self, site: Site, opened: _Open) -> None:
+        """Write the new weight, if there is a better one. That of several calls is solved for after each of them."""
+        fit, held = opened.fit, opened.held
+        if opened.unchanged or not (fit.is_finite and held.is_finite):
+            return
+        change = solve(fit, held, site.vector is not None or site.norm is not None, self._ridge)
+        if change.after >= held.left(torch.zeros_like(change.weight), torch.zeros_like(change.bias)):
+            return
+        opened.ridge = change.ridge
+        opened.change = opened.change[0] + change.weight, opened.change[1] + change.bias
+        for sums in (fit, held):
+            sums.rebase(change.weight, change.bias)
+        self._shift(site.matrix, change.weight)
+        if site.vector is not None:
+            self._shift(site.vector, change.bias)
+        elif site.norm is not None:
+            self._shift(site.norm.mean, -change.bias)
+        self._pruned.forget()
+
+    def _close(self, site: Site, opened: _Open) -> None:
+        """Tell what became of a weight whose last call was seen."""
+        held, (weight, bias) = opened.held, opened.change
+        finite = opened.fit.is_finite and held.is_finite
+        why = "nothing before it changed" if opened.unchanged else "" if finite else "its inputs are not finite"
+        errors = [held.left(-weight, -bias), held.left(torch.zeros_like(weight), torch.zeros_like(bias))]
+        before, after = (0.0 if opened.unchanged else error / (held.spread or 1.0) for error in errors)
+        kept = opened.ridge is not None
+        self.layers.append(LayerFit(site.name, site.op, opened.fit.rows, before, after, opened.ridge, kept, why))
+        if kept and len({node for node, _ in site.places}) > 1:
+            self._states = [None] * len(self._pieces)  # values on the way were computed with other weights
+
+    def _shift(self, numbers: Tensor, by: Tensor) -> None:
+        numbers = numbers.reshape(-1)
+        self.entries.write(numbers, self.entries.read(numbers).double() + by.reshape(-1))
+        self.changed.update(self.entries.names_of(numbers))
+
+    def _follow(self, moment: _Moments) -> None:
+        shift = moment.shift()
+        if shift is not None:
+            self._shift(moment.site.norm.mean, shift)
+            self._pruned.forget()
+
+    # -- states -------------------------------------------------------------------------------------------------
+
+    def _state(self, index: int, to: tuple[int, int] | None = None) -> _State:
+        """The piece where it is now, to be moved on. If its values at ``to`` are too large to keep, a copy."""
+        piece, kept = self._pieces[index], self._states[index]
+        if kept is None:
+            kept = _State(
+                self._dense.begin(piece.args, piece.kwargs), self._pruned.begin(piece.args, piece.kwargs), (0, 0), 0.0
+            )
+        size = 0.0 if to is None else self._size(piece, to)
+        others = sum(s.size for i, s in enumerate(self._states) if s is not None and i != index)
+        if to is None or self._memory is None or others + size <= self._memory:
+            kept.size = size
+            self._states[index] = kept
+            return kept
+        if self._states[index] is None:
+            return kept
+        deeply = self._facts.writes or self._dense_facts.writes
+        return replace(kept, dense=copied(kept.dense, deeply), pruned=copied(kept.pruned, deeply))
+
+    def _size(self, piece: Piece, at: tuple[int, int]) -> float:
+        sizes = [f.sizes[max(p - 1, 0)] for f, p in zip((self._dense_facts, self._facts), at, strict=True)]
+        return sum(sizes) * piece.samples / self._pieces[0].samples
+
+
+class _Moments:
+    """How far a norm's input is from the dense one's, per channel."""
+
+    def __init__(self, site: NormSite):
+        self.site = site
+        self._sums = [[0.0, 0.0, 0], [0.0, 0.0, 0]]
+
+    def add(self, x: Tensor, dense: Tensor, held: bool) -> None:
+        gap = x.double() - dense.double()
+        dims = [d for d in range(gap.ndim) if d != 1]
+        sums: list[Any] = self._sums[held]
+        sums[0] += gap.sum(dims)
+        sums[1] += gap.square().sum(dims)
+        sums[2] += gap.numel() // gap.shape[1]
+
+    def shift(self) -> Tensor | None:
+        """What the mean has to follow, if that is less than was lacking on held-out data."""
+        (gap, _, count), (other, _, rows) = self._sums
+        shift: Any = gap / max(count, 1)
+        if not isinstance(shift, Tensor) or not bool(shift.isfinite().all()) or not bool(shift.any()):
+            return None
+        after = (rows * shift**2 - 2 * shift * other).sum()
+        return shift if float(after) < 0 else None
+
+
+def refit(
+    dense: fx.GraphModule,
+    pruned: fx.GraphModule,
+    pieces: Sequence[Piece],
+    cuts: Cuts,
+    *,
+    ridge: Ridge = "auto",
+    memory: int | None = None,
+    seed: int = 0,
+) -> tuple[fx.GraphModule, Reconstruction]:
+    """A copy of ``pruned`` with refitted weights, and what was done.
+
+    Args:
+        dense: the recorded graph that ``pruned`` was made from; runs in eval mode.
+        pruned: the pruned graph.
+        pieces: calibration data.
+        cuts: how ``pruned`` was cut.
+        ridge: relative to the mean eigenvalue of a layer's Gram matrix, or ``"auto"``.
+        memory: bytes of activations to keep at most; half of what is free if None.
+        seed: of the rows that are drawn.
+
+    Raises:
+        InputError: a graph does not run on the data.
+    """
+    start = time.perf_counter()
+    working = copy.deepcopy(pruned).eval()
+    device = next((p.device for p in pruned.parameters()), torch.device("cpu"))
+    with evaluated(dense), torch.no_grad():
+        run = _Run(dense, working, pieces, cuts, ridge, _free(device) // 2 if memory is None else memory, seed)
+        run.run()
+        reference = copy.deepcopy(pruned).eval()
+        before, after = run.outputs_error(reference)
+    result = copy.deepcopy(pruned)
+    own = Entries(result)
+    with torch.no_grad():
+        for name in run.changed:
+            own.tensors[name].copy_(run.entries.tensors[name])
+    told = Reconstruction(
+        tuple(run.layers) + tuple(
+            LayerFit(", ".join(run.entries.names_of(call.matrix.reshape(-1))), call.op, 0, float("nan"), float("nan"),
+                     None, False, why) for call, why in run.left_alone
+        ),
+        before, after, sum(p.samples for p in pieces if not p.held), sum(p.samples for p in pieces if p.held),
+        time.perf_counter() - start,
+        "" if run.sites else "no contraction of the network has a weight that can be solved for",
+    )  # fmt: skip
+    return result, told
+
+
+def _read(seen: Seen, call: Call) -> Product:
+    product = product_of(seen.func, seen.arguments, seen.out, call.weight)
+    assert product is not None, "the survey read it"
+    return product
+
+
+def _picked(y: Tensor, columns: tuple[Tensor, Tensor]) -> Tensor:
+    """Of the dense outputs ``[g, R, O]`` those that stay, ``[g, R, O]`` of the pruned product."""
+    groups, outputs = (index.to(y.device) for index in columns)
+    if y.shape[0] == 1:
+        return y[:, :, outputs[0]]
+    return y.transpose(1, 2)[groups, outputs].transpose(1, 2)
+
+
+def _most(table: Any, name: str) -> int:
+    return max((k + 1 for node, k in table if node == name), default=0)
+
+
+def _floats(tree: Any) -> list[Tensor]:
+    return [t for t in tensors_of(tree) if t.is_floating_point()]
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,77 @@
+"""What a reconstruction did, for people and programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fxprune.io.text import table
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """One refitted weight.
+
+    ``before``, ``after``: mean squared error of its outputs on held-out data against the dense network's, relative to
+    their variance: with the weights as they were cut, and as they are now. ``ridge``: relative to the mean eigenvalue
+    of the inputs' Gram matrix; None where the weight was put back, which then has its plain cut (``kept`` is False).
+    ``rows``: how many were fitted. ``why``: the reason why it was left alone, or "".
+    """
+
+    name: str
+    op: str
+    rows: int
+    before: float
+    after: float
+    ridge: float | None
+    kept: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Weights refitted to the dense network's activations.
+
+    ``layers``: in graph order. ``output_before``, ``output_after``: ``|pruned - dense|^2 / |dense|^2`` of the network's
+    outputs on held-out data. ``samples``, ``held_out``: how many were fitted, and how many were not, to judge by.
+    ``not_applicable``: why nothing could be refitted, or "".
+    """
+
+    layers: tuple[LayerFit, ...]
+    output_before: float
+    output_after: float
+    samples: int
+    held_out: int
+    seconds: float
+    not_applicable: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    def data(self) -> dict[str, Any]:
+        """Its fields, for JSON."""
+        return asdict(self)
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        if self.not_applicable:
+            return f"not applicable: {self.not_applicable}"
+        kept = sum(layer.kept for layer in self.layers)
+        return (
+            f"{kept} of {len(self.layers)} weights refitted on {self.samples} samples; relative squared error of the "
+            f"outputs on {self.held_out} others {self.output_before:.3g} -> {self.output_after:.3g}; "
+            f"{self.seconds:.1f} s"
+        )
+
+    def __str__(self) -> str:
+        if self.not_applicable:
+            return self.summary
+        rows: list[Sequence[str]] = [("layer", "op", "error before", "after", "ridge", "")]
+        rows += [
+            (
+                layer.name, layer.op, f"{layer.before:.3g}", f"{layer.after:.3g}",
+                "" if layer.ridge is None else f"{layer.ridge:g}", layer.why or ("" if layer.kept else "put back"),
+            )
+            for layer in self.layers
+        ]  # fmt: skip
+        return "\n".join([self.summary, "", *table(rows), *self.notes])

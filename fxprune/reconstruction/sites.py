@@ -1,0 +1,198 @@
+"""Where weights can be solved for: every contraction of the pruned graph beside its dense counterpart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.reconstruction.entries import Counterparts, Entries
+from fxprune.reconstruction.lanes import Lane
+from fxprune.reconstruction.survey import Call, Facts, Norm, Place
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a product is added to before anything else reads it: the value of a node that is there already.
+
+    ``norm``: between the product and the sum.
+    """
+
+    other: str
+    norm: Norm | None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One weight, and the calls that multiply with it.
+
+    ``matrix [g, K, O]``, ``vector [g, O]``: entries of the pruned network; ``vector`` None without a bias of its own.
+    ``group``: of every group of a call the one in ``matrix``. ``columns``: per call the (group, output) of the dense
+    product for every output, two ``[g, O]``. ``norm``: takes up a shift of the outputs where there is no bias.
+    """
+
+    name: str
+    op: str
+    calls: tuple[Call, ...]
+    matrix: Tensor
+    vector: Tensor | None
+    group: Tensor | None
+    columns: tuple[tuple[Tensor, Tensor], ...]
+    norm: Norm | None
+    branch: Branch | None
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return tuple(call.place for call in self.calls)
+
+
+@dataclass(frozen=True)
+class NormSite:
+    """A norm whose mean can follow. ``columns [C]``: of the dense norm's channels."""
+
+    norm: Norm
+    columns: Tensor
+
+
+def sites_of(
+    lane: Lane, facts: Facts, dense: Facts, entries: Entries, counterparts: Counterparts
+) -> tuple[list[Site], list[NormSite], list[tuple[Call, str]]]:
+    """The weights to solve for in the order of their last call, norms that follow none, and what is left alone."""
+    calls: dict[bytes, list[Call]] = {}
+    for call in facts.calls.values():
+        calls.setdefault(call.matrix.numpy().tobytes(), []).append(call)
+    sites, left_alone = [], []
+    owners = _Owners(entries, [own[0].matrix for own in calls.values()])
+    for own in calls.values():
+        found = _site(own, lane, facts, dense, entries, counterparts, owners)
+        if isinstance(found, Site):
+            sites.append(found)
+        else:
+            left_alone.append((own[0], found))
+    sites.sort(key=lambda s: max(lane.position[lane.named[node]] for node, _ in s.places))
+    taken = {site.norm.place for site in sites if site.norm is not None}
+    norms = []
+    for place, norm in facts.norms.items():
+        whole = dense.norms.get(place)
+        columns = None if whole is None else _places_in(whole.mean, counterparts.dense(norm.mean))
+        if place not in taken and columns is not None:
+            norms.append(NormSite(norm, columns))
+    return sites, norms, left_alone
+
+
+class _Owners:
+    """How many weights of different shape hold an entry."""
+
+    def __init__(self, entries: Entries, matrices: Sequence[Tensor]):
+        self._names: dict[str, list[Tensor]] = {}
+        self._entries = entries
+        for matrix in matrices:
+            for name in entries.names_of(matrix.reshape(-1)):
+                self._names.setdefault(name, []).append(matrix)
+
+    def overlap(self, matrix: Tensor) -> bool:
+        numbers = matrix.reshape(-1)
+        others = [m for name in self._entries.names_of(numbers) for m in self._names[name] if m is not matrix]
+        return any(bool(torch.isin(numbers, other.reshape(-1)).any()) for other in others)
+
+
+def _site(
+    calls: Sequence[Call], lane: Lane, facts: Facts, dense: Facts, entries: Entries, counterparts: Counterparts,
+    owners: _Owners,
+) -> Site | str:  # fmt: skip
+    """The weight that these calls share, or why it is left alone."""
+    first = calls[0]
+    names = entries.names_of(first.matrix.reshape(-1))
+    elsewhere = next((facts.elsewhere[name] for name in names if name in facts.elsewhere), "")
+    if elsewhere:
+        return f"its weight is also read by {elsewhere}"
+    if owners.overlap(first.matrix):
+        return "another contraction reads a part of its weight"
+    matrix, vector, group = first.matrix, first.vector, None
+    if matrix.unique().numel() < matrix.numel():
+        rows, group = torch.unique(matrix.flatten(1), dim=0, return_inverse=True)
+        matrix = rows.unflatten(1, matrix.shape[1:])
+        vector = None
+        if matrix.unique().numel() < matrix.numel():
+            return "it reads an entry of its weight more than once"
+    numbers = counterparts.dense(first.matrix)
+    if numbers is None:
+        return "it has no counterpart in the dense network"
+    columns = []
+    for call in calls:
+        whole = dense.calls.get(call.place)
+        if whole is None:
+            return "it has no counterpart in the dense network"
+        if whole.rows != call.rows:
+            return "its rows are channels that were cut"
+        places = _columns(whole.matrix, numbers)
+        if places is None:
+            return "it has no counterpart in the dense network"
+        columns.append(places)
+    shared = any(name in facts.elsewhere for name in entries.names_of(vector.reshape(-1))) if vector is not None else 0
+    vector = None if shared else vector
+    if vector is not None and any(c.vector is None or not torch.equal(c.vector, vector) for c in calls):
+        vector = None
+    norm = _norm_after(lane, facts, first) if vector is None and len(calls) == 1 else None
+    branch = _branch(lane, facts, first) if len(calls) == 1 and first.whole else None
+    return Site(", ".join(names), first.op, tuple(calls), matrix, vector, group, tuple(columns), norm, branch)
+
+
+def _columns(whole: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Where the dense matrix ``whole [g, K, O]`` has the columns of ``numbers [g, K, O]``: group and output."""
+    firsts = numbers[:, 0]
+    places = _places_in(whole.reshape(-1), firsts.reshape(-1))
+    if places is None:
+        return None
+    outputs, inputs = whole.shape[2], whole.shape[1]
+    return (places // (inputs * outputs)).view(firsts.shape), (places % outputs).view(firsts.shape)
+
+
+def _places_in(whole: Tensor, numbers: Tensor | None) -> Tensor | None:
+    """For every number its place in ``whole``, both ``[n]``; None if one is not there."""
+    if numbers is None:
+        return None
+    there = torch.isin(whole, numbers).nonzero().squeeze(1)
+    if not len(there):
+        return None
+    order = whole[there].argsort(stable=True)
+    ordered = whole[there][order]
+    found = torch.searchsorted(ordered, numbers.contiguous()).clamp_max(len(ordered) - 1)
+    return there[order][found] if torch.equal(ordered[found], numbers) else None
+
+
+def _norm_after(lane: Lane, facts: Facts, call: Call) -> Norm | None:
+    """The norm that alone reads a product, one statistic for every output of it."""
+    node = lane.named[call.place[0]]
+    if not call.whole:
+        return None
+    for following in lane.path(node):
+        if following.name not in facts.same:
+            norm = facts.norms.get((following.name, 0))
+            return norm if norm is not None and norm.mean.numel() == call.matrix[:, 0].numel() else None
+    return None
+
+
+def _branch(lane: Lane, facts: Facts, call: Call) -> Branch | None:
+    node = last = lane.named[call.place[0]]
+    norm: Norm | None = None
+    for following in lane.path(node):
+        ops = facts.ops[following.name]
+        own = facts.norms.get((following.name, 0))
+        if own is not None and own.whole and len(ops) == 1 and norm is None:
+            if own.mean.numel() != call.matrix[:, 0].numel():
+                return None
+            norm = own
+        elif ops == ["add"] and not following.kwargs and following.op != "call_module":
+            others = [a for a in following.args if a is not last]
+            other = others[0] if len(others) == 1 and len(following.args) == 2 else None
+            while isinstance(other, fx.Node) and other.name in facts.same:
+                other = other.all_input_nodes[0]
+            early = isinstance(other, fx.Node) and other in lane.position and lane.position[other] < lane.position[node]
+            return Branch(other.name, norm) if early and isinstance(other, fx.Node) else None
+        elif following.name not in facts.same:
+            return None
+        last = following
+    return None

@@ -1,0 +1,201 @@
+"""One run of a graph to learn where parameters meet activations, and what becomes of the products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxprune.ops.meta import OpMode, op_name, tensors_in
+from fxprune.reconstruction.entries import Entries
+from fxprune.reconstruction.lanes import Env, Lane, size_of
+from fxprune.reconstruction.products import NORMS, Product, arguments_of, operands, product_of
+
+Place = tuple[str, int]
+"""A node, and which of the contractions or norms inside it."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One contraction with a parameter. ``matrix [g, K, O]``, ``vector [g, O]``: numbers of entries.
+
+    ``weight``: the argument that is the weight. ``whole``: what it computed is what the node returns, but for a view.
+    """
+
+    place: Place
+    op: str
+    weight: str
+    rows: int
+    matrix: Tensor
+    vector: Tensor | None
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One norm with measured statistics. ``mean``, ``var``, ``scale``: numbers of their entries, ``[C]``."""
+
+    place: Place
+    mean: Tensor
+    var: Tensor
+    scale: Tensor | None
+    eps: float
+    whole: bool = False
+
+
+@dataclass
+class Facts:
+    """``ops``: of every node, by name. ``elsewhere``: name of a tensor -> an op that reads it and is no contraction.
+
+    ``odd``: node -> why a contraction in it cannot be solved for. ``sizes``: position -> bytes alive there.
+    ``writes``: whether any op writes to an activation. ``same``: nodes that return what they are given.
+    """
+
+    calls: dict[Place, Call] = field(default_factory=dict)
+    norms: dict[Place, Norm] = field(default_factory=dict)
+    ops: dict[str, list[str]] = field(default_factory=dict)
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    odd: dict[str, str] = field(default_factory=dict)
+    sizes: list[int] = field(default_factory=list)
+    writes: bool = False
+    same: set[str] = field(default_factory=set)
+
+
+class _Survey(OpMode):
+    def __init__(self, entries: Entries, facts: Facts):
+        super().__init__()
+        self._entries, self._facts = entries, facts
+        self.node = ""
+        self.counts = [0, 0]
+        self.last: tuple[Place, Tensor] | None = None
+
+    def enter(self, node: str) -> None:
+        self.node, self.counts, self.last = node, [0, 0], None
+        self._facts.ops[node] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self._note(func, args, kwargs, tensors_in((out,)))
+        return out
+
+    def _note(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
+        entries, facts = self._entries, self._facts
+        moved = entries.follow(func, args, kwargs, outputs)
+        if moved or not outputs:
+            return
+        given = tensors_in((*args, *kwargs.values()))
+        if not given:
+            return
+        facts.ops[self.node].append(op_name(func))
+        if func._schema.is_mutable and not entries.holds(given[0]):
+            facts.writes = True
+        read: list[Tensor | None] = []
+        pair = operands(func)
+        if pair is not None:
+            place = (self.node, self.counts[0])
+            self.counts[0] += 1
+            arguments = arguments_of(func, args, kwargs)
+            weights = [name for name in pair if entries.made(arguments[name])]
+            product = product_of(func, arguments, outputs[0], weights[0]) if len(weights) == 1 else None
+            call = None if product is None else self._call(op_name(func), place, weights[0], product)
+            if call is not None and product is not None:
+                facts.calls[place], self.last = call, (place, outputs[0])
+                read = [product.weight, product.bias if call.vector is not None else None]
+        elif op_name(func) in NORMS:
+            self._norm(arguments_of(func, args, kwargs), outputs[0])
+        taken = [id(t) for t in read if t is not None]
+        for tensor in given:
+            if id(tensor) not in taken and entries.holds(tensor):
+                numbers = entries.of(tensor)
+                for name in entries.names_of(numbers.reshape(-1)) if numbers is not None else ():
+                    facts.elsewhere.setdefault(name, op_name(func))
+
+    def _call(self, op: str, place: Place, weight: str, product: Product) -> Call | None:
+        numbers = self._entries.of(product.weight)
+        if numbers is None:
+            self._facts.odd[self.node] = "its weight is computed from parameters"
+            return None
+        vector = None
+        if product.bias is not None:
+            own = self._entries.of(product.bias)
+            vector = None if own is None else product.vector(own)
+            if vector is not None and own is not None and own.unique().numel() != vector.numel():
+                vector = None  # it differs from row to row
+        return Call(place, op, weight, product.rows, product.matrix(numbers), vector)
+
+    def _norm(self, a: dict[str, Any], out: Tensor) -> None:
+        place = (self.node, self.counts[1])
+        self.counts[1] += 1
+        mean, var = a.get("running_mean"), a.get("running_var")
+        if mean is None or var is None or a.get("training"):
+            return
+        numbers, scale = (self._entries.of(mean), self._entries.of(var)), a.get("weight")
+        own = None if scale is None else self._entries.of(scale)
+        if numbers[0] is not None and numbers[1] is not None and (scale is None or own is not None):
+            self._facts.norms[place] = Norm(place, numbers[0], numbers[1], own, float(a["eps"]))
+            self.last = (place, out)
+
+
+def survey(lane: Lane, env: Env) -> tuple[Facts, Env]:
+    """Run the whole graph on ``env``; also returns the values at its end."""
+    facts = Facts()
+    mode = _Survey(Entries(lane.module), facts)
+
+    def after(node: fx.Node, now: Env) -> None:
+        facts.sizes.append(size_of(now))
+        value = now[node]
+        if not facts.ops[node.name] and any(now[i] is value for i in node.all_input_nodes if i in now):
+            facts.same.add(node.name)
+        if mode.last is not None and isinstance(value, Tensor) and _is_view(value, mode.last[1]):
+            place = mode.last[0]
+            table: Any = facts.calls if mode.counts[0] else facts.norms
+            if sum(mode.counts) == 1 and place in table:
+                table[place] = _as_whole(table[place])
+
+    mode.enter("")
+    with mode:
+        lane.prepare()
+    for place, node in enumerate(lane.nodes):
+        mode.enter(node.name)
+        lane.advance(env, place, place + 1, mode, after)
+    return facts, env
+
+
+def _as_whole(found: Any) -> Any:
+    return type(found)(**{**vars(found), "whole": True})
+
+
+def _is_view(value: Tensor, out: Tensor) -> bool:
+    if value is out:
+        return True
+    same = value.data_ptr() == out.data_ptr() and value.numel() == out.numel()
+    return same and value.is_contiguous() and out.is_contiguous()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An aten call: the ``number``-th contraction (or norm) of a node, with its arguments by name."""
+
+    number: int
+    func: Any
+    arguments: dict[str, Any]
+    out: Tensor
+
+
+class Observed(OpMode):
+    """Keeps every contraction in ``calls`` and every norm in ``norms``, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Seen] = []
+        self.norms: list[Seen] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        kept = self.calls if operands(func) is not None else self.norms if op_name(func) in NORMS else None
+        if kept is not None:
+            kept.append(Seen(len(kept), func, arguments_of(func, args, kwargs), tensors_in((out,))[0]))
+        return out

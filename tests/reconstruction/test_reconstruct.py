@@ -1,0 +1,234 @@
+"""``reconstruct`` and ``prune(reconstruct=True)``: what they take, refuse, keep and tell."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxprune
+from fxprune.errors import InputError, PlanError
+from fxprune.verification import relative_error
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.na = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.b, self.nb = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.na(self.a(x)))
+        return self.head((F.relu(self.nb(self.b(x))) + x).mean((2, 3)))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 12), nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.c(F.relu(self.a(x) + self.b(y)))
+
+
+class Whole(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 3, 1), Net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(F.relu(self.stem(x))).softmax(1)
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def small(net: Net) -> nn.Module:
+    return halved(net, torch.randn(1, 3, 8, 8))
+
+
+def halved(model: nn.Module, *inputs: Tensor, **options: object) -> nn.Module:
+    given = {"flops": 0.5, "round_to": 1, "progress": False, **options}
+    return fxprune.prune(model, inputs if len(inputs) > 1 else inputs[0], **given)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_the_outputs_come_back_and_nothing_given_is_changed(net: Net, small: nn.Module, images: Tensor) -> None:
+    before = copy.deepcopy(small), copy.deepcopy(net)
+    fitted = fxprune.reconstruct(small, net, images)
+    assert same(small, before[0])
+    assert same(net, before[1])
+    told = fitted.meta["fxprune"].reconstruction
+    assert told.output_after < 0.2 * told.output_before
+    assert (told.samples, told.held_out) == (48, 12)
+    assert {layer.name for layer in told.layers if layer.kept} == {"b.weight", "head.weight"}
+    assert all(layer.after <= layer.before for layer in told.layers)
+    assert "weights refitted on 48 samples" in str(fitted.meta["fxprune"])
+    assert small.meta["fxprune"].reconstruction is None
+    assert fitted.meta["fxprune"].data()["reconstruction"]["layers"][0]["why"] == "nothing before it changed"
+
+
+def test_prune_reconstructs(net: Net, small: nn.Module, images: Tensor) -> None:
+    fitted = halved(net, torch.randn(1, 3, 8, 8), reconstruct=True, data=images)
+    assert same(fitted, fxprune.reconstruct(small, net, images))
+    labelled = [(part, torch.zeros(len(part), dtype=torch.long)) for part in images.split(12)]
+    fitted = halved(net, torch.randn(1, 3, 8, 8), reconstruct=True, data=iter(labelled), method="taylor")
+    assert fitted.meta["fxprune"].reconstruction.output_after < 0.5
+
+
+def test_every_kind_of_data_is_the_same_data(net: Net, small: nn.Module, images: Tensor) -> None:
+    parts = list(images.split(12))
+    expected = fxprune.reconstruct(small, net, parts)
+    targets = torch.zeros(len(images))
+    for data in (
+        DataLoader(TensorDataset(images), 12),
+        DataLoader(TensorDataset(images, targets), 12),
+        [{"x": part} for part in parts],
+        [((part,), "no target") for part in parts],
+        (part for part in parts),
+    ):
+        assert same(fxprune.reconstruct(small, net, data), expected)
+    told = fxprune.reconstruct(small, net, parts, samples=30).meta["fxprune"].reconstruction
+    assert told.samples + told.held_out == 30
+
+
+def test_two_inputs_are_no_input_and_target() -> None:
+    torch.manual_seed(0)
+    model, x, y = TwoInputs().eval(), torch.randn(80, 4), torch.randn(80, 6)
+    small = halved(model, x[:2], y[:2])
+    pairs = list(zip(x.split(10), y.split(10), strict=True))
+    fitted = fxprune.reconstruct(small, model, pairs)
+    assert fitted.meta["fxprune"].reconstruction.output_after < 0.3
+    assert same(fitted, fxprune.reconstruct(small, model, [(pair, None) for pair in pairs]))
+
+
+def test_little_memory_gives_the_same_weights(net: Net, small: nn.Module, images: Tensor) -> None:
+    expected = fxprune.reconstruct(small, net, images)
+    for memory in (0, 100_000):
+        assert same(fxprune.reconstruct(small, net, images, memory=memory), expected)
+
+
+def test_a_loaded_and_a_fine_tuned_network(net: Net, small: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    fxprune.save(small, tmp_path / "small.safetensors")
+    loaded = fxprune.load(tmp_path / "small.safetensors", copy.deepcopy(net))
+    assert same(fxprune.reconstruct(loaded, net, images), fxprune.reconstruct(small, net, images))
+    with torch.no_grad():
+        loaded.get_parameter("head.bias").add_(1)
+    fitted = fxprune.reconstruct(loaded.train(), net, images)
+    assert fitted.training
+    told = fitted.meta["fxprune"].reconstruction
+    assert told.output_after < 0.1 * told.output_before
+
+
+def test_a_part_of_a_model(images: Tensor) -> None:
+    torch.manual_seed(0)
+    model = Whole().eval()
+    small = halved(model, images[:1], submodule="body")
+    fitted = fxprune.reconstruct(small, model, images)
+    with torch.no_grad():
+        errors = [relative_error(m(images), model(images)) for m in (small, fitted)]
+    assert errors[1] < 0.5 * errors[0]
+    assert type(fitted) is Whole
+
+
+def test_a_layer_made_worse_is_put_back(net: Net, small: nn.Module, images: Tensor) -> None:
+    """Data to fit that is nothing like what is held out."""
+    odd = [images[:12] * (1 if i % 5 == 4 else 100) + (0 if i % 5 == 4 else 1000) for i in range(10)]
+    fitted = fxprune.reconstruct(small, net, odd, ridge=1e-12)
+    told = fitted.meta["fxprune"].reconstruction
+    back = [layer for layer in told.layers if not layer.kept and not layer.why]
+    assert back
+    for layer in back:
+        assert torch.equal(fitted.get_parameter(layer.name), small.get_parameter(layer.name))
+        assert layer.after == layer.before
+    assert "put back" in str(told)
+
+
+def test_a_few_samples_do_no_harm(net: Net, small: nn.Module, images: Tensor) -> None:
+    for count in (2, 3):
+        told = fxprune.reconstruct(small, net, images[:count]).meta["fxprune"].reconstruction
+        assert all(layer.after <= layer.before for layer in told.layers)
+        assert told.samples + told.held_out == count
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.randn(1, 3, 8, 8), "needs at least two"),
+        (torch.randn(0, 3, 8, 8), r"a tensor of shape \[0, 3, 8, 8\]"),
+        ([], "holds no inputs"),
+        (3, "data= is a int"),
+        ({"x": torch.randn(4, 3, 8, 8)}, "data= is a dict"),
+        ([torch.full((2, 3, 8, 8), float("nan"))] * 2, "Item 0 of data= holds NaN"),
+        (torch.randn(10, 4, 8, 8), "does not run on batch 0 of data"),
+        ([torch.randn(2, 3, 8, 8), torch.randn(2, 5, 8, 8)], "does not run on batch 1 of data"),
+        ([(torch.randn(2, 3, 8, 8),) * 3], "has 3 parts"),
+        (["text"], "holds no tensor"),
+    ],
+)
+def test_data_that_cannot_be_used(net: Net, small: nn.Module, data: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fxprune.reconstruct(small, net, data)
+
+
+def test_other_arguments_that_cannot_be_used(net: Net, small: nn.Module, images: Tensor) -> None:
+    with pytest.raises(InputError, match="ridge=-1"):
+        fxprune.reconstruct(small, net, images, ridge=-1)
+    with pytest.raises(InputError, match="samples=1"):
+        fxprune.reconstruct(small, net, images, samples=1)
+    with pytest.raises(InputError, match="no part that fxprune pruned"):
+        fxprune.reconstruct(net, net, images)
+    with pytest.raises(PlanError, match="another model"):
+        fxprune.reconstruct(small, TwoInputs(), images)
+    with pytest.raises(InputError, match="needs data="):
+        halved(net, images[:1], reconstruct=True)
+    with pytest.raises(InputError, match="leave one out"):
+        halved(copy.deepcopy(net), images[:1], reconstruct=True, data=images, consume=True)
+
+
+def test_an_interruption_changes_nothing(net: Net, small: nn.Module, images: Tensor) -> None:
+    before = copy.deepcopy(small)
+
+    def data():  # type: ignore[no-untyped-def]
+        yield from images.split(12)[:3]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fxprune.reconstruct(small, net, data())
+    assert same(small, before)
+
+
+def test_a_weight_that_something_else_reads_is_left_alone() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.up, self.down = nn.Embedding(20, 12), nn.Linear(12, 24), nn.Linear(24, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            return F.linear(x + self.down(F.relu(self.up(x))), self.embed.weight)
+
+    torch.manual_seed(0)
+    model, ids = Tied().eval(), torch.randint(0, 20, (60, 7))
+    fitted = fxprune.reconstruct(halved(model, ids[:2]), model, ids)
+    told = {layer.name: layer for layer in fitted.meta["fxprune"].reconstruction.layers}
+    assert told["embed.weight"].why == "its weight is also read by embedding"
+    assert told["down.weight"].kept
