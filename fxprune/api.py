@@ -73,6 +73,13 @@ def record(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, A
     Raises:
         ExampleInputsError: the model does not accept the inputs.
         RecordError: what it did cannot be written down.
+
+    Examples:
+        >>> graph = fxprune.record(model, x)
+        >>> [node.target for node in graph.graph.nodes if node.op == "call_module"][:3]
+        ['0', '1', '2']
+        >>> bool(torch.equal(graph.eval()(x), model.eval()(x)))
+        True
     """
     check_model(model)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
@@ -91,8 +98,22 @@ def analyze(
 ) -> ChannelGraph:
     """The channels of ``model``: which live or die together, what is frozen and why.
 
+    Args:
+        model: any module; it is left exactly as it was.
+        example_inputs: a tensor or a tuple; inferred as by ``prune``.
+        example_kwargs: keyword inputs.
+        ignore: module names or modules whose output channels stay.
+        attention: see ``prune``.
+
     Raises:
         ExampleInputsError: inputs are missing or do not fit.
+        InputError: an argument that cannot be used.
+        RecordError: what the model did cannot be written down.
+
+    Examples:
+        >>> graph = fxprune.analyze(model, x)
+        >>> [(group.name, group.size) for group in graph.prunable]
+        [('0', 16), ('3', 32)]
     """
     check_model(model)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
@@ -207,6 +228,14 @@ def prune(
         ModelError: NaN or inf in the weights or the loss, or nothing to prune.
         BudgetError: the budget cannot be reached.
         VerificationError: the result is not what it should be (a fault of fxprune).
+
+    Examples:
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> report = small.meta["fxprune"]
+        >>> 0.49 < report.macs_after / report.macs_before <= 0.5
+        True
+        >>> small(torch.randn(7, 3, 16, 16)).shape
+        torch.Size([7, 10])
     """
     request = _request(
         model, method, flops=flops, params=params, channels=channels, latency=latency, provider=provider,
@@ -315,6 +344,19 @@ def attach(
         InputError: an argument that cannot be used, or a method that does not train.
         ExampleInputsError: inputs are missing or do not fit.
         ModelError: NaN or inf in the weights, weights on the meta device, or nothing to prune.
+
+    Examples:
+        >>> learner = fxprune.attach(model, x, method="slimming", flops=0.5, progress=False)
+        >>> optimizer = learner.optimizer()
+        >>> for images, labels in loader:
+        ...     optimizer.zero_grad()
+        ...     learner.loss(nn.functional.cross_entropy(learner.model(images), labels)).backward()
+        ...     learner.after_backward()
+        ...     optimizer.step()
+        ...     learner.after_step(optimizer)
+        >>> small = learner.finish()
+        >>> small.meta["fxprune"].method
+        'slimming'
     """
     request = _request(
         model, method, flops=flops, params=params, channels=channels, latency=latency, provider=provider,
@@ -423,9 +465,24 @@ def apply(
 ) -> fx.GraphModule:
     """Apply a plan to a fresh instance of the model it was made for.
 
+    Args:
+        model: an unpruned instance, with any weights; not changed.
+        plan: ``report.plan``, or ``PruningPlan.load`` of a file.
+        example_inputs: a tensor or a tuple; inferred as by ``prune``.
+        example_kwargs: keyword inputs.
+
+    Returns:
+        What ``prune`` returns.
+
     Raises:
         PlanError: the plan belongs to another model, or is inconsistent.
         ExampleInputsError: inputs are missing or do not fit.
+
+    Examples:
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> again = fxprune.apply(model, small.meta["fxprune"].plan, x)
+        >>> bool(torch.equal(again.eval()(x), small.eval()(x)))
+        True
     """
     check_model(model)
     if not isinstance(plan, PruningPlan):

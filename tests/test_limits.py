@@ -1,4 +1,4 @@
-"""The limits that the README states: what is locked is locked and reported, what is refused is refused in words."""
+"""The limits that docs/limits.md states: what is locked is locked and reported, what is refused is refused in words."""
 
 from __future__ import annotations
 

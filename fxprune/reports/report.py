@@ -29,6 +29,10 @@ class Latency:
 
     ``dense_ms``, ``pruned_ms``: median milliseconds of ``runs`` runs in turn at batch size ``batch``. ``provider``: the
     execution provider; ``device``: what it ran on; ``threads``: of the processor, 0: as many as it has cores.
+
+    Examples:
+        >>> fxprune.Latency(8.0, 5.0, "CPUExecutionProvider", "AMD EPYC", 1, 1, 31, "1.31.1").ratio
+        0.625
     """
 
     dense_ms: float
@@ -42,6 +46,7 @@ class Latency:
 
     @property
     def ratio(self) -> float:
+        """What stays: pruned to dense."""
         return self.pruned_ms / self.dense_ms
 
     def data(self) -> dict[str, Any]:
@@ -73,6 +78,14 @@ class Report:
     budget. ``budget``: (kind, ratio) that was asked for, None where the method or a given plan decided. ``proof``: the
     recording against the model on what the example does not show, None if it was not asked for. ``reconstruction``:
     what refitting the weights did (``fxprune.reconstruction.Reconstruction``), None if it was not asked for.
+
+    Examples:
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> report = small.meta["fxprune"]
+        >>> report.oracle_error <= 1e-5
+        True
+        >>> report.rows[0].name, report.rows[0].before, report.rows[0].frozen
+        ('0', (16, 3, 3, 3), '')
     """
 
     model: str

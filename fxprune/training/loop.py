@@ -60,6 +60,14 @@ class Loop:
 
     Raises:
         InputError: a setting that cannot be used.
+
+    Examples:
+        >>> loop = fxprune.Loop(
+        ...     optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        ...     schedule=lambda optimizer, epochs: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs),
+        ...     validation=loader,
+        ...     checkpoint="run.pt",
+        ... )
     """
 
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = None
