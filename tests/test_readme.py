@@ -23,9 +23,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
 from fxprune import cli, methods
-from fxprune.labels.rules import RULES
 from fxprune.methods import registry
-from fxprune.ops.meta import POINTWISE
+from fxprune.ops import __main__ as ops
 from model_zoo import benchmark, latency
 from model_zoo.coverage import LISTS
 from model_zoo.records import RESULTS, read, summary, table
@@ -34,33 +33,6 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 MAP = ROOT / "fxprune/README.md"
 INSTALL = "python -m venv .venv && . .venv/bin/activate && pip install"
-
-KINDS = {
-    "movement": "the same op on the labels",
-    "indexed": "channels pass along the dims that are not indexed; what reads single channels locks them",
-    "pointwise": "operands are joined position by position",
-    "contraction": "what is contracted is joined; counted as MACs",
-    "normalisation": "statistics over channels make a group approximate",
-    "reduction": "a reduction or a softmax over channels is approximate; sorting and cumulation across them lock",
-    "losses": "pointwise; a sum or a mean over channels is approximate",
-    "matrices": "the dims of a matrix or a transform stay, the others pass",
-    "spatial": "channel by channel",
-    "creation": "no constraint, unless values depend on position",
-}
-
-
-def ops() -> str:
-    """The supported ops by kind, as a markdown table."""
-    rows = ["| kind | what happens to channels | aten ops |", "|---|---|---|"]
-    for kind, meaning in KINDS.items():
-        names = {name for name, rule in RULES.items() if rule.__module__.endswith(f".{kind}")}
-        tagged = ""
-        if kind == "pointwise":
-            names |= POINTWISE
-            tagged = "everything that PyTorch tags as pointwise (`torch.Tag.pointwise`), and "
-        listed = ", ".join(f"`{name}`" for name in sorted(names, key=lambda name: (name.strip("_"), name)))
-        rows.append(f"| {kind} | {meaning} | {tagged}{listed} |")
-    return "\n".join(rows)
 
 
 def methods_table() -> str:
@@ -132,7 +104,7 @@ def libraries() -> str:
 
 
 GENERATED = {
-    "ops": ops,
+    "ops": ops.markdown,
     "methods": methods_table,
     "coverage": results,
     "libraries": libraries,
@@ -366,10 +338,6 @@ def test_the_printed_report_has_the_form_of_a_real_one() -> None:
 @pytest.mark.parametrize("name", GENERATED)
 def test_generated_parts_are_up_to_date(name: str) -> None:
     assert generated(README.read_text(), name).group(1).strip() == GENERATED[name](), "run python tests/test_readme.py"
-
-
-def test_every_rule_has_a_kind() -> None:
-    assert {rule.__module__.rpartition(".")[2] for rule in RULES.values()} == {*KINDS}
 
 
 MAP_ROW = re.compile(r"^\| `(\w+/|\w+\.py)` \|[^|]*\|([^|]*)\|$", re.MULTILINE)
