@@ -17,8 +17,9 @@ STAGES = [
     "version",
     "errors",
     "io",
-    "ops.meta",
     "ops.table",
+    "ops.meta",
+    "ops.call",
     "recording",
     "labels",
     "ops",
@@ -58,7 +59,7 @@ def modules() -> list[Path]:
 
 
 def stage_of(module: str) -> str | None:
-    """The stage of a dotted name: ``fxprune.labels.rules`` -> ``labels``; of what no stage has, ``None``."""
+    """The stage of a dotted name: ``fxprune.labels.factors`` -> ``labels``; of what no stage has, ``None``."""
     parts = module.split(".")[1:]
     known = [".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in STAGES]
     return known[0] if known else None
@@ -98,7 +99,7 @@ def is_package(name: str) -> bool:
 
 
 def name_of(path: Path) -> str:
-    """The dotted name of a file: ``fxprune.labels.rules.table``."""
+    """The dotted name of a file: ``fxprune.labels.factors``."""
     parts = path.relative_to(ROOT.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
 
@@ -150,7 +151,7 @@ def test_the_reader_of_imports_reads_every_form() -> None:
 import onnx
 from .. import io
 from ..io.files import replacing
-from ..labels.rules import views
+from ..labels import views
 from torch import fx
 from . import sibling
 from fxprune import cli, prune
@@ -162,7 +163,7 @@ def f():
         ("onnx", 2, True),
         ("fxprune.io", 3, True),
         ("fxprune.io.files", 4, True),
-        ("fxprune.labels.rules.views", 5, True),
+        ("fxprune.labels.views", 5, True),
         ("torch.fx", 6, True),
         ("fxprune.deploy.sibling", 7, True),
         ("fxprune.cli", 8, True),

@@ -41,24 +41,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fxprune.labels.contract import Operand, contract
     from fxprune.labels.factors import Factor, Labels
-    from fxprune.labels.propagate import Propagation
-    from fxprune.labels.rules.contraction import Operand, contract, convolve
-    from fxprune.labels.rules.pointwise import join_positions
-    from fxprune.labels.rules.table import Call
+    from fxprune.labels.positions import join_positions
+    from fxprune.labels.propagation import Propagation
+    from fxprune.ops.call import Call
+    from fxprune.ops.convolution import convolve
     from fxprune.ops.registry import lookup, register
     from fxprune.ops.table import Op
 
 _HOMES = {
-    "Call": "labels.rules.table",
+    "Call": "ops.call",
     "Factor": "labels.factors",
     "Labels": "labels.factors",
     "Op": "ops.table",
-    "Operand": "labels.rules.contraction",
-    "Propagation": "labels.propagate",
-    "contract": "labels.rules.contraction",
-    "convolve": "labels.rules.contraction",
-    "join_positions": "labels.rules.pointwise",
+    "Operand": "labels.contract",
+    "Propagation": "labels.propagation",
+    "contract": "labels.contract",
+    "convolve": "ops.convolution",
+    "join_positions": "labels.positions",
     "lookup": "ops.registry",
     "register": "ops.registry",
 }
