@@ -6,7 +6,8 @@ side, ``solve`` is the algebra, and ``refit`` puts them together.
 """
 
 from fxprune.reconstruction.data import Piece, pieces_of
+from fxprune.reconstruction.reads import measure_reads
 from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.reconstruction.result import LayerFit, Reconstruction
 
-__all__ = ["LayerFit", "Piece", "Reconstruction", "Ridge", "pieces_of", "refit"]
+__all__ = ["LayerFit", "Piece", "Reconstruction", "Ridge", "measure_reads", "pieces_of", "refit"]
