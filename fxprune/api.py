@@ -25,6 +25,7 @@ from fxprune.labels.propagate import Attention
 from fxprune.methods import Criterion, Learner, Method, ModelState, Outcome, name_of, needs_of, resolve, score_groups
 from fxprune.methods.state import Measured, Scores
 from fxprune.pipeline import (
+    COARSEST,
     Dense,
     Options,
     Stages,
@@ -73,6 +74,13 @@ def record(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, A
     Raises:
         ExampleInputsError: the model does not accept the inputs.
         RecordError: what it did cannot be written down.
+
+    Examples:
+        >>> graph = fxprune.record(model, x)
+        >>> [node.target for node in graph.graph.nodes if node.op == "call_module"][:3]
+        ['0', '1', '2']
+        >>> bool(torch.equal(graph.eval()(x), model.eval()(x)))
+        True
     """
     check_model(model)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
@@ -91,8 +99,22 @@ def analyze(
 ) -> ChannelGraph:
     """The channels of ``model``: which live or die together, what is frozen and why.
 
+    Args:
+        model: any module; it is left exactly as it was.
+        example_inputs: a tensor or a tuple; inferred as by ``prune``.
+        example_kwargs: keyword inputs.
+        ignore: module names or modules whose output channels stay.
+        attention: see ``prune``.
+
     Raises:
         ExampleInputsError: inputs are missing or do not fit.
+        InputError: an argument that cannot be used.
+        RecordError: what the model did cannot be written down.
+
+    Examples:
+        >>> graph = fxprune.analyze(model, x)
+        >>> [(group.name, group.size) for group in graph.prunable]
+        [('0', 16), ('3', 32)]
     """
     check_model(model)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
@@ -136,7 +158,7 @@ def prune(
     attention: Attention = "head_dim",
     scope: Scope = "global",
     steps: int = 1,
-    round_to: int | Literal["auto"] = "auto",
+    round_to: int | Literal["auto", "measured"] = "auto",
     min_channels: int = 1,
     max_ratio: float | Mapping[str, float] | None = None,
     submodule: str | None = None,
@@ -160,7 +182,7 @@ def prune(
         latency: the same for the time of a run on onnxruntime at the batch size of the example inputs. Kernels are
             timed at several channel counts (kept on disk, see README) to predict it, and the pruned model is measured
             beside the dense one until it is right.
-        provider: onnxruntime's execution provider that ``latency`` and ``round_to="auto"`` are about; CUDA if that
+        provider: onnxruntime's execution provider that ``latency`` and ``round_to="measured"`` are about; CUDA if that
             works here, else the CPU.
         threads: of the processor, for ``latency``; as many as it has cores where none is given, as onnxruntime does.
         data: batches ``(inputs, target)``, for methods that train or measure.
@@ -174,9 +196,12 @@ def prune(
         scope: rank all channels together (``"global"``), cut every group by the same share (``"uniform"``), or rank
             together only groups of the same structure, each structure cut by the same share (``"isomorphic"``).
         steps: reach the budget in so many steps, scoring what is left before each.
-        round_to: kept channels of a group are a multiple of this. ``"auto"``: of what the execution provider likes, as
-            measured once per device, or of the largest power of two below that costs no more than 1 % of the budget.
-            Another device may like another, so for the same plan everywhere give a number.
+        round_to: kept channels of a group are a multiple of this. ``"auto"``: of the largest power of two up to 16
+            that costs no more than 1 % of the budget. What it costs is what the plan leaves of the budget: with 16,
+            then 8, 4 and 2 channels at a time the scores are turned into a plan, and the first plan that takes at least
+            99 % of the budget is the one; if none does, channels go one by one. That depends on the model, the scores
+            and the budget alone, so it is the same on every machine. ``"measured"``, and ``"auto"`` with ``latency``:
+            up to the power of two that the execution provider likes, which is timed once per device and kept.
         min_channels: at least so many channels stay along every dimension of every tensor.
         max_ratio: at most this share of a group's channels may go; for the channels that some layers make with a dict
             from name patterns (``"layer4.*"``) to shares.
@@ -204,6 +229,14 @@ def prune(
         ModelError: NaN or inf in the weights or the loss, or nothing to prune.
         BudgetError: the budget cannot be reached.
         VerificationError: the result is not what it should be (a fault of fxprune).
+
+    Examples:
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> report = small.meta["fxprune"]
+        >>> 0.49 < report.macs_after / report.macs_before <= 0.5
+        True
+        >>> small(torch.randn(7, 3, 16, 16)).shape
+        torch.Size([7, 10])
     """
     request = _request(
         model, method, flops=flops, params=params, channels=channels, latency=latency, provider=provider,
@@ -295,7 +328,7 @@ def attach(
     exact: bool = False,
     attention: Attention = "head_dim",
     scope: Scope = "global",
-    round_to: int | Literal["auto"] = "auto",
+    round_to: int | Literal["auto", "measured"] = "auto",
     min_channels: int = 1,
     max_ratio: float | Mapping[str, float] | None = None,
     verify: bool = True,
@@ -312,6 +345,19 @@ def attach(
         InputError: an argument that cannot be used, or a method that does not train.
         ExampleInputsError: inputs are missing or do not fit.
         ModelError: NaN or inf in the weights, weights on the meta device, or nothing to prune.
+
+    Examples:
+        >>> learner = fxprune.attach(model, x, method="slimming", flops=0.5, progress=False)
+        >>> optimizer = learner.optimizer()
+        >>> for images, labels in loader:
+        ...     optimizer.zero_grad()
+        ...     learner.loss(nn.functional.cross_entropy(learner.model(images), labels)).backward()
+        ...     learner.after_backward()
+        ...     optimizer.step()
+        ...     learner.after_step(optimizer)
+        >>> small = learner.finish()
+        >>> small.meta["fxprune"].method
+        'slimming'
     """
     request = _request(
         model, method, flops=flops, params=params, channels=channels, latency=latency, provider=provider,
@@ -420,9 +466,24 @@ def apply(
 ) -> fx.GraphModule:
     """Apply a plan to a fresh instance of the model it was made for.
 
+    Args:
+        model: an unpruned instance, with any weights; not changed.
+        plan: ``report.plan``, or ``PruningPlan.load`` of a file.
+        example_inputs: a tensor or a tuple; inferred as by ``prune``.
+        example_kwargs: keyword inputs.
+
+    Returns:
+        What ``prune`` returns.
+
     Raises:
         PlanError: the plan belongs to another model, or is inconsistent.
         ExampleInputsError: inputs are missing or do not fit.
+
+    Examples:
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> again = fxprune.apply(model, small.meta["fxprune"].plan, x)
+        >>> bool(torch.equal(again.eval()(x), small.eval()(x)))
+        True
     """
     check_model(model)
     if not isinstance(plan, PruningPlan):
@@ -458,7 +519,7 @@ def _request(
     budget = _budget(resolved, flops=flops, params=params, channels=channels, latency=latency)
     check_choice("attention", attention, ("head_dim", "heads"))
     check_choice("scope", scope, ("global", "uniform", "isomorphic"))
-    if not (isinstance(round_to, str) and round_to == "auto"):
+    if not (isinstance(round_to, str) and round_to in ("auto", "measured")):
         round_to = check_count("round_to", round_to)
     min_channels = check_count("min_channels", min_channels)
     seed = check_count("seed", seed, least=0)
@@ -471,24 +532,29 @@ def _request(
     check_provider(provider)
     ratios, ignored = _ratios(max_ratio), _ignored(model, ignore)
     decides = getattr(resolved, "decides", False)
-    provider = provider or provider_at_hand()
-    steps = (1,) if decides and round_to == "auto" else _alignments(round_to, provider)
+    if round_to == "auto":
+        round_to = 1 if decides else "measured" if budget.kind == "latency" else "auto"
+    if budget.kind == "latency" or round_to == "measured":
+        provider = provider or provider_at_hand()
     return _Request(
         resolved,
         name_of(method),
-        Options(budget, scope=scope, round_to=steps, min_channels=min_channels, max_ratio=ratios, seed=seed, **options),
+        Options(
+            budget, scope=scope, round_to=_alignments(round_to, provider), min_channels=min_channels,
+            max_ratio=ratios, seed=seed, **options,
+        ),
         attention,
         ignored,
-        provider,
+        provider or "",
         threads or 0,
-    )
+    )  # fmt: skip
 
 
-def _alignments(round_to: int | Literal["auto"], provider: str) -> tuple[int, ...]:
-    """Multiples of channels to try, coarse to fine; in several processes those of the first."""
-    if round_to != "auto":
+def _alignments(round_to: int | Literal["auto", "measured"], provider: Any) -> tuple[int, ...]:
+    """Multiples of channels to try, coarse to fine; measured ones in several processes are those of the first."""
+    if isinstance(round_to, int):
         return (round_to,)
-    coarsest: int = from_first(alignment(provider))
+    coarsest: int = COARSEST if round_to == "auto" else from_first(alignment(provider))
     return tuple(2**power for power in reversed(range(coarsest.bit_length())))
 
 

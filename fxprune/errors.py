@@ -5,7 +5,15 @@ from typing import Any
 
 
 class FxpruneError(Exception):
-    """Base class of all errors raised by fxprune."""
+    """Base class of all errors raised by fxprune.
+
+    Examples:
+        >>> try:
+        ...     fxprune.prune(model, x, flops=50)
+        ... except fxprune.FxpruneError as error:
+        ...     print(error)
+        flops=50 is no budget: pass a ratio of the dense model in (0, 1], such as flops=0.5.
+    """
 
 
 class InputError(FxpruneError, ValueError):

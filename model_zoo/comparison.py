@@ -80,7 +80,8 @@ class Case:
         self.gate_epochs = options.gates or network.gates
         chosen = {"network": name, "seed": seed, "train": self.training.epochs, "tune": self.after("tune").epochs}
         rest = {"out": options.out, "smoke": False, "device": "cpu", "amp": False, "workers": 0, "resume": True}
-        rest |= {name: value for name in ("device", "until") if (value := getattr(options, name, None)) is not None}
+        given = ("device", "until", "channels_last")
+        rest |= {name: value for name in given if (value := getattr(options, name, None)) is not None}
         namespace = argparse.Namespace(**chosen, **rest)
         self.run = network.kind(command, namespace, *network.images(seed, options.images))
         if not options.resume:

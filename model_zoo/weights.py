@@ -49,9 +49,7 @@ def take_weights(model: nn.Module, path: Path, pattern: str) -> Path:
     if len(theirs) != len(ours):
         more, names = ("more", [*theirs]) if len(theirs) > len(ours) else ("fewer", [*ours])
         first = names[min(len(theirs), len(ours))]
-        raise ValueError(
-            f"{path} has {len(theirs)} tensors, {more} than the network's {len(ours)}: {first} is left over"
-        )
+        raise ValueError(f"{path} has {len(theirs)} tensors, {more} than the network's {len(ours)}: {first} is left")
     model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)), strict=False)
     return path
 

@@ -44,12 +44,12 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _same_plans_everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The alignment of channels is not what this machine measures while it runs all tests.
+    """Tiny networks are cut channel by channel; with the marker ``aligned`` as by default, in multiples of up to 16.
 
-    Tiny networks are cut channel by channel, for a processor that likes any number; with the marker ``aligned`` in
-    multiples of 16 where that costs little, as on most.
+    Nothing is measured while all tests run.
     """
     steps = 16 if request.node.get_closest_marker("aligned") else 1
+    monkeypatch.setattr("fxprune.api.COARSEST", steps)
     monkeypatch.setattr("fxprune.api.alignment", lambda provider: steps)
 
 

@@ -1,4 +1,4 @@
-"""The limits that the README states: what is locked is locked and reported, what is refused is refused in words."""
+"""The limits that docs/limits.md states: what is locked is locked and reported, what is refused is refused in words."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def report(model: nn.Module, x: Tensor | None = None, flops: float = 0.5) -> fxp
         (lambda h: h.cumsum(-1), "cumsum across channels"),
         (lambda h: h + h.max(-1, keepdim=True).indices, "the index of the largest channel"),
         (lambda h: torch.fft.fft(h).real, "a Fourier transform over channels"),
-        (lambda h: h + torch.cdist(h, h).mean(), "no rule for aten._cdist_forward.default"),
+        (lambda h: h + torch.renorm(h, 2, 0, 1.0).mean(), "no rule for aten.renorm.default"),
         (torch.triu, "triu works by position"),
     ],
 )
@@ -52,8 +52,8 @@ def test_locked_with_the_reason_and_the_line(middle: Callable[[Tensor], Tensor],
 
 
 def test_an_op_without_a_rule_is_in_the_notes() -> None:
-    notes = report(Net(lambda h: h + torch.cdist(h, h).mean())).notes
-    why = "no rule for aten._cdist_forward.default: its channels are locked"
+    notes = report(Net(lambda h: h + torch.renorm(h, 2, 0, 1.0).mean())).notes
+    why = "no rule for aten.renorm.default: its channels are locked"
     assert any(note.startswith(why) for note in notes)
 
 

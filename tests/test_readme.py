@@ -1,22 +1,30 @@
-"""The documents are true: their code runs, their commands are those of CI, their lists are those of the source.
+"""The documents are true: their code runs, their commands exist, their lists are those of the source.
 
-``python tests/test_readme.py`` writes the generated parts of README.md anew.
+A page's Python blocks run one after the other, in a folder of their own, with small networks in place of timm's; what a
+``text`` block after one shows is what it prints. ``python tests/test_readme.py`` writes the generated parts anew.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
+import contextlib
+import dataclasses
+import doctest
+import io
 import re
 import shlex
+import statistics
 import textwrap
+from collections.abc import Callable
 from importlib import invalidate_caches
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from nets import image, make
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -32,7 +40,9 @@ from model_zoo.records import RESULTS, read, summary, table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+DOCS = ROOT / "docs"
 MAP = ROOT / "fxprune/README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", MAP, *sorted(DOCS.glob("*.md"))]
 INSTALL = "python -m venv .venv && . .venv/bin/activate && pip install"
 
 KINDS = {
@@ -64,7 +74,7 @@ def ops() -> str:
 
 
 def methods_table() -> str:
-    """All methods, what they read, and what they do, as a markdown table."""
+    """All methods, what they read, what they do, and their options with the defaults, as a markdown table."""
 
     def reads(method: methods.Method) -> str:
         if isinstance(method, methods.Learner):
@@ -73,13 +83,65 @@ def methods_table() -> str:
         return f"{' and '.join(needs).replace('_', ' ')} on data" if needs else "weights"
 
     def cell(text: str) -> str:
-        return text.replace("``", "`").replace("|", r"\|")
+        def code(match: re.Match[str]) -> str:  # a bar ends a cell, also within backticks
+            return f"<code>{match[1].replace('|', '&#124;')}</code>" if "|" in match[1] else f"`{match[1]}`"
+
+        return re.sub("``(.*?)``", code, text)
 
     known = methods.available()
     made = {name: methods.resolve(name) for name in known}
     order = sorted(known, key=lambda name: (isinstance(made[name], methods.Learner), "data" in reads(made[name]), name))
-    rows = ["| `method=` | reads | what it does |", "|---|---|---|"]
-    return "\n".join([*rows, *(f"| `{name}` | {reads(made[name])} | {cell(known[name])} |" for name in order)])
+    rows = ["| `method=` | class | reads | what it does | options |", "|---|---|---|---|---|"]
+    for name in order:
+        taken = [f"`{field.name}={field.default!r}`" for field in dataclasses.fields(made[name])]  # type: ignore[arg-type]
+        kind = type(made[name]).__name__
+        rows.append(f"| `{name}` | `{kind}` | {reads(made[name])} | {cell(known[name])} | {', '.join(taken)} |")
+    return "\n".join(rows)
+
+
+def options() -> str:
+    """What every command takes, as markdown tables."""
+    (commands,) = (a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    about = {action.dest: action.help for action in commands._choices_actions}
+    parts = []
+    for name, parser in commands.choices.items():
+        rows = ["| option | |", "|---|---|"]
+        for action in parser._actions:
+            if not isinstance(action, argparse._HelpAction):
+                taken = " ".join([*action.option_strings[:1], *([str(action.metavar)] if action.metavar else [])])
+                rows.append(f"| `{taken}` | {(action.help or '').replace('|', chr(92) + '|')} |")
+        parts.append("\n".join([f"### fxprune {name}", "", f"{about[name]}.", "", *rows]))
+    return "\n\n".join(parts)
+
+
+def figures() -> str:
+    """MACs, milliseconds and accuracy, of the default method at half of the MACs and below."""
+    rows = [
+        "| network | MACs that stay | ms, dense → pruned | accuracy, dense → pruned and fine-tuned |",
+        "|---|---:|---:|---:|",
+    ]
+    timed, latencies = read(RESULTS / "latency.jsonl")
+    for record in latencies.values():
+        f = record.figures
+        if f["batch"] == 1 and f["cut"] == "flops=0.5":
+            rows.append(f"| {f['network']} | {f['macs_ratio']:.1%} | {f['dense_ms']:.1f} → {f['pruned_ms']:.1f} | – |")
+    trained, runs = read(RESULTS / "accuracy.jsonl")
+
+    def accuracy(network: str, method: str, ratio: float) -> float:
+        wanted = (network, method, ratio)
+        known = [r.figures for r in runs.values()]
+        found = [f["accuracy"] for f in known if (f["network"], f["method"], f["ratio"]) == wanted]
+        return 100 * statistics.mean(found)
+
+    for network, name in {"resnet_20": "ResNet-20, digits", "vit": "ViT, digits"}.items():
+        for ratio in (0.5, 0.25):
+            dense, pruned = accuracy(network, "dense", 1.0), accuracy(network, "l2", ratio)
+            rows.append(f"| {name} | {ratio:.1%} | – | {dense:.1f} → {pruned:.1f} |")
+    first = next(iter(latencies.values())).figures
+    threads = f"{first['threads']} thread of onnxruntime {first['onnxruntime_version']}, batch size 1"
+    note = f"milliseconds: {first['provider']}, {threads}, {timed['cpu']}, random weights, {timed['date'][:10]}"
+    seeds = "accuracy: scikit-learn's digits with noise, means of several seeds"
+    return "\n".join([*rows, "", f'(`method="l2"`, defaults; {note}; {seeds}, {trained["date"][:10]}.)'])
 
 
 def results() -> str:
@@ -126,38 +188,76 @@ def libraries() -> str:
             found = [f"Not run yet: {len(missing)} of {len(missing) + len(records)}."] if missing else []
             lines = "\n".join(f"  - {line}" for line in [*found, *summary(records.values())])
             parts.append(
-                f"- [{what}](model_zoo/results/{name}.md) (`{head['command']}`, {head['date'][:10]}):\n{lines}"
+                f"- [{what}](../model_zoo/results/{name}.md) (`{head['command']}`, {head['date'][:10]}):\n{lines}"
             )
     return "\n".join(parts)
 
 
-GENERATED = {
-    "ops": ops,
-    "methods": methods_table,
-    "coverage": results,
-    "libraries": libraries,
-    "latency": latencies,
-    "speed": speed,
+GENERATED: dict[str, tuple[Path, Callable[[], str]]] = {
+    "figures": (README, figures),
+    "options": (DOCS / "command-line.md", options),
+    "ops": (DOCS / "ops.md", ops),
+    "methods": (DOCS / "methods.md", methods_table),
+    "coverage": (DOCS / "results.md", results),
+    "libraries": (DOCS / "results.md", libraries),
+    "latency": (DOCS / "results.md", latencies),
+    "speed": (DOCS / "comparison.md", speed),
 }
 
 
 def generated(text: str, name: str) -> re.Match[str]:
     found = re.search(rf"<!-- {name}\b[^>]*-->\n(.*?)<!-- end of {name} -->", text, re.DOTALL)
-    assert found is not None, f"README.md has no place for {name}"
+    assert found is not None, f"there is no place for {name}"
     return found
 
 
-def blocks(language: str, document: Path = README) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(), re.DOTALL | re.MULTILINE)
+class Block(NamedTuple):
+    """A block of code in a page. ``line``: how many lines are above it. ``follows``: with nothing between, a block."""
+
+    language: str
+    code: str
+    line: int
+    follows: bool
 
 
-def block_with(text: str, language: str = "python", document: Path = README) -> str:
-    (found,) = (block for block in blocks(language, document) if text in block)
+def parsed(page: Path) -> list[Block]:
+    text, end, found = page.read_text(), 0, []
+    for match in re.finditer(r"^```(\S*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        between = text[end : match.start()]
+        found.append(Block(match[1], match[2], text[: match.start(2)].count("\n"), bool(end) and not between.strip()))
+        end = match.end()
     return found
+
+
+def blocks(language: str, page: Path) -> list[str]:
+    return [block.code for block in parsed(page) if block.language == language]
+
+
+def block_with(text: str, page: Path, language: str = "python") -> str:
+    (found,) = (code for code in blocks(language, page) if text in code)
+    return found
+
+
+def run(page: Path) -> dict[str, Any]:
+    """Run the Python blocks of a page, compare what they print with what the page shows, and return their names."""
+    names: dict[str, Any] = {}
+    printed = ""
+    for block in parsed(page):
+        if block.language == "python":
+            code = compile("\n" * block.line + block.code, page.name, "exec")
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(code, names)
+            printed = out.getvalue()
+            names["printed"] = names.get("printed", "") + printed
+        elif block.language == "text" and block.follows:
+            flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+            agree = doctest.OutputChecker().check_output(block.code, printed, flags)
+            assert agree, f"{page.name}:{block.line} shows something else than what is printed:\n{printed}"
+    return names
 
 
 def stand_in(name: str, pretrained: bool = False) -> nn.Module:
-    """A small network with the names of the one in the README."""
+    """A small network with the names of the one in the pages."""
     torch.manual_seed(0)
     model = timm.models.resnet.ResNet(
         timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=10, channels=(64, 64, 128, 128)
@@ -166,41 +266,23 @@ def stand_in(name: str, pretrained: bool = False) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("number", range(2))
-def test_python_blocks_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timm, "create_model", stand_in)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(compile(blocks("python")[number], "README.md", "exec"), names)
-    small = names["small"]
-    assert isinstance(small, torch.fx.GraphModule)
-    report = small.meta["fxprune"]
-    assert report.macs_after <= 0.5 * report.macs_before
-    written = [["resnet50-half.onnx"], ["groups.html", "plan.json", "report.html", "small.onnx", "widths.png"]]
-    assert sorted(path.name for path in tmp_path.iterdir()) == written[number]
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_save_load_and_fine_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timm, "create_model", stand_in)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(compile(block_with("fxprune.save("), "README.md", "exec"), names)
-    small, x = names["small"].eval(), names["x"]
-    with torch.no_grad():
-        expected = small(x)
-        assert torch.equal(names["loaded"].eval()(x), expected)
-        smaller = torch.randn(3, 3, 64, 64)  # of the size that the stand-in was recorded with
-        assert torch.allclose(names["program"](smaller), small(smaller), atol=1e-5)
-        assert torch.allclose(names["resnet"].eval()(x), expected, atol=1e-5)
-    assert {id(p) for g in names["optimizer"].param_groups for p in g["params"]} == {id(p) for p in small.parameters()}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.pt2", "small.safetensors"]
+def tiny(name: str, num_classes: int) -> Any:
+    model = make()
+    assert num_classes == model.head.out_features
+    model.pretrained_cfg = {"input_size": (3, 8, 8)}
+    return model
 
 
 def loader() -> DataLoader[Any]:
     generator = torch.Generator().manual_seed(1)
     images, labels = torch.randn(12, 3, 8, 8, generator=generator), torch.randint(0, 10, (12,), generator=generator)
     return DataLoader(TensorDataset(images, labels), 4)
+
+
+def within_half(small: Any) -> None:
+    assert isinstance(small, torch.fx.GraphModule)
+    report = small.meta["fxprune"]
+    assert 0 < report.macs_after <= 0.5 * report.macs_before
 
 
 ATTACHED = """
@@ -212,60 +294,48 @@ ATTACHED = """
 """
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_training_in_both_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    code = block_with("fxprune.attach(")
-    made, promised = (ast.parse(textwrap.dedent(text)).body for text in (code, ATTACHED))
-    shown = [ast.dump(part) for part in made if not ast.unparse(part).startswith(("small =", "optimizer ="))]
-    assert shown == [ast.dump(part) for part in promised]
-    names: dict[str, Any] = {"fxprune": fxprune, "torch": torch, "model": make(), "example_inputs": image()}
-    names |= {"loader": loader(), "test_loader": loader(), "criterion": F.cross_entropy}
-    exec(compile(code, "README.md", "exec"), names)
-    for key in ("small", "pruned"):
-        report = names[key].meta["fxprune"]
-        assert 0 < report.macs_after <= 0.5 * report.macs_before
-        assert not torch.equal(names[key].get_parameter("head.bias"), names["model"].head.bias), "trained"
-    assert (tmp_path / "run.pt").exists()
-
-    finished = code.partition("learner =")[0].replace("resume=None", 'resume="run.pt"')
-    assert 'resume="run.pt"' in finished
-    exec(compile(finished, "README.md", "exec"), again := dict(names))
-    assert all(torch.equal(t, names["small"].state_dict()[n]) for n, t in again["small"].state_dict().items())
+def check_readme(names: dict[str, Any], folder: Path) -> None:
+    within_half(names["small"])
+    assert names["logits"].shape == (8, 10)
+    assert sorted(path.name for path in folder.iterdir()) == ["half.onnx", "half.safetensors"]
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_scratch_without_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def tiny(name: str, num_classes: int) -> Any:
-        model = make()
-        assert num_classes == model.head.out_features
-        model.pretrained_cfg = {"input_size": (3, 8, 8)}
-        return model
+def check_guide(names: dict[str, Any], folder: Path) -> None:
+    small, model, x = names["small"], names["model"], names["images"]
+    within_half(small)
+    within_half(names["pruned"])
+    assert not torch.equal(names["pruned"].get_parameter("fc.bias"), model.fc.bias), "trained"
+    made, promised = (
+        ast.parse(textwrap.dedent(text)).body for text in (block_with("fxprune.attach(", DOCS / "guide.md"), ATTACHED)
+    )
+    mine = ("criterion =", "optimizer =", "example_inputs =")
+    assert [ast.dump(p) for p in made if not ast.unparse(p).startswith(mine)] == [ast.dump(p) for p in promised]
+    with torch.no_grad():
+        expected = small(x)
+        assert torch.equal(names["loaded"].eval()(x), expected)
+        assert torch.allclose(names["program"](x), expected, atol=1e-5)
+        assert torch.allclose(torch.from_numpy(names["logits"]), expected, atol=1e-5)
+        assert torch.allclose(names["resnet"].eval()(x), expected, atol=1e-5)
+        assert names["whole"](x).shape == (12, 10)
+    assert names["whole"].layer1.meta["fxprune"].oracle_error < 1e-5
+    assert {id(p) for g in names["optimizer"].param_groups for p in g["params"]} == {id(p) for p in small.parameters()}
+    assert len(names["optimizer"].state) == len(list(small.parameters())), "its moments were carried over"
+    written = "groups.html plan.json report.html small.onnx small.pt2 small.safetensors widths.png"
+    assert sorted(path.name for path in folder.iterdir()) == written.split()
 
-    monkeypatch.setattr(timm, "create_model", tiny)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"fxprune": fxprune, "timm": timm}
-    code = block_with('method="scratch"')
-    exec(compile(code, "README.md", "exec"), names)
+
+def check_methods(names: dict[str, Any], folder: Path) -> None:
+    code = block_with('method="scratch"', DOCS / "methods.md")
     (told,) = re.findall(r"# (learned .*), \.\.\.", code)
-    assert capsys.readouterr().out.count(told) == 2
+    assert names["printed"].count(told) == 2
     assert names["found"].names == ("seed 0", "seed 1")
-    assert (tmp_path / "similarity.png").exists()
+    assert (folder / "similarity.png").exists()
+    check_criterion()
+    check_learner(names["Polarization"])
 
 
-@pytest.fixture
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
-
-
-@pytest.mark.usefixtures("_own_registry")
-def test_the_criterion_of_a_third_party() -> None:
-    code = block_with('@register("l2_per_mac")')
-    assert len(code.splitlines()) < 40
-    names: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), names)
+def check_criterion() -> None:
+    assert len(block_with('@register("l2_per_mac")', DOCS / "methods.md").splitlines()) < 40
     assert methods.available()["l2_per_mac"] == "Norm of what a channel owns, per multiply-accumulate that it costs."
     model, x = make(), image()
     report = fxprune.prune(model, x, method="l2_per_mac", flops=0.5, progress=False).meta["fxprune"]
@@ -279,13 +349,81 @@ def test_the_criterion_of_a_third_party() -> None:
     assert methods.resolve("l2_per_mac").score(up, state) == pytest.approx(by_norm / macs)  # type: ignore[union-attr]
 
 
+def check_learner(polarization: Any) -> None:
+    assert len(block_with('@register("polarization")', DOCS / "methods.md").splitlines()) < 40
+    model = make()
+    learner = fxprune.attach(model, image(), method=polarization(strength=0.5), channels=0.5, progress=False)
+    scales = torch.cat([model.stem[1].weight, model.up[1].weight, model.down[1].weight]).detach().abs()
+    expected = 0.5 * (1.2 * scales.sum() - (scales - scales.mean()).abs().sum())
+    torch.testing.assert_close(learner.loss(torch.zeros(())).detach(), expected)
+    small = fxprune.prune(model, image(), method="polarization", channels=0.5, data=loader(), epochs=1, progress=False)
+    assert small.meta["fxprune"].params_after < small.meta["fxprune"].params_before
+    kept = learner.finish().meta["fxprune"].plan.kept
+    groups = {"up.0.weight": model.up[1].weight, "stem.0.weight": (model.stem[1].weight + model.down[1].weight) / 2}
+    weakest = torch.cat([scale.detach() / 1 for scale in groups.values()]).sort().values[20]
+    for name, scale in groups.items():
+        assert kept[name][0] == torch.where(scale.detach() >= weakest)[0].tolist()
+
+
+CHECKS = {"README.md": check_readme, "guide.md": check_guide, "methods.md": check_methods}
+
+
+@pytest.fixture
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+
+@pytest.mark.usefixtures("_own_registry", "one_thread")
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks("python", page)], ids=lambda page: page.name)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm, "create_model", tiny if page.name == "methods.md" else stand_in)
+    monkeypatch.setattr("fxprune.deploy.stopwatch._SECONDS", 0.0)
+    monkeypatch.chdir(tmp_path)
+    names = run(page)
+    if page.name in CHECKS:
+        CHECKS[page.name](names, tmp_path)
+    else:
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_no_block_is_left_out() -> None:
+    for page in PAGES:
+        found = parsed(page)
+        assert {block.language for block in found} <= {"python", "sh", "text", "toml"}, page
+        alone = [block for block in found if block.language == "text" and not block.follows]
+        assert len(alone) == (page.name == "guide.md"), page  # the report of a command
+
+
+PUBLIC = [name for name in fxprune.__all__ if callable(getattr(fxprune, name))]
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Any]:
+    """The names that examples in docstrings may use."""
+    return run(DOCS / "reference.md")
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", PUBLIC)
+def test_examples_in_docstrings_run(
+    name: str, reference: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = doctest.DocTestFinder(recurse=False).find(getattr(fxprune, name), name, globs=dict(reference))
+    assert any(test.examples for test in found), f"fxprune.{name} has no example"
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    for test in found:
+        told: list[str] = []
+        assert runner.run(test, out=told.append).failed == 0, "".join(told)
+
+
 @pytest.mark.usefixtures("_own_registry")
 def test_an_installed_package_adds_its_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entry = block_with("entry-points", "toml")
+    entry = block_with("entry-points", DOCS / "methods.md", "toml")
     assert re.fullmatch(r'\[project\.entry-points\."fxprune\.methods"\]\nl2_per_mac = "my_package:L2PerMac"\n', entry)
-    (tmp_path / "my_package.py").write_text(block_with('@register("l2_per_mac")'))
+    (tmp_path / "my_package.py").write_text(block_with('@register("l2_per_mac")', DOCS / "methods.md"))
     info = tmp_path / "my_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1.0\n")
@@ -300,36 +438,27 @@ def test_an_installed_package_adds_its_method(
     assert "l2_per_mac" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("_own_registry", "one_thread")
-def test_the_learner_of_a_third_party() -> None:
-    code = block_with('@register("polarization")', document=MAP)
-    assert len(code.splitlines()) < 40
-    names: dict[str, Any] = {}
-    exec(compile(code, "fxprune/README.md", "exec"), names)
-    model = make()
-    learner = fxprune.attach(model, image(), method=names["Polarization"](strength=0.5), channels=0.5, progress=False)
-    scales = torch.cat([model.stem[1].weight, model.up[1].weight, model.down[1].weight]).detach().abs()
-    expected = 0.5 * (1.2 * scales.sum() - (scales - scales.mean()).abs().sum())
-    torch.testing.assert_close(learner.loss(torch.zeros(())).detach(), expected)
-    small = fxprune.prune(model, image(), method="polarization", channels=0.5, data=loader(), epochs=1, progress=False)
-    assert small.meta["fxprune"].params_after < small.meta["fxprune"].params_before
-    kept = learner.finish().meta["fxprune"].plan.kept
-    groups = {"up.0.weight": model.up[1].weight, "stem.0.weight": (model.stem[1].weight + model.down[1].weight) / 2}
-    weakest = torch.cat([scale.detach() / 1 for scale in groups.values()]).sort().values[20]
-    for name, scale in groups.items():
-        assert kept[name][0] == torch.where(scale.detach() >= weakest)[0].tolist()
+KEYWORDS = (
+    "example_kwargs method flops params channels latency data loss_fn epochs ignore exact attention scope round_to "
+    "verify seed progress"
+)
 
 
 def test_every_public_name_and_argument_is_shown() -> None:
-    text = "\n".join(blocks("python"))
-    for name in ("prune", "attach", "apply", "analyze", "record", "export", "PruningPlan", "methods", "study", "Loop"):
+    text = "\n".join(code for page in PAGES for code in blocks("python", page))
+    for name in ("prune", "attach", "apply", "analyze", "record", "export", "PruningPlan", "methods", "study"):
         assert f"fxprune.{name}" in text
-    arguments = fxprune.prune.__kwdefaults__
-    assert [name for name in arguments if not re.search(rf"\b{name}=", text)] == []
+    assert [name for name in KEYWORDS.split() if not re.search(rf"\b{name}=", text)] == []
+    shown = (DOCS / "reference.md").read_text()
+    assert [name for name in fxprune.__all__ if not re.search(rf"\b{name}\b", shown) and name != "__version__"] == []
+
+
+def test_the_readme_is_a_page() -> None:
+    assert len(README.read_text().splitlines()) <= 150
 
 
 def test_the_two_commands() -> None:
-    assert blocks("sh")[:2] == [
+    assert blocks("sh", README)[:2] == [
         f"{INSTALL} . && fxprune prune timm:resnet50 --method l2 --flops 0.5 --onnx resnet50-half.onnx\n",
         f'{INSTALL} ".[test]" && pytest\n',
     ]
@@ -339,18 +468,35 @@ def test_the_two_commands() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     assert 'fxprune = "fxprune.cli:main"' in project
     assert "\ntest = [" in project
+    assert 'pip install --quiet ".[docs]"\nmkdocs build --strict' in ci
+
+
+TOOLS = {"pytest", "ruff", "mypy", "mkdocs", "shtab", "."}
 
 
 def test_command_lines_are_understood() -> None:
-    lines = [part for block in blocks("sh") for line in block.splitlines() for part in line.split(" && ")]
-    lines = [line for line in lines if line.startswith("fxprune ")]
-    assert len(lines) == 11
-    for line in lines:
-        cli.parser().parse_args(shlex.split(line)[1:])
+    lines = [line for page in PAGES for code in blocks("sh", page) for line in code.splitlines()]
+    project = (ROOT / "pyproject.toml").read_text()
+    ours = 0
+    for line in (part for whole in lines for part in whole.split(" && ")):
+        tool, *words = shlex.split(line)
+        if tool == "fxprune":
+            cli.parser().parse_args(words)
+            ours += 1
+        elif tool == "python" and words[0] == "-m":
+            assert find_spec(words[1]) is not None, line
+        elif tool == "python":
+            assert (ROOT / words[0]).exists(), line
+        elif tool == "pip":
+            for extra in re.findall(r"\[(.*)\]", line):
+                assert all(re.search(rf"^{name} = \[", project, re.MULTILINE) for name in extra.split(",")), line
+        else:
+            assert tool in TOOLS, line
+    assert ours == 11
 
 
 def test_the_printed_report_has_the_form_of_a_real_one() -> None:
-    (shown,) = blocks("text")
+    (shown,) = (block.code for block in parsed(DOCS / "guide.md") if block.language == "text" and not block.follows)
     real = str(fxprune.prune(stand_in("resnet50"), flops=0.5, round_to=2, progress=False).meta["fxprune"])
 
     def form(text: str) -> list[list[str]]:
@@ -365,7 +511,8 @@ def test_the_printed_report_has_the_form_of_a_real_one() -> None:
 
 @pytest.mark.parametrize("name", GENERATED)
 def test_generated_parts_are_up_to_date(name: str) -> None:
-    assert generated(README.read_text(), name).group(1).strip() == GENERATED[name](), "run python tests/test_readme.py"
+    page, make = GENERATED[name]
+    assert generated(page.read_text(), name).group(1).strip() == make(), "run python tests/test_readme.py"
 
 
 def test_every_rule_has_a_kind() -> None:
@@ -400,14 +547,13 @@ def test_the_map_enters_at_functions_that_are_there() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for document in (README, ROOT / "fxprune/README.md", ROOT / "model_zoo/README.md"):
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document}: {target}"
+    for page in [*PAGES, ROOT / "model_zoo/README.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page}: {target}"
 
 
 if __name__ == "__main__":
-    text = README.read_text()
-    for name, make in GENERATED.items():
-        span = generated(text, name).span(1)
-        text = f"{text[: span[0]]}\n{make()}\n\n{text[span[1] :]}"
-    README.write_text(text)
+    for name, (page, make) in GENERATED.items():
+        text = page.read_text()
+        begin, end = generated(text, name).span(1)
+        page.write_text(f"{text[:begin]}\n{make()}\n\n{text[end:]}")

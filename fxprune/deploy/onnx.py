@@ -86,6 +86,12 @@ def export(
         ExampleInputsError: inputs that are missing, or that do not run with another batch size.
         ExportError: the network cannot be exported like this, or the exported file computes something else. No file is
             left.
+
+    Examples:
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> validation = fxprune.export(small, "small.onnx")
+        >>> validation.max_rel_error < 1e-4
+        True
     """
     path = check_writable(path)
     runtime.check_provider(provider)

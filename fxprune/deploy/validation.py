@@ -75,6 +75,12 @@ class Validation:
         sizes: heights and widths of the comparison; one where they are fixed, none where the network takes no image.
         skipped: execution providers of this onnxruntime that did not run it, and why.
         metadata: what the file says of itself (``metadata_props``).
+
+    Examples:
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> validation = fxprune.export(small, "small.onnx", provider="CPUExecutionProvider")
+        >>> validation.dtype, validation.provider, len(validation.runs)
+        ('float32', 'CPUExecutionProvider', 1)
     """
 
     path: Path
@@ -130,6 +136,12 @@ def validate(
         InputError: there is no such file or provider.
         ExampleInputsError: inputs that are missing, or that do not run.
         ExportError: the file is damaged, is that of another network or cut, or computes something else.
+
+    Examples:
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> _ = fxprune.export(small, "small.onnx")
+        >>> fxprune.validate("small.onnx", small, provider="CPUExecutionProvider").provider
+        'CPUExecutionProvider'
     """
     path = Path(path)
     runtime.check_provider(provider)

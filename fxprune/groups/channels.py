@@ -60,6 +60,13 @@ class ChannelGroup:
     ``channels [blocks, size]``: channel numbers. Blocks keep equal counts, so a *slot* is one channel of each block.
     ``exact``: cutting changes no statistic. ``locked``: why these may not be cut, with the source line, or None.
     ``least``: so many slots stay, whatever the tensors need.
+
+    Examples:
+        >>> group = fxprune.analyze(model, x).prunable[0]
+        >>> print(group)
+        0: 16 channels, exact; 0.weight[0], 0.bias[0], 1.weight[0], 1.bias[0] and ...
+        >>> group.channels.shape
+        (1, 16)
     """
 
     name: str
@@ -72,6 +79,7 @@ class ChannelGroup:
 
     @property
     def blocks(self) -> int:
+        """How many blocks keep equal counts; 1 of most groups."""
         return int(self.channels.shape[0])
 
     @property
@@ -112,6 +120,15 @@ class ChannelGraph:
     ``sources``: node -> the user's source line. ``lines``: module or parameter -> the line that uses it first, in the
     order of use. ``kinds``: module -> class name; that of '' is the model's. ``uninterpreted``: nodes that do not run
     without data; what reaches them is locked.
+
+    Examples:
+        >>> graph = fxprune.analyze(model, x)
+        >>> graph.macs(), graph.params()
+        (..., ...)
+        >>> keep = graph.everything()
+        >>> keep[graph.prunable[0].channels[0, :8]] = False  # half of the first group
+        >>> graph.macs(keep) < graph.macs()
+        True
     """
 
     parameters: tuple[Parameter, ...]
@@ -134,6 +151,7 @@ class ChannelGraph:
 
     @cached_property
     def by_name(self) -> dict[str, Parameter]:
+        """Every name in the state_dict -> its parameter or buffer."""
         return {name: parameter for parameter in self.parameters for name in parameter.names}
 
     @cached_property
@@ -147,6 +165,7 @@ class ChannelGraph:
 
     @cached_property
     def prunable(self) -> tuple[ChannelGroup, ...]:
+        """The groups that may be cut."""
         return tuple(group for group in self.groups if group.locked is None)
 
     def with_locked(self, channels: Sequence[int], reason: Reason) -> ChannelGraph:
@@ -194,7 +213,7 @@ class ChannelGraph:
         return group.blocks, tuple(sorted((m.name.rpartition(".")[2], m.dim, len(s), s[2:]) for m, s in shapes))
 
     def everything(self) -> Keep:
-        """The plan that cuts nothing."""
+        """The plan that cuts nothing: a boolean per channel ``[channel_count]``, all True."""
         return np.ones(self.channel_count, dtype=bool)
 
     @cached_property

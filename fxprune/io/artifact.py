@@ -158,6 +158,10 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         InputError: ``pruned`` is no pruned network, holds something that the format cannot, or ``path`` is unwritable.
         WriteError: writing failed on the way, on a full disk for instance.
         ExportError: torch.export cannot capture the network (``.pt2``).
+
+    Examples:
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> fxprune.save(small, "small.safetensors")
     """
     path = check_path(path)
     if not isinstance(pruned, nn.Module):
@@ -211,6 +215,13 @@ def load(
         PlanError: the plan in it belongs to another model.
         InputError: ``path`` or ``model`` cannot be used.
         ExampleInputsError: example inputs are needed, or do not fit.
+
+    Examples:
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> fxprune.save(small, "small.safetensors")
+        >>> loaded = fxprune.load("small.safetensors", model)  # as a rule a fresh instance, in another process
+        >>> bool(torch.equal(loaded.eval()(x), small.eval()(x)))
+        True
     """
     check_flags(verify=verify)
     path = _existing(path)

@@ -144,7 +144,8 @@ class _Run(Hooks):
     def _shrink(self, amount: float) -> None:
         """Soft-threshold every latent vector of which more than the minimum counts."""
         values = self._latents.values
-        places, vector = self._places.to(values.device), self._vector.to(values.device)
+        self._places, self._vector = self._places.to(values.device), self._vector.to(values.device)
+        places, vector = self._places, self._vector
         z = values[places]
         large = (z.abs() >= self._options.threshold).to(z.dtype)
         counts = z.new_zeros(self._count).index_add_(0, vector, large)

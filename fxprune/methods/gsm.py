@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from fxprune.errors import InputError
+from fxprune.groups.channels import Parameter
 from fxprune.methods import optim
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
 from fxprune.methods.registry import register
-from fxprune.methods.state import ModelState, kept_entries, places_of
+from fxprune.methods.state import ModelState, kept_entries, places_of, sums_in_places
 
 Keep = npt.NDArray[np.bool_]
 
@@ -130,6 +132,7 @@ class _Structured(_Run):
         named = dict(site.parameters)
         owned = [p for p in site.graph.parameters if p.trainable and p.labels and p.name in named]
         self._owned = [(named[p.name], p, places_of(p)) for p in owned]
+        self._ids: dict[str, list[Tensor]] = {}
         self._active: Keep | None = None
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -139,16 +142,24 @@ class _Structured(_Run):
         """The gradients of active channels; zero elsewhere."""
         graph, total = self._site.graph, np.zeros(self._site.graph.channel_count)
         owned = [entry for entry in self._owned if entry[0] in gradients]
-        for tensor, _, places in owned:
-            product = gradients[tensor].double() * tensor.detach().double()
-            for place in places:
-                total[place.channels] += place.sums(product)
+        products = [(gradients[tensor].double() * tensor.detach().double(), places) for tensor, _, places in owned]
+        places = [place for _, _, found in owned for place in found]
+        for place, sums in zip(places, sums_in_places(products), strict=True):
+            total[place.channels] += sums
         total = np.abs(total)
         self._active = active = self._site.select([None if g.locked else total[g.channels] for g in graph.groups])
-        masks: dict[Tensor, Tensor] = {
-            tensor: kept_entries(parameter, active).to(tensor.device) for tensor, parameter, _ in owned
+        moved = {device: torch.from_numpy(~active).to(device) for device in {tensor.device for tensor, _, _ in owned}}
+        passive: dict[Tensor, Tensor] = {
+            tensor: reduce(torch.logical_or, (moved[tensor.device][ids] for ids in self._ids_of(tensor, parameter)))
+            for tensor, parameter, _ in owned
         }
-        return {t: g.masked_fill(~masks[t], 0) if t in masks else g for t, g in gradients.items()}
+        return {t: g.masked_fill(passive[t], 0) if t in passive else g for t, g in gradients.items()}
+
+    def _ids_of(self, tensor: Tensor, parameter: Parameter) -> list[Tensor]:
+        """The channels along the dims of a parameter, on its device."""
+        if (found := self._ids.get(parameter.name)) is None or found[0].device != tensor.device:
+            found = self._ids[parameter.name] = [factor.tensor().to(tensor.device) for factor in parameter.labels]
+        return found
 
     def alive(self) -> Keep | None:
         return self._active

@@ -70,9 +70,10 @@ class _Run(Hooks):
                     scale.fill_(options.gamma)
 
     def after_backward(self) -> None:
-        for scale in self._scales.values():
-            if scale.grad is not None:
-                scale.grad.add_(torch.sign(scale.detach()), alpha=self._options.strength)
+        moved = [(scale.grad, scale.detach()) for scale in self._scales.values() if scale.grad is not None]
+        if moved:
+            gradients, scales = zip(*moved, strict=True)
+            torch._foreach_add_(gradients, torch._foreach_sign(scales), alpha=self._options.strength)
 
     def trained(self) -> Parameters:
         return self._site.model.parameters()

@@ -248,6 +248,16 @@ class Place:
         return np.bincount(self.position, values, len(self.channels)).astype(np.float64)
 
 
+def sums_in_places(values: Iterable[tuple[Tensor, Sequence[Place]]]) -> list[Scores]:
+    """``place.sums(value)`` of every place, one after the other, with one transfer from the device for all."""
+    found = [(place, place.summed(value).double().reshape(-1)) for value, places in values for place in places]
+    if not found:
+        return []
+    device = found[0][1].device
+    parts = torch.cat([sums.to(device) for _, sums in found]).cpu().split([len(sums) for _, sums in found])
+    return [place.of_channels(part) for (place, _), part in zip(found, parts, strict=True)]
+
+
 def _sums(values: Tensor, element: Callable[[Tensor], Tensor], places: Sequence[Place]) -> list[Tensor]:
     """``place.summed(element(values))`` of every place, a few rows at a time: big copies are slow."""
     entries = _ENTRIES_IN_CACHE if values.device.type == "cpu" else _ENTRIES

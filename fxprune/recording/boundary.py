@@ -151,6 +151,25 @@ class Unflatten:
         return self
 
 
+class InOrder:
+    """Makes an object that is a dict too, with its items in the order that they had."""
+
+    def __init__(self, cls: Callable[..., Any], keys: tuple[str, ...]) -> None:
+        self.cls = cls
+        self.keys = keys
+        self.__name__ = f"{getattr(cls, '__name__', 'dict')}_in_order"
+        self.__module__ = __name__
+
+    def __call__(self, **fields: Any) -> Any:
+        new = self.cls(**fields)
+        for key in self.keys:
+            new.move_to_end(key)
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InOrder:
+        return self
+
+
 class Remade:
     """Puts an object of the user's together again: a copy of the one that was recorded, with other attributes."""
 
@@ -203,7 +222,10 @@ class Apart:
             return self._known[id(value)]
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = [field for field in dataclasses.fields(value) if field.init]
-            return Rebuilt(type(value), (), {field.name: self(getattr(value, field.name)) for field in fields})
+            made = {field.name: self(getattr(value, field.name)) for field in fields}
+            keys = [key for key in value if key in made] if isinstance(value, OrderedDict) else []
+            in_order = keys == [name for name in made if name in keys]
+            return Rebuilt(type(value) if in_order else InOrder(type(value), tuple(keys)), (), made)
         if isinstance(value, Mapping):
             items = {key: self(item) for key, item in value.items()}
             if type(value) is dict:

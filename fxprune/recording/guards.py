@@ -59,6 +59,11 @@ def holds(value: Any, relation: str, recorded: Any, source: str) -> None:
         raise GuardError(_text(value, relation, recorded, source), source)
 
 
+def keeps(value: Any, relation: str, recorded: Any) -> bool:
+    """Whether :func:`holds` would go on for these numbers."""
+    return bool(RELATIONS[relation](value, recorded))
+
+
 def _holds_of_tensor(value: Tensor, relation: str, recorded: Any, source: str) -> None:
     if value.is_meta:
         return

@@ -77,6 +77,8 @@ _SEEDS = [(torch, "manual_seed"), (torch.random, "manual_seed"), (torch, "seed")
 # What a graph cannot follow, as it is no part of any value.
 _LAYOUT = "how a tensor lies in memory"
 _ASKED = {"requires_grad": "whether a tensor requires a gradient", "is_contiguous": _LAYOUT}
+# What holds where equal numbers count as unequal in a comparison, and the answer is the other one.
+_OR_EQUAL = {"<": "<=", "<=": ">=", ">": ">=", ">=": "<="}
 # Calls that change how autograd treats a tensor, or a mode of torch, and compute nothing.
 _NO_OPS = {"requires_grad_", "retain_grad", "register_hook", "_set_grad_enabled", "set_grad_enabled"}
 
@@ -93,7 +95,9 @@ class Options:
     The others are other ways to record the same model, of which the one that agrees with it is taken (see
     ``fxprune.verification.probes``). ``exporting``: the model is told that it is being exported, where most libraries
     take their general branch. ``flipped``: source lines where a branch on a tensor's value goes the other way.
-    ``cleared``: (name of a module, attribute) that the model keeps for one size, as good as never set.
+    ``unequal``: source lines where sizes that are equal count as unequal, so that what is done for unequal ones is
+    recorded: a padding by nothing, a resize to the same size. ``cleared``: (name of a module, attribute) that the model
+    keeps for one size, as good as never set.
     """
 
     clear_caches: bool = True
@@ -102,6 +106,7 @@ class Options:
     own_hashes: bool = True
     exporting: bool = False
     flipped: frozenset[str] = frozenset()
+    unequal: frozenset[str] = frozenset()
     cleared: frozenset[tuple[str, str]] = frozenset()
 
 
@@ -176,13 +181,14 @@ class Recorder:
         self._begin = _begin_of(self.model)
         self._objects: dict[int, tuple[Any, Node]] = {}  # that came in, by identity
         self._as_given: dict[int, dict[Any, Any]] = {}
-        self.writer = GraphWriter(self.parts, options.own_hashes, self.decided, copier.original)
+        self.writer = GraphWriter(self.parts, options.own_hashes, self.decided, self.compared, copier.original)
         for name, tensor in parts.tensors.items():
             self.writer.also_named(name, tensor)
         self._thread = threading.get_ident()
         self._depth = 0
         self._value_read = False
         self._written_tensors: set[int] = set()
+        self._told_unequal: set[tuple[str, str]] = set()
         self._function_mode = _FunctionMode(self)
         self._module_names = {id(module): name for name, module in self.parts.modules.items()}
         self._buffers = [
@@ -667,13 +673,25 @@ class Recorder:
         return result
 
     def decided(self, value: Any, relation: str, other: Any, outcome: bool) -> None:
-        """The model branched on a number that it got from sizes or values."""
+        """The model took a number that it got from sizes or values out of the graph, or branched on it."""
         if not self._is_inner():
             with self._unrecorded():
                 if _is_of_strides(value) or _is_of_strides(other):
                     self.writer.note(f"forward asks {_LAYOUT}; recorded as it is for the example")
                 else:
                     self.writer.guard(value, relation, other, outcome)
+
+    def compared(self, value: Any, relation: str, other: Any, outcome: bool) -> bool:
+        """The model compares such a number; of equal ones it may be told that they are not, see ``Options``."""
+        if self.options.unequal and plain(value) == plain(other) and not self._is_inner():
+            place = current_source(), self.writer.path[-1]
+            if place[0] in self.options.unequal and place not in self._told_unequal:
+                self._told_unequal.add(place)  # once, or a loop may never end
+                if relation in _OR_EQUAL:
+                    self.decided(value, _OR_EQUAL[relation], other, True)
+                return not outcome
+        self.decided(value, relation, other, outcome)
+        return outcome
 
     def _builtins(self) -> dict[str, Any]:
         return {"int": patches.Int, "float": patches.Float, "len": self._length, "range": self._range,

@@ -91,9 +91,7 @@ def _comparison(function: Callable[[Any, Any], Any], relation: str) -> Callable[
         other = _of_numpy(other)
         if not _is_number(other):
             return NotImplemented
-        outcome = function(plain(self), plain(other))
-        self.lazy.owner.decided(self, relation, other, outcome)
-        return outcome
+        return self.lazy.owner.compared(self, relation, other, function(plain(self), plain(other)))
 
     return method
 

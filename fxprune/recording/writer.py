@@ -39,6 +39,7 @@ _BUILTINS: dict[type, type] = {patches.Int: int, patches.Float: float}
 # Calls that give as many tensors as a size says.
 _PARTS = frozenset("unbind split chunk tensor_split hsplit vsplit dsplit unsafe_split unsafe_chunk".split())
 OnDecision = Callable[[Any, str, Any, bool], None]
+OnComparison = Callable[[Any, str, Any, bool], bool]
 
 
 class GraphWriter:
@@ -51,10 +52,11 @@ class GraphWriter:
     """
 
     def __init__(self, parts: Parts, own_hashes: bool = True, on_decision: OnDecision | None = None,
+                 on_comparison: OnComparison | None = None,
                  original: Callable[[Any], Any] = lambda value: value) -> None:  # fmt: skip
         self.graph = Graph()
         self.own_hashes = own_hashes
-        self._on_decision = on_decision
+        self._on_decision, self._on_comparison = on_decision, on_comparison
         self._original = original
         self._guarded: set[Any] = set()
         self._replaced: set[int] = set()
@@ -102,9 +104,13 @@ class GraphWriter:
             self._lasting.add(storage)
 
     def decided(self, value: Any, relation: str, other: Any, outcome: bool) -> None:
-        """Python code branched on ``value relation other``, or took ``value`` out of the graph."""
+        """Python code took ``value`` out of the graph, where ``value relation other``."""
         if self._on_decision is not None:
             self._on_decision(value, relation, other, outcome)
+
+    def compared(self, value: Any, relation: str, other: Any, outcome: bool) -> bool:
+        """What Python code is told that compares, and may branch on it."""
+        return outcome if self._on_comparison is None else self._on_comparison(value, relation, other, outcome)
 
     def effect(self, call: Call) -> None:
         """A call that is made for what it does to an object that came in."""

@@ -29,6 +29,10 @@ class Latency:
 
     ``dense_ms``, ``pruned_ms``: median milliseconds of ``runs`` runs in turn at batch size ``batch``. ``provider``: the
     execution provider; ``device``: what it ran on; ``threads``: of the processor, 0: as many as it has cores.
+
+    Examples:
+        >>> fxprune.Latency(8.0, 5.0, "CPUExecutionProvider", "AMD EPYC", 1, 1, 31, "1.31.1").ratio
+        0.625
     """
 
     dense_ms: float
@@ -42,6 +46,7 @@ class Latency:
 
     @property
     def ratio(self) -> float:
+        """What stays: pruned to dense."""
         return self.pruned_ms / self.dense_ms
 
     def data(self) -> dict[str, Any]:
@@ -73,6 +78,14 @@ class Report:
     budget. ``budget``: (kind, ratio) that was asked for, None where the method or a given plan decided. ``proof``: the
     recording against the model on what the example does not show, None if it was not asked for. ``reconstruction``:
     what refitting the weights did (``fxprune.reconstruction.Reconstruction``), None if it was not asked for.
+
+    Examples:
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> report = small.meta["fxprune"]
+        >>> report.oracle_error <= 1e-5
+        True
+        >>> report.rows[0].name, report.rows[0].before, report.rows[0].frozen
+        ('0', (16, 3, 3, 3), '')
     """
 
     model: str
@@ -98,6 +111,22 @@ class Report:
     groups: tuple[GroupRow, ...] = field(default=(), repr=False)
     proof: Proof | None = field(default=None, repr=False, compare=False)
     reconstruction: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def budget_used(self) -> float | None:
+        """How much of the budget the result takes, as a share of it; None where no budget was asked for."""
+        if self.budget is None:
+            return None
+        kind, ratio = self.budget
+        free = [group for group in self.groups if not group.why]
+        left = {
+            "flops": (self.macs_after, self.macs_before),
+            "params": (self.params_after, self.params_before),
+            "channels": (sum(g.after for g in free), sum(g.before for g in free)),
+            "latency": (self.latency.pruned_ms, self.latency.dense_ms) if self.latency is not None else (0, 0),
+        }
+        after, before = left[kind]
+        return after / before / ratio if before else None
 
     @property
     def inputs(self) -> tuple[InputDim, ...]:
@@ -202,7 +231,9 @@ class Report:
         if self.latency is not None:
             lines.insert(2, f"latency     {self.latency}")
         if self.round_to > 1:
-            lines.append(f"channels    kept in multiples of {self.round_to}")
+            used = self.budget_used
+            unused = "" if used is None else f", which leaves {max(0.0, 1 - used):.1%} of the budget unused"
+            lines.append(f"channels    kept in multiples of {self.round_to}{unused}")
         if self.zeros > _MANY_ZEROS * self.params_after:  # a few are chance
             lines.append(f"zeros       {quantity(self.zeros)} of these  ({self.zeros / self.params_after:.1%})")
         lines += [f"{share:.1%} of the MACs cannot be lowered: {reason}" for reason, share in self.held.items()]

@@ -29,6 +29,13 @@ def carry_over(optimizer: AnyOptimizer, model: nn.Module, pruned: nn.Module) -> 
     Raises:
         InputError: a parameter of the optimizer is not part of ``model``, ``pruned`` was not made from it, or the
             state has a shape that does not follow the parameter's (such optimizers start anew).
+
+    Examples:
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> carried = fxprune.carry_over(optimizer, model, small)
+        >>> carried.param_groups[0]["lr"], carried.param_groups[0]["params"][0] is next(small.parameters())
+        (0.001, True)
     """
     names = held_names(optimizer, model)
     cuts = {

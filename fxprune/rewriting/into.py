@@ -37,6 +37,12 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
         ConversionError: the class cannot hold the pruned layers; names the source line that prevents it.
         PlanError: ``pruned`` was made from another model.
         InputError: ``pruned`` is no pruned ``GraphModule``, or has no values.
+
+    Examples:
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> same_class = fxprune.into(model, small)
+        >>> type(same_class).__name__, same_class[0].out_channels == small.get_parameter("0.weight").shape[0]
+        ('Sequential', True)
     """
     cuts = pruned.meta.get(CUTS_KEY) if isinstance(pruned, fx.GraphModule) else None
     if not isinstance(cuts, Cuts):

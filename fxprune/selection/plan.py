@@ -53,6 +53,15 @@ class PruningPlan:
     heads were cut. ``fingerprint``: of the model's parameter names and shapes. ``widths``: (kept, original) number of
     channels of every group that may be cut, named after the first layer that makes them, in graph order; plans that
     keep the same are equal whatever they say here.
+
+    Examples:
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> plan = small.meta["fxprune"].plan
+        >>> plan.save("plan.json")
+        >>> fxprune.PruningPlan.load("plan.json") == plan
+        True
+        >>> len(plan.kept["0.bias"][0]) == plan.widths["0"][0]
+        True
     """
 
     kept: Kept

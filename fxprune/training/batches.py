@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -120,14 +120,24 @@ def does_not_run(error: Exception, number: int, what: str = "data") -> str:
     return f"The model does not run on batch {number} of {what}: {reason}. Batches must be like the example inputs."
 
 
-def loss_of(loss_fn: Loss | None, output: Any, target: Any, number: int, what: str = "data") -> Tensor:
+def loss_of(
+    loss_fn: Loss | None,
+    output: Any,
+    target: Any,
+    number: int,
+    what: str = "data",
+    late: list[LateLabels] | None = None,
+) -> Tensor:
     """The loss of a batch: ``loss_fn(output, target)``, or cross entropy where the shapes say classification.
+
+    ``late``: where to put labels that are to be looked at later, since a look waits for a GPU; those out of range count
+    as 0 until then.
 
     Raises:
         InputError: no loss, a label out of range, or something that is no scalar, or cannot be differentiated.
     """
     if loss_fn is None or loss_fn is F.cross_entropy or type(loss_fn) is nn.CrossEntropyLoss:
-        _check_labels(loss_fn, output, target, number, what)
+        target = _checked_labels(loss_fn, output, target, number, what, late)
     loss = (loss_fn or F.cross_entropy)(output, target)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         kind = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
@@ -137,7 +147,32 @@ def loss_of(loss_fn: Loss | None, output: Any, target: Any, number: int, what: s
     return loss
 
 
-def _check_labels(loss_fn: Loss | None, output: Any, target: Any, number: int, what: str) -> None:
+class LateLabels(NamedTuple):
+    """Whether labels of a batch are out of range, and the first that is, or any label."""
+
+    any: Tensor
+    first: Tensor
+    classes: int
+    number: int
+    what: str
+
+    def check(self, any_: bool, first: int) -> None:
+        """Refuse them, with what was read of the tensors.
+
+        Raises:
+            InputError: a label is out of range.
+        """
+        if any_:
+            raise InputError(
+                f"Batch {self.number} of {self.what} has the label {first}; the model has {self.classes} "
+                f"classes, 0 to {self.classes - 1}."
+            )
+
+
+def _checked_labels(
+    loss_fn: Loss | None, output: Any, target: Any, number: int, what: str, late: list[LateLabels] | None
+) -> Any:
+    """The target; with ``late`` its labels are looked at later."""
     labels = isinstance(target, Tensor) and not target.is_floating_point()
     scores = isinstance(output, Tensor) and output.ndim >= 2
     if not scores or not labels or target.ndim != output.ndim - 1:
@@ -145,23 +180,27 @@ def _check_labels(loss_fn: Loss | None, output: Any, target: Any, number: int, w
             raise InputError(
                 "The loss is not clear from output and target; pass loss_fn=, a function of (output, target)."
             )
-        return
-    ignored = getattr(loss_fn, "ignore_index", -100)
-    bad = target[(target != ignored) & ((target < 0) | (target >= output.shape[1]))]
-    if bad.numel():
-        raise InputError(
-            f"Batch {number} of {what} has the label {int(bad[0])}; the model has {output.shape[1]} classes, "
-            f"0 to {output.shape[1] - 1}."
-        )
+        return target
+    if not target.numel():
+        return target
+    ignored, classes = getattr(loss_fn, "ignore_index", -100), output.shape[1]
+    bad = (target != ignored) & ((target < 0) | (target >= classes))
+    found = LateLabels(bad.any(), target.take(bad.reshape(-1).byte().argmax()), classes, number, what)
+    if late is None:
+        if found.any:
+            found.check(True, int(found.first))
+        return target
+    late.append(found)
+    return target.masked_fill(bad, 0)
 
 
-def correct(output: Any, target: Any) -> tuple[int, int] | None:
-    """(correct, all) of a batch of a classification; None where it is none."""
+def correct(output: Any, target: Any) -> tuple[Tensor, int] | None:
+    """(how many are correct, all) of a batch of a classification; None where it is none."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or target.is_floating_point():
         return None
     if output.ndim < 2 or target.shape != output.shape[:1] + output.shape[2:]:
         return None
-    return int((output.argmax(1) == target).sum()), target.numel()
+    return (output.argmax(1) == target).sum(), target.numel()
 
 
 class Gaussian:

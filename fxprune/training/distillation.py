@@ -35,6 +35,13 @@ def distill_loss(
 
     Raises:
         InputError: shapes that differ, a missing target, or a number out of its range.
+
+    Examples:
+        >>> student, teacher, target = torch.randn(4, 10, requires_grad=True), torch.randn(4, 10), torch.arange(4)
+        >>> fxprune.distill_loss(student, teacher, target).shape
+        torch.Size([])
+        >>> float(fxprune.distill_loss(teacher, teacher, alpha=1.0).abs()) < 1e-5
+        True
     """
     if student.shape != teacher.shape or student.ndim < 2:
         raise InputError(

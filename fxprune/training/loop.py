@@ -16,7 +16,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from fxprune.errors import InputError, ModelError, is_real
 from fxprune.io.files import as_path, check_writable
 from fxprune.training import checkpoint
-from fxprune.training.batches import Loss, begin_epoch, check_loader, correct, examples, length_of, loss_of, output_of
+from fxprune.training.batches import (
+    LateLabels,
+    Loss,
+    begin_epoch,
+    check_loader,
+    correct,
+    examples,
+    length_of,
+    loss_of,
+    output_of,
+)
 from fxprune.training.distributed import average, gathered, in_step, is_first, process_count, rank, share, summed
 from fxprune.training.learner import Training
 from fxprune.training.randomness import random_state, set_random_state
@@ -50,6 +60,14 @@ class Loop:
 
     Raises:
         InputError: a setting that cannot be used.
+
+    Examples:
+        >>> loop = fxprune.Loop(
+        ...     optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        ...     schedule=lambda optimizer, epochs: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs),
+        ...     validation=loader,
+        ...     checkpoint="run.pt",
+        ... )
     """
 
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = None
@@ -154,17 +172,19 @@ class _Run:
     def _train_epoch(self, bar: _Bar) -> tuple[float, float | None]:
         training, model = self._training, self._training.model
         model.train()
-        totals, number = _Totals(), 0
+        looks = steps_between_looks(self._device)
+        totals, number = _Totals(late=looks > 1), 0
         bar.begins(self._epoch, length_of(self._data))
         begin_epoch(self._data, self._epoch)
         for number, batch in enumerate(in_step(examples(self._data, self._device))):
             self._optimizer.zero_grad(set_to_none=True)
             with self._autocast():
                 output = output_of(model, batch, number)
-                loss = loss_of(self._loss_fn, output, batch[-1], number)
+                loss = loss_of(self._loss_fn, output, batch[-1], number, late=totals.labels)
                 total = training.loss(loss)
-            if not bool(torch.isfinite(total)):
-                raise ModelError(self._stopped(f"The loss is {float(total.detach())}", number))
+            totals.add(loss, output, batch[-1], total)
+            if totals.waiting == looks:
+                self._look(totals)
             self._scaler.scale(total).backward()
             self._scaler.unscale_(self._optimizer)
             average(p.grad for p in self._optimized() if p.grad is not None)
@@ -174,23 +194,31 @@ class _Run:
             self._scaler.step(self._optimizer)
             self._scaler.update()
             training.after_step(self._optimizer)
-            totals.add(loss, output, batch[-1])
             bar.advanced(totals)
             if training.done:
                 break
+        self._look(totals)
         for name, parameter in model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise ModelError(self._stopped(f"{name} holds NaN or inf, though the loss is finite,", number))
         return totals.result()
 
     def _evaluate(self) -> tuple[float, float | None]:
-        model, totals = self._training.model, _Totals()
+        model, totals = self._training.model, _Totals(late=steps_between_looks(self._device) > 1)
         model.eval()
         with torch.no_grad(), self._autocast():
             for number, batch in enumerate(examples(self._loop.validation, self._device, "validation")):
                 output = output_of(model, batch, number, "validation")
-                totals.add(loss_of(self._loss_fn, output, batch[-1], number, "validation"), output, batch[-1])
+                loss = loss_of(self._loss_fn, output, batch[-1], number, "validation", totals.labels)
+                totals.add(loss, output, batch[-1])
+        totals.look()
         return totals.result()
+
+    def _look(self, totals: _Totals) -> None:
+        """Refuse what is not finite among the steps that nobody has looked at."""
+        found = totals.look()
+        if found is not None:
+            raise ModelError(self._stopped(f"The loss is {found[1]}", found[0]))
 
     def _autocast(self) -> Any:
         return torch.autocast(self._device.type, self._half) if self._loop.amp else nullcontext()
@@ -255,18 +283,61 @@ class _Run:
         self._epoch, self._kept = state["epoch"], path
 
 
+def steps_between_looks(device: torch.device) -> int:
+    """How many steps go by before the figures of them are read: to read one waits for all that a GPU has to do."""
+    return 1 if device.type == "cpu" else 32
+
+
 class _Totals:
-    """Loss and accuracy over batches; with several processes over all of them."""
+    """Loss and accuracy over batches; with several processes over all of them.
 
-    def __init__(self) -> None:
+    ``labels``: what ``loss_of`` is to put labels into, with ``late``. ``waiting``: batches that were not looked at.
+    """
+
+    def __init__(self, late: bool) -> None:
         self._sums = np.zeros(4)  # loss, batches, correct, labels
+        self._new: list[tuple[Tensor, ...]] = []  # loss, what is trained for, correct
+        self._counts: list[int] = []  # labels of these
+        self.labels: list[LateLabels] | None = [] if late else None
 
-    def add(self, loss: Tensor, output: Any, target: Any) -> None:
-        hits = correct(output, target)
-        self._sums += (float(loss.detach()), 1, *(hits or (0, 0)))
+    @property
+    def waiting(self) -> int:
+        return len(self._new)
+
+    def add(self, loss: Tensor, output: Any, target: Any, total: Tensor | None = None) -> None:
+        """One batch; ``total``: the loss that is trained for, which must be finite."""
+        hits, count = correct(output, target) or (loss.new_zeros(()), 0)
+        figures = (loss, loss if total is None else total, hits)
+        self._new.append(tuple(figure.detach().double().reshape(()) for figure in figures))
+        self._counts.append(count)
+
+    def look(self) -> tuple[int, float] | None:
+        """Read what has been added; of the first batch whose loss is not finite the number, from 0, and the loss.
+
+        Raises:
+            InputError: a label is out of range.
+        """
+        labels, new = self.labels or [], self._new
+        if not new:
+            return None
+        parts = [torch.stack([torch.stack(figures) for figures in new]).reshape(-1)]
+        parts += [torch.stack([found.any.double(), found.first.double()]) for found in labels]
+        values = torch.cat(parts).cpu().numpy()
+        figures, pairs = np.split(values, [3 * len(new)])
+        for found, (bad_label, first) in zip(labels, pairs.reshape(-1, 2), strict=True):
+            found.check(bool(bad_label), int(first))
+        figures = figures.reshape(-1, 3)
+        bad = np.flatnonzero(~np.isfinite(figures[:, 1]))
+        if len(bad):
+            return int(self._sums[1] + bad[0]), float(figures[bad[0], 1])
+        self._sums += (figures[:, 0].sum(), len(new), figures[:, 2].sum(), sum(self._counts))
+        for read in (new, labels, self._counts):
+            read.clear()
+        return None
 
     @property
     def here(self) -> tuple[float, float | None]:
+        """Of what has been looked at."""
         loss, count, right, labels = self._sums.tolist()
         return loss / max(count, 1), right / labels if labels else None
 

@@ -19,7 +19,7 @@ from fxprune.groups import ValueInterpreter, placeholder_values
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.flow import channels_in, flows, node_labels, reading_parameters
 from fxprune.methods.registry import Need
-from fxprune.methods.state import Activation, Measured, Saliency, Scores, places_of
+from fxprune.methods.state import Activation, Measured, Saliency, places_of, sums_in_places
 from fxprune.recording.inputs import map_leaves, tensors_of
 from fxprune.training.batches import Batch, Loss, does_not_run, examples, loss_of, output_of
 from fxprune.training.distributed import in_step, process_count, summed
@@ -79,10 +79,11 @@ class _Gradients:
         if not bool(torch.isfinite(loss)):
             raise ModelError(f"The loss of batch {number} of data is {float(loss.detach())}, so nothing can be scored.")
         gradients = torch.autograd.grad(loss, self._tensors, allow_unused=True)
-        found: list[Scores] = []
-        for places, tensor, gradient in zip(self._places, self._tensors, gradients, strict=True):
-            product = None if gradient is None else gradient.double() * tensor.detach().double()
-            found += [np.zeros(len(p.channels)) if product is None else p.sums(product) for p in places]
+        products = (
+            (weight.detach().double() * (0.0 if gradient is None else gradient.double()), places)
+            for places, weight, gradient in zip(self._places, self._tensors, gradients, strict=True)
+        )
+        found = sums_in_places(products)
         if self._whole:
             found = [total / process_count() for total in summed(found)]
         joint = np.zeros(len(self._joint))

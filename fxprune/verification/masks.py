@@ -32,6 +32,8 @@ _REDUCTIONS = [
     "all",
     "aminmax",
     "count_nonzero",
+    "_is_all_true",
+    "_is_any_true",
 ]
 KINDS: dict[str, str] = {
     **dict.fromkeys(_REDUCTIONS, "reduction"),
@@ -44,6 +46,7 @@ KINDS: dict[str, str] = {
     "native_group_norm": "group_norm",
     "_weight_norm_interface": "weight_norm",
     "_grouped_mm": "contraction",
+    **dict.fromkeys(("_cdist_forward", "_euclidean_dist"), "distance"),
     **dict.fromkeys(("mse_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "binary_cross_entropy",
                      "binary_cross_entropy_with_logits"), "loss"),
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "_batch_norm_with_update",
@@ -122,8 +125,8 @@ def _largest(x: Tensor) -> Any:
 _NEUTRAL: dict[str, Callable[[Tensor], Any]] = {
     **dict.fromkeys(("amax", "max", "logsumexp"), _smallest),
     **dict.fromkeys(("amin", "min"), _largest),
-    **dict.fromkeys(("prod", "all"), lambda x: 1),
-    **dict.fromkeys(("sum", "nansum", "any", "count_nonzero"), lambda x: 0),
+    **dict.fromkeys(("prod", "all", "_is_all_true"), lambda x: 1),
+    **dict.fromkeys(("sum", "nansum", "any", "count_nonzero", "_is_any_true"), lambda x: 0),
 }
 
 
@@ -131,6 +134,12 @@ def _masked_contraction(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
     place = place_of(func.overloadpacket.__name__)
     x = args[place]
     return func(*args[:place], x.masked_fill(~on_all(mask, x), 0), *args[place + 1 :], **kwargs)
+
+
+def _masked_distance(func: Any, mask: Tensor, args: Any, kwargs: Any) -> Any:
+    """Zeros on both sides add nothing to a distance."""
+    x1, x2, *rest = args
+    return func(x1.masked_fill(~on_all(mask, x1), 0), x2.masked_fill(~on_all(mask, x2), 0), *rest, **kwargs)
 
 
 def _normalised(
@@ -221,6 +230,7 @@ MASKED = {
     "loss": _masked_loss,
     "reduction": _masked_reduction,
     "contraction": _masked_contraction,
+    "distance": _masked_distance,
     "layer_norm": _masked_layer_norm,
     "rms_norm": _masked_rms_norm,
     "group_norm": _masked_group_norm,

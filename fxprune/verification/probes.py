@@ -154,6 +154,7 @@ def prove(
     best = _Judged(module, Options(), tuple(outcomes))
     if any(outcome.is_wrong for outcome in outcomes):
         _check_function(model, module, prober, outcomes[0].probe)
+        best = replace(best, outcomes=tuple(prober.afresh(module, o) if o.is_wrong else o for o in outcomes))
     if best.score > (0, 0):
         best = _best(best, prober, record_again)
     first = best.outcomes[0]
@@ -173,7 +174,8 @@ class _Prober:
 
     def __init__(self, model: nn.Module, module: RecordedModule, example: Inputs, runs: SizeRuns) -> None:
         self.model, self.example, self.record = model, example, runs.record
-        self.twin = Twin(model, writes=module.meta["writes"], draws=module.meta["draws"])
+        self._options = {"writes": module.meta["writes"], "draws": module.meta["draws"]}
+        self.twin = Twin(model, **self._options)
         self.bound = boundary.bind(model, tuple(example[0]), dict(example[1])).arguments
         positional = [*boundary.signature_of(model).parameters]
         self.specs, self.names = specs_of(self.record), input_names(self.record, positional)
@@ -195,6 +197,14 @@ class _Prober:
                 yield _outcome(module, _Probe(text, inputs, expected[0], tensors=tensors))
         if not count:
             yield _outcome(module, _Probe("a second call", self.example, self.twin(*self.example)))
+
+    def afresh(self, module: RecordedModule, outcome: _Outcome) -> _Outcome:
+        """The same probe of the model as it was given: a call with other sizes may have left something in the twin."""
+        try:
+            expected = Twin(self.model, **self._options)(*outcome.probe.inputs)
+        except Exception:  # it takes these only after other calls
+            return outcome
+        return _outcome(module, replace(outcome.probe, expected=expected))
 
     def _of_sizes(self, module: RecordedModule) -> Iterator[_Outcome]:
         """All sizes at once that the recording takes, and where that fails or says nothing, one kind after the other.
@@ -226,6 +236,24 @@ class _Prober:
                 continue
             for probe in self._alone(group, likely.get(index)):
                 yield _outcome(module, probe)
+        for unequal in self._unequal(module, groups):
+            found = self._taken([unequal], [])
+            if found is not None:
+                yield _outcome(module, found)
+
+    def _unequal(
+        self, module: RecordedModule, groups: Sequence[Sequence[tuple[int, int]]]
+    ) -> Iterator[Mapping[tuple[int, int], int]]:
+        """Of every kind of dim the first sizes for which numbers are not equal that the graph compares, and were."""
+        example = self._runs({}).numbers
+        known = [guard.name for guard in guards.guards_of(module.graph) if guards.is_of_sizes(guard)]
+        known = [name for name in known if name in example and example[name][0] == example[name][2]]
+        for group in groups if known else ():
+            for sizes in [*_sizes(self.record, group)][:_TRIES]:
+                numbers = self._runs(sizes).numbers
+                if any(name in numbers and not guards.keeps(*numbers[name]) for name in known):
+                    yield sizes
+                    break
 
     def _alone(self, group: Sequence[tuple[int, int]], likely: dict[tuple[int, int], int] | None) -> Iterator[_Probe]:
         """Probes with other sizes of these dims, together or, where the model takes them so only, one by one."""
@@ -369,7 +397,7 @@ def _check_function(model: nn.Module, module: RecordedModule, prober: _Prober, p
 
 def _best(best: _Judged, prober: _Prober, again: Callable[[Options], RecordedModule]) -> _Judged:
     """The first candidate that agrees on all probes, else the one that agrees on most."""
-    for change in (_cleared, _exported, _flipped, _without_builtins):
+    for change in (_cleared, _exported, _flipped, _unequal, _without_builtins):
         options = change(best, prober)
         if options is None or options == best.options:
             continue
@@ -399,6 +427,12 @@ def _flipped(best: _Judged, prober: _Prober) -> Options | None:
     """Branches on values go the way that another probe takes."""
     lines = {outcome.guard.source for outcome in best.outcomes if outcome.guard and outcome.probe.tensors}
     return replace(best.options, flipped=best.options.flipped | lines) if lines else None
+
+
+def _unequal(best: _Judged, prober: _Prober) -> Options | None:
+    """Branches on sizes that are equal go the way of unequal ones, as another probe does."""
+    lines = {outcome.guard.source for outcome in best.outcomes if outcome.guard and outcome.probe.dims}
+    return replace(best.options, unequal=best.options.unequal | lines) if lines else None
 
 
 def _without_builtins(best: _Judged, prober: _Prober) -> Options | None:
@@ -497,7 +531,7 @@ def _proof(best: _Judged, prober: _Prober, fixed: Mapping[tuple[int, int], str])
     for n, spec in enumerate(prober.specs):
         for dim, size in enumerate(spec.shape):
             place = (n, dim)
-            why = fixed.get(place) or (stopped[place].source if place in stopped else "")
+            why = fixed.get(place) or (stopped[place].source if place in stopped and place not in taken else "")
             free = place in taken and not why
             why = why or (f"{taken[place]} was tried" if free else "no other size was tried")
             dims.append(InputDim(n, prober.names[n], dim, size, free, why))

@@ -222,7 +222,18 @@ def split(images: Images, held: Sequence[int], test: Images) -> tuple[Images, Im
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
-ANYWHERE = {"data", "out", "resume", "device", "amp", "workers", "baseline", "smoke"}  # what results do not depend on
+ANYWHERE = {
+    "data",
+    "out",
+    "resume",
+    "device",
+    "amp",
+    "workers",
+    "baseline",
+    "smoke",
+    "until",
+    "channels_last",
+}  # what results do not depend on
 
 
 def _word(setting: tuple[str, Any]) -> str:
@@ -314,13 +325,14 @@ class Run:
 
     def accuracy(self, model: nn.Module, batch: int = 256) -> float:
         """The share of test images whose class the network finds."""
-        right = count = 0
+        right, count = torch.zeros((), dtype=torch.int64, device=self.device), 0
         model.eval()
         with torch.no_grad():
             for images, labels in self.batches(batch)[1]:
-                found = model(images.to(self.device)).argmax(1).cpu()
-                right, count = right + int((found == labels).sum()), count + len(labels)
-        return right / count
+                found = model(images.to(self.device)).argmax(1)
+                right += (found == labels.to(self.device)).sum()
+                count += len(labels)
+        return int(right) / count
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +24,7 @@ from fxprune.deploy.latency import LatencyModel
 from fxprune.errors import BudgetError, InputError, ModelError
 from fxprune.groups import workload
 from fxprune.pipeline import Dense, Options, compress
-from fxprune.selection.budget import Budget
+from fxprune.selection.budget import Budget, remaining
 
 
 class Everything(nn.Module):
@@ -305,6 +309,54 @@ def test_the_alignment_is_the_coarsest_that_uses_the_budget_up() -> None:
             used[steps] = report.round_to, report.macs_after / report.macs_before / ratio
         wanted = next((step for step in (16, 8, 4, 2) if used[(step,)][1] >= 0.99), 1)
         assert used[(16, 8, 4, 2, 1)] == used[(wanted,)]
+
+
+_PRUNING = """
+import sys
+if sys.argv[2] == "without onnxruntime":
+    sys.modules.update(dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "onnx_ir")))  # an import of these fails
+else:
+    from fxprune.deploy.store import store
+    store("CPUExecutionProvider", 1).add({"alignment": 4.0})  # as if measured
+import fxprune
+from nets import image, make
+from test_budget import Wide
+small = fxprune.prune(make(Wide), image(), channels=0.5, round_to=sys.argv[3], progress=False)
+small.meta["fxprune"].plan.save(sys.argv[1])
+print(small.meta["fxprune"].round_to)
+"""
+
+
+def test_the_default_plan_is_the_same_in_every_environment(tmp_path: Path) -> None:
+    """Whatever was measured on the device, and where there is no onnxruntime; what is measured decides on request."""
+    tests = Path(__file__).parent
+
+    def plan(name: str, *arguments: str, rounds_to: int) -> str:
+        path = tmp_path / f"{name}.json"
+        run = subprocess.run(
+            [sys.executable, "-c", _PRUNING, str(path), *arguments], capture_output=True, text=True, check=False,
+            env={**os.environ, "FXPRUNE_CACHE": str(tmp_path), "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"},
+        )  # fmt: skip
+        assert (run.returncode, run.stdout) == (0, f"{rounds_to}\n"), run.stderr
+        return path.read_text()
+
+    default = plan("one", "that likes 4", "auto", rounds_to=16)
+    assert plan("other", "without onnxruntime", "auto", rounds_to=16) == default
+    plan("measured", "that likes 4", "measured", rounds_to=4)
+
+
+@pytest.mark.aligned
+@pytest.mark.parametrize(("kind", "ratio"), [("flops", 0.6), ("params", 0.4), ("channels", 0.5)])
+def test_the_report_says_what_the_alignment_leaves_of_the_budget(kind: Any, ratio: float) -> None:
+    pruned = fxprune.prune(make(Wide), image(), progress=False, **{kind: ratio})
+    report = pruned.meta["fxprune"]
+    graph = fxprune.analyze(make(Wide), image())
+    left = remaining(graph, Budget(kind, ratio), report.plan.channels(graph))
+    assert report.budget_used == pytest.approx(left / ratio)
+    assert 0.99 <= report.budget_used <= 1
+    unused = f"{report.round_to}, which leaves {1 - report.budget_used:.1%} of the budget unused"
+    assert f"channels    kept in multiples of {unused}" in str(report).splitlines()
+    assert report.round_to > 1
 
 
 @pytest.mark.aligned

@@ -416,6 +416,40 @@ def test_nested_inputs_and_outputs() -> None:
         assert got.extra == 2
 
 
+@dataclasses.dataclass
+class Named(OrderedDict[str, Any]):
+    """A dataclass that is a dict of its fields that were given, as libraries return."""
+
+    last: Any = None
+    hidden: Any = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is not None:
+                self[field.name] = getattr(self, field.name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if value is not None:
+            self[name] = value
+
+
+def test_items_of_an_output_stay_in_order() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Named:
+            out = Named(hidden=x)
+            out.last = x * 2
+            return out
+
+    x = torch.ones(3)
+    (gm := record(Model(), torch.ones(2)))(x)
+    for module in (gm, copy.deepcopy(gm), _reloaded(gm)):
+        got = module(x)
+        assert isinstance(got, Named)
+        assert [(key, value.tolist()) for key, value in got.items()] == [("hidden", [1.0] * 3), ("last", [2.0] * 3)]
+        assert got.last is got["last"]
+
+
 def test_defaults_and_signature() -> None:
     class Model(nn.Module):
         def forward(self, x: Tensor, times: int = 3, mask: Tensor | None = None, *rest: Tensor, name: str = "a") -> Any:

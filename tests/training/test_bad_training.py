@@ -371,3 +371,61 @@ def test_the_same_calls_work_with_sound_data(method: str) -> None:
         for form in forms
     ]  # fmt: skip
     assert all(plan == plans[0] for plan in plans)
+
+
+# -- figures that are read late, as on a GPU
+
+
+@pytest.fixture(params=[3, 32])
+def looks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.training.loop.steps_between_looks", lambda device: request.param)
+
+
+def poisoned(step: int, bad: float) -> Callable[[Any, Any], Tensor]:
+    count = iter(range(100))
+
+    def loss(output: Any, target: Any) -> Tensor:
+        found: Tensor = F.cross_entropy(output, target)
+        return found * bad if next(count) == step else found
+
+    return loss
+
+
+@pytest.mark.usefixtures("looks")
+def test_a_look_that_comes_late_names_the_step() -> None:
+    for step in (0, 2, 3, 4):
+        text = message(ModelError, data=[(X, Y)] * 5, loss_fn=poisoned(step, float("inf")))
+        assert text.startswith(f"The loss is inf at step {step + 1} of epoch 1: training stopped")
+
+
+@pytest.mark.usefixtures("looks")
+def test_a_look_that_comes_late_names_the_label() -> None:
+    for number in (0, 2, 3, 4):
+        data = [(X, Y)] * number + [(X, torch.tensor([0, 1, 12, -1]))] + [(X, Y)] * (4 - number)
+        text = f"Batch {number} of data has the label 12; the model has 10 classes, 0 to 9."
+        assert message(InputError, data=data) == text
+        text = f"Batch {number} of validation has the label 12; the model has 10 classes, 0 to 9."
+        assert message(InputError, data=[(X, Y)], loop=Loop(validation=data)) == text
+
+
+def test_looks_change_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def trained() -> tuple[dict[str, Tensor], str]:
+        pruned = fxprune.prune(
+            make(),
+            image(),
+            method="slimming",
+            flops=0.5,
+            data=[(X, Y)] * 5,
+            epochs=2,
+            loop=Loop(validation=[(X, Y)] * 4),
+        )
+        lines = [line for line in capsys.readouterr().err.splitlines() if "epoch" in line]
+        return pruned.state_dict(), "\n".join(lines)
+
+    one, told = trained()
+    monkeypatch.setattr("fxprune.training.loop.steps_between_looks", lambda device: 3)
+    other, told_late = trained()
+    assert told == told_late
+    assert "epoch 2/2: loss" in told
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())

@@ -154,6 +154,20 @@ def test_a_state_that_changes_no_answer_is_no_matter() -> None:
     assert "input sizes free x[0]" in str(prune(Kept(), torch.randn(2, 4)).meta["fxprune"])
 
 
+def test_what_a_call_with_another_size_leaves_is_no_matter_for_the_next() -> None:
+    class Shifting(Convs):
+        shift = 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            if min(x.shape[2:]) <= 4:
+                self.shift = 0  # for good
+            return super().forward(x.roll(self.shift, 2) + x)
+
+    small = prune(Shifting(), torch.randn(2, 3, 5, 5), share=1.0)
+    first, *_, height, width = small.meta["fxprune"].inputs
+    assert (first.free, height.free, width.free) == (True, False, False)
+
+
 def test_a_twin_keeps_what_its_calls_leave_and_tells() -> None:
     model: Any = Convs()
     model.a.count, model.a.forward = 0, lambda x: (setattr(model.a, "count", model.a.count + 1), F.relu(x))[1]
@@ -214,6 +228,30 @@ def test_a_branch_on_a_size_is_told_with_its_line() -> None:
     assert refused.startswith("batch 3: ")
     assert refused.endswith(line)
     assert f"guarded     {refused}" in str(small.meta["fxprune"])
+
+
+BRANCHES: dict[str, Callable[[Tensor], Tensor]] = {
+    "padded": lambda x: F.pad(x, (0, 4 - x.shape[3] % 4)) if x.shape[3] % 4 != 0 else x,
+    "resized": lambda x: y if (y := F.max_pool2d(x, 2).repeat(1, 1, 2, 2)).shape == x.shape
+    else F.interpolate(y, x.shape[2:]) + x[:, :, :1, :1],
+    "filled up": lambda x: F.pad(y, (0, 0, 0, x.shape[2] - y.shape[2]))
+    if (y := F.max_pool2d(x, 2).repeat(1, 1, 2, 2)).shape[2] < x.shape[2] else y,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_branch_on_unequal_sizes_that_does_nothing_for_equal_ones(name: str) -> None:
+    class Branching(Convs):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(BRANCHES[name](x)).mean((2, 3))
+
+    model = Branching()
+    small = prune(model, torch.randn(2, 3, 8, 8), share=1.0)
+    for shape in ((2, 3, 8, 8), (1, 3, 9, 8), (2, 3, 10, 7)):
+        try:
+            assert equal(small(x := torch.randn(shape)), model(x))
+        except GuardError:
+            assert name == "resized" or shape[2] % 2 == 0, shape
 
 
 def test_a_loop_over_a_size_of_two_inputs_is_told_with_its_line() -> None:

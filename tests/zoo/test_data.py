@@ -279,7 +279,10 @@ def test_imagenet(tmp_path: Path) -> None:
     ("name", "missing"),
     [
         ("cifar10", "cifar-10-batches-py/data_batch_1, "),
-        ("cifar100", "cifar-100-python/train, cifar-100-python/test, cifar-100-python/meta in "),
+        (
+            "cifar100",
+            "cifar-100-python/train, cifar-100-python/test, cifar-100-python/meta, nor folders train and test",
+        ),
         ("mnist", "MNIST/raw/train-images-idx3-ubyte, MNIST/raw/train-labels-idx1-ubyte, MNIST/raw/t10k-images"),
         ("imagenet", "train, val in "),
     ],

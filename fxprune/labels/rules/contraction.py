@@ -232,6 +232,23 @@ def _matmul(run: Propagation, call: Call) -> Labels:
     return contract(run, [_operand(run, first, a), _operand(run, second, b)], out, counted=call.name in ("mm", "bmm"))
 
 
+@rule("_cdist_forward", "_euclidean_dist")
+def _distances(run: Propagation, call: Call) -> Labels:
+    """``x1 [*, i, k]``, ``x2 [*, j, k]`` -> ``[*, i, j]``: over the channels that both keep."""
+    first, second = call["x1"], call["x2"]
+    cut = tuple(f for f in run.labels(first) if f.dim == first.ndim - 1)
+    run.statistic("distance", cut)
+    if first.shape[:-2] != second.shape[:-2]:
+        run.lock_all((*run.labels(first), *run.labels(second)), "distances between batches of two sizes")
+        return ()
+    lead = "abcdefgh"[: first.ndim - 2]
+    operands = [_operand(run, first, lead + "ik"), _operand(run, second, lead + "jk")]
+    labels = contract(run, operands, lead + "ij", counted=False)
+    for factor in cut:
+        run.approximate(factor.ids, "a distance over channels")
+    return labels
+
+
 @rule("addmm", "baddbmm", "addmv")
 def _add_matmul(run: Propagation, call: Call) -> Labels:
     bias, first, second = call.tensors

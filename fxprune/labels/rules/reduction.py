@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 @rule(
     "mean", "sum", "nansum", "amax", "amin", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm",
-    "logsumexp", "prod", "max", "min", "any", "all", "aminmax", "count_nonzero",
+    "logsumexp", "prod", "max", "min", "any", "all", "aminmax", "count_nonzero", "_is_all_true",
+    "_is_any_true",
 )  # fmt: skip
 def _reduce(run: Propagation, call: Call) -> Labels:
     """A channel dimension that is summed over: the result is a statistic of the kept channels."""
