@@ -59,6 +59,13 @@ def reconstruct(
         InputError: an argument that cannot be used, data that the network does not take, NaN in it, or too little.
         PlanError: ``small`` was made from another model.
         ModelError: weights on the meta device.
+
+    Examples:
+        >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
+        >>> fitted = fxprune.reconstruct(small, model, torch.randn(64, *x.shape[1:]))
+        >>> told = fitted.meta["fxprune"].reconstruction
+        >>> told.output_after < told.output_before
+        True
     """
     check_model(model)
     name, part = pruned_part(small)
