@@ -37,6 +37,7 @@ from fxprune.pipeline import (
     rewrite_as,
     uncollected,
 )
+from fxprune.reconstruction import measure_reads, pieces_of
 from fxprune.reconstruction.front import reconstruct as reconstructed
 from fxprune.recording import Twin, evaluated
 from fxprune.recording.checks import check_choice, check_flags, check_model, checked_inputs, share_of
@@ -611,7 +612,10 @@ def _scores(dense: Dense, request: _Request, data: Any, loss_fn: Loss | None, st
     module, kept = dense.module, None
     for step in range(1, steps + 1):
         with dense.stages("scoring"):
-            measured = measure(copy.deepcopy(module), graph, needs, data, loss_fn) if needs else Measured()
+            measured = measure(copy.deepcopy(module), graph, needs, data, loss_fn) if needs - {"reads"} else Measured()
+            if "reads" in needs:
+                pieces = pieces_of(data, describe_inputs(dense.args, dense.kwargs), None, _device_of(module))
+                measured = replace(measured, reads=measure_reads(copy.deepcopy(module), graph, pieces, options.seed))
             tensors = dict([*module.named_parameters(), *module.named_buffers()])
             state = ModelState(graph, tensors, options.seed, measured, kept)
             scores: list[Scores | None] = from_first(score_groups(criterion, state))
@@ -624,6 +628,10 @@ def _scores(dense: Dense, request: _Request, data: Any, loss_fn: Loss | None, st
         module = copy.deepcopy(dense.module)
         zero_slices(module, PruningPlan.of(graph, kept))
     return scores
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def part_of(model: nn.Module, name: str, args: Any, kwargs: Any) -> tuple[nn.Module, Inputs]:

@@ -77,8 +77,17 @@ def _prune(options: argparse.Namespace) -> None:
         verify=options.verify,
         seed=options.seed,
         progress=not options.quiet,
+        **_data(options, model),
     )
     _write_outputs(pruned, example_inputs, options)
+
+
+def _data(options: argparse.Namespace, model: "nn.Module") -> dict[str, Any]:
+    """What is asked for on data, and the data."""
+    from fxprune.io import specs
+
+    data = None if options.data is None else specs.load_data(options.data, options.spec, model)
+    return {"reconstruct": options.reconstruct, **({} if data is None else {"data": data})}
 
 
 def _apply(options: argparse.Namespace) -> None:
@@ -399,6 +408,14 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     choice.add_argument(
         "--min-channels", type=int, default=1, metavar="N", help="keep at least N per layer (default: 1)"
+    )
+    choice.add_argument(
+        "--data",
+        metavar="DATA",
+        help="inputs: a folder of images, or path/to/file.py:loader",
+    )
+    choice.add_argument(
+        "--reconstruct", action="store_true", help="refit the weights to the dense network's activations on --data"
     )
     choice.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same plan (default: 0)")
     output = _add_outputs(prune)

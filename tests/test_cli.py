@@ -55,6 +55,21 @@ def refused(*arguments: str) -> str:
 # -- what it does
 
 
+def test_prune_reconstructs_on_data(net: str, tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text("import torch\n\ndef images():\n    return torch.randn(40, 3, 8, 8)\n")
+    common = ["prune", net, "--flops", "0.5", "--input-size", "3,8,8", "--json"]
+    code, out, _ = run(*common, "--method", "obs", "--data", f"{tmp_path / 'data.py'}:images", "--reconstruct")
+    assert code == 0
+    told = json.loads(out)["reconstruction"]
+    assert told["samples"] + told["held_out"] == 40
+    assert refused(*common, "--reconstruct").startswith("reconstruct=True needs data=")
+    assert "neither a folder of images nor" in refused(*common, "--reconstruct", "--data", str(tmp_path / "none"))
+    from PIL import Image
+
+    Image.new("RGB", (9, 9)).save(tmp_path / "one.png")
+    assert "wants its images is not known" in refused(*common, "--reconstruct", "--data", str(tmp_path))
+
+
 def test_prune_writes_all_that_was_asked_for(net: str, tmp_path: Path) -> None:
     model = randomise(cli_model(net))
     torch.save(model.state_dict(), tmp_path / "dense.pt")

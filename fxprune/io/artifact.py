@@ -31,6 +31,8 @@ from fxprune.errors import ArtifactError, ExampleInputsError, InputError
 from fxprune.io.files import as_path, check_writable, replacing
 from fxprune.io.forms import Either, FormError, Map, Real, Such, Whole, anything, check, json_of
 from fxprune.io.specs import misfits
+from fxprune.reconstruction.result import FORM as RECONSTRUCTION
+from fxprune.reconstruction.result import Reconstruction
 from fxprune.recording import evaluated, replace_tensors
 from fxprune.recording.checks import check_flags, checked_inputs
 from fxprune.recording.inputs import (
@@ -103,6 +105,7 @@ _FORM = {
     "buffers": Map(_DTYPE),
     "versions": Map(str),
     "budget": Either(None, (Either("flops", "params", "channels", "latency"), Real())),
+    "reconstruction": Either(None, RECONSTRUCTION),
 }
 
 
@@ -124,7 +127,8 @@ class Artifact:
     pruned. ``inputs``: a record (see ``fxprune.recording.inputs``), or None. ``outputs``: per tensor its largest
     magnitude and a sample of its values on inputs made from the record, or None. ``tied``: name -> the name that its
     tensor is stored under. ``orders``: name -> dimensions from the outermost in memory. ``buffers``: name -> dtype of
-    those that a state_dict leaves out. ``budget``: (kind, ratio) that was asked for.
+    those that a state_dict leaves out. ``budget``: (kind, ratio) that was asked for. ``reconstruction``: what a
+    refit did, as data.
     """
 
     model: str
@@ -141,6 +145,7 @@ class Artifact:
     buffers: Mapping[str, str]
     versions: Mapping[str, str]
     budget: tuple[str, float] | None = None
+    reconstruction: Mapping[str, Any] | None = None
 
     def data(self) -> dict[str, Any]:
         return {**vars(self), "format": _FORMAT, "plan": self.plan.data()}
@@ -245,7 +250,8 @@ def load(
     args, kwargs = _inputs(part, artifact, example_inputs, example_kwargs)
     pruned = applied(part, artifact.plan, args, kwargs, artifact.method, verify=False)
     report: Report = pruned.meta[KEY]
-    pruned.meta[KEY] = replace(report, oracle_error=artifact.oracle_error, budget=artifact.budget)
+    told = artifact.reconstruction and Reconstruction.of_data(artifact.reconstruction)
+    pruned.meta[KEY] = replace(report, oracle_error=artifact.oracle_error, budget=artifact.budget, reconstruction=told)
     result: nn.Module = pruned
     if artifact.part:
         result = copy.deepcopy(model)
@@ -331,6 +337,7 @@ def _described(pruned: nn.Module) -> Artifact:
             if key not in state
         },
         budget=report.budget,
+        reconstruction=report.reconstruction and report.reconstruction.data(),
         versions={"fxprune": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )
 
@@ -437,7 +444,8 @@ def _parsed(text: str | bytes, path: Path, **more: Any) -> Artifact:
             raise ArtifactError(
                 f"{str(path)!r} has format {data.get('format')!r}; fxprune {__version__} reads {_FORMAT}."
             )
-        data.setdefault("budget", None)  # version 0.1 did not write it
+        data.setdefault("budget", None)  # version 0.1 did not write these
+        data.setdefault("reconstruction", None)
         check(data, {**_FORM, **more})
     except FormError as error:
         raise ArtifactError(

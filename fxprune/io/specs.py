@@ -3,11 +3,12 @@
 import difflib
 import importlib.util
 import inspect
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from fxprune.io.text import some
 
 FORMS = "timm:NAME, torchvision:NAME or path/to/file.py:factory"
 
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_BATCH = 32
 _WRAPPED_IN = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
 _TORCH_SUFFIXES = (".pt", ".pth")
@@ -39,7 +42,60 @@ def load_model(spec: str, pretrained: bool = False) -> nn.Module:
         raise InputError(f"cannot read the model spec {spec!r}; write {FORMS}")
     if pretrained:
         raise InputError(f"pretrained weights are for timm and torchvision only; load those of {spec!r} in its factory")
-    return _from_file(Path(path), factory).eval()
+    model = _from_file(Path(path), factory)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{path}:{factory} returned {type(model).__name__}, not a torch.nn.Module")
+    return model.eval()
+
+
+def load_data(spec: str, model_spec: str, model: nn.Module) -> Any:
+    """Inputs that ``spec`` names: what a function gives (``file.py:loader``), or the images in a folder, in batches.
+
+    Images go through the preprocessing that timm or torchvision state for the model ``model_spec``.
+
+    Raises:
+        InputError: nothing is there, or the preprocessing is not known.
+    """
+    path, colon, function = spec.rpartition(":")
+    if colon and path.endswith(".py") and function:
+        return _from_file(Path(path), function)
+    files = sorted(p for p in Path(spec).rglob("*") if p.suffix.lower() in _IMAGES)
+    if not files:
+        raise InputError(f"{spec!r} is neither a folder of images nor path/to/file.py:loader")
+    origin, _, name = model_spec.partition(":")
+    if origin == "timm":
+        from timm.data import create_transform, resolve_model_data_config
+
+        transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    elif origin == "torchvision":
+        from torchvision.models import get_model_weights
+
+        transform = next(iter(get_model_weights(name))).transforms()
+    else:
+        raise InputError(
+            f"how {model_spec!r} wants its images is not known: give --data path/to/file.py:loader, a function that "
+            "returns a tensor of inputs, or a loader of them"
+        )
+    return _Images(files, transform)
+
+
+class _Images:
+    """The images of some files in batches, read when they are asked for."""
+
+    def __init__(self, files: list[Path], transform: Callable[[Any], Tensor]):
+        self._files, self._transform = files, transform
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._files) / _BATCH)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in range(0, len(self._files), _BATCH):
+            yield torch.stack([self._read(path) for path in self._files[start : start + _BATCH]])
+
+    def _read(self, path: Path) -> Tensor:
+        from PIL import Image
+
+        return cast(Tensor, _call(str(path), lambda: self._transform(Image.open(path).convert("RGB"))))
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -142,7 +198,7 @@ def _torchvision(name: str, pretrained: bool) -> nn.Module:
 _LOADERS: dict[str, Callable[[str, bool], nn.Module]] = {"timm": _timm, "torchvision": _torchvision}
 
 
-def _from_file(path: Path, factory: str) -> nn.Module:
+def _from_file(path: Path, factory: str) -> Any:
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}")
     # A name that cannot meet an installed module's; registered, since dataclasses and pickle look modules up.
@@ -161,12 +217,9 @@ def _from_file(path: Path, factory: str) -> nn.Module:
         if not callable(make):
             known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
             raise InputError(f"{str(path)!r} has no function {factory!r}; {_suggestion(factory, known)}")
-        model = _call(f"{path}:{factory}", make)
+        return _call(f"{path}:{factory}", make)
     finally:
         sys.path.pop(0)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{path}:{factory} returned {type(model).__name__}, not a torch.nn.Module")
-    return model
 
 
 def _call(what: str, function: Callable[[], Any]) -> Any:

@@ -9,6 +9,7 @@ from fxprune.methods.gsm import GSM
 from fxprune.methods.lamp import LAMP
 from fxprune.methods.learner import Gates, Hooks, Latents, Outcome, Site
 from fxprune.methods.magnitude import L1, L2
+from fxprune.methods.obs import OBS
 from fxprune.methods.registry import (
     Criterion,
     Learner,
@@ -34,6 +35,7 @@ __all__ = [
     "L1",
     "L2",
     "LAMP",
+    "OBS",
     "Activation",
     "BNScale",
     "Criterion",

@@ -20,9 +20,9 @@ from fxprune.groups.channels import ChannelGraph, ChannelGroup
 from fxprune.methods.learner import Hooks, Site
 from fxprune.methods.state import ModelState, Scores
 
-Need = Literal["gradients", "sample_gradients", "activations"]
+Need = Literal["gradients", "sample_gradients", "activations", "reads"]
 Normalize = Literal["mean", "max", "sum", "none"]
-NEEDS = ("gradients", "sample_gradients", "activations")
+NEEDS = ("gradients", "sample_gradients", "activations", "reads")
 
 
 @runtime_checkable

@@ -55,12 +55,29 @@ class Saliency:
 
 
 @dataclass(frozen=True)
+class Read:
+    """One weight that reads channels, as ``groups`` matrices side by side.
+
+    ``node``: the layer. ``channels [g, K]``: of every input, -1 where it is of none. ``gram [g, K, K]``: of the inputs,
+    the mean over positions. ``weight [g, K, O]``. ``sensitivity [g, O]``: how much the square of the network's outputs
+    changes with the square of an error of this output, summed over positions.
+    """
+
+    node: str
+    channels: npt.NDArray[np.int64]
+    gram: Tensor
+    weight: Tensor
+    sensitivity: Tensor
+
+
+@dataclass(frozen=True)
 class Measured:
     """What was collected over data. ``batches``: one ``T`` per batch. ``samples``: one per sample."""
 
     batches: Saliency | None = None
     samples: Saliency | None = None
     activations: Sequence[Activation] = ()
+    reads: Sequence[Read] = ()
 
 
 @dataclass(frozen=True)

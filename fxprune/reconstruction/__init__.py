@@ -7,7 +7,8 @@ is what is told, ``front`` is what users call.
 """
 
 from fxprune.reconstruction.data import Piece, pieces_of
+from fxprune.reconstruction.reads import measure_reads
 from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.reconstruction.result import LayerFit, Reconstruction
 
-__all__ = ["LayerFit", "Piece", "Reconstruction", "Ridge", "pieces_of", "refit"]
+__all__ = ["LayerFit", "Piece", "Reconstruction", "Ridge", "measure_reads", "pieces_of", "refit"]

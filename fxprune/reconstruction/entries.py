@@ -114,9 +114,12 @@ class Entries:
 
     def _memory(self, numbers: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Which of ``numbers`` lie in one piece of memory, that memory, and their places there."""
+        low, high = int(numbers.min()), int(numbers.max())
         for storage, first in self._first.items():
             tensor = self.tensors[self.names[storage][0]]
             count = tensor.untyped_storage().nbytes() // tensor.itemsize
+            if first > high or first + count <= low:
+                continue
             inside = (numbers >= first) & (numbers < first + count)
             if bool(inside.any()):
                 flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device)

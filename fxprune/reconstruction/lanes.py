@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from fxprune.groups import ValueInterpreter, placeholder_values
@@ -76,7 +75,7 @@ class Lane:
                 borrowed.append(source)
         interpreter.env = env
         try:
-            with torch.no_grad(), nullcontext() if mode is None else mode:
+            with nullcontext() if mode is None else mode:
                 return interpreter.run_node(node)
         finally:
             interpreter.env = {}
@@ -87,10 +86,9 @@ class Lane:
         """Compute what depends on parameters alone, unless that is known."""
         if not self._values and self._constant:
             self._interpreter.env = self._values
-            with torch.no_grad():
-                for node in self.module.graph.nodes:
-                    if node in self._constant:
-                        self._values[node] = self._interpreter.run_node(node)
+            for node in self.module.graph.nodes:
+                if node in self._constant:
+                    self._values[node] = self._interpreter.run_node(node)
             self._interpreter.env = {}
 
     def output(self, env: Env) -> Any:

@@ -216,6 +216,8 @@ class _Window:
     def at(self, y: Tensor, index: Tensor) -> Tensor:
         """``[R, C]`` of a tensor like the output."""
         count = math.prod(self._out[2:])
+        if len(index) == len(y) * count:  # all of them, in order
+            return y.movedim(1, -1).reshape(-1, y.shape[1])
         return y.reshape(*y.shape[:2], count)[index // count, :, index % count]
 
 

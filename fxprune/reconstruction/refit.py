@@ -233,9 +233,10 @@ class _Run:
         finite = opened.fit.is_finite and held.is_finite
         why = "nothing before it changed" if opened.unchanged else "" if finite else "its inputs are not finite"
         errors = [held.left(-weight, -bias), held.left(torch.zeros_like(weight), torch.zeros_like(bias))]
-        before, after = (0.0 if opened.unchanged else error / (held.spread or 1.0) for error in errors)
-        kept = opened.ridge is not None
-        self.layers.append(LayerFit(site.name, site.op, opened.fit.rows, before, after, opened.ridge, kept, why))
+        scale = 0.0 if opened.unchanged else 1 / (held.spread or 1.0)
+        before, after = (error * scale if finite else None for error in errors)
+        kept, ridge = opened.ridge is not None, opened.ridge if opened.ridge != float("inf") else None
+        self.layers.append(LayerFit(site.name, site.op, opened.fit.rows, before, after, ridge, kept, why))
         if kept and len({node for node, _ in site.places}) > 1:
             self._states = [None] * len(self._pieces)  # values on the way were computed with other weights
 
@@ -337,16 +338,25 @@ def refit(
     with torch.no_grad():
         for name in run.changed:
             own.tensors[name].copy_(run.entries.tensors[name])
+    left_alone = [
+        LayerFit(", ".join(run.entries.names_of(c.matrix.reshape(-1))), c.op, 0, None, None, None, False, why)
+        for c, why in run.left_alone
+    ]
     told = Reconstruction(
-        tuple(run.layers) + tuple(
-            LayerFit(", ".join(run.entries.names_of(call.matrix.reshape(-1))), call.op, 0, float("nan"), float("nan"),
-                     None, False, why) for call, why in run.left_alone
-        ),
-        before, after, sum(p.samples for p in pieces if not p.held), sum(p.samples for p in pieces if p.held),
+        (*run.layers, *left_alone),
+        before,
+        after,
+        sum(piece.samples for piece in pieces if not piece.held),
+        sum(piece.samples for piece in pieces if piece.held),
         time.perf_counter() - start,
-        "" if run.sites else "no contraction of the network has a weight that can be solved for",
-    )  # fmt: skip
+        "" if run.sites else _not_applicable(run.left_alone),
+    )
     return result, told
+
+
+def _not_applicable(left_alone: Sequence[tuple[Call, str]]) -> str:
+    reasons = sorted({why for _, why in left_alone})
+    return "no weight can be solved for" + (f": {'; '.join(reasons)}" if reasons else ", for none reads channels")
 
 
 def _read(seen: Seen, call: Call) -> Product:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fxprune.io.forms import Either, Real, Whole
 from fxprune.io.text import table
+
+_KNOWN = Either(None, Real())
+_LAYER = {"name": str, "op": str, "rows": Whole(), "before": _KNOWN, "after": _KNOWN, "ridge": _KNOWN, "kept": bool,
+          "why": str}  # fmt: skip
+FORM = {
+    "layers": [_LAYER],
+    "output_before": Real(False),
+    "output_after": Real(False),
+    "samples": Whole(),
+    "held_out": Whole(),
+    "seconds": Real(),
+    "not_applicable": str,
+    "notes": [str],
+}  # fmt: skip
+"""Of ``Reconstruction.data()``."""
 
 
 @dataclass(frozen=True)
@@ -15,15 +31,15 @@ class LayerFit:
 
     ``before``, ``after``: mean squared error of its outputs on held-out data against the dense network's, relative to
     their variance: with the weights as they were cut, and as they are now. ``ridge``: relative to the mean eigenvalue
-    of the inputs' Gram matrix; None where the weight was put back, which then has its plain cut (``kept`` is False).
-    ``rows``: how many were fitted. ``why``: the reason why it was left alone, or "".
+    of the inputs' Gram matrix; None where at most the bias changed. ``kept``: otherwise all was put back as it was cut.
+    ``rows``: how many were fitted. ``why``: the reason why it was left alone, or ""; then the errors may be unknown.
     """
 
     name: str
     op: str
     rows: int
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     ridge: float | None
     kept: bool
     why: str = ""
@@ -49,7 +65,13 @@ class Reconstruction:
 
     def data(self) -> dict[str, Any]:
         """Its fields, for JSON."""
-        return asdict(self)
+        return {**asdict(self), "layers": [asdict(layer) for layer in self.layers], "notes": list(self.notes)}
+
+    @classmethod
+    def of_data(cls, data: Mapping[str, Any]) -> Reconstruction:
+        """What ``data()`` gave, once it is known to have ``FORM``."""
+        layers = tuple(LayerFit(**layer) for layer in data["layers"])
+        return cls(**{**data, "layers": layers, "notes": tuple(data["notes"])})
 
     @property
     def summary(self) -> str:
@@ -69,9 +91,13 @@ class Reconstruction:
         rows: list[Sequence[str]] = [("layer", "op", "error before", "after", "ridge", "")]
         rows += [
             (
-                layer.name, layer.op, f"{layer.before:.3g}", f"{layer.after:.3g}",
+                layer.name, layer.op, _figure(layer.before), _figure(layer.after),
                 "" if layer.ridge is None else f"{layer.ridge:g}", layer.why or ("" if layer.kept else "put back"),
             )
             for layer in self.layers
         ]  # fmt: skip
         return "\n".join([self.summary, "", *table(rows), *self.notes])
+
+
+def _figure(error: float | None) -> str:
+    return "" if error is None else f"{error:.3g}"

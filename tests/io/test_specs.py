@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import InputError
-from fxprune.io.specs import check_weights_path, load_checkpoint, load_model, save_weights
+from fxprune.io.specs import check_weights_path, load_checkpoint, load_data, load_model, save_weights
 
 FACTORY = """
 from dataclasses import dataclass
@@ -186,3 +186,16 @@ def test_the_suffix_names_the_format(tmp_path: Path) -> None:
         check_weights_path(tmp_path / "weights.ckpt")
     with pytest.raises(InputError, match="does not exist; create it first"):
         check_weights_path(tmp_path / "no" / "weights.pt")
+
+
+def test_images_in_a_folder_go_through_the_models_own_preprocessing(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "inside").mkdir()
+    for number in range(3):
+        Image.new("RGB", (300, 260), (255, 255, 255)).save(tmp_path / "inside" / f"{number}.png")
+    white = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    for spec in ("timm:resnet18", "torchvision:resnet18"):
+        (batch,) = load_data(str(tmp_path), spec, load_model(spec))
+        assert batch.shape == (3, 3, 224, 224)
+        torch.testing.assert_close(batch[0, :, 0, 0], white)

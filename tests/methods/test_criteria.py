@@ -270,7 +270,7 @@ APPROX = ("activation", "apoz", "wanda")  # activations are summed in float32
 
 def test_every_registered_criterion_is_among_these() -> None:
     criteria = {name for name in methods.available() if isinstance(methods.resolve(name), methods.Criterion)}
-    assert criteria == {*CASES, "random"} - {"apoz"}
+    assert criteria == {*CASES, "random", "obs"} - {"apoz"}  # of obs see tests/reconstruction
 
 
 def test_random_scores_are_uniform_and_of_the_seed() -> None:

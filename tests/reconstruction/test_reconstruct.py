@@ -232,3 +232,27 @@ def test_a_weight_that_something_else_reads_is_left_alone() -> None:
     told = {layer.name: layer for layer in fitted.meta["fxprune"].reconstruction.layers}
     assert told["embed.weight"].why == "its weight is also read by embedding"
     assert told["down.weight"].kept
+
+
+def test_what_was_told_is_saved(net: Net, small: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    fitted = fxprune.reconstruct(small, net, images)
+    fxprune.save(fitted, tmp_path / "fitted.safetensors")
+    loaded = fxprune.load(tmp_path / "fitted.safetensors", copy.deepcopy(net))
+    assert same(loaded, fitted)
+    assert loaded.meta["fxprune"].reconstruction == fitted.meta["fxprune"].reconstruction
+
+
+def test_nothing_that_has_a_weight_reads_channels() -> None:
+    class Lone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(5, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.outer(self.a(x).square().mean(1), torch.ones(2))
+
+    model, data = Lone().eval(), torch.randn(40, 5)
+    told = fxprune.reconstruct(halved(model, data[:2]), model, data).meta["fxprune"].reconstruction
+    assert [layer.why for layer in told.layers] == ["nothing before it changed"]
+    told = fxprune.reconstruction.Reconstruction((), 1.0, 1.0, 2, 1, 0.0, "no weight can be solved for")
+    assert str(told) == "not applicable: no weight can be solved for"

@@ -1,0 +1,143 @@
+"""What criteria that know of the refit need: of every weight that reads channels its inputs' Gram matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx
+
+from fxprune.groups.channels import ChannelGraph
+from fxprune.methods.state import Read
+from fxprune.reconstruction.data import Piece, on_item
+from fxprune.reconstruction.entries import Entries
+from fxprune.reconstruction.lanes import Lane
+from fxprune.reconstruction.products import Product, product_of
+from fxprune.reconstruction.survey import Call, Observed, survey
+from fxprune.recording import evaluated
+from fxprune.recording.inputs import tensors_of
+
+_ROWS_PER_INPUT = 16
+_LEAST_ROWS = 4096
+
+
+def measure_reads(
+    module: fx.GraphModule, graph: ChannelGraph, pieces: Sequence[Piece], seed: int = 0
+) -> tuple[Read, ...]:
+    """Run ``module``, of which only a copy should be given, over the data, and back along random directions.
+
+    Raises:
+        InputError: it does not run on the data.
+    """
+    lane = Lane(module)
+    with evaluated(module):
+        with on_item(pieces[0].item):
+            facts, _ = survey(lane, lane.begin(pieces[0].args, pieces[0].kwargs))
+        lane.forget()
+        entries = Entries(module)
+        sums = [_Sums(call, entries, graph) for call in facts.calls.values() if call.whole]
+        at = {own.call.place[0]: own for own in sums if own.channels is not None}
+        total = sum(piece.samples for piece in pieces)
+        for index, piece in enumerate(pieces):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+            with on_item(piece.item), torch.enable_grad():
+                _run(lane, piece, at, piece.samples / total, generator)
+    return tuple(own.result(total) for own in at.values())
+
+
+def _run(lane: Lane, piece: Piece, at: dict[str, _Sums], share: float, generator: torch.Generator) -> None:
+    env = lane.begin(piece.args, piece.kwargs)
+    images = {node: value for node, value in env.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    env.update({node: value.requires_grad_().clone() for node, value in images.items()})
+    for parameter in lane.module.parameters() if images else ():
+        parameter.requires_grad_(False)  # gradients of activations are all that is asked for
+    for place, node in enumerate(lane.nodes):
+        own = at.get(node.name)
+        if own is None:
+            lane.advance(env, place, place + 1)
+            continue
+        seen = Observed()
+        lane.advance(env, place, place + 1, seen)
+        (call,) = (c for c in seen.calls if c.number == own.call.place[1])
+        product = product_of(call.func, call.arguments, call.out, own.call.weight)
+        assert product is not None, "the survey read it"
+        own.add(product, call.out, piece.samples, share, generator)
+        if isinstance(env.get(node), Tensor) and env[node].requires_grad:
+            env[node].register_hook(own.gradients(product, tuple(call.out.shape), piece.samples))
+    outputs = [t for t in tensors_of(lane.output(env)) if t.requires_grad]
+    if outputs:
+        signs = [torch.randint(0, 2, t.shape, generator=generator).to(t) * 2 - 1 for t in outputs]
+        torch.autograd.backward(outputs, signs)
+
+
+class _Sums:
+    def __init__(self, call: Call, entries: Entries, graph: ChannelGraph):
+        self.call = call
+        self.channels = _channels(call, entries, graph)
+        self._weight = entries.read(call.matrix.reshape(-1)).view(call.matrix.shape).detach().clone()
+        groups, inputs, outputs = call.matrix.shape
+        self._gram = self._weight.new_zeros(groups, inputs, inputs, dtype=torch.float64)
+        self._alone, self._together, self._sum, self._square, self._of_means = (
+            self._weight.new_zeros(groups, outputs, dtype=torch.float64) for _ in range(5)
+        )
+        self._positions = 0
+        self._rows = 0
+
+    def add(self, product: Product, out: Tensor, samples: int, share: float, generator: torch.Generator) -> None:
+        inputs = self._gram.shape[1]
+        wanted = math.ceil(max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS) * share)
+        rows = torch.randperm(product.rows, generator=generator)[:wanted].to(self._gram.device)
+        x = product.inputs(rows).detach().double()
+        self._rows += x.shape[1]
+        self._gram += x.transpose(1, 2) @ x
+        y = _by_sample(product, out.detach(), samples)
+        self._positions = y.shape[2]
+        self._sum += y.sum((1, 2))
+        self._square += y.square().sum((1, 2))
+        self._of_means += y.mean(2).square().sum(1)
+
+    def gradients(self, product: Product, shape: tuple[int, ...], samples: int) -> Callable[[Tensor], None]:
+        def note(gradient: Tensor) -> None:
+            found = _by_sample(product, gradient.reshape(shape), samples)
+            self._alone += found.square().sum((1, 2))
+            self._together += found.sum(2).square().sum(1)
+
+        return note
+
+    def result(self, samples: int) -> Read:
+        assert self.channels is not None
+        mean = self._sum / (samples * self._positions)
+        variance = self._square / (samples * self._positions) - mean**2
+        even = ((self._of_means / samples - mean**2) / variance.clamp_min(1e-300)).clamp(0, 1)
+        sensitivity = ((1 - even) * self._alone + even * self._together) / samples
+        return Read(self.call.place[0], self.channels, self._gram / max(self._rows, 1), self._weight, sensitivity)
+
+
+def _by_sample(product: Product, y: Tensor, samples: int) -> Tensor:
+    """All rows, ``[g, samples, positions, O]``."""
+    rows = product.outputs(y, torch.arange(product.rows, device=y.device)).double()
+    samples = samples if rows.shape[1] % samples == 0 else rows.shape[1]
+    return rows.reshape(len(rows), samples, -1, rows.shape[2])
+
+
+def _channels(call: Call, entries: Entries, graph: ChannelGraph) -> npt.NDArray[np.int64] | None:
+    """The channel that every input of the product is of, ``[g, K]``; -1 where it is of none that a weight reads."""
+    read = {(m.name, m.dim) for group in graph.groups for m in group.members if m.read}
+    numbers, found = call.matrix[:, :, 0], None
+    for name in entries.names_of(numbers.reshape(-1)):
+        parameter = graph.by_name.get(name)
+        factor = next((f for f in parameter.labels if (name, f.dim) in read), None) if parameter is not None else None
+        if parameter is None or factor is None:
+            continue
+        own = entries.of(entries.tensors[name])
+        assert own is not None
+        ids = torch.from_numpy(np.broadcast_to(factor.ids, parameter.shape).copy())
+        order = own.reshape(-1).argsort()
+        place = torch.searchsorted(own.reshape(-1)[order], numbers.contiguous()).clamp_max(own.numel() - 1)
+        place = order[place]
+        here = torch.where(own.reshape(-1)[place] == numbers, ids.reshape(-1)[place], -1)
+        found = here if found is None else torch.maximum(found, here)
+    return None if found is None else found.numpy()

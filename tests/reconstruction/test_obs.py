@@ -1,0 +1,144 @@
+"""``method="obs"``: what a refit leaves, computed the long way; channels that others stand in for go first."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxprune
+from fxprune import methods
+from fxprune.methods.state import Measured
+from fxprune.reconstruction import measure_reads, pieces_of
+
+
+class TwoReaders(nn.Module):
+    """A group that two layers read; outputs are theirs, so an error of these is an error of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.one, self.other = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 2, bias=False), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu(self.make(x))
+        return self.one(x), 3 * self.other(x)
+
+
+def scores_of(model: nn.Module, data: Tensor, method: methods.OBS) -> tuple[fxprune.ChannelGraph, list]:
+    graph = fxprune.analyze(model, data[:1])
+    module = fxprune.record(model, data[:1])
+    record = {"args": (data[:1],), "kwargs": {}}
+    reads = measure_reads(module, graph, pieces_of(data, record, None, torch.device("cpu")))
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    state = methods.ModelState(graph, tensors, 0, Measured(reads=reads))
+    return graph, [None if g.locked else method.score(g, state) for g in graph.groups]
+
+
+def left_after(x: Tensor, y: Tensor, inputs: list[int]) -> float:
+    """``|X W - Y|^2`` per row, of the best W over these inputs. x [R, K], y [R, O]."""
+    fitted = x[:, inputs] @ torch.linalg.lstsq(x[:, inputs], y).solution
+    return float((fitted - y).square().sum())
+
+
+def test_the_score_is_what_the_best_refit_leaves() -> None:
+    torch.manual_seed(0)
+    model, data = TwoReaders().eval().double(), torch.randn(40, 3, 6, 6).double()
+    graph, scores = scores_of(model, data, methods.OBS(per_mac=False))
+    (group,) = graph.prunable
+    (found,) = (s for s in scores if s is not None)
+    with torch.no_grad():
+        hidden = F.relu(model.make(data))
+        one, other = model(data)
+    patches = F.unfold(hidden, 2).transpose(1, 2).reshape(-1, 24)  # 4 places of the kernel to a channel
+    pixels = hidden.permute(0, 2, 3, 1).reshape(-1, 6)
+    rows = [one.permute(0, 2, 3, 1).reshape(-1, 2), other.detach().permute(0, 2, 3, 1).reshape(-1, 3)]
+    rows[1] = rows[1] - 3 * model.other.bias.detach()
+
+    def left(gone: tuple[int, ...]) -> float:
+        stay = [c for c in range(6) if c not in gone]
+        columns = [4 * c + k for c in stay for k in range(4)]
+        return (left_after(patches, rows[0], columns) + left_after(pixels, rows[1], stay)) / len(data)
+
+    losses = [left((c,)) for c in range(6)]
+    channels = group.channels.reshape(-1).tolist()
+    order = np.argsort(found.reshape(-1))
+    (rows_of,) = (f.rows()[0].tolist() for f in graph.by_name["make.weight"].labels if f.dim == 0)
+    first, second = (rows_of.index(channels[i]) for i in order[:2])
+    assert first == int(np.argmin(losses))
+    # An error that is the same at every position counts with its sign, others do not: hence a factor, the same for all.
+    factor = found.reshape(-1)[order[0]] / losses[first]
+    assert 0.9 < factor < 3
+    pairs = {c: left((first, c)) - losses[first] for c in range(6) if c != first}
+    assert second == min(pairs, key=pairs.__getitem__)
+
+
+def test_a_twin_goes_and_the_other_stays() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    with torch.no_grad():
+        for twin, of in ((1, 0), (3, 2), (5, 4)):
+            model[0].weight[twin], model[0].bias[twin] = 20 * model[0].weight[of], 20 * model[0].bias[of]
+    data = torch.randn(200, 5)
+    given = {"channels": 0.75, "round_to": 1, "progress": False}
+    small = fxprune.prune(model, data[:1], method="obs", data=data, reconstruct=True, **given)
+    kept = small.meta["fxprune"].plan.kept["0.weight"][0]
+    assert all(len({a, b} & set(kept)) == 1 for a, b in ((0, 1), (2, 3), (4, 5)))
+    with torch.no_grad():
+        torch.testing.assert_close(small(data), model(data), rtol=1e-4, atol=1e-4)
+        other = fxprune.prune(model, data[:1], method="l2", data=data, reconstruct=True, **given)
+        assert float((other(data) - model(data)).abs().max()) > 1e-2
+
+
+def test_groups_compare_by_the_outputs_and_by_macs() -> None:
+    """Two branches of which one hardly counts; then one that costs more."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + 1e-2 * self.b(x)
+
+    torch.manual_seed(0)
+    data = torch.randn(300, 6)
+    small = fxprune.prune(
+        Branches().eval(), data[:1], method="obs", data=data, channels=0.6, round_to=1, progress=False
+    )
+    widths = {row.name: row.width for row in small.meta["fxprune"].rows}
+    assert widths["b.0"][1] < 0.3 * widths["a.0"][1]
+
+
+def test_what_no_weight_reads_stays() -> None:
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out((self.q(x) @ self.k(x).transpose(1, 2)).softmax(-1) @ self.v(x))
+
+    torch.manual_seed(0)
+    data = torch.randn(60, 5, 8)
+    small = fxprune.prune(Scores().eval(), data[:1], method="obs", data=data, channels=0.8, round_to=1, progress=False)
+    widths = {row.name: (row.width, row.frozen) for row in small.meta["fxprune"].rows}
+    assert widths["q"][0][1] == widths["k"][0][1] == 8
+    assert widths["v"][0][1] < 8
+    assert "the method gives these channels no score" in widths["q"][1]
+
+
+@pytest.mark.parametrize("as_pairs", [False, True])
+def test_targets_are_not_read(as_pairs: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    batches = list(torch.randn(60, 5).split(10))
+    data = [(batch, None) for batch in batches] if as_pairs else batches
+    small = fxprune.prune(model, batches[0], method="obs", data=data, flops=0.5, round_to=1, progress=False)
+    plan = small.meta["fxprune"].plan
+    assert plan.kept == fxprune.prune(
+        model, batches[0], method="obs", data=list(itertools.chain(batches)), flops=0.5, round_to=1, progress=False
+    ).meta["fxprune"].plan.kept  # fmt: skip
