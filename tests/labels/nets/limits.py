@@ -70,6 +70,14 @@ class PickedChannel(_Between):
         return x * x[:, 2].sigmoid().unsqueeze(1)  # line: PickedChannel
 
 
+@net(*ENDS, locked(8, "a[0] b[1]", "distances between batches of two sizes"))
+class DistancesToOneBatch(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        y = x.mean((2, 3))
+        y = torch.cdist(y[:, None], y.detach()[None]).mean((1, 2))  # line: DistancesToOneBatch
+        return x * y[:, None, None, None]
+
+
 @net(*ENDS, locked(8, "a[0] b[1]", "along channels"))
 class PooledChannels(_Between):
     def inner(self, x: Tensor) -> Tensor:
