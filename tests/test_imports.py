@@ -199,3 +199,20 @@ assert "torch._dynamo" not in sys.modules
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT.parent)
     assert run.returncode == 0, run.stderr
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Not even for types alone, or inside a function; ``__init__`` files only hand on names."""
+    found: dict[str, set[str]] = {}
+    names = {name_of(path) for path in modules() if path.name != "__init__.py"}
+    for path in modules():
+        if path.name != "__init__.py":
+            used = {name for name, _, _ in imports(path.read_text(), package_of(path))}
+            shown = tuple(what for who, what in SHOWN if name_of(path) == f"fxprune.{who}")
+            found[name_of(path)] = {name for name in used & names if not is_or_inside(name, shown)}
+    while True:  # take away what imports nothing that is left
+        done = {name for name, used in found.items() if not used}
+        if not done:
+            break
+        found = {name: used - done for name, used in found.items() if name not in done}
+    assert not found, f"imported in a circle: {sorted(found)}"

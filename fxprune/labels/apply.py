@@ -70,6 +70,11 @@ def _check(run: Propagation, call: Call, per_output: Sequence[Labels]) -> None:
             raise AssertionError(f"the rule for {call.name} does not look at operand {place}")
     if len(per_output) != len(call.outputs):
         raise AssertionError(f"the rule for {call.name} speaks of {len(per_output)} of {len(call.outputs)} outputs")
+    for out, labels in zip(call.outputs, per_output, strict=True):
+        for factor in labels:
+            ids, shape = factor.ids, out.shape
+            if ids.ndim != len(shape) or any(n not in (1, s) for n, s in zip(ids.shape, shape, strict=True)):
+                raise AssertionError(f"the rule for {call.name} labels {list(shape)} as {list(ids.shape)}")
 
 
 def pointwise(run: Propagation, call: Call) -> Labels:

@@ -276,5 +276,6 @@ _op(
     mask="rows are looked up: what a channel holds stays its own", repair="the vocabulary stays",
 )  # fmt: skip
 
-# Of other ops, by PyTorch itself; a recorded graph calls it.
-_op("python::grouped_mm", repair=_repair_grouped_mm)
+# Made of other ops; a recorded graph calls it.
+_call = adder(__name__)
+_call("python::grouped_mm", repair=_repair_grouped_mm)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxprune.labels.classes import Ids, same
@@ -14,7 +15,7 @@ from fxprune.labels.factors import Factor, Labels, expanded
 from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
-from fxprune.ops.meta import empty, fits, is_plain
+from fxprune.ops.meta import channels_last_of, empty, fits, is_plain
 from fxprune.ops.repair import Repair, argument, set_argument
 from fxprune.ops.table import Shape, adder, layer
 
@@ -249,6 +250,14 @@ def _is_refused(
     return not fits or not fits_bias or (transposed and any(more >= max(s, d) for more, s, d in steps))
 
 
+def _laid_out(result: Tensor, x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    """The result with the strides that CPU kernels give it, which a later ``view`` may refuse."""
+    layout = channels_last_of(x) or channels_last_of(weight)
+    if layout is not None:
+        return torch.empty(result.shape, dtype=result.dtype, device="meta", memory_format=layout)
+    return result
+
+
 # -- layers -----------------------------------------------------------------------------------------------------------
 
 
@@ -293,10 +302,12 @@ _op = adder(
     multiplies=("input", "weight"),
 )
 
-_op("convolution", takes="floats of one kind", refuses=_is_refused, meta={"default": _meta_convolution})
+_op(
+    "convolution", takes="floats of one kind", refuses=_is_refused, lays=_laid_out, meta={"default": _meta_convolution}
+)  # fmt: skip
 _op("_convolution", "convolution_overrideable")
 
-# Of ``convolution``, by PyTorch itself; a recorded graph calls them.
-_function = adder(__name__)
-_function("conv1d", "conv2d", "conv3d", repair=_repair_function)
-_function("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", repair=_repair_transposed)
+# Made of ``convolution``; a recorded graph calls them.
+_call = adder(__name__)
+_call("conv1d", "conv2d", "conv3d", repair=_repair_function)
+_call("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", repair=_repair_transposed)

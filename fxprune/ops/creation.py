@@ -8,7 +8,7 @@ from fxprune.labels.factors import Factor, Labels, vector
 from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
-from fxprune.ops.repair import Repair, set_argument, shape_after_self
+from fxprune.ops.repair import LEFT_ALONE, Repair, set_argument, shape_after_self
 from fxprune.ops.table import adder
 
 
@@ -68,11 +68,11 @@ _op("zeros", "ones", "rand", "randn", "full", label=_uniform, repair=_repair_siz
 _op("empty", label=_uniform, repair=_repair_sizes, sizes=0, takes="anything")
 _op("randint", label=_uniform, repair=_repair_drawn)
 _op("scalar_tensor", label=_uniform)
-_op("empty_strided", "empty_permuted", label=_uniform, repair="strides in a graph are those of a recorded tensor")
+_op("empty_strided", "empty_permuted", label=_uniform, repair=LEFT_ALONE)
 _op("new_zeros", "new_ones", "new_empty", "new_full", label=_uniform, repair=shape_after_self, sizes=1, fills=True,
     moves=True, takes="anything")  # fmt: skip
 _op("new_empty_strided", label=_uniform, moves=True, fills=True, sizes=1,
-    repair="strides in a graph are those of a recorded tensor")  # fmt: skip
+    repair=LEFT_ALONE)  # fmt: skip
 _op("empty_like", "zeros_like", "ones_like", "full_like", label=_like, fills=True, moves=True, takes="anything")
 _op("rand_like", "randn_like", "randint_like", label=_like, fills=True, moves=True, repair="bounds of what is drawn")
 _op("arange", label=_by_position, sizes=0)
@@ -83,5 +83,6 @@ _op(
 _op("normal", label=_normal, repair=_repair_drawn, takes="nothing", mask="every position is drawn by itself")
 _op("multinomial", label=_multinomial, mask="across channels it locks them", repair="a number of draws")
 
-# Of other ops, by Python; a recorded graph calls it.
-_op("python::new_tensor", fills=True)
+# Made of other ops; a recorded graph calls it.
+_call = adder(__name__)
+_call("python::new_tensor", fills=True)

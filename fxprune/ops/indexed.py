@@ -275,9 +275,10 @@ _op("repeat_interleave", label=_counts, without_values=_repeated, repair="an ind
 _read = adder(__name__, reads_values=True, mask="its channels stay", cost="it compares and counts")
 
 _read(
-    "one_hot", "_local_scalar_dense", "_assert_async", "histc", "nll_loss_forward", "nll_loss2d_forward",
-    "multi_margin_loss", "multilabel_margin_loss_forward", "_linalg_check_errors",
+    "one_hot", "_local_scalar_dense", "_assert_async", "histc", "multi_margin_loss", "multilabel_margin_loss_forward",
+    "_linalg_check_errors",
 )  # fmt: skip
+_read("nll_loss_forward", "nll_loss2d_forward", repair="the number of a class")
 _read("is_same_size", "sym_size", moves=True)
 _read("equal", without_values=_equal)
 _read("nonzero", without_values=_nonzero)

@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 
 
+def zero(x: Tensor) -> Any:
+    return 0
+
+
+def one(x: Tensor) -> Any:
+    return 1
+
+
 def smallest(x: Tensor) -> Any:
     """The least value of its dtype."""
     if x.dtype == torch.bool:

@@ -10,7 +10,7 @@ from fxprune.labels.factors import Factor, Labels
 from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
-from fxprune.ops.repair import Repair, argument, set_argument
+from fxprune.ops.repair import LEFT_ALONE, Repair, argument, set_argument
 from fxprune.ops.table import adder
 
 
@@ -111,5 +111,5 @@ _op("_fft_r2c", "_fft_c2c", "_fft_c2r", label=_transformed, cost=_UNCOUNTED, rep
 _op("unfold_backward", label=_folded, repair=_unfold_backward)
 _op(
     "as_strided", label=_strided, moves=True, takes="anything", refuses=_strides_are_refused,
-    repair="strides in a graph are those of a recorded tensor",
+    repair=LEFT_ALONE,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from fxprune.labels.classes import Ids, same
 from fxprune.labels.factors import Factor, Labels, aligned, along, expanded, moved, narrow, vector, viewed, without
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
-from fxprune.ops.repair import Repair, argument, set_argument, shape_after_self
+from fxprune.ops.repair import LEFT_ALONE, Repair, argument, set_argument, shape_after_self
 from fxprune.ops.table import adder
 
 
@@ -221,6 +221,15 @@ def _repair_repeat(repair: Repair, node: fx.Node) -> None:
         node.args = (node.args[0], *repair.sizes(node, node.args[1:], times[-(len(node.args) - 1) :]))
 
 
+def _repair_assertion(repair: Repair, node: fx.Node) -> None:
+    """The size is the new one; how a tensor lies in memory is not asked any more."""
+    size = argument(node, 1, "size")
+    if size is not None:
+        set_argument(node, 1, "size", repair.size_list(node, size, repair.value(node.args[0]).shape))
+    if argument(node, 2, "stride") is not None:
+        set_argument(node, 2, "stride", None)
+
+
 def _repair_pad(repair: Repair, node: fx.Node) -> None:
     known, out = repair.dense(node.args[0]), repair.dense(node)
     pads = [repair.dense(pad) for pad in repair.dense(argument(node, 1, "pad"))]
@@ -240,16 +249,14 @@ def _repair_pad(repair: Repair, node: fx.Node) -> None:
 
 _op = adder(__name__, mask="positions only move: what a channel holds stays its own")
 
-_op(
-    "alias", "detach", "positive", "lift_fresh_copy", "_assert_tensor_metadata",
-    label=_same, moves=True,
-)  # fmt: skip
+_op("alias", "detach", "positive", "lift_fresh_copy", label=_same, moves=True)
+_op("_assert_tensor_metadata", label=_same, moves=True, repair=_repair_assertion)
 _op("clone", label=_same, moves=True, rearranges=True, takes="anything")
 _op("contiguous", label=_same, moves=True, rearranges=True)
 _op("view", "reshape", label=_view, moves=True, rearranges=True, repair=shape_after_self, sizes=1)
 _op("_unsafe_view", label=_view, moves=True, repair=shape_after_self, takes="anything")
 _op("_reshape_copy", "view_copy", label=_view, moves=True, repair=shape_after_self)
-_op("_reshape_alias", label=_view, moves=True, repair="strides in a graph are those of a recorded tensor")
+_op("_reshape_alias", label=_view, moves=True, repair=LEFT_ALONE)
 _op("permute", "transpose", "t", "swapaxes", label=_permute, moves=True, rearranges=True)
 _op("numpy_T", label=_permute, moves=True)
 _op("unsqueeze", label=_unsqueeze, moves=True, rearranges=True)
@@ -260,23 +267,19 @@ _op("repeat", label=_repeat, moves=True, repair=_repair_repeat, sizes=1, takes="
 _op("flip", label=_flip, moves=True, takes="anything")
 _op("roll", label=_roll, moves=True, takes="anything", repair="along channels it locks them")
 _op("cat", "stack", label=_concatenate, moves=True, takes="anything")
-_op(
-    "constant_pad_nd",
-    label=_constant_pad,
-    moves=True,
-    takes="anything",
-    repair="along channels what is padded is checked against the labels",
-)
+_op("constant_pad_nd", label=_constant_pad, moves=True, takes="anything", repair=LEFT_ALONE)
 _op("pad", label=_constant_pad, moves=True, repair=_repair_pad)
 _op("channel_shuffle", label=_channel_shuffle, rearranges=True, repair="the groups stay")
 _op("native_channel_shuffle", label=_channel_shuffle, takes="floats of one kind", repair="the groups stay")
 _op("diagonal", label=_square, moves=True)
-_op("tril", "triu", "rot90", "take", "put", "trace", label=_square)
+_op("tril", "triu", label=_square, repair="the matrices stay, and so do their diagonals")
+_op("rot90", "take", "put", "trace", label=_square)
 _op("view_as_complex", label=_view_as_complex, moves=True)
 _op("view_as_real", label=_view_as_real, moves=True)
 
-# Of other ops, by PyTorch itself; a recorded graph calls them.
-_op("unflatten", repair=_repair_unflatten, rearranges=True)
-_op("broadcast_to", repair=shape_after_self)
-_op("tile", repair=_repair_repeat, sizes=1)
-_op("flatten", "swapdims", "movedim", "moveaxis", "mT", "view_as", "reshape_as", "python::T", rearranges=True)
+# Made of other ops; a recorded graph calls them.
+_call = adder(__name__, rearranges=True)
+_call("unflatten", repair=_repair_unflatten)
+_call("flatten", "swapdims", "movedim", "moveaxis", "view_as", "reshape_as", "python::T", "python::mT")
+_call("broadcast_to", rearranges=False, repair=shape_after_self)
+_call("tile", rearranges=False, repair=_repair_repeat, sizes=1)

@@ -239,6 +239,7 @@ _op(
 )  # fmt: skip
 _op("_weight_norm_interface", label=_weight_norm, mask=_masked_weight_norm, counted="weight_norm")
 
-# Of these, by PyTorch itself; a recorded graph calls them.
-_op("layer_norm", "rms_norm", repair=_repair_layer_norm)
-_op("group_norm", repair=_repair_group_norm)
+# Made of these; a recorded graph calls them.
+_call = adder(__name__)
+_call("layer_norm", "rms_norm", repair=_repair_layer_norm)
+_call("group_norm", repair=_repair_group_norm)

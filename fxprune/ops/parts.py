@@ -14,7 +14,7 @@ from fxprune.labels.factors import Factor, Labels, along, cut_sizes, narrow, wit
 from fxprune.labels.propagation import Propagation
 from fxprune.labels.records import TensorLabels, channels_of
 from fxprune.ops.call import Call
-from fxprune.ops.repair import Repair, UnevenError, UnrepairableError, argument, new_constant, set_argument
+from fxprune.ops.repair import LEFT_ALONE, Repair, UnevenError, UnrepairableError, argument, new_constant, set_argument
 from fxprune.ops.table import adder, base_name
 
 
@@ -238,13 +238,14 @@ _op = adder(__name__, mask="positions are left out: what a channel holds stays i
 
 _op("select", label=_select, moves=True, parts=True, repair=_repair_select)
 _op("select_copy", label=_select, moves=True, parts=True, repair=_repair_select)
-_op("slice", "slice_copy", label=_slice, moves=True, parts=True, repair="recorded as x[...] or narrow")
+_op("slice", "slice_copy", label=_slice, moves=True, parts=True, repair=LEFT_ALONE)
 _op("split", label=_split, moves=True, parts=True, repair=_repair_split, many=True)
 _op("split_with_sizes", "unsafe_split_with_sizes", label=_split, moves=True, parts=True, repair=_repair_split)
 _op("unsafe_split", "chunk", "unsafe_chunk", "tensor_split", label=_split, moves=True, repair=_repair_split, many=True)
 _op("unbind", label=_unbind, moves=True, many=True)
 
-# Of other ops, by PyTorch or Python; a recorded graph calls them.
-_op("hsplit", "vsplit", "dsplit", many=True, repair="checked against the labels")
-_op("narrow", repair=_repair_narrow)
-_op("python::getitem", "python::setitem", repair=_repair_item)
+# Made of other ops; a recorded graph calls them.
+_call = adder(__name__)
+_call("hsplit", "vsplit", "dsplit", many=True, repair=LEFT_ALONE)
+_call("narrow", repair=_repair_narrow)
+_call("python::getitem", "python::setitem", repair=_repair_item)

@@ -12,7 +12,7 @@ from fxprune.labels.factors import Factor, Labels, settle_dim
 from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
-from fxprune.ops.masks import largest, smallest
+from fxprune.ops.masks import largest, one, smallest, zero
 from fxprune.ops.meta import empty, is_plain, on_meta, recorded_shape
 from fxprune.ops.table import adder
 
@@ -116,7 +116,7 @@ def _masked_aminmax(func: Any, on: Tensor, args: Any, kwargs: Any) -> Any:
 
 
 def _masked_mean(func: Any, on: Tensor, args: Any, kwargs: Any) -> Any:
-    x, dims, keepdim = _over(args, kwargs)
+    x, dims, keepdim = _masked_operand(args, kwargs)
     keepdim = bool(kwargs.get("keepdim", args[2] if len(args) > 2 else False))
     mean = (x.masked_fill(~on, 0).sum(dims, keepdim=True) / on.sum(dims, keepdim=True)).to(x.dtype)
     return mean if keepdim else mean.sum(dims)
@@ -124,7 +124,7 @@ def _masked_mean(func: Any, on: Tensor, args: Any, kwargs: Any) -> Any:
 
 def _masked_spread(func: Any, on: Tensor, args: Any, kwargs: Any) -> Any:
     """``var``, ``std``, and these with the mean."""
-    x, dims, keepdim = _over(args, kwargs)
+    x, dims, keepdim = _masked_operand(args, kwargs)
     name, count = func.overloadpacket.__name__, on.sum(dims, keepdim=True)
     mean = x.masked_fill(~on, 0).sum(dims, keepdim=True) / count
     correction = kwargs.get("correction", 1)
@@ -136,7 +136,7 @@ def _masked_spread(func: Any, on: Tensor, args: Any, kwargs: Any) -> Any:
     return both if name.endswith("_mean") else both[0]
 
 
-def _over(args: Any, kwargs: Any) -> tuple[Tensor, Any, bool]:
+def _masked_operand(args: Any, kwargs: Any) -> tuple[Tensor, Any, bool]:
     """The operand in its dtype, the dims, and whether they are kept."""
     x, *rest = args
     dims = rest[0] if rest and isinstance(rest[0], (list, tuple, int)) and not isinstance(rest[0], bool) else None
@@ -156,9 +156,9 @@ _op = adder(__name__, label=_reduce)
 
 _op("mean", mask=_masked_mean, takes="floats of one kind", meta={"dim": _meta_mean})
 _op("var", "std", "var_mean", "std_mean", mask=_masked_spread, takes="floats of one kind")
-_op("sum", mask=_with(lambda x: 0), takes="floats of one kind")
-_op("nansum", "any", "count_nonzero", "_is_any_true", mask=_with(lambda x: 0))
-_op("prod", "all", "_is_all_true", mask=_with(lambda x: 1))
+_op("sum", mask=_with(zero), takes="floats of one kind")
+_op("nansum", "any", "count_nonzero", "_is_any_true", mask=_with(zero))
+_op("prod", "all", "_is_all_true", mask=_with(one))
 _op("amax", "logsumexp", mask=_with(smallest), takes="floats of one kind")
 _op("max", mask=_with(smallest))
 _op("amin", mask=_with(largest), takes="floats of one kind")

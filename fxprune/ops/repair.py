@@ -172,6 +172,9 @@ class Repair:
 # -- for repairs ------------------------------------------------------------------------------------------------------
 
 
+LEFT_ALONE = "not followed: where it names a size that is cut, the channels are left alone"
+
+
 def set_argument(node: fx.Node, place: int, name: str, value: Any) -> None:
     """Set an argument where it was given, by position or by name."""
     if name in node.kwargs:

@@ -78,7 +78,8 @@ class Op:
     - ``sizes``: the place from which on the arguments are sizes, or numbers at least.
     - ``many``: gives as many tensors as a size says.
     - ``takes``: operands of which dtypes it takes whatever their values, None: a view any, a pointwise op floats.
-    - ``refuses``: of which it refuses some that it takes on meta.
+    - ``refuses``: ``(*args) -> bool``: of these it refuses some that it takes on meta.
+    - ``lays``: ``(result, *args) -> result`` as the kernels of the processor lay it out, where that is not as on meta.
 
     For runs on meta tensors:
 
@@ -107,6 +108,7 @@ class Op:
     many: bool = False
     takes: Dtypes | None = None
     refuses: Callable[..., bool] | None = None
+    lays: Callable[..., Any] | None = None
     pointwise: bool = False
     fills: bool = False
     meta: Mapping[str, Callable[..., Any]] = field(default_factory=dict)

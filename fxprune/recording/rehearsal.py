@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from fxprune.ops.meta import MetaKernels, channels_last_of
+from fxprune.ops.meta import MetaKernels
 from fxprune.ops.table import Op, find_call, is_pointwise, record_of
 from fxprune.recording import boundary, state, trees
 from fxprune.recording.calls import property_name
@@ -113,8 +113,9 @@ class Rehearsal:
                         raise DataNeededError("a real tensor would have to hold what is not known")
                     args, kwargs = trees.map_tree(_on_meta, args), trees.map_tree(_on_meta, kwargs)
                 result = self._kernels(func, args, kwargs)
-                if func is torch.ops.aten.convolution.default:
-                    result = _laid_out(result, args[0], args[1])
+                record = record_of(func)
+                if record is not None and record.lays is not None:
+                    result = record.lays(result, *args)
             for tensor in trees.tensors(result):
                 if tensor.is_meta:
                     self._check_dtype(tensor)
@@ -270,11 +271,3 @@ def _is_view(func: Any) -> bool:
     returns = func._schema.returns
     views = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
     return views and func is not torch.ops.aten.view.dtype
-
-
-def _laid_out(result: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The result of a convolution with the strides that CPU kernels give it, which a later ``view`` may refuse."""
-    layout = channels_last_of(x) or channels_last_of(weight)
-    if layout is not None:
-        return torch.empty(result.shape, dtype=result.dtype, device=_META, memory_format=layout)
-    return result
