@@ -7,22 +7,25 @@ from fxprune.version import __version__
 
 if TYPE_CHECKING:
     from fxprune import methods, ops, optim, study
-    from fxprune.api import analyze, apply, attach, prune, record
+    from fxprune.api import analyze, apply, attach, prune, prune_submodule, record
     from fxprune.artifact import load, save
     from fxprune.channels import ChannelGraph, ChannelGroup
     from fxprune.deploy import Validation, bench, export, validate
     from fxprune.errors import FxpruneError
+    from fxprune.options import LatencyBudget, Loop, Options
     from fxprune.original import into
     from fxprune.plan import PruningPlan
     from fxprune.report import Latency, Report
-    from fxprune.training import Loop, carry_over, distill_loss
+    from fxprune.training import carry_over, distill_loss
 
 _HOMES = {
     "ChannelGraph": "channels",
     "ChannelGroup": "channels",
     "FxpruneError": "errors",
     "Latency": "report",
-    "Loop": "training",
+    "LatencyBudget": "options",
+    "Loop": "options",
+    "Options": "options",
     "PruningPlan": "plan",
     "Report": "report",
     "Validation": "deploy",
@@ -36,6 +39,7 @@ _HOMES = {
     "into": "original",
     "load": "artifact",
     "prune": "api",
+    "prune_submodule": "api",
     "record": "api",
     "save": "artifact",
     "validate": "deploy",
@@ -45,7 +49,9 @@ __all__ = [
     "ChannelGroup",
     "FxpruneError",
     "Latency",
+    "LatencyBudget",
     "Loop",
+    "Options",
     "PruningPlan",
     "Report",
     "Validation",
@@ -63,6 +69,7 @@ __all__ = [
     "ops",
     "optim",
     "prune",
+    "prune_submodule",
     "record",
     "save",
     "study",

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.api import applied
-from fxprune.checks import check_flags, checked_inputs
+from fxprune.checks import checked_inputs
 from fxprune.deploy.program import read_program, read_program_notes, write_program
-from fxprune.errors import ArtifactError, ExampleInputsError, InputError
+from fxprune.errors import ArtifactError, ExampleInputsError, InputError, check_flags
 from fxprune.files import as_path, check_writable, replacing
 from fxprune.forms import Either, FormError, Map, Real, Such, Whole, anything, check, json_of
 from fxprune.inputs import (
@@ -158,6 +158,10 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         InputError: ``pruned`` is no pruned network, holds something that the format cannot, or ``path`` is unwritable.
         WriteError: writing failed on the way, on a full disk for instance.
         ExportError: torch.export cannot capture the network (``.pt2``).
+
+    Examples:
+        >>> small = fxprune.prune(model, example_inputs, flops=0.5, progress=False)
+        >>> fxprune.save(small, "small.safetensors")
     """
     path = check_path(path)
     if not isinstance(pruned, nn.Module):
@@ -211,6 +215,10 @@ def load(
         PlanError: the plan in it belongs to another model.
         InputError: ``path`` or ``model`` cannot be used.
         ExampleInputsError: example inputs are needed, or do not fit.
+
+    Examples:
+        >>> fxprune.save(fxprune.prune(model, example_inputs, flops=0.5, progress=False), "small.safetensors")
+        >>> small = fxprune.load("small.safetensors", copy.deepcopy(model))  # any instance of the class
     """
     check_flags(verify=verify)
     path = _existing(path)

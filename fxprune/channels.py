@@ -63,6 +63,11 @@ class ChannelGroup:
     ``channels [blocks, size]``: channel numbers. Blocks keep equal counts, so a *slot* is one channel of each block.
     ``exact``: cutting changes no statistic. ``locked``: why these may not be cut, with the source line, or None.
     ``least``: so many slots stay, whatever the tensors need.
+
+    Examples:
+        >>> group = fxprune.analyze(model, example_inputs).prunable[0]
+        >>> group.size, group.exact, [f"{member.name}[{member.dim}]" for member in group.members][:2]
+        (16, True, ['stem.0.weight[0]', 'stem.0.bias[0]'])
     """
 
     name: str
@@ -115,6 +120,11 @@ class ChannelGraph:
     ``sources``: node -> the user's source line. ``lines``: module or parameter -> the line that uses it first, in the
     order of use. ``kinds``: module -> class name; that of '' is the model's. ``uninterpreted``: nodes that do not run
     without data; what reaches them is locked.
+
+    Examples:
+        >>> graph = fxprune.analyze(model, example_inputs)
+        >>> plan = fxprune.prune(model, example_inputs, flops=0.5, progress=False).meta["fxprune"].plan
+        >>> assert graph.macs(plan) <= 0.5 * graph.macs()
     """
 
     parameters: tuple[Parameter, ...]

@@ -1,11 +1,20 @@
 """Every error fxprune raises on purpose. Each says what is wrong, where, and what to do about it."""
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 
 class FxpruneError(Exception):
-    """Base class of all errors raised by fxprune."""
+    """Base class of all errors raised by fxprune.
+
+    Examples:
+        >>> try:
+        ...     fxprune.prune(model, example_inputs, flops=0.0)
+        ... except fxprune.FxpruneError as error:
+        ...     print(error)
+        flops=0.0 is no budget: pass a ratio of the dense model in (0, 1], such as flops=0.5.
+    """
 
 
 class InputError(FxpruneError, ValueError):
@@ -80,3 +89,24 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     if int(value) >= 2**63:
         raise InputError(f"{name}={value!r} must be below 2**63.")
     return int(value)
+
+
+def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
+    """Refuse what is none of the known words.
+
+    Raises:
+        InputError: lists them.
+    """
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{name}={value!r} is unknown. Known: {', '.join(known)}.")
+
+
+def check_flags(**flags: Any) -> None:
+    """Refuse what is neither true nor false: ``exact="no"`` would be true.
+
+    Raises:
+        InputError: names the argument and what it was.
+    """
+    for name, value in flags.items():
+        if type(value).__name__ not in ("bool", "bool_"):  # numpy's too
+            raise InputError(f"{name}={value!r} must be True or False.")

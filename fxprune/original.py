@@ -37,6 +37,10 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
         ConversionError: the class cannot hold the pruned layers; names the source line that prevents it.
         PlanError: ``pruned`` was made from another model.
         InputError: ``pruned`` is no pruned ``GraphModule``, or has no values.
+
+    Examples:
+        >>> small = fxprune.prune(model, example_inputs, flops=0.5, progress=False)
+        >>> assert type(fxprune.into(model, small)) is type(model)
     """
     cuts = pruned.meta.get(CUTS_KEY) if isinstance(pruned, fx.GraphModule) else None
     if not isinstance(cuts, Cuts):

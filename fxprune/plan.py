@@ -53,6 +53,11 @@ class PruningPlan:
     heads were cut. ``fingerprint``: of the model's parameter names and shapes. ``widths``: (kept, original) number of
     channels of every group that may be cut, named after the first layer that makes them, in graph order; plans that
     keep the same are equal whatever they say here.
+
+    Examples:
+        >>> plan = fxprune.prune(model, example_inputs, flops=0.5, progress=False).meta["fxprune"].plan
+        >>> plan.save("plan.json")
+        >>> assert fxprune.PruningPlan.load("plan.json") == plan
     """
 
     kept: Kept

@@ -215,7 +215,7 @@ def _learned(
 ) -> nn.Module:
     training = fxprune.attach(case.initial(), case.run.example, method=method, **case.budget(ratio))
     with seeded(case.seed):
-        fit(training, case.batches(), case.run.loss, epochs, **case.run.loop(stage, **settings), progress=False)
+        fit(training, case.batches(), case.run.loss, epochs, case.run.loop(stage, **settings), progress=False)
     pruned: nn.Module = training.finish()
     return pruned
 

@@ -16,6 +16,7 @@ STAGES = [
     "errors",
     "text",
     "files",
+    "options",
     "forms",
     "rows",
     "page",

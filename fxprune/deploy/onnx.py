@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.checks import check_flags, checked_inputs
+from fxprune.checks import checked_inputs
 from fxprune.deploy import runtime
 from fxprune.deploy.flat import Flat
 from fxprune.deploy.validation import PLAN_DIGEST, Validation, check, report_of, run
-from fxprune.errors import ExportError, GuardError, InputError
+from fxprune.errors import ExportError, GuardError, InputError, check_flags
 from fxprune.files import check_writable, replacing
 from fxprune.inputs import (
     batch_size,
@@ -86,6 +86,10 @@ def export(
         ExampleInputsError: inputs that are missing, or that do not run with another batch size.
         ExportError: the network cannot be exported like this, or the exported file computes something else. No file is
             left.
+
+    Examples:
+        >>> small = fxprune.prune(model, example_inputs, flops=0.5, progress=False)
+        >>> validation = fxprune.export(small, "small.onnx", example_inputs)
     """
     path = check_writable(path)
     runtime.check_provider(provider)

@@ -115,6 +115,10 @@ def bench(
         InputError: there is no such provider, or ``threads`` or ``runs`` is not a positive number.
         ExampleInputsError: inputs that are missing or do not fit.
         ExportError: a network cannot be exported.
+
+    Examples:
+        >>> small = fxprune.prune(model, example_inputs, flops=0.5, progress=False)
+        >>> latency = fxprune.bench(model, small, example_inputs, threads=1, runs=3)
     """
     if threads is not None:
         check_count("threads", threads)

@@ -75,6 +75,10 @@ class Validation:
         sizes: heights and widths of the comparison; one where they are fixed, none where the network takes no image.
         skipped: execution providers of this onnxruntime that did not run it, and why.
         metadata: what the file says of itself (``metadata_props``).
+
+    Examples:
+        >>> validation = fxprune.export(model, "dense.onnx", example_inputs)
+        >>> assert validation.max_rel_error < 1e-4
     """
 
     path: Path
@@ -130,6 +134,10 @@ def validate(
         InputError: there is no such file or provider.
         ExampleInputsError: inputs that are missing, or that do not run.
         ExportError: the file is damaged, is that of another network or cut, or computes something else.
+
+    Examples:
+        >>> _ = fxprune.export(model, "dense.onnx", example_inputs)
+        >>> validation = fxprune.validate("dense.onnx", model, example_inputs)
     """
     path = Path(path)
     runtime.check_provider(provider)

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +28,10 @@ from fxprune.labels.factors import Factor, Labels, narrow, vector
 from fxprune.labels.unknown import result_without_values
 from fxprune.labels.usage import Usage
 from fxprune.meta import MetaKernels, OpMode, tensors_in
+from fxprune.options import Attention as Attention  # noqa: PLC0414 - for those who read it here
 from fxprune.randomness import draws
 from fxprune.recording.guards import NUMBER, is_guard
 
-Attention = Literal["head_dim", "heads"]
 _LABELS = "_fxprune_labels"
 Watch = Callable[["Propagation", Any, Any, Any, Any], None]
 _SHARED_FROM = 4096  # atoms
@@ -638,7 +638,7 @@ class _Runner:
                 raise ModelError(
                     f"{n.meta.get('source') or 'the model'}: {getattr(n.target, '__name__', n.target)} gives no single "
                     f"tensor and cannot be interpreted ({type(error).__name__}: {str(error).partition(chr(10))[0]}). "
-                    "Prune a part of the model without it: submodule=."
+                    "Prune a part of the model without it: fxprune.prune_submodule."
                 ) from error
             raise error
         run.failed.add(n.name)

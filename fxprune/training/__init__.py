@@ -1,9 +1,10 @@
 """Methods that learn: what goes into the graph, around the steps, and the loop that runs them."""
 
-from fxprune.training.batches import Loss, check_loader, examples, unpack
+from fxprune.options import Loop
+from fxprune.training.batches import Loss, examples, unpack
 from fxprune.training.distillation import distill_loss
 from fxprune.training.learner import Training, plain_state, site_of
-from fxprune.training.loop import Loop, fit
+from fxprune.training.loop import fit
 from fxprune.training.optimizer import carry_over
 from fxprune.training.randomness import seeded
 from fxprune.training.reset import reset_parameters
@@ -14,7 +15,6 @@ __all__ = [
     "Loss",
     "Training",
     "carry_over",
-    "check_loader",
     "distill_loss",
     "examples",
     "fit",

@@ -35,6 +35,11 @@ def distill_loss(
 
     Raises:
         InputError: shapes that differ, a missing target, or a number out of its range.
+
+    Examples:
+        >>> small = fxprune.prune(model, example_inputs, flops=0.5, progress=False)
+        >>> x, target = next(iter(loader))
+        >>> fxprune.distill_loss(small(x), model(x), target).backward()
     """
     if student.shape != teacher.shape or student.ndim < 2:
         raise InputError(

@@ -29,6 +29,11 @@ def carry_over(optimizer: AnyOptimizer, model: nn.Module, pruned: nn.Module) -> 
     Raises:
         InputError: a parameter of the optimizer is not part of ``model``, ``pruned`` was not made from it, or the
             state has a shape that does not follow the parameter's (such optimizers start anew).
+
+    Examples:
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> small = fxprune.prune(model, example_inputs, flops=0.5, progress=False)
+        >>> optimizer = fxprune.carry_over(optimizer, model, small)
     """
     names = held_names(optimizer, model)
     cuts = {
