@@ -466,28 +466,30 @@ def applied(
 def _request(model: nn.Module, keywords: Keywords, options: Options) -> _Request:
     method = resolve(keywords.method)
     budget, latency = _budget(method, keywords), keywords.latency
+    provider = None if latency is None else latency.provider
     check_model(model)
     ignored = _ignored(model, keywords.ignore)
-    if latency is not None:
-        check_provider(latency.provider)
+    if latency is not None or keywords.round_to == "measured":
+        check_provider(provider)
     cut = Cut(
-        budget, scope=keywords.scope, exact=keywords.exact, round_to=_multiples(method, keywords.round_to, latency),
+        budget, scope=keywords.scope, exact=keywords.exact, round_to=_multiples(method, keywords, provider),
         min_channels=options.min_channels, max_ratio=options.limits, verify=keywords.verify,
         consume=options.consume, seed=keywords.seed,
     )  # fmt: skip
     return _Request(method, name_of(keywords.method), cut, keywords.attention, ignored, latency)
 
 
-def _multiples(method: Method, round_to: RoundTo, latency: LatencyBudget | None) -> tuple[int, ...]:
+def _multiples(method: Method, keywords: Keywords, provider: str | None) -> tuple[int, ...]:
     """Of how many channels to try, coarse to fine; measured ones in several processes are those of the first."""
+    round_to = keywords.round_to
     if isinstance(round_to, int):
         return (round_to,)
     if round_to == "auto" and getattr(method, "decides", False):
         return (1,)
-    if round_to == "auto" and latency is None:
+    if round_to == "auto" and keywords.latency is None:
         coarsest = COARSEST
     else:
-        coarsest = from_first(alignment((latency and latency.provider) or provider_at_hand()))
+        coarsest = from_first(alignment(provider or provider_at_hand()))
     return tuple(2**power for power in reversed(range(coarsest.bit_length())))
 
 

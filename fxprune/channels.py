@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fxprune.cost import CostModel, Keep
+from fxprune.errors import check_installed
 from fxprune.labels.classes import Ids, Reason
 from fxprune.labels.factors import Labels, cut_sizes
 from fxprune.labels.propagate import Attention, Statistic, Term, labels_in
@@ -249,6 +250,7 @@ class ChannelGraph:
 
     def to_networkx(self) -> Any:
         """The bipartite graph of groups and the layers their channels run through, for people and plots."""
+        check_installed("graph", "networkx")
         import networkx as nx
 
         graph = nx.Graph()

@@ -2,6 +2,7 @@
 
 import numbers
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -71,6 +72,21 @@ class VerificationError(FxpruneError):
 
 class ExportError(FxpruneError):
     """An ONNX file could not be written, or does not compute what the model computes."""
+
+
+def check_installed(extra: str, *packages: str) -> None:
+    """Refuse to go on without packages that not every install has, before any work; nothing is imported.
+
+    Args:
+        extra: of fxprune, that brings them.
+        packages: to be imported later.
+
+    Raises:
+        InputError: names those that are missing and what to install.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise InputError(f"This needs {' and '.join(missing)}: pip install 'fxprune[{extra}]'.")
 
 
 def is_real(value: Any) -> bool:

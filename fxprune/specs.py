@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import InputError
+from fxprune.errors import InputError, check_installed
 from fxprune.files import check_writable, replacing
 from fxprune.text import some
 
@@ -122,6 +122,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def _timm(name: str, pretrained: bool) -> nn.Module:
+    check_installed("timm", "timm")
     import timm
 
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
@@ -131,6 +132,7 @@ def _timm(name: str, pretrained: bool) -> nn.Module:
 
 
 def _torchvision(name: str, pretrained: bool) -> nn.Module:
+    check_installed("torchvision", "torchvision")
     from torchvision import models
 
     _check_name("torchvision", name, models.list_models())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -223,42 +224,49 @@ class _Bar:
     """Progress on stderr: a bar on a terminal, and a line for every epoch with loss, accuracy and remaining MACs."""
 
     def __init__(self, epochs: int, shown: bool):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         self._epochs, self._shown = epochs, shown
         self._epoch = self._macs = ""
-        self._console = Console(stderr=True, highlight=False)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=self._console,
-            disable=not shown or not self._console.is_terminal,
-            transient=True,
-        )
-        self._task = self._progress.add_task("", figures="")
+        self._progress: Any = _drawn() if shown and sys.stderr.isatty() else None
+        self._task = None if self._progress is None else self._progress.add_task("", figures="")
 
     def __enter__(self) -> _Bar:
-        self._progress.start()
+        if self._progress is not None:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
     def begins(self, epoch: int, batches: int | None) -> None:
         self._epoch = f"epoch {epoch + 1}/{self._epochs}"
-        self._progress.reset(self._task, total=batches, description=self._epoch)
+        if self._progress is not None:
+            self._progress.reset(self._task, total=batches, description=self._epoch)
 
     def advanced(self, totals: _Totals) -> None:
-        self._progress.update(self._task, advance=1, figures=_figures(*totals.here) + self._macs)
+        if self._progress is not None:
+            self._progress.update(self._task, advance=1, figures=_figures(*totals.here) + self._macs)
 
     def told(self, loss: float, accuracy: float | None, remaining: float | None) -> None:
         self._macs = "" if remaining is None else f", {remaining:.0%} of MACs left"
-        if self._shown:
-            self._console.print(f"fxprune: {self._epoch}: {_figures(loss, accuracy)}{self._macs}", soft_wrap=True)
+        line = f"fxprune: {self._epoch}: {_figures(loss, accuracy)}{self._macs}"
+        if self._progress is not None:
+            self._progress.console.print(line, soft_wrap=True)
+        elif self._shown:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _drawn() -> Any:
+    """A bar for a terminal, or None where rich is not installed: the lines say the same."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ModuleNotFoundError:
+        return None
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"), console=Console(stderr=True, highlight=False), transient=True,
+    )  # fmt: skip
 
 
 def _figures(loss: float, accuracy: float | None) -> str:
