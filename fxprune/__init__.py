@@ -8,19 +8,20 @@ from fxprune.version import __version__
 
 if TYPE_CHECKING:
     from fxprune import methods, ops
-    from fxprune.api import analyze, apply, attach, prune, record
+    from fxprune.api import analyze, apply, attach, prune, prune_submodule, record
     from fxprune.deploy import Validation, bench, export, validate
     from fxprune.errors import FxpruneError
     from fxprune.groups.channels import ChannelGraph, ChannelGroup
     from fxprune.io.artifact import load, save
     from fxprune.methods import optim
+    from fxprune.options import LatencyBudget, Loop, Options
     from fxprune.reconstruction.front import reconstruct
     from fxprune.reports import study
     from fxprune.reports.report import Latency, Report
     from fxprune.rewriting.carry_over import carry_over
     from fxprune.rewriting.into import into
     from fxprune.selection.plan import PruningPlan
-    from fxprune.training import Loop, distill_loss
+    from fxprune.training import distill_loss
 
 _moved.install()
 
@@ -29,7 +30,9 @@ _HOMES = {
     "ChannelGroup": "groups.channels",
     "FxpruneError": "errors",
     "Latency": "reports.report",
-    "Loop": "training",
+    "LatencyBudget": "options",
+    "Loop": "options",
+    "Options": "options",
     "PruningPlan": "selection.plan",
     "Report": "reports.report",
     "Validation": "deploy",
@@ -43,6 +46,7 @@ _HOMES = {
     "into": "rewriting.into",
     "load": "io.artifact",
     "prune": "api",
+    "prune_submodule": "api",
     "record": "api",
     "reconstruct": "reconstruction.front",
     "save": "io.artifact",
@@ -53,7 +57,9 @@ __all__ = [
     "ChannelGroup",
     "FxpruneError",
     "Latency",
+    "LatencyBudget",
     "Loop",
+    "Options",
     "PruningPlan",
     "Report",
     "Validation",
@@ -71,6 +77,7 @@ __all__ = [
     "ops",
     "optim",
     "prune",
+    "prune_submodule",
     "reconstruct",
     "record",
     "save",

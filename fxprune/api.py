@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import fx, nn
 
 from fxprune.deploy import alignment, check_provider, provider_at_hand
 from fxprune.deploy.latency import Clock
-from fxprune.errors import ExampleInputsError, InputError, ModelError, PlanError, check_count
+from fxprune.errors import ExampleInputsError, InputError, ModelError, PlanError, check_choice, check_flags
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.cost import Keep
 from fxprune.io.files import check_writable
 from fxprune.labels.classes import Reason
-from fxprune.labels.records import Attention
 from fxprune.methods import Criterion, Learner, Method, ModelState, Outcome, name_of, needs_of, resolve, score_groups
 from fxprune.methods.state import Measured, Scores
+from fxprune.options import Attention, Keywords, LatencyBudget, Loop, Options, RoundTo, Scope, asked, suggestion
 from fxprune.pipeline import (
     COARSEST,
+    Cut,
     Dense,
-    Options,
     Stages,
     choose,
     collected,
@@ -40,16 +39,14 @@ from fxprune.pipeline import (
 from fxprune.reconstruction import measure_reads, pieces_of
 from fxprune.reconstruction.front import reconstruct as reconstructed
 from fxprune.recording import Twin, evaluated
-from fxprune.recording.checks import check_choice, check_flags, check_model, checked_inputs, share_of
+from fxprune.recording.checks import check_model, checked_inputs
 from fxprune.recording.inputs import RECORD_KEY, describe_inputs, map_leaves
 from fxprune.rewriting.carry_over import carry_over, held_names
-from fxprune.selection.budget import Budget, Scope
+from fxprune.selection.budget import Budget
 from fxprune.selection.plan import PruningPlan
 from fxprune.training import (
-    Loop,
     Loss,
     Training,
-    check_loader,
     fit,
     measure,
     plain_state,
@@ -119,21 +116,20 @@ def analyze(
     check_model(model)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     names = _ignored(model, ignore)
-    check_choice("attention", attention, ("head_dim", "heads"))
+    check_choice("attention", attention, get_args(Attention))
     return record_and_analyse(model, args, kwargs, attention, names, Stages(progress=False)).graph
 
 
 @dataclass(frozen=True)
 class _Request:
-    """The checked arguments that ``prune`` and ``attach`` share."""
+    """What ``prune`` and ``attach`` are asked for, as the pipeline needs it."""
 
     method: Method
     name: str
-    options: Options
+    cut: Cut
     attention: Attention
     ignore: tuple[str, ...]
-    provider: str
-    threads: int
+    latency: LatencyBudget | None
 
 
 def prune(
@@ -143,72 +139,53 @@ def prune(
     example_kwargs: Mapping[str, Any] | None = None,
     method: str | Method = "l2",
     flops: float | None = None,
+    macs: float | None = None,
     params: float | None = None,
     channels: float | None = None,
-    latency: float | None = None,
-    provider: str | None = None,
-    threads: int | None = None,
+    latency: float | LatencyBudget | None = None,
     data: Any = None,
     loss_fn: Loss | None = None,
     epochs: int | None = None,
-    loop: Loop | None = None,
-    resume: Any = None,
     ignore: Sequence[str | nn.Module] = (),
     exact: bool = False,
     attention: Attention = "head_dim",
     scope: Scope = "global",
-    steps: int = 1,
-    round_to: int | Literal["auto", "measured"] = "auto",
-    min_channels: int = 1,
-    max_ratio: float | Mapping[str, float] | None = None,
-    submodule: str | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    round_to: RoundTo = "auto",
     verify: bool = True,
-    consume: bool = False,
     reconstruct: bool = False,
     seed: int = 0,
     progress: bool = True,
+    options: Options | None = None,
+    **old: Any,
 ) -> Any:
     """A smaller ``GraphModule`` that computes what ``model`` computes with the same channels masked.
 
     Args:
-        model: any module; never changed, unless ``consume``.
+        model: any module; never changed, unless ``options`` say ``consume``.
         example_inputs: a tensor or a tuple; inferred for timm models, torchvision classifiers and segmenters.
         example_kwargs: keyword inputs.
         method: a registered name (``fxprune.methods.available()``) or a method object.
         flops: budget in (0, 1]: MACs as a ratio of the dense model's.
+        macs: the same.
         params: the same for parameters. Exactly one budget is given.
         channels: the same for prunable channels.
-        latency: the same for the time of a run on onnxruntime at the batch size of the example inputs. Kernels are
-            timed at several channel counts (kept on disk, see README) to predict it, and the pruned model is measured
-            beside the dense one until it is right.
-        provider: onnxruntime's execution provider that ``latency`` and ``round_to="measured"`` are about; CUDA if that
-            works here, else the CPU.
-        threads: of the processor, for ``latency``; as many as it has cores where none is given, as onnxruntime does.
+        latency: the same for the time of a run on onnxruntime; a ``LatencyBudget`` says where and how it is measured.
+            Kernels are timed at several channel counts (kept on disk, see README) to predict it, and the pruned model
+            is measured beside the dense one until it is right.
         data: batches ``(inputs, target)``, for methods that train or measure.
         loss_fn: ``loss_fn(output, target)``; cross entropy for classifiers if not given.
         epochs: how long a method that trains does.
-        loop: the other settings of the built-in training loop: optimizer, schedule, precision, device, checkpoints.
-        resume: a checkpoint of the built-in loop to continue from, with the same result as without the interruption.
         ignore: module names or modules whose output channels stay.
         exact: cut only channels whose removal changes no statistic (of a layer norm, for instance).
         attention: cut channels inside every head (``"head_dim"``) or whole heads (``"heads"``).
         scope: rank all channels together (``"global"``), cut every group by the same share (``"uniform"``), or rank
             together only groups of the same structure, each structure cut by the same share (``"isomorphic"``).
-        steps: reach the budget in so many steps, scoring what is left before each.
         round_to: kept channels of a group are a multiple of this. ``"auto"``: of the largest power of two up to 16
             that costs no more than 1 % of the budget. What it costs is what the plan leaves of the budget: with 16,
             then 8, 4 and 2 channels at a time the scores are turned into a plan, and the first plan that takes at least
             99 % of the budget is the one; if none does, channels go one by one. That depends on the model, the scores
             and the budget alone, so it is the same on every machine. ``"measured"``, and ``"auto"`` with ``latency``:
             up to the power of two that the execution provider likes, which is timed once per device and kept.
-        min_channels: at least so many channels stay along every dimension of every tensor.
-        max_ratio: at most this share of a group's channels may go; for the channels that some layers make with a dict
-            from name patterns (``"layer4.*"``) to shares.
-        submodule: prune only this part of the model, with the inputs it gets when the model runs on the example inputs.
-            Its outputs keep their shapes.
-        optimizer: over the model's parameters; the report's ``optimizer`` is then ``fxprune.carry_over`` of it: a new
-            one over the result's parameters, its momentum or moments cut along.
         verify: run the mask oracle on the result (never on ``device="meta"``, where nothing can be computed).
         consume: empty the parameters and buffers of ``model`` one by one as they are cut, so that the dense and the
             pruned weights are never in memory together. ``model`` cannot be used afterwards. The oracle needs the dense
@@ -218,10 +195,11 @@ def prune(
             ``fxprune.reconstruct``, which has more options.
         seed: of random choices. Same seed, same versions: the same plan.
         progress: tell the stages on stderr.
+        options: what is rarely needed, see ``Options``: steps, limits of what may go, the training loop, memory.
+        **old: names of earlier releases, which say in a ``DeprecationWarning`` what takes their place.
 
     Returns:
-        The pruned ``GraphModule``; ``meta["fxprune"]`` is its ``Report``. With ``submodule`` a copy of the model in
-        which the part is such a module.
+        The pruned ``GraphModule``; ``meta["fxprune"]`` is its ``Report``.
 
     Raises:
         InputError: an argument or data that cannot be used.
@@ -238,57 +216,99 @@ def prune(
         >>> small(torch.randn(7, 3, 16, 16)).shape
         torch.Size([7, 10])
     """
-    request = _request(
-        model, method, flops=flops, params=params, channels=channels, latency=latency, provider=provider,
-        threads=threads, ignore=ignore, exact=exact, attention=attention, scope=scope, round_to=round_to,
-        min_channels=min_channels, max_ratio=max_ratio, verify=verify, consume=consume, seed=seed,
-    )  # fmt: skip
-    steps = check_count("steps", steps)
-    check_flags(progress=progress, reconstruct=reconstruct)
-    if reconstruct:
-        data = _check_reconstructible(request, data, consume)
-    if submodule is not None and not isinstance(submodule, str):
-        raise InputError(f"submodule={submodule!r} is no name: pass one of model.named_modules().")
+    keywords, options, rest = asked("prune", locals())
+    optimizer = rest.get("optimizer")
+    if "submodule" in rest:
+        whole = prune_submodule(
+            model, rest["submodule"], example_inputs, example_kwargs=example_kwargs, options=options, **vars(keywords)
+        )
+        return _carried(whole, model, optimizer)
+    request = _request(model, keywords, options)
     learns = isinstance(request.method, Learner)
-    if consume:
-        _check_consumable(request, submodule, optimizer)
+    if options.consume:
+        _check_consumable(request, optimizer)
     if optimizer is not None:
         if learns:
             raise InputError(f"{request.name} trains other weights than the optimizer's state is for: leave it out.")
         held_names(optimizer, model)
-    calibration = data
-    if reconstruct and not needs_of(request.method):  # type: ignore[arg-type]
-        data = None
-    _check_data(request, data, loss_fn, epochs, loop, resume, steps)
+    calibration = keywords.data
+    if keywords.reconstruct:
+        calibration = _check_reconstructible(request, keywords, options)
+        keywords = replace(keywords, data=calibration if needs_of(request.method) else None)  # type: ignore[arg-type]
+    _check_data(request, keywords, options)
     _check_finite(model)
-    if submodule is not None and data is not None:
-        raise InputError("submodule= prunes without data: choose a method that needs none.")
+    stages = Stages(keywords.progress)
     if learns:
-        stages = Stages(progress)
         training = _attached(model, example_inputs, example_kwargs, request, stages)
         if data is None:
             learner: Any = request.method
-            data, loss_fn = training.label_free(learner.steps, learner.batch, seed)
-        with stages("learning"), seeded(seed):
-            fit(training, data, loss_fn, epochs or 1, loop or Loop(), resume=resume, progress=progress)
+            data, loss_fn = training.label_free(learner.steps, learner.batch, keywords.seed)
+        with stages("learning"), seeded(keywords.seed):
+            fit(training, data, loss_fn, keywords.epochs or 1, options.loop or Loop(), progress=keywords.progress)
         return training.finish()
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
-    if submodule is not None:
-        part, inputs = part_of(model, submodule, args, kwargs)
-        small = prune(
-            part, inputs[0], example_kwargs=inputs[1], method=request.method, flops=flops, params=params,
-            channels=channels, latency=latency, provider=provider, threads=threads,
-            ignore=_ignored_below(submodule, request.ignore), exact=exact, attention=attention, scope=scope,
-            steps=steps, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, verify=verify, seed=seed,
-            progress=progress,
-        )  # fmt: skip
-        pruned = _with_part(model, submodule, small, args, kwargs)
-    else:
-        pruned = _pruned(model, args, kwargs, request, data, loss_fn, steps, Stages(progress))
-    if reconstruct:
-        with Stages(progress)("reconstructing"):
-            pruned = reconstructed(pruned, model, calibration, seed=request.options.seed)
+    pruned: Any = _pruned(model, args, kwargs, request, keywords, options.steps, stages)
+    if keywords.reconstruct:
+        with stages("reconstructing"):
+            pruned = reconstructed(pruned, model, calibration, seed=keywords.seed)
     return _carried(pruned, model, optimizer)
+
+
+def prune_submodule(
+    model: nn.Module,
+    submodule: str,
+    example_inputs: Any = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    ignore: Sequence[str | nn.Module] = (),
+    data: Any = None,
+    reconstruct: bool = False,
+    options: Options | None = None,
+    **keywords: Any,
+) -> nn.Module:
+    """A copy of ``model`` in which one part is pruned, with the inputs it gets when the model runs on the example.
+
+    Args:
+        model: any module; never changed. It is run once; what of it is outside the part need not be recordable.
+        submodule: a name of ``model.named_modules()``. Its outputs keep their shapes.
+        example_inputs: of the whole model, as for ``prune``.
+        example_kwargs: keyword inputs.
+        ignore: names or modules of the whole model.
+        data: inputs of the whole model, for ``reconstruct`` alone.
+        reconstruct: as for ``prune``.
+        options: as for ``prune``.
+        **keywords: those of ``prune``, about the part: a budget is a ratio of the part's own MACs.
+
+    Returns:
+        The copy; its part is a pruned ``GraphModule``, whose ``meta["fxprune"]`` is the ``Report``.
+
+    Raises:
+        InputError: there is no such part, it is not called, or an argument cannot be used.
+        ExampleInputsError: the model does not run on the inputs.
+        FxpruneError: as ``prune``.
+
+    Examples:
+        >>> detector = torch.nn.Sequential(model, torch.nn.Softmax(1))
+        >>> smaller = fxprune.prune_submodule(detector, "0", x, flops=0.5, progress=False)
+        >>> report = smaller[0].meta["fxprune"]
+        >>> report.macs_after <= 0.5 * report.macs_before
+        True
+    """
+    check_model(model)
+    if not isinstance(submodule, str):
+        raise InputError(f"submodule={submodule!r} is no name: pass one of model.named_modules().")
+    check_flags(reconstruct=reconstruct)
+    if data is not None and not reconstruct:
+        raise InputError("A part is pruned without data: choose a method that needs none.")
+    if isinstance(options, Options) and options.consume:
+        raise InputError("consume=True empties the model, and a copy of all of it is returned here: leave it out.")
+    ignored = _ignored(model, ignore)
+    args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
+    part, inputs = part_of(model, submodule, args, kwargs)
+    keywords |= {"ignore": _ignored_below(submodule, ignored), "options": options}
+    small = prune(part, inputs[0], example_kwargs=inputs[1], **keywords)
+    pruned = _with_part(model, submodule, small, args, kwargs)
+    return reconstructed(pruned, model, data, seed=small.meta["fxprune"].plan.seed) if reconstruct else pruned
 
 
 @uncollected()
@@ -297,19 +317,18 @@ def _pruned(
     args: Any,
     kwargs: Any,
     request: _Request,
-    data: Any,
-    loss_fn: Loss | None,
+    keywords: Keywords,
     steps: int,
     stages: Stages,
 ) -> fx.GraphModule:
     """The whole pipeline with a criterion."""
-    verify = request.options.verify
+    verify = request.cut.verify
     dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages, verify=verify)
-    measures = request.options.budget.kind == "latency" or data is not None or steps > 1
+    measures = request.latency is not None or keywords.data is not None or steps > 1
     with collected() if measures else nullcontext():
-        options, finish = _timed(dense, request)
-        scores = _scores(dense, replace(request, options=options), data, loss_fn, steps)
-        return finish(dense, scores, options, request.name)
+        cut, finish = _timed(dense, request)
+        scores = _scores(dense, replace(request, cut=cut), keywords, steps)
+        return finish(dense, scores, cut, request.name)
 
 
 def attach(
@@ -319,21 +338,20 @@ def attach(
     example_kwargs: Mapping[str, Any] | None = None,
     method: str | Method,
     flops: float | None = None,
+    macs: float | None = None,
     params: float | None = None,
     channels: float | None = None,
-    latency: float | None = None,
-    provider: str | None = None,
-    threads: int | None = None,
+    latency: float | LatencyBudget | None = None,
     ignore: Sequence[str | nn.Module] = (),
     exact: bool = False,
     attention: Attention = "head_dim",
     scope: Scope = "global",
-    round_to: int | Literal["auto", "measured"] = "auto",
-    min_channels: int = 1,
-    max_ratio: float | Mapping[str, float] | None = None,
+    round_to: RoundTo = "auto",
     verify: bool = True,
     seed: int = 0,
     progress: bool = True,
+    options: Options | None = None,
+    **old: Any,
 ) -> Training:
     """Prepare ``model`` for a method that trains, in a training loop of your own.
 
@@ -359,15 +377,17 @@ def attach(
         >>> small.meta["fxprune"].method
         'slimming'
     """
-    request = _request(
-        model, method, flops=flops, params=params, channels=channels, latency=latency, provider=provider,
-        threads=threads, ignore=ignore, exact=exact, attention=attention, scope=scope, round_to=round_to,
-        min_channels=min_channels, max_ratio=max_ratio, verify=verify, seed=seed,
-    )  # fmt: skip
+    keywords, options, rest = asked("attach", locals())
+    request = _request(model, keywords, options)
     if not isinstance(request.method, Learner):
         raise InputError(f"{request.name} does not train: call fxprune.prune(..., method={request.name!r}).")
+    if rest or options.loop is not None:
+        raise InputError(f"{next(iter(rest), 'loop')}= has no meaning here, where the loop is yours.")
+    if options.consume:
+        _check_consumable(request, None)
+    _check_steps(request, options)
     _check_finite(model)
-    return _attached(model, example_inputs, example_kwargs, request, Stages(progress))
+    return _attached(model, example_inputs, example_kwargs, request, Stages(keywords.progress))
 
 
 def _attached(
@@ -377,40 +397,40 @@ def _attached(
     request: _Request,
     stages: Stages,
 ) -> Training:
-    learner, options = request.method, request.options
+    learner, cut = request.method, request.cut
     assert isinstance(learner, Learner)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     wider = learner.wider() if hasattr(learner, "wider") else None
     if wider is not None:
-        if options.budget.kind == "latency":
+        if cut.budget.kind == "latency":
             raise InputError(f"{request.name} starts from a wider network here, for which there is no latency= budget.")
         given = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages).graph
-        whole = given.macs() if options.budget.kind == "flops" else given.params()
-        options = replace(options, budget=replace(options.budget, whole=whole))
+        whole = given.macs() if cut.budget.kind == "flops" else given.params()
+        cut = replace(cut, budget=replace(cut.budget, whole=whole))
         model = wider
-    dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages, verify=options.verify)
+    dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages, verify=cut.verify)
     if dense.on_meta:
         raise ModelError("The weights are on the meta device, where nothing can be trained. Load them first.")
     if not dense.graph.prunable:
-        compress(dense, [None] * len(dense.graph.groups), options, request.name)  # raises, and says what holds them
-    options, compressed = _timed(dense, replace(request, options=options))
+        compress(dense, [None] * len(dense.graph.groups), cut, request.name)  # raises, and says what holds them
+    cut, compressed = _timed(dense, replace(request, cut=cut))
     live = copy.deepcopy(dense.module).train()
 
     def select(scores: Sequence[Scores | None]) -> Keep:
-        selection, unreachable = choose(dense.graph, scores, options)
+        selection, unreachable = choose(dense.graph, scores, cut)
         if unreachable is not None:
             raise unreachable
         return selection.keep
 
-    site = site_of(live, dense.graph, options.budget, select, options.seed)
+    site = site_of(live, dense.graph, cut.budget, select, cut.seed)
 
     def finish(outcome: Outcome) -> fx.GraphModule:
         outcome = from_first(outcome)
         trained = dense.trained(plain_state(live))
-        chosen = replace(options, threshold=outcome.threshold)
+        chosen = replace(cut, threshold=outcome.threshold)
         pruned = compressed(trained, list(outcome.scores), chosen, request.name, list(outcome.notes))
         if outcome.reinitialise:
-            drawn = reset_parameters(pruned, options.seed)
+            drawn = reset_parameters(pruned, cut.seed)
             note = "weights initialised anew" + (f"; drawn like their values: {', '.join(drawn)}" if drawn else "")
             report = pruned.meta["fxprune"]
             pruned.meta["fxprune"] = replace(report, notes=(*report.notes, note))
@@ -423,12 +443,11 @@ def _attached(
     return Training(live, learner.attach(site), dense.graph, record, reference, finish, type(learner).__name__)
 
 
-def _check_consumable(request: _Request, submodule: Any, optimizer: Any) -> None:
+def _check_consumable(request: _Request, optimizer: Any) -> None:
     """Whether the dense weights are read no more once they are cut."""
     reader = (
         f"{request.name} trains a copy" if isinstance(request.method, Learner)
-        else "latency= measures the dense model" if request.options.budget.kind == "latency"
-        else "submodule= returns a copy of the whole model" if submodule is not None
+        else "latency= measures the dense model" if request.latency is not None
         else "optimizer= compares its state with the dense parameters" if optimizer is not None
         else ""
     )  # fmt: skip
@@ -436,26 +455,27 @@ def _check_consumable(request: _Request, submodule: Any, optimizer: Any) -> None
         raise InputError(f"consume=True empties the model, and {reader}: leave one of them out.")
 
 
-def _check_reconstructible(request: _Request, data: Any, consume: bool) -> Any:
+def _check_reconstructible(request: _Request, keywords: Keywords, options: Options) -> Any:
     """The data, to be read more than once."""
-    if consume:
+    if options.consume:
         raise InputError("reconstruct=True compares with the dense weights, which consume=True empties: leave one out.")
     if isinstance(request.method, Learner):
         raise InputError(
             f"{request.name} trains the weights; reconstruct=True is for criteria. To refit what a training gave, call "
             "fxprune.reconstruct with the trained model."
         )
+    data = keywords.data
     if data is None:
         raise InputError("reconstruct=True needs data=: a tensor of inputs, a list of them, or a loader.")
     return list(data) if isinstance(data, Iterator) else data
 
 
-def _timed(dense: Dense, request: _Request) -> tuple[Options, Callable[..., fx.GraphModule]]:
-    """The options, and what makes the smaller module; for a budget of latency they share a clock."""
-    if request.options.budget.kind != "latency":
-        return request.options, compress
-    clock = Clock(dense, request.provider, request.threads, request.options.round_to[0])
-    return clock.within(request.options), clock.compress
+def _timed(dense: Dense, request: _Request) -> tuple[Cut, Callable[..., fx.GraphModule]]:
+    """The cut, and what makes the smaller module; for a budget of latency they share a clock."""
+    if request.latency is None:
+        return request.cut, compress
+    clock = Clock(dense, request.latency, request.cut.round_to[0])
+    return clock.within(request.cut), clock.compress
 
 
 def apply(
@@ -504,97 +524,74 @@ def applied(
     attention: Any = plan.attention
     dense = record_and_analyse(model, args, kwargs, attention, (), Stages(progress=False), verify=True)
     keep = plan.channels(dense.graph)
-    pruned = rewrite_as(dense, keep, Options(Budget("flops", 1.0), verify=verify), method)
+    pruned = rewrite_as(dense, keep, Cut(Budget("flops", 1.0), verify=verify), method)
     if isinstance(pruned, Reason):
         raise PlanError(f"The plan cannot be applied: {pruned}.")
     return pruned
 
 
-def _request(
-    model: nn.Module, method: str | Method, *, flops: Any, params: Any, channels: Any, latency: Any, provider: Any,
-    threads: Any, ignore: Any, attention: Any, scope: Any, round_to: Any, min_channels: Any, max_ratio: Any, seed: Any,
-    **options: Any,
-) -> _Request:  # fmt: skip
-    resolved = resolve(method)
-    budget = _budget(resolved, flops=flops, params=params, channels=channels, latency=latency)
-    check_choice("attention", attention, ("head_dim", "heads"))
-    check_choice("scope", scope, ("global", "uniform", "isomorphic"))
-    if not (isinstance(round_to, str) and round_to in ("auto", "measured")):
-        round_to = check_count("round_to", round_to)
-    min_channels = check_count("min_channels", min_channels)
-    seed = check_count("seed", seed, least=0)
-    if threads is not None:
-        threads = check_count("threads", threads)
-    check_flags(**options)
-    if provider is not None and not isinstance(provider, str):
-        raise InputError(f"provider={provider!r} is no name of an execution provider of onnxruntime.")
+def _request(model: nn.Module, keywords: Keywords, options: Options) -> _Request:
+    method = resolve(keywords.method)
+    budget, latency = _budget(method, keywords), keywords.latency
+    provider = None if latency is None else latency.provider
     check_model(model)
-    check_provider(provider)
-    ratios, ignored = _ratios(max_ratio), _ignored(model, ignore)
-    decides = getattr(resolved, "decides", False)
-    if round_to == "auto":
-        round_to = 1 if decides else "measured" if budget.kind == "latency" else "auto"
-    if budget.kind == "latency" or round_to == "measured":
-        provider = provider or provider_at_hand()
-    return _Request(
-        resolved,
-        name_of(method),
-        Options(
-            budget, scope=scope, round_to=_alignments(round_to, provider), min_channels=min_channels,
-            max_ratio=ratios, seed=seed, **options,
-        ),
-        attention,
-        ignored,
-        provider or "",
-        threads or 0,
+    ignored = _ignored(model, keywords.ignore)
+    if latency is not None or keywords.round_to == "measured":
+        check_provider(provider)
+    cut = Cut(
+        budget, scope=keywords.scope, exact=keywords.exact, round_to=_multiples(method, keywords, provider),
+        min_channels=options.min_channels, max_ratio=options.limits, verify=keywords.verify,
+        consume=options.consume, seed=keywords.seed,
     )  # fmt: skip
+    return _Request(method, name_of(keywords.method), cut, keywords.attention, ignored, latency)
 
 
-def _alignments(round_to: int | Literal["auto", "measured"], provider: Any) -> tuple[int, ...]:
-    """Multiples of channels to try, coarse to fine; measured ones in several processes are those of the first."""
+def _multiples(method: Method, keywords: Keywords, provider: str | None) -> tuple[int, ...]:
+    """Of how many channels to try, coarse to fine; measured ones in several processes are those of the first."""
+    round_to = keywords.round_to
     if isinstance(round_to, int):
         return (round_to,)
-    coarsest: int = COARSEST if round_to == "auto" else from_first(alignment(provider))
+    if round_to == "auto" and getattr(method, "decides", False):
+        return (1,)
+    if round_to == "auto" and keywords.latency is None:
+        coarsest = COARSEST
+    else:
+        coarsest = from_first(alignment(provider or provider_at_hand()))
     return tuple(2**power for power in reversed(range(coarsest.bit_length())))
 
 
-def _budget(method: Method, **ratios: Any) -> Budget:
+def _budget(method: Method, keywords: Keywords) -> Budget:
     """The one that was given; of a method that says itself how much goes, none."""
     if not getattr(method, "decides", False):
-        return Budget.of(**ratios)
-    given = [f"{kind}={ratio}" for kind, ratio in ratios.items() if ratio is not None]
+        return Budget.of(**keywords.budgets)
+    given = [f"{kind}={ratio}" for kind, ratio in keywords.budgets.items() if ratio is not None]
     if given:
         raise InputError(f"{name_of(method)} says itself how much goes: leave out {' and '.join(given)}.")
     return Budget("channels", 1.0)
 
 
-def _check_data(request: _Request, data: Any, loss_fn: Any, epochs: Any, loop: Any, resume: Any, steps: int) -> None:
-    method, name = request.method, request.name
-    if epochs is not None:
-        check_count("epochs", epochs)
-    if data is not None:
-        check_loader(data)
-    elif loss_fn is not None:
+def _check_steps(request: _Request, options: Options) -> None:
+    if options.steps != 1 and isinstance(request.method, Learner):
+        raise InputError(f"{request.name} trains once; steps= is for criteria.")
+
+
+def _check_data(request: _Request, keywords: Keywords, options: Options) -> None:
+    """Whether the method makes use of what is given, and is given what it needs."""
+    method, name, data, loop = request.method, request.name, keywords.data, options.loop
+    if data is None and keywords.loss_fn is not None:
         raise InputError("loss_fn= compares outputs with targets: pass data=, a loader of (inputs, target), as well.")
-    if loss_fn is not None and not callable(loss_fn):
-        raise InputError(f"loss_fn= is a {type(loss_fn).__name__}; pass a function of (output, target).")
-    if loop is not None and not isinstance(loop, Loop):
-        raise InputError(f"loop= is a {type(loop).__name__}; pass settings such as fxprune.Loop(amp=True).")
-    if resume is not None and not isinstance(resume, (str, os.PathLike)):
-        raise InputError(f"resume= is a {type(resume).__name__}; pass the path of a checkpoint.")
+    _check_steps(request, options)
     if isinstance(method, Learner):
-        if steps != 1:
-            raise InputError(f"{name} trains once; steps= is for criteria.")
         if data is None and not getattr(method, "label_free", False):
             raise InputError(f"{name} trains: pass data=, a loader of (inputs, target), and epochs=.")
-        if data is not None and epochs is None:
+        if data is not None and keywords.epochs is None:
             raise InputError(f"{name} trains: pass epochs=.")
         if loop is not None and loop.checkpoint is not None and is_first():
             check_writable(loop.checkpoint)
-        if resume is not None and not os.path.exists(resume):
-            raise InputError(f"The checkpoint {os.fspath(resume)} cannot be read: No such file or directory.")
+        if loop is not None and loop.resume is not None and not os.path.exists(loop.resume):
+            raise InputError(f"The checkpoint {os.fspath(loop.resume)} cannot be read: No such file or directory.")
         return
-    given = [n for n, v in (("epochs", epochs), ("loop", loop), ("resume", resume)) if v is not None]
+    given = [n for n, v in (("epochs", keywords.epochs), ("loop", loop)) if v is not None]
     if given:
         raise InputError(f"{name} does not train, so {given[0]}= has no meaning. Fine-tune what prune returns.")
     needs = sorted(needs_of(method))
@@ -604,26 +601,28 @@ def _check_data(request: _Request, data: Any, loss_fn: Any, epochs: Any, loop: A
         raise InputError(f"{name} reads only weights: leave out data=, or choose a method that measures.")
 
 
-def _scores(dense: Dense, request: _Request, data: Any, loss_fn: Loss | None, steps: int) -> list[Scores | None]:
+def _scores(dense: Dense, request: _Request, keywords: Keywords, steps: int) -> list[Scores | None]:
     """Scores of a criterion; in several steps each time for what the step before has left."""
-    graph, criterion, options = dense.graph, request.method, request.options
+    graph, criterion, cut = dense.graph, request.method, request.cut
     assert isinstance(criterion, Criterion)
     needs = needs_of(criterion)
     module, kept = dense.module, None
     for step in range(1, steps + 1):
         with dense.stages("scoring"):
-            measured = measure(copy.deepcopy(module), graph, needs, data, loss_fn) if needs - {"reads"} else Measured()
+            measured = Measured()
+            if needs - {"reads"}:
+                measured = measure(copy.deepcopy(module), graph, needs, keywords.data, keywords.loss_fn)
             if "reads" in needs:
-                pieces = pieces_of(data, describe_inputs(dense.args, dense.kwargs), None, _device_of(module))
-                measured = replace(measured, reads=measure_reads(copy.deepcopy(module), graph, pieces, options.seed))
+                pieces = pieces_of(keywords.data, describe_inputs(dense.args, dense.kwargs), None, _device_of(module))
+                measured = replace(measured, reads=measure_reads(copy.deepcopy(module), graph, pieces, cut.seed))
             tensors = dict([*module.named_parameters(), *module.named_buffers()])
-            state = ModelState(graph, tensors, options.seed, measured, kept)
+            state = ModelState(graph, tensors, cut.seed, measured, kept)
             scores: list[Scores | None] = from_first(score_groups(criterion, state))
         if step == steps:
             break
         with dense.stages("selecting"):
-            ratio = 1 - (1 - options.budget.ratio) * step / steps
-            selection, _ = choose(graph, scores, replace(options, budget=replace(options.budget, ratio=ratio)))
+            ratio = 1 - (1 - cut.budget.ratio) * step / steps
+            selection, _ = choose(graph, scores, replace(cut, budget=replace(cut.budget, ratio=ratio)))
         kept = selection.keep if kept is None else selection.keep & kept
         module = copy.deepcopy(dense.module)
         zero_slices(module, PruningPlan.of(graph, kept))
@@ -643,7 +642,7 @@ def part_of(model: nn.Module, name: str, args: Any, kwargs: Any) -> tuple[nn.Mod
     """
     known = dict(model.named_modules(remove_duplicate=False))
     if not name or name not in known:
-        raise InputError(f"submodule={name!r} is not part of the model.{_suggestion(name, known)}")
+        raise InputError(f"submodule={name!r} is not part of the model.{suggestion(name, known)}")
     calls: list[Inputs] = []
 
     def note(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -682,11 +681,6 @@ def _ignored_below(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name.removeprefix(f"{prefix}.") for name in names if name.startswith(f"{prefix}."))
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
-    return f" Did you mean {', '.join(close)}?" if close else ""
-
-
 def _ignored(model: nn.Module, ignore: Sequence[str | nn.Module]) -> tuple[str, ...]:
     if isinstance(ignore, tuple) and not ignore:
         return ()
@@ -705,7 +699,7 @@ def _ignored(model: nn.Module, ignore: Sequence[str | nn.Module]) -> tuple[str, 
         elif isinstance(item, str) and item in known:
             names.append(item)
         else:
-            hint = _suggestion(str(item), known)
+            hint = suggestion(str(item), known)
             raise InputError(f"ignore names {item!r}, which the model does not have.{hint}")
     return tuple(names)
 
@@ -756,11 +750,3 @@ def _extremes(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 def _comparable(tensor: torch.Tensor) -> torch.Tensor:
     """Torch has no order of numbers of 8 bits."""
     return tensor.float() if tensor.itemsize == 1 else tensor
-
-
-def _ratios(max_ratio: Any) -> dict[str, float]:
-    given = {} if max_ratio is None else max_ratio if isinstance(max_ratio, Mapping) else {"*": max_ratio}
-    for pattern in given:
-        if not isinstance(pattern, str):
-            raise InputError(f"max_ratio has the pattern {pattern!r}: pass names of layers, such as 'layer4.*'.")
-    return {pattern: share_of(pattern, ratio) for pattern, ratio in given.items()}

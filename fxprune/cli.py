@@ -6,13 +6,16 @@ stdout holds one JSON object.
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fxprune.errors import FxpruneError, InputError
+from fxprune.options import Keywords, LatencyBudget, Loop, Options, documented
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,39 +58,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prune(options: argparse.Namespace) -> None:
     _check_outputs(options)
     model, example_inputs = _load(options)
+    keywords = _asked(options, model)
 
     import fxprune
 
-    pruned = fxprune.prune(
-        model,
-        example_inputs,
-        method=options.method,
-        flops=options.flops,
-        params=options.params,
-        channels=options.channels,
-        latency=options.latency,
-        provider=options.provider,
-        threads=options.threads,
-        ignore=tuple(options.ignore),
-        exact=options.exact,
-        attention=options.attention,
-        scope=options.scope,
-        round_to=options.round_to,
-        min_channels=options.min_channels,
-        verify=options.verify,
-        seed=options.seed,
-        progress=not options.quiet,
-        **_data(options, model),
-    )
+    if options.submodule is None:
+        pruned = fxprune.prune(model, example_inputs, **keywords)
+    else:
+        pruned = fxprune.prune_submodule(model, options.submodule, example_inputs, **keywords)
     _write_outputs(pruned, example_inputs, options)
 
 
-def _data(options: argparse.Namespace, model: "nn.Module") -> dict[str, Any]:
-    """What is asked for on data, and the data."""
-    from fxprune.io import specs
+def _asked(options: argparse.Namespace, model: "nn.Module") -> dict[str, Any]:
+    """The arguments of ``prune`` that were given."""
+    keywords = {**_given(Keywords, options, model), "progress": not options.quiet}
+    timing, loop, rest = (_given(record, options, model) for record in (LatencyBudget, Loop, Options))
+    if timing and "latency" not in keywords:
+        raise InputError(f"--{next(iter(timing))} is about a budget of latency: give --latency too")
+    if timing:
+        keywords["latency"] = LatencyBudget(keywords["latency"], **timing)
+    if loop:
+        rest["loop"] = Loop(**loop)
+    return {**keywords, "options": Options(**rest)} if rest else keywords
 
-    data = None if options.data is None else specs.load_data(options.data, options.spec, model)
-    return {"reconstruct": options.reconstruct, **({} if data is None else {"data": data})}
+
+def _given(record: type, options: argparse.Namespace, model: "nn.Module") -> dict[str, Any]:
+    """The fields of a record that were given, by name; files of Python are read for those that ask for it."""
+    result = {}
+    for field in fields(record):
+        flag = field.metadata["flag"]
+        if flag is None or not hasattr(options, field.name):
+            continue
+        value = getattr(options, field.name)
+        if flag.python:
+            from fxprune.io import specs
+
+            read = specs.load_python
+            value = specs.load_data(value, options.spec, model) if flag.python == "data" else read(value, flag.python)
+        result[field.name] = value if flag.join is None else flag.join(value)
+    return result
 
 
 def _apply(options: argparse.Namespace) -> None:
@@ -133,7 +142,7 @@ def _saver(path: str) -> "Callable[[nn.Module, str], None]":
 def _write_outputs(pruned: "nn.Module", example_inputs: "Tensor | None", options: argparse.Namespace) -> None:
     import fxprune
 
-    meta: Any = pruned.meta
+    meta: Any = pruned.get_submodule(getattr(options, "submodule", None) or "").meta
     report: fxprune.Report = meta["fxprune"]
     if not options.json:
         print(report)
@@ -387,41 +396,9 @@ def parser() -> argparse.ArgumentParser:
 
     prune = commands.add_parser("prune", help="make a smaller network and say what was cut", allow_abbrev=False)
     _add_model(prune)
-    budget = prune.add_argument_group("budget, one of (a ratio above 0 and at most 1)")
-    budget.add_argument("--flops", type=float, metavar="R", help="multiply-accumulates that stay")
-    budget.add_argument("--params", type=float, metavar="R", help="parameters that stay")
-    budget.add_argument("--channels", type=float, metavar="R", help="prunable channels that stay")
-    budget.add_argument("--latency", type=float, metavar="R", help="time of a run on onnxruntime that stays, measured")
-    _add_runtime(budget)
-    choice = prune.add_argument_group("which channels")
-    choice.add_argument("--method", default="l2", metavar="NAME", help="see `fxprune methods` (default: l2)")
-    choice.add_argument("--scope", default="global", help="global: rank all channels together; uniform: per group")
-    choice.add_argument("--attention", default="head_dim", help="head_dim: cut inside heads; heads: cut whole heads")
-    choice.add_argument("--exact", action="store_true", help="cut only channels whose removal changes no statistics")
-    choice.add_argument(
-        "--ignore", nargs="+", action="extend", default=[], metavar="MODULE", help="modules whose output channels stay"
-    )
-    choice.add_argument(
-        "--round-to", type=_count_or_word, default="auto", metavar="K",
-        help="keep channels in multiples of K (default: auto, the largest power of two up to 16 that leaves at most "
-        "1 %% of the budget unused; measured: up to what the execution provider likes)",
-    )  # fmt: skip
-    choice.add_argument(
-        "--min-channels", type=int, default=1, metavar="N", help="keep at least N per layer (default: 1)"
-    )
-    choice.add_argument(
-        "--data",
-        metavar="DATA",
-        help="inputs: a folder of images, or path/to/file.py:loader",
-    )
-    choice.add_argument(
-        "--reconstruct", action="store_true", help="refit the weights to the dense network's activations on --data"
-    )
-    choice.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same plan (default: 0)")
-    output = _add_outputs(prune)
-    output.add_argument(
-        "--no-verify", dest="verify", action="store_false", help="skip the comparison with the masked model"
-    )
+    prune.add_argument("--submodule", metavar="NAME", help="prune this part of the model; a budget is about it alone")
+    _add_fields(prune, Keywords, LatencyBudget, Options, Loop)
+    _add_outputs(prune)
     prune.set_defaults(run=_prune)
 
     inspect = commands.add_parser(
@@ -484,7 +461,43 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def _add_outputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def _add_fields(parser: argparse.ArgumentParser, *records: type) -> None:
+    """An option for every field of the records that has a ``Flag``; one that is not given leaves no trace."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for record in records:
+        told = documented(record)
+        for field in fields(record):
+            flag = field.metadata["flag"]
+            if flag is None:
+                continue
+            if flag.group not in groups:
+                groups[flag.group] = parser.add_argument_group(flag.group)
+            said = told[field.name].replace("``", "").replace("%", "%%")
+            how: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": said}
+            if isinstance(field.default, bool):
+                how["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
+            else:
+                how |= {"metavar": flag.metavar, "type": _reader(flag.read)}
+                how["help"] += f" (default: {field.default})" if field.default not in (None, ()) else ""
+            if flag.join is not None:
+                how |= {"nargs": "+", "action": "extend"}
+            groups[flag.group].add_argument(f"--{(flag.name or field.name).replace('_', '-')}", **how)
+
+
+def _reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """For argparse, which shows no message of a ``ValueError`` but the function's name."""
+
+    @functools.wraps(read)
+    def wrapped(word: str) -> Any:
+        try:
+            return read(word)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return wrapped
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--onnx", metavar="PATH", help="write an ONNX file and compare it with onnxruntime")
     output.add_argument(
@@ -496,7 +509,6 @@ def _add_outputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     output.add_argument("--plan", metavar="PATH", help="write the plan: which channels stay (.json)")
     _add_page(output)
     _add_form(output)
-    return output
 
 
 def _add_runtime(parser: argparse._ActionsContainer) -> None:
@@ -551,13 +563,6 @@ def _sizes(text: str) -> tuple[int, ...]:
             f"{text!r} is no shape; write sizes with commas between, for instance 3,224,224"
         )
     return sizes
-
-
-def _count_or_word(text: str) -> Any:
-    try:
-        return text if text in ("auto", "measured") else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of channels, nor auto, nor measured") from None
 
 
 def _say(text: str, options: argparse.Namespace) -> None:

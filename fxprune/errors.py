@@ -1,6 +1,8 @@
 """Every error fxprune raises on purpose. Each says what is wrong, where, and what to do about it."""
 
 import numbers
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -72,6 +74,21 @@ class ExportError(FxpruneError):
     """An ONNX file could not be written, or does not compute what the model computes."""
 
 
+def check_installed(extra: str, *packages: str) -> None:
+    """Refuse to go on without packages that not every install has, before any work; nothing is imported.
+
+    Args:
+        extra: of fxprune, that brings them.
+        packages: to be imported later.
+
+    Raises:
+        InputError: names those that are missing and what to install.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise InputError(f"This needs {' and '.join(missing)}: pip install 'fxprune[{extra}]'.")
+
+
 def is_real(value: Any) -> bool:
     """Whether this is a number on the line, numpy's too; True and False are none."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -88,3 +105,24 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     if int(value) >= 2**63:
         raise InputError(f"{name}={value!r} must be below 2**63.")
     return int(value)
+
+
+def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
+    """Refuse what is none of the known words.
+
+    Raises:
+        InputError: lists them.
+    """
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{name}={value!r} is unknown. Known: {', '.join(known)}.")
+
+
+def check_flags(**flags: Any) -> None:
+    """Refuse what is neither true nor false: ``exact="no"`` would be true.
+
+    Raises:
+        InputError: names the argument and what it was.
+    """
+    for name, value in flags.items():
+        if type(value).__name__ not in ("bool", "bool_"):  # numpy's too
+            raise InputError(f"{name}={value!r} must be True or False.")

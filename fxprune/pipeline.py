@@ -63,7 +63,7 @@ class Stages:
 
 
 @dataclass(frozen=True)
-class Options:
+class Cut:
     """What may be cut, and how it is proven.
 
     ``round_to``: kept channels are a multiple of one of these, coarse to fine: of the first whose plan uses the budget
@@ -188,7 +188,7 @@ def recorded(
 @uncollected()
 @torch.inference_mode(False)
 def compress(
-    dense: Dense, scores: Sequence[Scores | None], options: Options, method: str, notes: Sequence[str] = ()
+    dense: Dense, scores: Sequence[Scores | None], options: Cut, method: str, notes: Sequence[str] = ()
 ) -> fx.GraphModule:
     """The second half: the module that scores and a budget lead to, verified, with its report.
 
@@ -225,7 +225,7 @@ def compress(
     raise VerificationError(f"No plan could be rewritten in {_ROUNDS} rounds; the last reason: {blame[1]}.")
 
 
-def _loosened(dense: Dense, graph: ChannelGraph, scores: Sequence[Scores | None], options: Options) -> ChannelGraph:
+def _loosened(dense: Dense, graph: ChannelGraph, scores: Sequence[Scores | None], options: Cut) -> ChannelGraph:
     """The same graph, if possible with fewer slots that must stay: not every group that was suspected was to blame."""
     kinds: dict[Any, list[int]] = defaultdict(list)
     for index, group in enumerate(graph.groups):
@@ -244,7 +244,7 @@ def _loosened(dense: Dense, graph: ChannelGraph, scores: Sequence[Scores | None]
 
 
 @torch.inference_mode(False)
-def rewrite_as(dense: Dense, keep: Keep, options: Options, method: str) -> fx.GraphModule | Reason:
+def rewrite_as(dense: Dense, keep: Keep, options: Cut, method: str) -> fx.GraphModule | Reason:
     """The verified module with these channels, or why it cannot be made."""
     with dense.stages("rewriting"):
         found, blame = _rewrite(dense, dense.graph, keep)
@@ -256,9 +256,7 @@ def rewrite_as(dense: Dense, keep: Keep, options: Options, method: str) -> fx.Gr
     return result
 
 
-def choose(
-    graph: ChannelGraph, scores: Sequence[Scores | None], options: Options
-) -> tuple[Selection, BudgetError | None]:
+def choose(graph: ChannelGraph, scores: Sequence[Scores | None], options: Cut) -> tuple[Selection, BudgetError | None]:
     """The selection; for a budget that cannot be reached the smallest one, which the error says can be reached."""
     budget = options.budget
     waste = _WASTE_OF_LATENCY if budget.kind == "latency" else _WASTE
@@ -341,7 +339,7 @@ def _other_batch(args: Any, kwargs: Any) -> Inputs:
 
 
 def _finish(
-    dense: Dense, pruned: fx.GraphModule, selection: Selection, options: Options, method: str, notes: list[str]
+    dense: Dense, pruned: fx.GraphModule, selection: Selection, options: Cut, method: str, notes: list[str]
 ) -> fx.GraphModule:
     graph, keep = dense.graph, selection.keep
     plan = PruningPlan.of(graph, keep)

@@ -133,11 +133,12 @@ def measure(
     if result.failures:
         return result
     with _stage(result, "prune"):
-        whole_pruned = fxprune.prune(
-            whole, args, example_kwargs=kwargs, method=method, flops=flops, attention=attention,
-            submodule=part or None, progress=False,
-        )  # fmt: skip
-        pruned = whole_pruned.get_submodule(part) if part else whole_pruned
+        how: dict[str, Any] = {"method": method, "flops": flops, "attention": attention, "progress": False}
+        if part:
+            whole_pruned = fxprune.prune_submodule(whole, part, args, example_kwargs=kwargs, **how)
+        else:
+            whole_pruned = fxprune.prune(whole, args, example_kwargs=kwargs, **how)
+        pruned = whole_pruned.get_submodule(part)
         dense = fxprune.record(model, *make_inputs(inputs))
         case = Case(spec, flops, model, state, dense, pruned, inputs, result.figures)
         if part:

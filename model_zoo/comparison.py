@@ -229,7 +229,7 @@ def learned(
     model = case.initial() if model is None else model
     training = fxprune.attach(model, case.run.example, method=method, **case.budget(ratio))
     with seeded(case.seed):
-        fit(training, case.batches(), case.run.loss, epochs, **case.run.loop(stage, **settings), progress=False)
+        fit(training, case.batches(), case.run.loss, epochs, case.run.loop(stage, **settings), progress=False)
     pruned: nn.Module = training.finish()
     return pruned
 

@@ -64,8 +64,10 @@ def measured(network: str, batch: int, cut: str, threads: int, provider: str | N
     args, _ = infer_inputs(model)
     x = torch.randn(batch, *args[0].shape[1:])
     how = CUTS[cut]
-    timing = {"threads": threads} if how.aim is not None else {}
-    pruned = fxprune.prune(model, x, **how.options, **timing, provider=provider, progress=False)
+    given = dict(how.options)
+    if "latency" in given:
+        given["latency"] = fxprune.LatencyBudget(given["latency"], provider, threads)
+    pruned = fxprune.prune(model, x, **given, progress=False)
     report = pruned.meta["fxprune"]
     latency = fxprune.bench(model, pruned, x, threads=threads, provider=provider)
     figures = {

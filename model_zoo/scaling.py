@@ -139,7 +139,7 @@ def stages(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | Non
     from fxprune import recording
     from fxprune.groups import analyse_graph
     from fxprune.methods import ModelState, resolve, score_groups
-    from fxprune.pipeline import Dense, Options, Stages, choose, compress, uncollected
+    from fxprune.pipeline import Cut, Dense, Stages, choose, compress, uncollected
     from fxprune.selection.budget import Budget
 
     figures: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
@@ -158,7 +158,7 @@ def stages(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | Non
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     state = ModelState(graph, tensors, 0)
     scores = timed("score", lambda: score_groups(resolve("random" if on_meta else "l2"), state))
-    options = Options(Budget("flops", 0.5), verify=False)
+    options = Cut(Budget("flops", 0.5), verify=False)
     timed("select", lambda: choose(graph, scores, options))
     dense = Dense(module, graph, args, kwargs, type(model).__name__, Stages(progress=False))
     both = timed("both", lambda: compress(dense, scores, options, "l2"))
@@ -232,7 +232,8 @@ def _consume(gib: str) -> dict[str, Any]:
     weights = sum(p.nbytes for p in model.parameters())
     begun = time.process_time()
     pruned = fxprune.prune(
-        model, torch.zeros(1, 4096), params=0.5, round_to=1, verify=False, consume=True, progress=False
+        model, torch.zeros(1, 4096), params=0.5, round_to=1, verify=False, progress=False,
+        options=fxprune.Options(consume=True),
     )  # fmt: skip
     left = sum(p.nbytes for p in pruned.parameters())
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

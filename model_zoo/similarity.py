@@ -131,7 +131,7 @@ def _pruned(study: Study, name: str, model: nn.Module, seed: int, images: Tensor
     batches, tests = loaders(images, held, study.batch, seed)
     small = fxprune.prune(
         model, images[0][0][None], method=METHOD, flops=FLOPS, round_to=1, data=batches, epochs=study.gate_epochs,
-        loop=fxprune.Loop(validation=tests), seed=seed, progress=False,
+        options=fxprune.Options(loop=fxprune.Loop(validation=tests)), seed=seed, progress=False,
     )  # fmt: skip
     report = small.meta["fxprune"]
     figures = {

@@ -231,7 +231,7 @@ def test_kept_counts_are_multiples(kind: type[nn.Module], k: int, attention: Any
 
 @pytest.mark.parametrize("least", [1, 3, 5])
 def test_at_least_min_channels_stay(least: int) -> None:
-    pruned = prune(make(), channels=0.25, min_channels=least)
+    pruned = prune(make(), channels=0.25, options=fxprune.Options(min_channels=least))
     sizes = [size for name in ("stem.0.weight", "up.0.weight") for size in pruned.get_parameter(name).shape[:1]]
     assert min(sizes) >= least
 

@@ -124,7 +124,7 @@ def check_unreachable(model: nn.Module, kind: str, ratio: float, **options: Any)
 @pytest.mark.parametrize("kind", ["flops", "params", "channels"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"min_channels": 3}, {"round_to": 8}, {"ignore": ("up",)}, {"scope": "uniform"}],
+    [{}, {"options": fxprune.Options(min_channels=3)}, {"round_to": 8}, {"ignore": ("up",)}, {"scope": "uniform"}],
     ids=lambda options: next(iter(options), "plain"),
 )
 def test_an_unreachable_budget_names_the_smallest_that_is_reachable(kind: str, options: dict[str, Any]) -> None:
@@ -328,10 +328,14 @@ def test_values_of_options_list_the_known_ones() -> None:
         fxprune.analyze(model, image(), attention="x")
 
 
-@pytest.mark.parametrize("name", ["round_to", "min_channels"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "2", None])
-def test_counts_are_whole_numbers_of_at_least_1(name: str, value: Any) -> None:
-    assert message(InputError, make(), **{name: value}) == f"{name}={value!r} must be a whole number of at least 1."
+def test_counts_are_whole_numbers_of_at_least_1(value: Any) -> None:
+    said = "={!r} must be a whole number of at least 1."
+    assert message(InputError, make(), round_to=value) == "round_to" + said.format(value)
+    for name in ("min_channels", "steps"):
+        with pytest.raises(InputError) as caught:
+            fxprune.Options(**{name: value})
+        assert str(caught.value) == name + said.format(value)
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, "x", None])
@@ -341,33 +345,40 @@ def test_a_seed_is_a_whole_number(seed: Any) -> None:
 
 def test_seeds_of_more_than_64_bits_and_numbers_of_numpy() -> None:
     assert message(InputError, make(), seed=2**70) == f"seed={2**70} must be below 2**63."
-    options: Any = {"round_to": np.int64(1), "min_channels": np.int32(1), "seed": np.uint8(3), "steps": np.int64(1)}
-    small = fxprune.prune(make(), image(), flops=np.float32(0.5), max_ratio=np.float64(0.9), progress=False, **options)
+    numbers: Any = {"min_channels": np.int32(1), "steps": np.int64(1), "max_ratio": np.float64(0.9)}
+    given: Any = {"round_to": np.int64(1), "seed": np.uint8(3), "options": fxprune.Options(**numbers)}
+    small = fxprune.prune(make(), image(), flops=np.float32(0.5), progress=False, **given)
     assert json.loads(json.dumps(small.meta["fxprune"].data()["round_to"])) == 1
 
 
-@pytest.mark.parametrize("name", ["exact", "verify", "consume", "progress"])
+@pytest.mark.parametrize("name", ["exact", "verify", "progress"])
 def test_flags_are_true_or_false(name: str) -> None:
     for wrong in ("no", 1, None, np.ones(3)):
         assert message(InputError, make(), **{name: wrong}) == f"{name}={wrong!r} must be True or False."
+        with pytest.raises(InputError) as caught:
+            fxprune.Options(consume=wrong)  # type: ignore[arg-type]
+        assert str(caught.value) == f"consume={wrong!r} must be True or False."
 
 
 def test_shares_that_may_go() -> None:
     for wrong in ("a", True, math.nan, -0.1, 1.5, ["a"], 1j):
         said = f"max_ratio of '*' is {wrong!r}: pass the share that may go, in [0, 1]."
-        assert message(InputError, make(), max_ratio=wrong) == said
-    assert message(InputError, make(), max_ratio={3: 0.5}) == (
-        "max_ratio has the pattern 3: pass names of layers, such as 'layer4.*'."
-    )
+        with pytest.raises(InputError) as caught:
+            fxprune.Options(max_ratio=wrong)  # type: ignore[arg-type]
+        assert str(caught.value) == said
+    with pytest.raises(
+        InputError, match=r"^max_ratio has the pattern 3: pass names of layers, such as 'layer4\.\*'\.$"
+    ):
+        fxprune.Options(max_ratio={3: 0.5})  # type: ignore[dict-item]
 
 
 def test_names_that_are_none() -> None:
     assert message(InputError, make(), ignore=[["a"]]) == "ignore names ['a'], which the model does not have."
     assert message(InputError, make(), ignore=np.float32(1)).endswith(" must be a module, a name, or a list of them.")
-    assert message(InputError, make(), submodule=["up"]) == (
-        "submodule=['up'] is no name: pass one of model.named_modules()."
-    )
-    assert message(InputError, make(), provider=3) == ("provider=3 is no name of an execution provider of onnxruntime.")
+    with pytest.raises(InputError, match=r"^submodule=\['up'\] is no name: pass one of model\.named_modules\(\)\.$"):
+        fxprune.prune_submodule(make(), ["up"], image(), flops=0.5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^provider=3 is no name of an execution provider of onnxruntime\.$"):
+        fxprune.LatencyBudget(0.5, provider=3)  # type: ignore[arg-type]
     assert message(InputError, make(), scope=np.ones(2)).startswith("scope=array([1., 1.]) is unknown. Known: global,")
 
 

@@ -146,7 +146,7 @@ def test_the_backbone_of_a_detector(device: str) -> None:
     model = randomise(Proposals()).eval().to(device)
     images = [torch.randn(3, 16, 16, device=device) for _ in range(2)]
     with Unchanged(model):
-        pruned = fxprune.prune(model, (images,), submodule="backbone", flops=0.5, progress=False)
+        pruned = fxprune.prune_submodule(model, "backbone", (images,), flops=0.5, progress=False)
     assert type(pruned) is Proposals
     report = pruned.backbone.meta["fxprune"]
     assert report.oracle_error <= checks.ORACLE_TOLERANCE or report.oracle_error_in_double <= checks.DOUBLE_TOLERANCE

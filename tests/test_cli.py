@@ -14,6 +14,7 @@ from conftest import randomise
 from fxprune import cli
 
 NET = """
+import torch
 from torch import nn
 
 def make():
@@ -22,6 +23,28 @@ def make():
         nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.BatchNorm2d(24), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10),
     )
+
+class Whole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = make()
+
+    def forward(self, x):
+        return self.body(x).softmax(1)
+
+BATCHES = [(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]))] * 2
+
+def batches():
+    return BATCHES
+
+def loss(output, target):
+    return nn.functional.cross_entropy(output, target)
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
+
+def constant(optimizer, epochs):
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
 """
 
 
@@ -111,33 +134,86 @@ def test_every_option_reaches_prune(net: str, monkeypatch: pytest.MonkeyPatch) -
         return model
 
     monkeypatch.setattr(fxprune, "prune", prune)
+    file = net.removesuffix(":make")
     code, out, _ = run(
         *("prune", net, "--input-size", "3,8,8", "--params", "0.25", "--method", "random", "--scope", "uniform"),
         *("--attention", "heads", "--exact", "--ignore", "0", "3", "--ignore", "4", "--round-to", "8"),
-        *("--min-channels", "2", "--seed", "7", "--no-verify", "--quiet"),
-        *("--provider", "CPUExecutionProvider", "--threads", "3"),
+        *("--min-channels", "2", "--seed", "7", "--no-verify", "--quiet", "--latency", "0.5", "--steps", "2"),
+        *("--provider", "CPUExecutionProvider", "--threads", "3", "--batch", "4", "--flops", "0.1", "--channels", "1"),
+        *("--max-ratio", "0.9", "layer.*=0.5", "--consume", "--epochs", "5", "--amp", "--clip", "1", "--device", "cpu"),
+        *("--checkpoint", "run.pt", "--resume", "old.pt", "--data", f"{file}:batches", "--loss", "mse_loss"),
+        *("--validation", f"{file}:BATCHES", "--optimizer", f"{file}:sgd", "--schedule", f"{file}:constant"),
     )
     assert (code, out) == (0, "the report\n")
+    options, names = seen.pop("options"), sys.modules["_fxprune_model_net"]
+    assert options == fxprune.Options(
+        min_channels=2,
+        steps=2,
+        max_ratio={"*": 0.9, "layer.*": 0.5},
+        consume=True,
+        loop=fxprune.Loop(
+            names.sgd, names.constant, names.BATCHES, device="cpu", amp=True, clip=1.0, checkpoint="run.pt",
+            resume="old.pt",
+        ),
+    )  # fmt: skip
     assert seen == {
         "shape": (1, 3, 8, 8),
         "training": False,
         "method": "random",
-        "flops": None,
+        "flops": 0.1,
         "params": 0.25,
-        "channels": None,
-        "latency": None,
-        "provider": "CPUExecutionProvider",
-        "threads": 3,
+        "channels": 1.0,
+        "latency": fxprune.LatencyBudget(0.5, provider="CPUExecutionProvider", threads=3, batch=4),
+        "data": names.BATCHES,
+        "loss_fn": torch.nn.functional.mse_loss,
+        "epochs": 5,
         "ignore": ("0", "3", "4"),
         "exact": True,
         "attention": "heads",
         "scope": "uniform",
         "round_to": 8,
-        "min_channels": 2,
         "verify": False,
         "seed": 7,
         "progress": False,
     }
+
+
+def test_what_is_not_given_is_left_to_prune(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fxprune
+
+    seen: dict[str, Any] = {}
+
+    def prune(model: Any, example_inputs: Any, **options: Any) -> Any:
+        seen.update(options)
+        raise fxprune.FxpruneError("seen")
+
+    monkeypatch.setattr(fxprune, "prune", prune)
+    assert refused("prune", net, "--input-size", "3,8,8", "--macs", "0.25") == "seen"
+    assert seen == {"macs": 0.25, "progress": False}
+
+
+def test_a_learner_trains_on_the_data_of_a_file(net: str, tmp_path: Path) -> None:
+    path, file = tmp_path / "run.pt", net.removesuffix(":make")
+    code, out, err = run(
+        *("prune", net, "--input-size", "3,32,32", "--method", "slimming", "--flops", "0.5", "--epochs", "1"),
+        *("--checkpoint", str(path), "--data", f"{file}:batches", "--loss", f"{file}:loss"),
+    )
+    assert code == 0, err
+    assert "method slimming" in out
+    assert "epoch 1/1: loss" in err
+    assert path.exists()
+
+
+def test_a_part_of_a_model_is_pruned_and_exported(net: str, tmp_path: Path) -> None:
+    out = tmp_path / "part.safetensors"
+    code, text, err = run(
+        *("prune", f"{net.removesuffix('make')}Whole", "--input-size", "3,32,32", "--submodule", "body"),
+        *("--params", "0.5", "--save", str(out), "--onnx", str(tmp_path / "part.onnx"), "--quiet"),
+    )
+    assert (code, err) == (0, "")
+    assert "Sequential, method l2" in text
+    assert "onnx: " in text
+    assert out.exists()
 
 
 def test_inspect_lists_groups_and_what_is_frozen(net: str) -> None:
@@ -312,6 +388,15 @@ def test_usage_errors_are_one_sentence_too(net: str) -> None:
     assert code == 2
     assert "'prine'" in err
     assert err.count("\n") == 1
+    assert refused("prune", net, "--input-size", "3,32,32", "--flops", "0.5", "--threads", "2") == (
+        "--threads is about a budget of latency: give --latency too"
+    )
+    assert run("prune", net, "--round-to", "many")[2].startswith(
+        "fxprune: argument --round-to: 'many' is no number of "
+    )
+    assert run("prune", net, "--max-ratio", "head=x")[2].startswith(
+        "fxprune: argument --max-ratio: 'head=x' is no share"
+    )
     # An abbreviation would change its meaning with the next option that begins like it.
     assert run("prune", net, "--flop", "0.5")[2].startswith("fxprune: unrecognized arguments: --flop")
 

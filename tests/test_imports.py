@@ -17,6 +17,7 @@ STAGES = [
     "version",
     "errors",
     "io",
+    "options",
     "ops.table",
     "ops.meta",
     "ops.call",

@@ -33,6 +33,7 @@ import fxprune
 from fxprune import cli, methods
 from fxprune.methods import registry
 from fxprune.ops import __main__ as ops
+from fxprune.ops.table import KINDS
 from model_zoo import benchmark, latency
 from model_zoo.coverage import LISTS
 from model_zoo.records import RESULTS, read, summary, table
@@ -499,7 +500,11 @@ def test_the_map_names_every_folder_and_loose_file_once_and_no_other() -> None:
 
 def test_a_folder_says_what_its_files_are_for() -> None:
     for folder in (path.parent for path in (ROOT / "fxprune").glob("*/__init__.py")):
-        names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+        names = {path.stem for path in folder.glob("*.py")} - {
+            "__init__",
+            "__main__",
+            *KINDS,
+        }  # a kind of ops is a name
         doc = (folder / "__init__.py").read_text().partition('"""')[2].partition('"""')[0]
         if folder.name != "methods":  # one file per method, by its name
             assert [name for name in sorted(names) if f"``{name}``" not in doc] == [], folder

@@ -17,16 +17,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import fx
 
-from fxprune.deploy import Kernel, Stopwatch, kernel_ms
+from fxprune.deploy import Kernel, Stopwatch, kernel_ms, provider_at_hand
 from fxprune.errors import BudgetError, ModelError
 from fxprune.groups import Work, groups_of, workload
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.cost import Counts, Keep, Products, elements
 from fxprune.methods.state import Scores
-from fxprune.pipeline import Dense, Options, compress
-from fxprune.recording.inputs import describe_inputs
+from fxprune.options import LatencyBudget
+from fxprune.pipeline import Cut, Dense, compress
+from fxprune.recording.inputs import describe_inputs, make_inputs
 from fxprune.reports.report import Latency
 from fxprune.training.distributed import from_first
 
@@ -46,9 +48,8 @@ class Clock:
     """The latency of a dense model on one execution provider, and of what pruning leaves of it.
 
     Args:
-        dense: the model, at the batch size of its example inputs.
-        provider: onnxruntime's execution provider.
-        threads: of the processor; 0: as many as it has cores.
+        dense: the model.
+        budget: what is measured, and how.
         align: multiple of channels at which kernels are timed.
 
     Raises:
@@ -56,23 +57,28 @@ class Clock:
         ExportError: the model cannot be exported.
     """
 
-    def __init__(self, dense: Dense, provider: str, threads: int, align: int):
+    def __init__(self, dense: Dense, budget: LatencyBudget, align: int):
         if dense.on_meta:
             raise ModelError("latency= is measured, and weights on the meta device cannot run. Load them first.")
+        provider, threads = budget.provider or provider_at_hand(), budget.threads or 0
+        args, kwargs = dense.args, dense.kwargs
+        if budget.batch is not None:
+            device = next((p.device for p in dense.module.parameters()), torch.device("cpu"))
+            args, kwargs = make_inputs(describe_inputs(args, kwargs), device, batch=budget.batch)
         with dense.stages("timing"):
-            self._stopwatch = Stopwatch(dense.module, describe_inputs(dense.args, dense.kwargs), provider, threads)
-            works = workload(dense.module, dense.graph, dense.args, dense.kwargs)
+            self._stopwatch = Stopwatch(dense.module, describe_inputs(args, kwargs), provider, threads)
+            works = workload(dense.module, dense.graph, args, kwargs)
             dense_ms = from_first(self._stopwatch.dense_ms())
             self.cost = LatencyModel(
                 works, dense.graph, dense_ms, align, lambda kernels: from_first(kernel_ms(kernels, provider, threads))
             )
 
-    def within(self, options: Options) -> Options:
+    def within(self, options: Cut) -> Cut:
         """The options with a budget that reads this clock."""
         return replace(options, budget=replace(options.budget, cost=self.cost))
 
     def compress(
-        self, dense: Dense, scores: Sequence[Scores | None], options: Options, method: str, notes: Sequence[str] = ()
+        self, dense: Dense, scores: Sequence[Scores | None], options: Cut, method: str, notes: Sequence[str] = ()
     ) -> fx.GraphModule:
         """``pipeline.compress``, until the measured latency is the budget.
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from fxprune.deploy import runtime
 from fxprune.deploy.flat import Flat, batch_dim
 from fxprune.deploy.validation import PLAN_DIGEST, Validation, check, report_of, run
-from fxprune.errors import ExportError, GuardError, InputError
+from fxprune.errors import ExportError, GuardError, InputError, check_flags
 from fxprune.io.files import check_writable, replacing
 from fxprune.recording import evaluated
-from fxprune.recording.checks import check_flags, checked_inputs
+from fxprune.recording.checks import checked_inputs
 from fxprune.recording.inputs import (
     batch_size,
     describe_inputs,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.errors import ExportError, InputError
+from fxprune.errors import ExportError, InputError, check_installed
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -142,11 +142,12 @@ def providers_to_try(provider: str | None) -> tuple[list[str], dict[str, str]]:
 
 
 def check_provider(provider: str | None) -> None:
-    """Refuse a provider that this build of onnxruntime does not have.
+    """Refuse a provider that this build of onnxruntime does not have, or all where a package is missing.
 
     Raises:
-        InputError: names those it has.
+        InputError: names those it has, or what to install.
     """
+    check_installed("onnx", "onnx", "onnxscript", "onnxruntime")
     if provider is not None and provider not in available_providers():
         known = ", ".join(available_providers())
         raise InputError(f"this onnxruntime has no execution provider {provider!r}; it has {known}")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fxprune.errors import check_installed
 from fxprune.groups.cost import CostModel, Keep
 from fxprune.labels.classes import Ids, Reason
 from fxprune.labels.factors import Labels
@@ -255,6 +256,7 @@ class ChannelGraph:
 
     def to_networkx(self) -> Any:
         """The bipartite graph of groups and the layers their channels run through, for people and plots."""
+        check_installed("graph", "networkx")
         import networkx as nx
 
         graph = nx.Graph()

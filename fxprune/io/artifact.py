@@ -27,14 +27,14 @@ from torch import Tensor, nn
 
 from fxprune.api import applied
 from fxprune.deploy.program import read_program, read_program_notes, write_program
-from fxprune.errors import ArtifactError, ExampleInputsError, InputError
+from fxprune.errors import ArtifactError, ExampleInputsError, InputError, check_flags
 from fxprune.io.files import as_path, check_writable, replacing
 from fxprune.io.forms import Either, FormError, Map, Real, Such, Whole, anything, check, json_of
 from fxprune.io.specs import misfits
 from fxprune.reconstruction.result import FORM as RECONSTRUCTION
 from fxprune.reconstruction.result import Reconstruction
 from fxprune.recording import evaluated, replace_tensors
-from fxprune.recording.checks import check_flags, checked_inputs
+from fxprune.recording.checks import checked_inputs
 from fxprune.recording.inputs import (
     RECORD_KEY,
     from_json,

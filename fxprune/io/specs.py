@@ -5,15 +5,17 @@ import importlib.util
 import inspect
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import InputError
+from fxprune.errors import InputError, check_installed
 from fxprune.io.files import check_writable, replacing
 from fxprune.io.text import some
 
@@ -25,6 +27,7 @@ _WRAPPED_IN = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
 _TORCH_SUFFIXES = (".pt", ".pth")
 _WEIGHT_SUFFIXES = (*_TORCH_SUFFIXES, ".safetensors")
+_LOSS = re.compile(r"_loss$|cross_entropy|^kl_div$")
 
 
 def load_model(spec: str, pretrained: bool = False) -> nn.Module:
@@ -42,9 +45,9 @@ def load_model(spec: str, pretrained: bool = False) -> nn.Module:
         raise InputError(f"cannot read the model spec {spec!r}; write {FORMS}")
     if pretrained:
         raise InputError(f"pretrained weights are for timm and torchvision only; load those of {spec!r} in its factory")
-    model = _from_file(Path(path), factory)
+    model = _from_file(Path(path), factory, lambda found: True)
     if not isinstance(model, nn.Module):
-        raise InputError(f"{path}:{factory} returned {type(model).__name__}, not a torch.nn.Module")
+        raise InputError(f"{spec} returned {type(model).__name__}, not a torch.nn.Module")
     return model.eval()
 
 
@@ -58,7 +61,7 @@ def load_data(spec: str, model_spec: str, model: nn.Module) -> Any:
     """
     path, colon, function = spec.rpartition(":")
     if colon and path.endswith(".py") and function:
-        return _from_file(Path(path), function)
+        return load_python(spec, "object")
     files = sorted(p for p in Path(spec).rglob("*") if p.suffix.lower() in _IMAGES)
     if not files:
         raise InputError(f"{spec!r} is neither a folder of images nor path/to/file.py:loader")
@@ -172,6 +175,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def _timm(name: str, pretrained: bool) -> nn.Module:
+    check_installed("timm", "timm")
     import timm
 
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
@@ -181,6 +185,7 @@ def _timm(name: str, pretrained: bool) -> nn.Module:
 
 
 def _torchvision(name: str, pretrained: bool) -> nn.Module:
+    check_installed("torchvision", "torchvision")
     from torchvision import models
 
     _check_name("torchvision", name, models.list_models())
@@ -198,28 +203,69 @@ def _torchvision(name: str, pretrained: bool) -> nn.Module:
 _LOADERS: dict[str, Callable[[str, bool], nn.Module]] = {"timm": _timm, "torchvision": _torchvision}
 
 
-def _from_file(path: Path, factory: str) -> Any:
+def load_python(spec: str, kind: str) -> Any:
+    """What ``spec`` names in Python: ``path/to/file.py:NAME``.
+
+    Args:
+        spec: the name.
+        kind: ``"object"``: a function is called for it, everything else taken as it is. ``"function"``: a function, or
+            a class, of which an instance is made. ``"loss"``: the same, or a name of ``torch.nn.functional``.
+
+    Raises:
+        InputError: there is no such file or name, or it fails.
+    """
+    losses = {
+        name: function
+        for name, function in vars(torch.nn.functional).items()
+        if callable(function) and _LOSS.search(name) and not name.startswith("_")
+    }
+    path, colon, name = spec.rpartition(":")
+    if colon and path.endswith(".py") and name:
+        value = _from_file(Path(path), name, lambda found: kind == "object" or isinstance(found, type))
+        if kind != "object" and not callable(value):
+            raise InputError(f"{spec} is a {type(value).__name__}, no function")
+        return value
+    if kind == "loss" and spec in losses:
+        return losses[spec]
+    if kind == "loss":
+        raise InputError(f"there is no loss {spec!r}; write path/to/file.py:NAME, or {_listing(sorted(losses))}")
+    raise InputError(f"cannot read {spec!r}; write path/to/file.py:NAME")
+
+
+def _from_file(path: Path, name: str, made: Callable[[Any], bool]) -> Any:
+    """A name of a Python file; called for the result where ``made`` says so."""
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}")
-    # A name that cannot meet an installed module's; registered, since dataclasses and pickle look modules up.
-    module_name = f"_fxprune_model_{path.stem}"
-    module_spec = importlib.util.spec_from_file_location(module_name, path)
-    assert module_spec is not None  # it ends in .py
-    loader = module_spec.loader
-    assert loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_name] = module
-    # What python does for a script: its neighbours can be imported.
+    # What python does for a script: its neighbours can be imported, also when a function of it runs.
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        _call(str(path), lambda: loader.exec_module(module))
-        make = getattr(module, factory, None)
-        if not callable(make):
-            known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-            raise InputError(f"{str(path)!r} has no function {factory!r}; {_suggestion(factory, known)}")
-        return _call(f"{path}:{factory}", make)
+        module = _module(path)
+        value = getattr(module, name, None)
+        if value is None:
+            known = [key for key, each in vars(module).items() if callable(each) and not key.startswith("_")]
+            raise InputError(f"{str(path)!r} has no function {name!r}; {_suggestion(name, known)}")
+        return _call(f"{path}:{name}", value) if callable(value) and made(value) else value
     finally:
         sys.path.pop(0)
+
+
+def _module(path: Path) -> ModuleType:
+    """The file as a module, run once as long as it is the same."""
+    # A name that cannot meet an installed module's; registered, since dataclasses and pickle look modules up.
+    name = f"_fxprune_model_{path.stem}"
+    stamp = (str(path.resolve()), path.stat().st_mtime_ns)
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "_fxprune_stamp", None) == stamp:
+        return known
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None  # it ends in .py
+    loader = spec.loader
+    assert loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    _call(str(path), lambda: loader.exec_module(module))
+    module._fxprune_stamp = stamp  # type: ignore[attr-defined]
+    return module
 
 
 def _call(what: str, function: Callable[[], Any]) -> Any:

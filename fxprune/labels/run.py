@@ -204,7 +204,7 @@ class _Runner:
                 raise ModelError(
                     f"{n.meta.get('source') or 'the model'}: {getattr(n.target, '__name__', n.target)} gives no single "
                     f"tensor and cannot be interpreted ({type(error).__name__}: {str(error).partition(chr(10))[0]}). "
-                    "Prune a part of the model without it: submodule=."
+                    "Prune a part of the model without it: fxprune.prune_submodule."
                 ) from error
             raise error
         run.failed.add(n.name)

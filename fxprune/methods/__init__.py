@@ -1,4 +1,10 @@
-"""Pruning methods: a registry, and one file per method."""
+"""Pruning methods: a registry, and one file per method.
+
+Examples:
+    >>> assert "l2" in fxprune.methods.available()
+    >>> mean = fxprune.methods.L2(aggregate="mean")
+    >>> small = fxprune.prune(model, example_inputs, method=mean, flops=0.5, progress=False)
+"""
 
 from fxprune.methods.activation import Activation
 from fxprune.methods.bn_scale import BNScale

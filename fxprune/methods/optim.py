@@ -13,6 +13,13 @@ end the passive weights are so small that ``magnitude_cut`` changes nothing.
 *Kernels* are the parameters of two or more dims: only they are ranked and masked, and decay. Biases and norms always
 get their whole gradient, as in the paper. ``Q`` is ``int(kernel weights / compression)`` throughout: in a step and in
 the cut.
+
+Examples:
+    >>> optimizer = fxprune.optim.GSM(model.parameters(), lr=0.01, momentum=0.98, weight_decay=1e-3, compression=10)
+    >>> for x, y in loader:
+    ...     optimizer.zero_grad()
+    ...     torch.nn.functional.cross_entropy(model(x), y).backward()
+    ...     optimizer.step()
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What the arguments of public functions must be, said before the work begins."""
+"""What models and example inputs must be, said before the work begins."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,40 +12,8 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
-from fxprune.errors import ExampleInputsError, InputError, ModelError, is_real
+from fxprune.errors import ExampleInputsError, InputError, ModelError
 from fxprune.recording.inputs import Args, Kwargs, normalise_inputs, resolve_inputs, tensors_of
-
-
-def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
-    """Refuse what is none of the known words.
-
-    Raises:
-        InputError: lists them.
-    """
-    if not isinstance(value, str) or value not in known:
-        raise InputError(f"{name}={value!r} is unknown. Known: {', '.join(known)}.")
-
-
-def check_flags(**flags: Any) -> None:
-    """Refuse what is neither true nor false: ``exact="no"`` would be true.
-
-    Raises:
-        InputError: names the argument and what it was.
-    """
-    for name, value in flags.items():
-        if type(value).__name__ not in ("bool", "bool_"):  # numpy's too
-            raise InputError(f"{name}={value!r} must be True or False.")
-
-
-def share_of(name: str, value: Any) -> float:
-    """A share in [0, 1] as a float.
-
-    Raises:
-        InputError: it is none.
-    """
-    if not is_real(value) or not 0 <= value <= 1:
-        raise InputError(f"max_ratio of {name!r} is {value!r}: pass the share that may go, in [0, 1].")
-    return float(value)
 
 
 def check_model(model: Any) -> None:

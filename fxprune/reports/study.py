@@ -1,4 +1,14 @@
-"""What plans say about a model and a method, side by side."""
+"""What plans say about a model and a method, side by side.
+
+Examples:
+    >>> plans = {
+    ...     method: fxprune.prune(model, example_inputs, method=method, flops=0.5, progress=False).meta["fxprune"].plan
+    ...     for method in ("l1", "l2")
+    ... }
+    >>> found = fxprune.study.similarity(plans)
+    >>> found.correlation.shape
+    (2, 2)
+"""
 
 from __future__ import annotations
 

@@ -16,14 +16,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.errors import BudgetError, InputError, ModelError, is_real
+from fxprune.errors import BudgetError, InputError, ModelError
 from fxprune.groups.channels import ChannelGraph, ChannelGroup
 from fxprune.groups.cost import Keep
 from fxprune.labels.classes import Ids
 from fxprune.methods.state import Scores
+from fxprune.options import Scope as Scope  # noqa: PLC0414 - for those who read it here
+from fxprune.options import check_ratio
 
 Kind = Literal["flops", "params", "channels", "latency"]
-Scope = Literal["global", "uniform", "isomorphic"]
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,7 @@ class Budget:
             both = " and ".join(f"{kind}={ratio}" for kind, ratio in given.items())
             raise InputError(f"More than one budget: {both}. Pass only one of {names}.")
         ((kind, ratio),) = given.items()
-        if not is_real(ratio) or not 0 < ratio <= 1:
-            raise InputError(
-                f"{kind}={ratio} is no budget: pass a ratio of the dense model in (0, 1], such as {kind}=0.5."
-            )
-        return cls(kind, float(ratio))  # type: ignore[arg-type]
+        return cls(kind, check_ratio(kind, ratio))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@
 ``randomness`` numbers from one seed, ``reset`` weights drawn anew.
 """
 
-from fxprune.training.batches import Loss, check_loader, examples, unpack
+from fxprune.options import Loop
+from fxprune.training.batches import Loss, examples, unpack
 from fxprune.training.distillation import distill_loss
 from fxprune.training.learner import Training, plain_state, site_of
-from fxprune.training.loop import Loop, fit
+from fxprune.training.loop import fit
 from fxprune.training.randomness import seeded
 from fxprune.training.reset import reset_parameters
 from fxprune.training.statistics import measure

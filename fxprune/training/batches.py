@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError, InputError
+from fxprune.options import check_loader, without_batches
 from fxprune.recording.inputs import make_inputs, map_leaves, tensors_of
 
 Batch = tuple[tuple[Any, ...], dict[str, Any], Any]
@@ -34,27 +35,6 @@ def unpack(batch: Any, number: int, device: torch.device | str, what: str = "dat
     if isinstance(inputs, Mapping):
         return (), dict(inputs), target
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}, target
-
-
-def check_loader(data: Any, what: str = "data") -> None:
-    """Refuse what cannot be a loader; nothing is drawn from it.
-
-    Raises:
-        InputError: it cannot be iterated over, or says itself that it is empty.
-    """
-    if not isinstance(data, Iterable):
-        kind = type(data).__name__
-        raise InputError(f"{what}= is a {kind}, which is no loader: pass an iterable of (inputs, target) batches.")
-    if length_of(data) == 0:
-        raise InputError(_empty(what))
-
-
-def length_of(data: Any) -> int | None:
-    """How many batches a loader has; None where it does not know."""
-    try:
-        return len(data)
-    except TypeError:
-        return None
 
 
 def parts_of(loader: Any) -> list[Any]:
@@ -92,11 +72,7 @@ def examples(data: Any, device: torch.device | str, what: str = "data") -> Itera
         empty = False
         yield unpack(batch, number, device, what)
     if empty:
-        raise InputError(_empty(what))
-
-
-def _empty(what: str) -> str:
-    return f"{what}= yields no batches. Is it a generator that was used up, or smaller than one batch?"
+        raise InputError(without_batches(what))
 
 
 def output_of(model: nn.Module, batch: Batch, number: int, what: str = "data") -> Any:

@@ -2,103 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
-from fxprune.errors import InputError, ModelError, is_real
-from fxprune.io.files import as_path, check_writable
+from fxprune.errors import InputError, ModelError
+from fxprune.io.files import check_writable
+from fxprune.options import Loop, check_loader, length_of
 from fxprune.training import checkpoint
 from fxprune.training.batches import (
     LateLabels,
     Loss,
     begin_epoch,
-    check_loader,
     correct,
     examples,
-    length_of,
     loss_of,
     output_of,
 )
 from fxprune.training.distributed import average, gathered, in_step, is_first, process_count, rank, share, summed
 from fxprune.training.learner import Training
 from fxprune.training.randomness import random_state, set_random_state
-
-
-@dataclass(frozen=True)
-class Loop:
-    """Settings of the built-in loop.
-
-    Args:
-        optimizer: makes the optimizer from the parameters that the method trains; None: that of the method's paper.
-        schedule: makes the schedule from the optimizer and the number of epochs, stepped once per epoch; None: that of
-            the method's paper for the method's own optimizer, a constant rate for yours.
-        validation: batches ``(inputs, target)`` to evaluate on after every epoch.
-        device: where to train; None: where the model is.
-        amp: automatic mixed precision, float16 with loss scaling on CUDA, bfloat16 elsewhere.
-        clip: largest norm of all gradients together.
-        checkpoint: written after every epoch; ``resume=`` continues from it.
-
-    A run that is resumed gives the same result, bit for bit, as one without an interruption, wherever that was: the
-    epoch that was cut short is trained again from its beginning. For that the checkpoint holds the random numbers of
-    torch, Python, NumPy, and of the loader's own generator; what keeps random numbers elsewhere (persistent workers, a
-    data set with a generator that is no attribute ``generator``) is not followed.
-
-    With ``torch.distributed`` every process is given its share of the data, equally many batches. All start from the
-    first process's weights; gradients are averaged, so that the weights stay the same in all of them, and the plan is
-    the first one's. It is that of one process with the whole batches, as far as the order in which float sums are
-    taken does not decide between two scores, and no layer takes statistics over the batch: a batch norm sees its own
-    process's share, and its running statistics are the first one's after every epoch, as in
-    ``DistributedDataParallel``.
-
-    Raises:
-        InputError: a setting that cannot be used.
-
-    Examples:
-        >>> loop = fxprune.Loop(
-        ...     optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
-        ...     schedule=lambda optimizer, epochs: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs),
-        ...     validation=loader,
-        ...     checkpoint="run.pt",
-        ... )
-    """
-
-    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None
-    schedule: Callable[[torch.optim.Optimizer, int], LRScheduler | None] | None = None
-    validation: Any = None
-    device: torch.device | str | None = None
-    amp: bool = False
-    clip: float | None = None
-    checkpoint: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        for name, example in (
-            ("optimizer", "lambda parameters: torch.optim.SGD(parameters, lr=0.1)"),
-            ("schedule", "lambda optimizer, epochs: CosineAnnealingLR(optimizer, epochs)"),
-        ):
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                raise InputError(f"{name}= is a {type(value).__name__}; pass a function that makes it: {example}.")
-        if self.validation is not None:
-            check_loader(self.validation, "validation")
-        if self.device is not None:
-            try:
-                torch.device(self.device)
-            except (RuntimeError, TypeError, ValueError) as error:
-                raise InputError(f"device={self.device!r} is no device: pass one such as 'cpu' or 'cuda'.") from error
-        if self.clip is not None and not (is_real(self.clip) and self.clip > 0):
-            raise InputError(f"clip={self.clip} must be positive.")
-        if not isinstance(self.amp, bool):
-            raise InputError(f"amp={self.amp!r} must be True or False.")
-        if self.checkpoint is not None:
-            as_path(self.checkpoint)
 
 
 def fit(
@@ -108,7 +36,6 @@ def fit(
     epochs: int,
     loop: Loop,
     *,
-    resume: str | Path | None = None,
     progress: bool = True,
 ) -> None:
     """Train to the end of the last epoch, or until the method is done.
@@ -123,8 +50,8 @@ def fit(
     if loop.checkpoint is not None and is_first():
         check_writable(loop.checkpoint)
     run = _Run(training, data, loss_fn, epochs, loop)
-    if resume is not None:
-        run.resume(Path(resume))
+    if loop.resume is not None:
+        run.resume(Path(loop.resume))
     with _Bar(epochs, progress and is_first()) as bar:
         run.train(bar)
 
@@ -358,42 +285,49 @@ class _Bar:
     """Progress on stderr: a bar on a terminal, and a line for every epoch with loss, accuracy and remaining MACs."""
 
     def __init__(self, epochs: int, shown: bool):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         self._epochs, self._shown = epochs, shown
         self._epoch = self._macs = ""
-        self._console = Console(stderr=True, highlight=False)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=self._console,
-            disable=not shown or not self._console.is_terminal,
-            transient=True,
-        )
-        self._task = self._progress.add_task("", figures="")
+        self._progress: Any = _drawn() if shown and sys.stderr.isatty() else None
+        self._task = None if self._progress is None else self._progress.add_task("", figures="")
 
     def __enter__(self) -> _Bar:
-        self._progress.start()
+        if self._progress is not None:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
     def begins(self, epoch: int, batches: int | None) -> None:
         self._epoch = f"epoch {epoch + 1}/{self._epochs}"
-        self._progress.reset(self._task, total=batches, description=self._epoch)
+        if self._progress is not None:
+            self._progress.reset(self._task, total=batches, description=self._epoch)
 
     def advanced(self, totals: _Totals) -> None:
-        self._progress.update(self._task, advance=1, figures=_figures(*totals.here) + self._macs)
+        if self._progress is not None:
+            self._progress.update(self._task, advance=1, figures=_figures(*totals.here) + self._macs)
 
     def told(self, loss: float, accuracy: float | None, remaining: float | None) -> None:
         self._macs = "" if remaining is None else f", {remaining:.0%} of MACs left"
-        if self._shown:
-            self._console.print(f"fxprune: {self._epoch}: {_figures(loss, accuracy)}{self._macs}", soft_wrap=True)
+        line = f"fxprune: {self._epoch}: {_figures(loss, accuracy)}{self._macs}"
+        if self._progress is not None:
+            self._progress.console.print(line, soft_wrap=True)
+        elif self._shown:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _drawn() -> Any:
+    """A bar for a terminal, or None where rich is not installed: the lines say the same."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ModuleNotFoundError:
+        return None
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"), console=Console(stderr=True, highlight=False), transient=True,
+    )  # fmt: skip
 
 
 def _figures(loss: float, accuracy: float | None) -> str:

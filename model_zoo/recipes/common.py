@@ -288,19 +288,20 @@ class Run:
         train, test = images or self.images, others or self.test
         return data.loaders(train, test, batch, self.options.seed, self.options.workers)
 
-    def loop(self, stage: str, **settings: Any) -> dict[str, Any]:
-        """The arguments ``loop`` and ``resume`` of a stage."""
+    def loop(self, stage: str, **settings: Any) -> fxprune.Loop:
+        """The loop of a stage, with its checkpoint."""
         checkpoint = self.file(f"{stage}.checkpoint.pt")
-        loop = fxprune.Loop(device=self.device, amp=self.options.amp, checkpoint=checkpoint, **settings)
-        return {"loop": loop, "resume": checkpoint if self.options.resume and checkpoint.exists() else None}
+        resume = checkpoint if self.options.resume and checkpoint.exists() else None
+        return fxprune.Loop(device=self.device, amp=self.options.amp, checkpoint=checkpoint, resume=resume, **settings)
 
     def train(self, stage: str, model: nn.Module, settings: Settings, method: Any = PLAIN) -> fx.GraphModule:
         """The network after a training on all training images; ``method`` takes part in it and cuts nothing."""
+        loop = self.loop(stage, optimizer=settings.optimizer, schedule=settings.schedule)
         with self.timed(stage):
             trained: fx.GraphModule = fxprune.prune(
                 model, self.example, method=method, channels=1.0, data=self.batches(settings.batch)[0],
-                epochs=settings.epochs, seed=self.options.seed, verify=False, loss_fn=self.loss, progress=self.progress,
-                **self.loop(stage, optimizer=settings.optimizer, schedule=settings.schedule),
+                epochs=settings.epochs, seed=self.options.seed, verify=False, loss_fn=self.loss,
+                progress=self.progress, options=fxprune.Options(loop=loop),
             )  # fmt: skip
         return trained
 

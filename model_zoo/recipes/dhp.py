@@ -27,11 +27,12 @@ def dhp(
     """
     search, converging = run.shortened(search), run.shortened(converging)
     dense = run.baseline(run.network(make), converging)
+    loop = run.loop("search", optimizer=search.optimizer, schedule=search.schedule)
     with run.timed("search"):
         pruned: Any = fxprune.prune(
             run.network(make), run.example, method=method, flops=ratio, round_to=1, data=run.batches(search.batch)[0],
             loss_fn=run.loss, epochs=search.epochs, seed=run.options.seed,
-            **run.loop("search", optimizer=search.optimizer, schedule=search.schedule),
+            options=fxprune.Options(loop=loop),
         )  # fmt: skip
     report = pruned.meta["fxprune"]
     cut = {f"cut_{run.metric}": run.quality(pruned), "search": next(n for n in report.notes if n.startswith("search"))}

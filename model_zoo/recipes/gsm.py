@@ -65,7 +65,7 @@ def gsm(run: Run, make: Callable[..., nn.Module], base: Sgd, sparse: Sgd, compre
 
     loop = run.loop("gsm", optimizer=optimizer, schedule=sparse.schedule)
     with run.timed("gsm"), seeded(run.options.seed):
-        fit(training, run.batches(sparse.batch)[0], None, sparse.epochs, **loop)
+        fit(training, run.batches(sparse.batch)[0], None, sparse.epochs, loop)
     figures: dict[str, Any] = {"gsm_accuracy": run.accuracy(training.model)}
     names, parameters = zip(*copy.deepcopy(training.model).named_parameters(), strict=True)
     masks = dict(zip(names, optim.magnitude_cut(parameters, compression), strict=True))

@@ -44,7 +44,8 @@ def search(run: Run, network: Network, method: Scratch, ratio: float, found: Sea
     with run.timed("gates"):
         pruned: nn.Module = fxprune.prune(
             model, run.example, method=method, flops=ratio, round_to=1, data=found.data, epochs=found.epochs,
-            ignore=network.ignore, seed=run.options.seed, **run.loop("gates", validation=found.validation),
+            ignore=network.ignore, seed=run.options.seed,
+            options=fxprune.Options(loop=run.loop("gates", validation=found.validation)),
         )  # fmt: skip
     return pruned
 

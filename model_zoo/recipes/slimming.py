@@ -23,7 +23,7 @@ def slim(
     training = fxprune.attach(model, run.example, method=method, round_to=1, seed=run.options.seed, **cut)
     loop = run.loop(stage, optimizer=settings.optimizer, schedule=settings.schedule)
     with run.timed(stage), seeded(run.options.seed):
-        fit(training, run.batches(settings.batch)[0], None, settings.epochs, **loop)
+        fit(training, run.batches(settings.batch)[0], None, settings.epochs, loop)
     accuracy = run.accuracy(training.model)
     return training.finish(), accuracy
 

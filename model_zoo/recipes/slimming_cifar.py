@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from fxprune import Options
 from fxprune.methods import Slimming
 from model_zoo.papers import densenet_40_12, preresnet, vgg19_bn
 from model_zoo.recipes.common import Sgd, parser, positive, share, start
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = NETWORKS[options.network]
     cut: dict[str, Any] = {}
     if options.passes > 1:
-        cut = {"max_ratio": CAP}
+        cut = {"options": Options(max_ratio=CAP)}
         options.percent = options.percent or HALF
     options.percent = options.percent or network.percents[options.dataset][0]
     run = start("slimming_cifar", known, options)

@@ -23,7 +23,7 @@ from fxprune.deploy import Kernel, latency
 from fxprune.deploy.latency import LatencyModel
 from fxprune.errors import BudgetError, InputError, ModelError
 from fxprune.groups import workload
-from fxprune.pipeline import Dense, Options, compress
+from fxprune.pipeline import Cut, Dense, compress
 from fxprune.selection.budget import Budget, remaining
 
 
@@ -245,7 +245,7 @@ def test_a_latency_that_is_never_measured_is_an_error(monkeypatch: pytest.Monkey
 def test_a_latency_below_all_predictions_names_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = faked(monkeypatch, lambda ratio: ratio)
     with pytest.raises(BudgetError, match=r"latency=0\.1 cannot be reached: the smallest reachable ratio is 0\."):
-        fxprune.prune(model, image(), latency=0.1, min_channels=32, progress=False)
+        fxprune.prune(model, image(), latency=0.1, options=fxprune.Options(min_channels=32), progress=False)
     assert not seen
 
 
@@ -260,18 +260,20 @@ def test_what_cannot_run_has_no_latency() -> None:
     with pytest.raises(ModelError, match="latency= is measured, and weights on the meta device cannot run"):
         fxprune.prune(make().to("meta"), image().to("meta"), latency=0.5, progress=False)
     with pytest.raises(InputError, match="threads=0 must be a whole number of at least 1"):
-        fxprune.prune(make(), image(), latency=0.5, threads=0, progress=False)
+        fxprune.LatencyBudget(0.5, threads=0)
     with pytest.raises(InputError, match=r"has no execution provider 'Nobody'; it has .*CPUExecutionProvider"):
-        fxprune.prune(make(), image(), flops=0.5, provider="Nobody", progress=False)
+        fxprune.prune(make(), image(), latency=fxprune.LatencyBudget(0.5, provider="Nobody"), progress=False)
 
 
-def test_pruning_to_a_latency_on_onnxruntime() -> None:
+@pytest.mark.parametrize("batch", [None, 5])
+def test_pruning_to_a_latency_on_onnxruntime(batch: int | None) -> None:
     """The whole way, with a ratio that any measurement reaches in the end."""
-    pruned = fxprune.prune(make(Wide), image(), latency=1.0, threads=1, round_to=1, progress=False)
+    budget = fxprune.LatencyBudget(1.0, threads=1, batch=batch)
+    pruned = fxprune.prune(make(Wide), image(), latency=budget, round_to=1, progress=False)
     found = pruned.meta["fxprune"].latency
     assert found.provider == "CPUExecutionProvider"
     assert found.threads == 1
-    assert found.batch == len(image())
+    assert found.batch == (batch or len(image()))
     assert found.dense_ms > 0
     assert found.pruned_ms > 0
     assert found.runs >= 31
@@ -304,7 +306,7 @@ def test_the_alignment_is_the_coarsest_that_uses_the_budget_up() -> None:
     for ratio in (0.3, 0.5, 0.51, 0.7):
         used = {}
         for steps in ((16,), (8,), (4,), (2,), (1,), (16, 8, 4, 2, 1)):
-            pruned = compress(dense, scores, Options(Budget("flops", ratio), round_to=steps, verify=False), "random")
+            pruned = compress(dense, scores, Cut(Budget("flops", ratio), round_to=steps, verify=False), "random")
             report = pruned.meta["fxprune"]
             used[steps] = report.round_to, report.macs_after / report.macs_before / ratio
         wanted = next((step for step in (16, 8, 4, 2) if used[(step,)][1] >= 0.99), 1)

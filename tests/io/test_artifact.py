@@ -240,8 +240,8 @@ def test_files_that_keep_no_values_are_loaded(tmp_path: Path) -> None:
 
 
 def test_a_pruned_part_of_a_model(tmp_path: Path) -> None:
-    whole = fxprune.prune(make(Pair), (({"x": torch.randn(2, 6), "ids": torch.arange(2)}),), submodule="body",
-                          params=0.5, progress=False)  # fmt: skip
+    given = {"x": torch.randn(2, 6), "ids": torch.arange(2)}
+    whole = fxprune.prune_submodule(make(Pair), "body", (given,), params=0.5, progress=False)
     fxprune.save(whole, tmp_path / "part.safetensors")
     loaded = fxprune.load(tmp_path / "part.safetensors", make(Pair, 4))
     assert isinstance(loaded, Pair)

@@ -209,14 +209,14 @@ def test_an_order_that_is_none(saved: Path) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trained") / "run.pt"
-    resumed(path, loop=fxprune.Loop(checkpoint=path))
+    resumed(checkpoint=path)
     return path
 
 
-def resumed(path: Path, **options: Any) -> Any:
-    batches = [(image(), torch.tensor([0, 1]))]
+def resumed(**loop: Path) -> Any:
+    batches, options = [(image(), torch.tensor([0, 1]))], fxprune.Options(loop=fxprune.Loop(**loop))
     return fxprune.prune(make(Attentive), image(), method="slimming", flops=0.6, round_to=1, verify=False, epochs=1,
-                         data=batches, progress=False, **options)  # fmt: skip
+                         data=batches, progress=False, options=options)  # fmt: skip
 
 
 @settings(FUZZ, max_examples=40)
@@ -226,7 +226,7 @@ def test_checkpoints(trained: Path, data: st.DataObject) -> None:
     other = trained.with_name("changed.pt")
     torch.save(changed(content, data.draw), other)
     try:
-        resumed(other, resume=other)
+        resumed(resume=other)
     except FxpruneError:
         return
 

@@ -116,7 +116,13 @@ def test_pruned(name: str) -> None:
     case = CASES[name]
     model, inputs = randomise(case.build()).eval(), case.inputs(2)
     pruned = fxprune.prune(
-        model, inputs, method="random", attention=case.attention, channels=0.5, min_channels=case.least, progress=False
+        model,
+        inputs,
+        method="random",
+        attention=case.attention,
+        channels=0.5,
+        options=fxprune.Options(min_channels=case.least),
+        progress=False,
     )
     report = pruned.meta["fxprune"]
     assert not left_alone(report, case), report.notes
@@ -144,7 +150,14 @@ def test_pruned_net_has_the_same_groups(name: str) -> None:
     model, inputs = randomise(case.build()).eval(), case.inputs(2)
     graph = analysed(name)[1]
     pruned = fxprune.prune(
-        model, inputs, method="random", attention=case.attention, channels=0.8, min_channels=2, seed=1, progress=False
+        model,
+        inputs,
+        method="random",
+        attention=case.attention,
+        channels=0.8,
+        options=fxprune.Options(min_channels=2),
+        seed=1,
+        progress=False,
     )
     report = pruned.meta["fxprune"]
     assert not left_alone(report, case), report.notes

@@ -300,6 +300,8 @@ def three(seed: int = 0) -> nn.Sequential:
 
 def cut(model: nn.Module, x: Tensor, method: Any, **options: Any) -> dict[str, list[int]]:
     """Layer -> kept rows, of the layers that lost some."""
+    rare = {name: options.pop(name) for name in ("steps", "max_ratio") if name in options}
+    options["options"] = fxprune.Options(**rare)
     small = fxprune.prune(model, x, method=method, verify=False, progress=False, **options)
     kept = small.meta["fxprune"].plan.kept
     return {name.removesuffix(".weight"): dims[0] for name, dims in kept.items() if 0 in dims and "weight" in name}

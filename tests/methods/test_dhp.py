@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
+from fxprune import Loop, Options
 from fxprune.errors import InputError, ModelError
 from fxprune.methods import DHP
 from fxprune.methods.dhp import counted, soft_threshold
 from fxprune.rewriting.hypernetworks import Hypernetwork, Hypernetworks, generate
-from fxprune.training import Loop, Training
+from fxprune.training import Training
 from model_zoo import papers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -397,10 +398,11 @@ def test_the_loop_stops_early_and_goes_on_from_there(tmp_path: Path) -> None:
     method = DHP(strength=2.0, every=3, minimum=2)
     seen: list[int] = []
 
-    def run(**resume: Any) -> Any:
+    def run(resume: Path | None = None) -> Any:
+        loop = Loop(checkpoint=path, resume=resume, optimizer=lambda p: torch.optim.SGD(p, lr=0.02))
         return fxprune.prune(
             make(), image(), method=method, flops=0.5, data=Counted(seen), epochs=50, progress=False,
-            loop=Loop(checkpoint=path, optimizer=lambda p: torch.optim.SGD(p, lr=0.02)), **resume,
+            options=Options(loop=loop),
         )  # fmt: skip
 
     small = run()
@@ -442,15 +444,16 @@ def test_resumed_after_an_interruption(tmp_path: Path) -> None:
                     raise KeyboardInterrupt
                 yield batch
 
-    def run(data: Any, **settings: Any) -> Any:
+    def run(data: Any, resume: Path | None = None) -> Any:
         loop = Loop(
+            resume=resume,
             optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
             schedule=lambda o, _: torch.optim.lr_scheduler.StepLR(o, 1, 0.5),
             checkpoint=tmp_path / "run.pt",
         )
         return fxprune.prune(
-            make(), image(), method=DHP(strength=0.1, every=5, limit=None), flops=0.5, data=data, epochs=3, loop=loop,
-            progress=False, **settings,
+            make(), image(), method=DHP(strength=0.1, every=5, limit=None), flops=0.5, data=data, epochs=3,
+            options=Options(loop=loop), progress=False,
         )  # fmt: skip
 
     whole = run(labelled())
@@ -477,8 +480,9 @@ def test_same_seed_same_result() -> None:
 
 def test_mixed_precision() -> None:
     small = fxprune.prune(
-        make(), image(), method="dhp", flops=0.5, data=labelled(16), epochs=1, loop=Loop(amp=True), progress=False
-    )
+        make(), image(), method="dhp", flops=0.5, data=labelled(16), epochs=1, options=Options(loop=Loop(amp=True)),
+        progress=False,
+    )  # fmt: skip
     assert all(v.dtype in (torch.float32, torch.int64) for v in small.state_dict().values())
     assert small.meta["fxprune"].oracle_error < 1e-5
 
@@ -624,7 +628,7 @@ def test_whole_networks_are_trained_cut_and_proven(name: str) -> None:
     data = [(x, target)] * 3
     small = fxprune.prune(
         model, x, method=DHP(strength=0.1, every=2, minimum=2), flops=0.5, data=data, loss_fn=F.l1_loss, epochs=1,
-        loop=Loop(optimizer=lambda p: torch.optim.Adam(p, lr=1e-3)), progress=False,
+        options=Options(loop=Loop(optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))), progress=False,
     )  # fmt: skip
     report = small.meta["fxprune"]
     assert report.oracle_error < 1e-5

@@ -288,12 +288,15 @@ class Interrupted:
 
 def test_a_training_goes_on_from_its_checkpoint(tmp_path: Any) -> None:
     path = tmp_path / "run.pt"
-    loop = fxprune.Loop(checkpoint=path)
-    settings: Any = {"method": GSM(compression=5, lr=0.05, momentum=0.9), "epochs": 3, "progress": False, "loop": loop}
+    settings: Any = {"method": GSM(compression=5, lr=0.05, momentum=0.9), "epochs": 3, "progress": False}
+
+    def run(data: Any, **loop: Any) -> Any:
+        options = fxprune.Options(loop=fxprune.Loop(checkpoint=path, **loop))
+        return fxprune.prune(make(), image(), data=data, options=options, **settings)
+
     with pytest.raises(KeyboardInterrupt):
-        fxprune.prune(make(), image(), data=Interrupted(), **settings)
-    again = fxprune.prune(make(), image(), data=batches(10), resume=path, **settings)
-    whole = fxprune.prune(make(), image(), data=batches(10), **settings)
+        run(Interrupted())
+    again, whole = run(batches(10), resume=path), run(batches(10))
     one, other = whole.state_dict(), again.state_dict()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 

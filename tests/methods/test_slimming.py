@@ -20,6 +20,8 @@ from fxprune.methods import Slimming
 from fxprune.training import Training
 from model_zoo import papers
 
+HALF = fxprune.Options(max_ratio=0.5)
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Kept channels per layer of VGG19 with 70 % of all scales pruned, as published with the method's PyTorch port.
@@ -197,7 +199,7 @@ def test_a_layer_below_the_threshold_keeps_a_channel_and_the_report_says_so() ->
             scale.copy_(torch.linspace(0.01, 0.02, 24) if name == "up.1.weight" else torch.linspace(1, 2, 16))
     for least in (1, 3):
         small = fxprune.attach(
-            model, image(), method=Slimming(percent=0.7), min_channels=least, progress=False
+            model, image(), method=Slimming(percent=0.7), options=fxprune.Options(min_channels=least), progress=False
         ).finish()  # fmt: skip
         report = small.meta["fxprune"]
         assert report.plan.kept["up.0.weight"][0] == [*range(24 - least, 24)]
@@ -280,7 +282,7 @@ def test_what_goes_by_layer_is_limited() -> None:
         for index, scale in enumerate(scales(model).values()):
             scale.fill_(0.01 if index == 4 else 1.0).mul_(1 + 0.1 * torch.rand(len(scale)))
     small = fxprune.attach(
-        model, torch.randn(1, 3, 32, 32), method=Slimming(percent=0.5), max_ratio=0.5, verify=False, progress=False
+        model, torch.randn(1, 3, 32, 32), method=Slimming(percent=0.5), options=HALF, verify=False, progress=False
     ).finish()
     kept = [a.numel() / b.numel() for a, b in zip(scales(small).values(), scales(model).values(), strict=True)]
     assert min(kept) == kept[4] == 0.5  # all of that layer is below the threshold; what it keeps no other layer pays
@@ -296,7 +298,7 @@ def test_a_cap_and_a_percentile_in_several_passes() -> None:
             scale.copy_(torch.rand(len(scale)) * (0.1 if number == 2 else 1.0))
     for number in range(3):
         before = {name: p.numel() for name, p in scales(model).items()}
-        training = fxprune.attach(model, x, method=Slimming(strength=1e-3, percent=0.5), max_ratio=0.5, progress=False)
+        training = fxprune.attach(model, x, method=Slimming(strength=1e-3, percent=0.5), options=HALF, progress=False)
         optimizer = torch.optim.SGD(training.model.parameters(), lr=0.01, momentum=0.9)
         for _ in range(2):
             step(training, optimizer, x, y)

@@ -141,7 +141,7 @@ def test_a_loaded_and_a_fine_tuned_network(net: Net, small: nn.Module, images: T
 def test_a_part_of_a_model(images: Tensor) -> None:
     torch.manual_seed(0)
     model = Whole().eval()
-    small = halved(model, images[:1], submodule="body")
+    small = fxprune.prune_submodule(model, "body", images[:1], flops=0.5, round_to=1, progress=False)
     fitted = fxprune.reconstruct(small, model, images)
     with torch.no_grad():
         errors = [relative_error(m(images), model(images)) for m in (small, fitted)]
@@ -201,7 +201,7 @@ def test_other_arguments_that_cannot_be_used(net: Net, small: nn.Module, images:
     with pytest.raises(InputError, match="needs data="):
         halved(net, images[:1], reconstruct=True)
     with pytest.raises(InputError, match="leave one out"):
-        halved(copy.deepcopy(net), images[:1], reconstruct=True, data=images, consume=True)
+        halved(copy.deepcopy(net), images[:1], reconstruct=True, data=images, options=fxprune.Options(consume=True))
 
 
 def test_an_interruption_changes_nothing(net: Net, small: nn.Module, images: Tensor) -> None:

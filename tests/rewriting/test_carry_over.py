@@ -46,8 +46,8 @@ def test_state_is_cut_like_the_parameters(kind: type[nn.Module], name: str) -> N
         for value in optimizer.state[p].values():
             if isinstance(value, torch.Tensor) and value.shape == p.shape:
                 value.copy_(p.detach())
-    small = fxprune.prune(model, image(), channels=0.6, method="random", optimizer=optimizer, progress=False)
-    mine = small.meta["fxprune"].optimizer
+    small = fxprune.prune(model, image(), channels=0.6, method="random", progress=False)
+    mine = fxprune.carry_over(optimizer, model, small)
     assert type(mine) is type(optimizer)
     assert mine.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
     held = [p for group in mine.param_groups for p in group["params"]]
@@ -78,11 +78,12 @@ def test_a_step_is_the_dense_step_on_the_kept_channels() -> None:
 
     step(model, optimizer)
     kept = [0, 1, 5, 6, 7]
-    small = fxprune.prune(model, x, channels=5 / 8, optimizer=optimizer, progress=False)
+    small = fxprune.prune(model, x, channels=5 / 8, progress=False)
+    mine = fxprune.carry_over(optimizer, model, small)
     assert small.meta["fxprune"].plan.kept["0.weight"][0] == kept
     for _ in range(3):
         step(model, optimizer)
-        step(small, small.meta["fxprune"].optimizer)
+        step(small, mine)
     assert torch.allclose(model[0].weight[kept], small.get_parameter("0.weight"), atol=1e-6)
     assert torch.allclose(model[2].weight[:, kept], small.get_parameter("2.weight"), atol=1e-6)
 
@@ -113,8 +114,8 @@ def test_tied_frozen_and_partial_parameters() -> None:
     model.stem[0].weight.requires_grad_(False)
     optimizer = torch.optim.SGD(model.up.parameters(), lr=0.1, momentum=0.9)
     trained(model, optimizer)
-    small = fxprune.prune(model, image(), flops=0.5, optimizer=optimizer, progress=False)
-    held = {id(p) for g in small.meta["fxprune"].optimizer.param_groups for p in g["params"]}
+    small = fxprune.prune(model, image(), flops=0.5, progress=False)
+    held = {id(p) for g in fxprune.carry_over(optimizer, model, small).param_groups for p in g["params"]}
     assert held == {id(p) for n, p in small.named_parameters() if n.startswith("up.")}
 
 
@@ -122,8 +123,8 @@ def test_factored_state_follows_where_it_has_the_dimension() -> None:
     model = make(Small)
     optimizer = torch.optim.Adafactor(model.parameters(), lr=0.01)
     trained(model, optimizer)
-    small = fxprune.prune(model, image(), flops=0.5, optimizer=optimizer, progress=False)
-    mine = small.meta["fxprune"].optimizer
+    small = fxprune.prune(model, image(), flops=0.5, progress=False)
+    mine = fxprune.carry_over(optimizer, model, small)
     old, new = optimizer.state[model.head.weight], mine.state[small.get_parameter("head.weight")]
     kept = small.meta["fxprune"].plan.kept["head.weight"][1]
     assert torch.equal(new["col_var"], old["col_var"][:, kept])
@@ -135,8 +136,8 @@ def test_a_part_of_a_model() -> None:
     model = nn.Sequential(nn.Flatten(), chain(192, 16, 8), nn.Linear(8, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     trained(model, optimizer)
-    whole = fxprune.prune(model, image(), submodule="1", params=0.5, optimizer=optimizer, progress=False)
-    mine = next(m.meta["fxprune"].optimizer for m in whole.modules() if "fxprune" in getattr(m, "meta", {}))
+    whole = fxprune.prune_submodule(model, "1", image(), params=0.5, progress=False)
+    mine = fxprune.carry_over(optimizer, model, whole)
     assert {id(p) for g in mine.param_groups for p in g["params"]} == {id(p) for p in whole.parameters()}
     trained(whole, mine)
 
@@ -165,7 +166,10 @@ def test_what_does_not_fit() -> None:
         "the optimizer's odd of head.weight has the shape [7], which does not follow [10, 16]; start a new optimizer "
         "for the pruned model."
     )
-    with pytest.raises(InputError, match="not part of the model"):
+    with pytest.warns(DeprecationWarning, match="optimizer="), pytest.raises(InputError, match="not part of the model"):
         fxprune.prune(model, image(), flops=0.5, optimizer=other, progress=False)
-    with pytest.raises(InputError, match="scratch trains other weights than the optimizer's state is for"):
+    with (
+        pytest.warns(DeprecationWarning, match="optimizer="),
+        pytest.raises(InputError, match="scratch trains other weights than the optimizer's state is for"),
+    ):
         fxprune.prune(model, image(), flops=0.5, method="scratch", optimizer=mine, progress=False)

@@ -79,13 +79,15 @@ def plans(rank: int = 0, processes: int = 1) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, method in CRITERIA.items():
         found[name] = kept(fxprune.prune(network(), EXAMPLE, method=method, data=data, **quiet))
-    found["taylor in steps"] = kept(fxprune.prune(network(), EXAMPLE, method="taylor", data=data, steps=3, **quiet))
+    found["taylor in steps"] = kept(
+        fxprune.prune(network(), EXAMPLE, method="taylor", data=data, options=fxprune.Options(steps=3), **quiet)
+    )
     for name, method in LEARNERS.items():
         options = quiet | {"flops": None if getattr(method, "decides", False) else 0.5}
         # Only the first process has these weights; the others take them over.
         small = fxprune.prune(
-            network(rank), EXAMPLE, method=method, data=data, epochs=3, loop=fxprune.Loop(optimizer=sgd, clip=1.0),
-            **options,
+            network(rank), EXAMPLE, method=method, data=data, epochs=3,
+            options=fxprune.Options(loop=fxprune.Loop(optimizer=sgd, clip=1.0)), **options,
         )  # fmt: skip
         found[name] = kept(small)
         found[f"{name}, sum of weights"] = sum(p.detach().double().sum() for p in small.parameters()).item()
@@ -105,11 +107,12 @@ def sparse(data: list[tuple[Tensor, Tensor]], processes: int) -> dict[str, Any]:
     model, example, data = network().double(), EXAMPLE.double(), [(x.double(), y) for x, y in data]
     noted, own = Noted(), Noted()
     options: Any = {"method": methods.GSM(compression=8), "progress": False, "verify": False}
-    built_in: Any = {"data": data, "epochs": 3, "loop": fxprune.Loop(optimizer=noted.optimizer, clip=1.0)}
+    loop = fxprune.Loop(optimizer=noted.optimizer, clip=1.0)
+    built_in: Any = {"data": data, "epochs": 3, "options": fxprune.Options(loop=loop)}
     whole = fxprune.prune(model, example, **options, **built_in)
     theirs = own_loop(model, example, data, processes, own.optimizer, **options)
     channels = methods.GSM(structured=True, lr=0.05, momentum=0.9, weight_decay=1e-2)
-    built_in["loop"] = fxprune.Loop(clip=1.0)
+    built_in["options"] = fxprune.Options(loop=fxprune.Loop(clip=1.0))
     structured = fxprune.prune(model, example, **options | {"method": channels, "flops": 0.5}, **built_in)
     return {
         "gsm": [noted.active, left(whole), kept(whole)],
@@ -188,9 +191,10 @@ def interrupted(folder: Path) -> dict[str, Any]:
         # The sampler takes turns by epoch; its loader draws in the global order of each process.
         loader = Counted(DataLoader(data, 4, sampler=DistributedSampler(data, shuffle=True)), stop)
         try:
+            loop = fxprune.Loop(checkpoint=path, resume=path if name == "resumed" else None)
             small = fxprune.prune(
                 model, EXAMPLE, method="slimming", channels=0.5, data=loader, epochs=3, progress=False,
-                loop=fxprune.Loop(checkpoint=path), resume=path if name == "resumed" else None, verify=False,
+                options=fxprune.Options(loop=loop), verify=False,
             )  # fmt: skip
         except KeyboardInterrupt:
             continue

@@ -60,7 +60,8 @@ def own_loop(learner: Training, data: Any, criterion: Any, epochs: int = EPOCHS,
 def test_a_loop_of_ones_own_gives_what_prune_gives(method: Any, told: bool) -> None:
     model, options = make(), {**QUIET, "method": method}
     with Unchanged(model):
-        expected = fxprune.prune(model, image(), data=BATCHES, epochs=EPOCHS, loop=Loop(optimizer=sgd), **options)
+        loop = fxprune.Options(loop=Loop(optimizer=sgd))
+        expected = fxprune.prune(model, image(), data=BATCHES, epochs=EPOCHS, options=loop, **options)
         learner = fxprune.attach(model, image(), **options)
         torch.manual_seed(0)  # prune's seed: the network has a dropout
         own_loop(learner, BATCHES, F.cross_entropy, told=told)

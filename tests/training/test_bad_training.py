@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ def message(kind: type[FxpruneError], method: Any = "slimming", data: Any = None
     """What ``prune`` says, after a look whether it left the model as it was."""
     learns = method in ("slimming", "scratch") or isinstance(method, (Slimming, Scratch))
     options = {"flops": 0.5, "progress": False, **({"epochs": 1} if learns else {}), **options}
+    if "resume" in options:
+        options["loop"] = replace(options.get("loop", Loop()), resume=options.pop("resume"))
+    rare = {name: options.pop(name) for name in ("loop", "steps") if name in options}
+    options["options"] = fxprune.Options(**rare)
     model = options.pop("model", None) or make()
     with Unchanged(model), pytest.raises(kind) as caught:
         fxprune.prune(model, image(), method=method, data=data, **options)
@@ -175,7 +180,14 @@ def test_a_loss_that_is_nan_stops_at_the_step_and_keeps_the_checkpoint(method: s
     assert state["epoch"] == 2
     assert all(bool(v.isfinite().all()) for v in state["model"].values())
     small = fxprune.prune(
-        make(), image(), method=method, flops=0.5, data=[(X, Y)] * 2, epochs=4, resume=path, progress=False
+        make(),
+        image(),
+        method=method,
+        flops=0.5,
+        data=[(X, Y)] * 2,
+        epochs=4,
+        progress=False,
+        options=fxprune.Options(loop=Loop(resume=path)),
     )
     assert small.meta["fxprune"].oracle_error < 1e-5
     assert message(ModelError, method, Poisoned(), epochs=4) == (
@@ -226,14 +238,14 @@ def test_arguments_that_are_missing_or_have_no_meaning() -> None:
     assert message(InputError, "l2", data) == (
         "l2 reads only weights: leave out data=, or choose a method that measures."
     )
-    for name, value in (("epochs", 2), ("loop", Loop()), ("resume", "run.pt")):
+    for name, value in (("epochs", 2), ("loop", Loop()), ("loop", Loop(resume="run.pt"))):
         assert message(InputError, "l2", **{name: value}) == (
             f"l2 does not train, so {name}= has no meaning. Fine-tune what prune returns."
         )
-    assert message(InputError, data=data, loop=torch.optim.SGD) == (
-        "loop= is a type; pass settings such as fxprune.Loop(amp=True)."
-    )
-    assert message(InputError, data=data, resume=3) == "resume= is a int; pass the path of a checkpoint."
+    with pytest.raises(InputError, match=r"^loop= is a type; pass settings such as fxprune\.Loop\(amp=True\)\.$"):
+        fxprune.Options(loop=torch.optim.SGD)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^resume= is a int; pass the path of a checkpoint\.$"):
+        Loop(resume=3)  # type: ignore[arg-type]
 
 
 def test_a_method_that_decides_how_much_goes_takes_no_budget() -> None:
@@ -279,7 +291,7 @@ def test_an_optimizer_that_is_none() -> None:
 def saved(tmp_path: Path) -> Path:
     fxprune.prune(
         make(), image(), method="slimming", flops=0.5, data=[(X, Y)], epochs=1, progress=False, verify=False,
-        loop=Loop(checkpoint=tmp_path / "run.pt"),
+        options=fxprune.Options(loop=Loop(checkpoint=tmp_path / "run.pt")),
     )  # fmt: skip
     return tmp_path / "run.pt"
 

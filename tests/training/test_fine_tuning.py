@@ -135,8 +135,8 @@ def test_distilled_with_a_carried_optimizer() -> None:
         optimizer.zero_grad()
         F.cross_entropy(teacher(x), target).backward()
         optimizer.step()
-    small = fxprune.prune(teacher, image(), flops=0.5, optimizer=optimizer, progress=False)
-    mine = small.meta["fxprune"].optimizer
+    small = fxprune.prune(teacher, image(), flops=0.5, progress=False)
+    mine = fxprune.carry_over(optimizer, teacher, small)
     losses = []
     for _ in range(25):
         mine.zero_grad()

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 import fxprune
-from fxprune import Loop
+from fxprune import Loop, Options
 from fxprune.errors import InputError
 from fxprune.methods import Scratch, Slimming
 from fxprune.training import fit, seeded
@@ -102,11 +102,11 @@ class Stopping:
             yield batch
 
 
-def trained(method: str, data: Any, path: Path | None, **options: Any) -> Any:
+def trained(method: str, data: Any, path: Path | None, resume: Path | None = None, **options: Any) -> Any:
     validation = DataLoader(examples(2), 8, shuffle=True)  # it draws as well
     return fxprune.prune(
         make(), image(), method=METHODS[method], flops=0.6, data=data, epochs=EPOCHS, progress=False, verify=False,
-        loop=Loop(checkpoint=path, validation=validation), **options,
+        options=Options(loop=Loop(checkpoint=path, validation=validation, resume=resume)), **options,
     )  # fmt: skip
 
 
@@ -147,9 +147,17 @@ def test_the_best_epoch_survives_an_interruption(tmp_path: Path) -> None:
     whole = fxprune.prune(make(), image(), data=loader(), **options)
     assert "best epoch" in whole.meta["fxprune"].notes[0]
     with pytest.raises(KeyboardInterrupt):
-        fxprune.prune(make(), image(), data=Stopping(loader(), 4 * BATCHES), loop=Loop(checkpoint=path), **options)
+        fxprune.prune(
+            make(),
+            image(),
+            data=Stopping(loader(), 4 * BATCHES),
+            options=Options(loop=Loop(checkpoint=path)),
+            **options,
+        )
     assert set(torch.load(path, weights_only=True)["method"]) == {"accuracy", "gates"}
-    assert same(fxprune.prune(make(), image(), data=loader(), resume=path, **options), whole)
+    assert same(
+        fxprune.prune(make(), image(), data=loader(), options=Options(loop=Loop(resume=path)), **options), whole
+    )
 
 
 def test_the_callers_random_numbers_stay_as_they_are() -> None:
@@ -197,7 +205,7 @@ def test_a_checkpoint_that_could_not_be_read_again_is_not_written(value: Any, tm
     loop = Loop(checkpoint=tmp_path / "run.pt", schedule=lambda optimizer, epochs: Odd(optimizer, lambda epoch: 1.0))
     options: Any = {"flops": 0.5, "data": loader(), "epochs": 1, "progress": False}
     with pytest.raises(InputError) as caught:
-        fxprune.prune(make(), image(), method="slimming", loop=loop, **options)
+        fxprune.prune(make(), image(), method="slimming", options=Options(loop=loop), **options)
     assert str(caught.value) == (
         f"No checkpoint can be written to {tmp_path}/run.pt: the state_dict() of the optimizer, of the schedule or of "
         "the method holds more than plain values and tensors."
@@ -305,8 +313,9 @@ def test_mixed_precision() -> None:
     assert 0 < difference(exact, mixed) < 0.02
     for method in METHODS.values():
         small = fxprune.prune(
-            make(), image(), method=method, flops=0.6, data=loader(), epochs=1, loop=Loop(amp=True), progress=False
-        )
+            make(), image(), method=method, flops=0.6, data=loader(), epochs=1, progress=False,
+            options=Options(loop=Loop(amp=True)),
+        )  # fmt: skip
         assert small.meta["fxprune"].oracle_error < 1e-5
 
 
@@ -344,7 +353,7 @@ def test_every_epoch_tells_loss_accuracy_and_what_is_left(capsys: pytest.Capture
     data = loader()
     small = fxprune.prune(
         make(), image(), method=Scratch(sparsity=0.1, lr=0.5), flops=0.5, data=data, epochs=3,
-        loop=Loop(validation=data), verify=False,
+        options=Options(loop=Loop(validation=data)), verify=False,
     )  # fmt: skip
     out, told = capsys.readouterr()
     assert out == ""

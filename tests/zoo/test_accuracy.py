@@ -105,7 +105,7 @@ def test_criteria_cut_the_same_dense_network(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_budget_out_of_reach_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "l2", criterion("l2", max_ratio=0.1)._replace(ratios=(0.1,)))
+    monkeypatch.setitem(METHODS, "l2", criterion("l2", options=fxprune.Options(max_ratio=0.1))._replace(ratios=(0.1,)))
     (record,) = run(tmp_path, "l2").values()
     assert "cannot be reached: the smallest reachable ratio is" in record.checks["budget"]
     assert "accuracy" not in record.figures
