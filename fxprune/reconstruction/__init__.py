@@ -2,8 +2,8 @@
 
 ``products`` reads every contraction as a matrix product, ``entries`` follows parameters to where they are read,
 ``survey`` runs a graph once to learn where that is, ``sites`` pairs pruned with dense, ``lanes`` runs both side by
-side, ``solve`` is the algebra, and ``refit`` puts them together. ``data`` makes pieces of what users pass, ``result``
-is what is told, ``front`` is what users call.
+side, ``solve`` is the algebra, and ``refit`` puts them together. ``data`` makes pieces of what users pass, ``reads``
+measures what criteria that know of the refit need, ``result`` is what is told, ``front`` is what users call.
 """
 
 from fxprune.reconstruction.data import Piece, pieces_of
