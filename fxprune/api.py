@@ -21,7 +21,7 @@ from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.cost import Keep
 from fxprune.io.files import check_writable
 from fxprune.labels.classes import Reason
-from fxprune.labels.propagate import Attention
+from fxprune.labels.records import Attention
 from fxprune.methods import Criterion, Learner, Method, ModelState, Outcome, name_of, needs_of, resolve, score_groups
 from fxprune.methods.state import Measured, Scores
 from fxprune.pipeline import (

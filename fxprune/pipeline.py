@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_leaves
 from fxprune import recording
 from fxprune.errors import BudgetError, GuardError, ModelError, VerificationError
 from fxprune.groups import analyse_graph
-from fxprune.groups.channels import ChannelGraph, channels_of
+from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.cost import Keep
 from fxprune.labels.classes import Reason
-from fxprune.labels.propagate import Attention, TensorLabels
+from fxprune.labels.records import Attention, TensorLabels, channels_of
 from fxprune.methods.state import Scores
 from fxprune.recording.inputs import RECORD_KEY, describe_inputs, make_inputs, map_leaves, tensors_of
 from fxprune.reports.graph import group_rows, rows

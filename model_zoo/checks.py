@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune.api import part_of
-from fxprune.labels.propagate import Attention
+from fxprune.labels.records import Attention
 from fxprune.recording.inputs import describe_inputs, is_batched, make_inputs, map_leaves, specs_of, tensors_of
 from fxprune.verification import DOUBLE_TOLERANCE, relative_error, zero_slices
 from model_zoo.networks import example_inputs, load, split_part

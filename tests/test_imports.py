@@ -17,8 +17,9 @@ STAGES = [
     "version",
     "errors",
     "io",
-    "ops.meta",
     "ops.table",
+    "ops.meta",
+    "ops.call",
     "recording",
     "labels",
     "ops",
@@ -58,7 +59,7 @@ def modules() -> list[Path]:
 
 
 def stage_of(module: str) -> str | None:
-    """The stage of a dotted name: ``fxprune.labels.rules`` -> ``labels``; of what no stage has, ``None``."""
+    """The stage of a dotted name: ``fxprune.labels.factors`` -> ``labels``; of what no stage has, ``None``."""
     parts = module.split(".")[1:]
     known = [".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in STAGES]
     return known[0] if known else None
@@ -98,7 +99,7 @@ def is_package(name: str) -> bool:
 
 
 def name_of(path: Path) -> str:
-    """The dotted name of a file: ``fxprune.labels.rules.table``."""
+    """The dotted name of a file: ``fxprune.labels.factors``."""
     parts = path.relative_to(ROOT.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
 
@@ -150,7 +151,7 @@ def test_the_reader_of_imports_reads_every_form() -> None:
 import onnx
 from .. import io
 from ..io.files import replacing
-from ..labels.rules import views
+from ..labels import views
 from torch import fx
 from . import sibling
 from fxprune import cli, prune
@@ -162,7 +163,7 @@ def f():
         ("onnx", 2, True),
         ("fxprune.io", 3, True),
         ("fxprune.io.files", 4, True),
-        ("fxprune.labels.rules.views", 5, True),
+        ("fxprune.labels.views", 5, True),
         ("torch.fx", 6, True),
         ("fxprune.deploy.sibling", 7, True),
         ("fxprune.cli", 8, True),
@@ -198,3 +199,20 @@ assert "torch._dynamo" not in sys.modules
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT.parent)
     assert run.returncode == 0, run.stderr
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Not even for types alone, or inside a function; ``__init__`` files only hand on names."""
+    found: dict[str, set[str]] = {}
+    names = {name_of(path) for path in modules() if path.name != "__init__.py"}
+    for path in modules():
+        if path.name != "__init__.py":
+            used = {name for name, _, _ in imports(path.read_text(), package_of(path))}
+            shown = tuple(what for who, what in SHOWN if name_of(path) == f"fxprune.{who}")
+            found[name_of(path)] = {name for name in used & names if not is_or_inside(name, shown)}
+    while True:  # take away what imports nothing that is left
+        done = {name for name, used in found.items() if not used}
+        if not done:
+            break
+        found = {name: used - done for name, used in found.items() if name not in done}
+    assert not found, f"imported in a circle: {sorted(found)}"

@@ -31,9 +31,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
 from fxprune import cli, methods
-from fxprune.labels.rules import RULES
 from fxprune.methods import registry
-from fxprune.ops.meta import POINTWISE
+from fxprune.ops import __main__ as ops
 from model_zoo import benchmark, latency
 from model_zoo.coverage import LISTS
 from model_zoo.records import RESULTS, read, summary, table
@@ -44,33 +43,6 @@ DOCS = ROOT / "docs"
 MAP = ROOT / "fxprune/README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", MAP, *sorted(DOCS.glob("*.md"))]
 INSTALL = "python -m venv .venv && . .venv/bin/activate && pip install"
-
-KINDS = {
-    "movement": "the same op on the labels",
-    "indexed": "channels pass along the dims that are not indexed; what reads single channels locks them",
-    "pointwise": "operands are joined position by position",
-    "contraction": "what is contracted is joined; counted as MACs",
-    "normalisation": "statistics over channels make a group approximate",
-    "reduction": "a reduction or a softmax over channels is approximate; sorting and cumulation across them lock",
-    "losses": "pointwise; a sum or a mean over channels is approximate",
-    "matrices": "the dims of a matrix or a transform stay, the others pass",
-    "spatial": "channel by channel",
-    "creation": "no constraint, unless values depend on position",
-}
-
-
-def ops() -> str:
-    """The supported ops by kind, as a markdown table."""
-    rows = ["| kind | what happens to channels | aten ops |", "|---|---|---|"]
-    for kind, meaning in KINDS.items():
-        names = {name for name, rule in RULES.items() if rule.__module__.endswith(f".{kind}")}
-        tagged = ""
-        if kind == "pointwise":
-            names |= POINTWISE
-            tagged = "everything that PyTorch tags as pointwise (`torch.Tag.pointwise`), and "
-        listed = ", ".join(f"`{name}`" for name in sorted(names, key=lambda name: (name.strip("_"), name)))
-        rows.append(f"| {kind} | {meaning} | {tagged}{listed} |")
-    return "\n".join(rows)
 
 
 def methods_table() -> str:
@@ -196,7 +168,7 @@ def libraries() -> str:
 GENERATED: dict[str, tuple[Path, Callable[[], str]]] = {
     "figures": (README, figures),
     "options": (DOCS / "command-line.md", options),
-    "ops": (DOCS / "ops.md", ops),
+    "ops": (DOCS / "ops.md", ops.markdown),
     "methods": (DOCS / "methods.md", methods_table),
     "coverage": (DOCS / "results.md", results),
     "libraries": (DOCS / "results.md", libraries),
@@ -513,10 +485,6 @@ def test_the_printed_report_has_the_form_of_a_real_one() -> None:
 def test_generated_parts_are_up_to_date(name: str) -> None:
     page, make = GENERATED[name]
     assert generated(page.read_text(), name).group(1).strip() == make(), "run python tests/test_readme.py"
-
-
-def test_every_rule_has_a_kind() -> None:
-    assert {rule.__module__.rpartition(".")[2] for rule in RULES.values()} == {*KINDS}
 
 
 MAP_ROW = re.compile(r"^\| `(\w+/|\w+\.py)` \|[^|]*\|([^|]*)\|$", re.MULTILINE)

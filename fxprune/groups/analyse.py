@@ -15,7 +15,10 @@ from fxprune.groups.order import settle_order
 from fxprune.groups.shadow import labelled_shadow, placeholder_values
 from fxprune.labels.blocks import BlockSets
 from fxprune.labels.classes import Ids, distinct_rows
-from fxprune.labels.propagate import Attention, Facts, Family, Propagation, propagate
+from fxprune.labels.propagation import Propagation
+from fxprune.labels.records import Attention, Facts, Family
+from fxprune.labels.run import Settings, propagate
+from fxprune.labels.usage import lock_unused
 from fxprune.ops.meta import MetaKernels
 
 
@@ -37,20 +40,20 @@ def analyse_graph(
         ignore: names of modules and parameters whose output channels stay.
     """
     values = placeholder_values(graph_module, args, kwargs)
-    facts, kernels = Facts(), MetaKernels()
+    facts, settings = Facts(), Settings(tuple(ignore), kernels=MetaKernels())
     before: Ids | None = None  # the partition that was found last
     while True:
-        run = Propagation(attention, facts, ignore=ignore, kernels=kernels)
+        run = Propagation(attention, facts)
         shadow, holders = labelled_shadow(graph_module, run)
         for a, b in facts.joins:
             run.join(a, b)
         owned = len(run.classes)
-        propagate(shadow, graph_module.graph, values, run, "network input")
+        propagate(shadow, graph_module.graph, values, run, "network input", settings)
         if run.new_layouts:
             facts = Facts({**facts.layouts, **run.new_layouts}, [])
             before = None
             continue
-        run.usage.lock()
+        lock_unused(run)
         # order and blocks are settled when all rows are known: half of them joined would look like ragged blocks
         changed = run.rows_joined and _is_new(run, owned, before)
         if not changed:

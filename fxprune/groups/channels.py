@@ -18,7 +18,7 @@ import numpy as np
 from fxprune.groups.cost import CostModel, Keep
 from fxprune.labels.classes import Ids, Reason
 from fxprune.labels.factors import Labels
-from fxprune.labels.propagate import Attention, Statistic, Term, labels_in
+from fxprune.labels.records import Attention, Statistic, Term, labels_in
 
 _FEW = 4  # slots: what cannot be rewritten with so many of a group left cannot be rewritten with more
 
@@ -306,9 +306,3 @@ class ChannelGraph:
         from fxprune.reports import graph
 
         return graph.text_of(self)
-
-
-def channels_of(known: Any) -> list[int]:
-    """Every channel in the labels of a node's value."""
-    labels = [t.labels for t in labels_in(known)]
-    return sorted({int(c) for factors in labels for f in factors for c in np.unique(f.ids)})

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fxprune.labels.classes import Ids
 from fxprune.labels.factors import Factor, Labels
-from fxprune.labels.propagate import Term
+from fxprune.labels.records import Term
 
 Keep = npt.NDArray[np.bool_]
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.groups.channels import ChannelGraph
 from fxprune.labels.factors import Labels
-from fxprune.labels.propagate import TensorLabels
+from fxprune.labels.records import TensorLabels
 
 Channels = frozenset[int]
 _NONE: Channels = frozenset()

@@ -15,7 +15,8 @@ from fxprune.groups.cost import Keep
 from fxprune.labels.blocks import BlockSets
 from fxprune.labels.classes import Ids, Reason, distinct_rows
 from fxprune.labels.factors import Factor, Labels, compact, settle_dim
-from fxprune.labels.propagate import Propagation, Statistic, TensorLabels, Term, labels_in
+from fxprune.labels.propagation import Propagation
+from fxprune.labels.records import Statistic, TensorLabels, Term, labels_in
 
 
 def freeze(

@@ -15,7 +15,9 @@ from torch import fx
 
 from fxprune.groups.channels import Gather
 from fxprune.labels.factors import Factor, narrow
-from fxprune.labels.propagate import Interleaved, Propagation, TensorLabels, is_movement
+from fxprune.labels.propagation import Propagation
+from fxprune.labels.records import Interleaved, TensorLabels
+from fxprune.ops.table import is_movement
 
 
 def _ragged(run: Propagation, factor: Factor) -> Factor | None:

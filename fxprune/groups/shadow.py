@@ -14,7 +14,9 @@ from torch import Tensor, fx, nn
 from fxprune.groups.channels import ChannelGraph, Parameter
 from fxprune.groups.cost import Keep
 from fxprune.labels.factors import pruned
-from fxprune.labels.propagate import Propagation, Watch, label_parameter, propagate, set_labels
+from fxprune.labels.parameters import label_parameter
+from fxprune.labels.propagation import Propagation, set_labels
+from fxprune.labels.run import Settings, Watch, propagate
 from fxprune.recording import clone_modules, evaluated, named_tensors, put_in_eval_mode, replace_tensors
 
 
@@ -60,7 +62,7 @@ def labelled_shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[nn.
                 if tensor.numel():
                     label_parameter(run, own[0], stand)
                 else:
-                    set_labels(stand, own[0], ())  # of no entries no channel can be one
+                    set_labels(stand, (), own[0])  # of no entries no channel can be one
                 shape = tuple(tensor.shape)
                 groups = run.facts.layouts.get(own[0], 1)
                 holders.append((stand, Parameter(own, shape, (), isinstance(tensor, nn.Parameter), groups)))
@@ -99,7 +101,8 @@ def replay(
     """
     shadow = _on_meta(module) if shadow is None else shadow
     may_fail = graph.uninterpreted if strict else None
-    run = Propagation(graph.attention, seeded=True, watch=watch, may_fail=may_fail, lone=_lone(graph, keep))
+    settings = Settings(watch=watch, may_fail=may_fail)
+    run = Propagation(graph.attention, seeded=True, lone=_lone(graph, keep))
     run.fresh(graph.channel_count)
     run.lock(np.flatnonzero(graph.locked), "locked before")
     labelled: set[int] = set()
@@ -108,10 +111,11 @@ def replay(
         if id(tensor) not in labelled and (known is not None or tensor.is_floating_point()):
             labelled.add(id(tensor))
             labels = () if known is None else pruned(known.labels, keep)
-            set_labels(tensor, name, tuple(f for f in labels if f.ids.shape[f.dim] > 1))
+            set_labels(tensor, tuple(f for f in labels if f.ids.shape[f.dim] > 1), name)
     try:
         with evaluated(shadow):
-            propagate(shadow, module.graph, placeholder_values(module, args, kwargs), run, "network input")
+            values = placeholder_values(module, args, kwargs)
+            propagate(shadow, module.graph, values, run, "network input", settings)
     except Exception as error:
         return run, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return run, ""

@@ -14,12 +14,11 @@ from torch.utils._pytree import tree_flatten
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.shadow import replay
 from fxprune.labels.factors import Factor
-from fxprune.labels.propagate import Propagation, TensorLabels, describe
-from fxprune.labels.rules.table import Call
+from fxprune.labels.propagation import Propagation, describe
+from fxprune.labels.records import TensorLabels
+from fxprune.ops.call import Call
 
 Kind = Literal["convolution", "product", "other"]
-_PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
-_CONVOLUTIONS = ("convolution", "_convolution", "convolution_overrideable")
 _OPTIONS = ("stride", "padding", "dilation", "transposed", "output_padding")
 
 
@@ -75,16 +74,15 @@ def workload(
 
 
 def _work(run: Propagation, call: Call) -> Work:
-    node = run.node_name
-    if call.name in _PRODUCTS:
-        first, second = (call.tensors[place] for place in _PRODUCTS[call.name])
-        return Work(node, "product", (describe(run, first), describe(run, second)), run.is_parameter(second))
-    if call.name in _CONVOLUTIONS:
-        options = tuple((name, _plain(call[name])) for name in _OPTIONS)
-        x, weight = call["input"], call["weight"]
-        operands = (describe(run, x), describe(run, weight), describe(run, call.out))
-        return Work(node, "convolution", operands, run.is_parameter(weight), options)
-    return Work(node, "other", (describe(run, call.out),))
+    node, record = run.node_name, call.record
+    if record is None or record.multiplies is None:
+        return Work(node, "other", (describe(run, call.out),))
+    first, second = (call[name] for name in record.multiplies)
+    operands, constant = (describe(run, first), describe(run, second)), run.is_parameter(second)
+    if "stride" not in call.signature.arguments:
+        return Work(node, "product", operands, constant)
+    options = tuple((name, _plain(call[name])) for name in _OPTIONS)
+    return Work(node, "convolution", (*operands, describe(run, call.out)), constant, options)
 
 
 def _plain(value: Any) -> Any:

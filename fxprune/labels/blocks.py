@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fxprune.labels.classes import Classes, Ids, distinct_rows
-from fxprune.labels.propagate import Family
+from fxprune.labels.records import Family
 
 
 @dataclass

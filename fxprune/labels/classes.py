@@ -35,6 +35,17 @@ def distinct_rows(rows: Ids) -> tuple[Ids, Ids]:
     return distinct, which.reshape(-1)
 
 
+def equal_runs(ids: Ids) -> int:
+    """The number of equal runs of identical rows along dim 0, if runs are longer than 1, else 0."""
+    flat = ids.reshape(len(ids), -1)
+    new = np.concatenate([[True], (flat[1:] != flat[:-1]).any(1)])
+    starts = np.flatnonzero(new)
+    length, rest = divmod(len(ids), len(starts))
+    if rest or length == 1 or not np.array_equal(starts, np.arange(len(starts)) * length):
+        return 0
+    return len(starts)
+
+
 def same(a: Ids, b: Ids) -> bool:
     """Are they equal, in shape too? By their bytes, which for the few hundred ids of a dimension is the fastest way."""
     if a is b or a.shape != b.shape:

@@ -111,6 +111,13 @@ def moved(factor: Factor, order: Sequence[int]) -> Factor:
     return factor.laid(factor.ids.transpose(order), list(order).index(factor.dim))
 
 
+def without(factor: Factor, gone: Sequence[int]) -> Factor:
+    """The factor of a tensor that lost the dimensions ``gone``, along which it does not vary."""
+    left = [d for d in range(factor.ids.ndim) if d not in gone]
+    ids = factor.ids.reshape([factor.ids.shape[d] for d in left])
+    return Factor(ids, settle_dim(ids, left.index(factor.dim) if factor.dim in left else 0))
+
+
 def aligned(factor: Factor, ndim: int) -> Factor:
     """The factor with leading dimensions of size 1 added, as broadcasting does."""
     extra = ndim - factor.ids.ndim

@@ -1,11 +1,11 @@
-"""Ops of other packages: what fxprune has to know of them, one record each.
+"""What is known of ops: one record each, which every stage asks. An op without one is never guessed.
 
-An op that nobody has told fxprune about is never guessed: the channels that reach it stay. With ``register`` the
-package that brings the op says what it does. ``torchvision`` is an example to copy: deformable convolution.
+``table`` is what a record may say; then one file per kind of PyTorch's own ops: rules for the labels, repairs, the
+oracle's counterparts, and at the end of the file the records. Below that: ``call`` (a call as rules see it), ``repair``
+(a node as repairs see it), ``masks`` and ``meta`` (helpers of the counterparts and of kernels without data),
+``registry`` (the door for other packages). ``torchvision`` and ``transformers`` are examples to copy.
 
-``table`` holds the records, ``registry`` fills it, ``meta`` runs ops without data; ``transformers`` is the experts
-of a mixture.
-
+The channels that reach an op without a record stay. With ``register`` the package that brings an op says what it does.
 A worked example. The op ``mylib::centre`` takes their mean from the channels of ``x [N, C]`` and multiplies them with
 ``weight [C]``:
 
@@ -41,24 +41,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fxprune.labels.contract import Operand, contract
     from fxprune.labels.factors import Factor, Labels
-    from fxprune.labels.propagate import Propagation
-    from fxprune.labels.rules.contraction import Operand, contract, convolve
-    from fxprune.labels.rules.pointwise import join_positions
-    from fxprune.labels.rules.table import Call
+    from fxprune.labels.positions import join_positions
+    from fxprune.labels.propagation import Propagation
+    from fxprune.ops.call import Call
+    from fxprune.ops.convolution import convolve
     from fxprune.ops.registry import lookup, register
     from fxprune.ops.table import Op
 
 _HOMES = {
-    "Call": "labels.rules.table",
+    "Call": "ops.call",
     "Factor": "labels.factors",
     "Labels": "labels.factors",
     "Op": "ops.table",
-    "Operand": "labels.rules.contraction",
-    "Propagation": "labels.propagate",
-    "contract": "labels.rules.contraction",
-    "convolve": "labels.rules.contraction",
-    "join_positions": "labels.rules.pointwise",
+    "Operand": "labels.contract",
+    "Propagation": "labels.propagation",
+    "contract": "labels.contract",
+    "convolve": "ops.convolution",
+    "join_positions": "labels.positions",
     "lookup": "ops.registry",
     "register": "ops.registry",
 }
@@ -78,7 +79,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """At first use: ``meta`` and ``table`` are wanted long before labels are."""
+    """At first use: ``table`` and ``meta`` are wanted long before labels are."""
     if name not in _HOMES:
         raise AttributeError(f"module 'fxprune.ops' has no attribute {name!r}")
     return getattr(import_module(f"fxprune.{_HOMES[name]}"), name)

@@ -2,53 +2,28 @@
 
 PyTorch computes the shapes of many ops by running a decomposition in Python: half a millisecond for a ``batch_norm``,
 more for ``hardswish``. Here the kernel of such an op runs once for given shapes, strides, dtypes and other arguments;
-after that what it said is made again. A pointwise op says the same of operands of any one shape. What networks
-are made of is written out, because a pruned one has hardly two layers of the same width. Whatever does not fit exactly
-is left to PyTorch's kernel.
+after that what it said is made again. A pointwise op says the same of operands of any one shape. Of what networks
+are made of the table of ops says it (``Op.meta``), because a pruned one has hardly two layers of the same width.
+Whatever does not fit exactly is left to PyTorch's kernel.
+
+Ops whose results have as many entries as the values decide (``nonzero``, a mask as an index) have no kernel on meta:
+the node that was recorded knows its own shape, or those of the nodes that take its results apart. Only the one size
+that is not known is read there; all others follow from the operands, so it is right in a pruned graph too. Where nobody
+knows, it is the largest that is possible.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-_aten = torch.ops.aten
-
-# Pointwise, but without PyTorch's tag.
-POINTWISE = frozenset(
-    [
-        "hardswish",
-        "hardsigmoid",
-        "masked_fill",
-        "where",
-        "native_dropout",
-        "_to_copy",
-        "_prelu_kernel",
-        "log_sigmoid_forward",
-        "bernoulli",
-        "poisson",
-        "binomial",
-        "_standard_gamma",
-        "_conj",
-        "complex",
-        "real",
-        "imag",
-        "lift_fresh",
-        "lift",
-        "rrelu_with_noise",
-        "copy",
-        "polar",
-        "clamp",
-        "isclose",
-        "nan_to_num",
-    ]
-)
+from fxprune.ops.table import is_pointwise, record_of
 
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
@@ -78,19 +53,21 @@ class MetaKernels:
 
     def __init__(self) -> None:
         self._known: dict[Any, tuple[bool, bool, tuple[Any, ...]] | None] = {}
-        self._kinds: dict[Any, tuple[bool, bool]] = {}  # makes new tensors?, pointwise?
+        # makes new tensors?, pointwise?, what the table says
+        self._kinds: dict[Any, tuple[bool, bool, Callable[..., Any] | None]] = {}
 
     def __call__(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """What ``func(*args, **kwargs)`` returns."""
-        direct = _DIRECT.get(func)
-        if direct is not None:
-            result = direct(*args, **kwargs)
-            if result is not None:
-                return result
         kinds = self._kinds.get(func)
         if kinds is None:
-            kinds = self._kinds[func] = _makes_new_tensors(func), is_pointwise(func)
-        pure, pointwise = kinds
+            record, pure = record_of(func), _makes_new_tensors(func)
+            written = record.meta.get(func._overloadname) if record is not None and pure else None
+            kinds = self._kinds[func] = pure, is_pointwise(func), written
+        pure, pointwise, written = kinds
+        if written is not None:
+            result = written(*args, **kwargs)
+            if result is not None:
+                return result
         if not pure:
             return args[0] if pointwise and _in_place(func, args, kwargs) else _run(func, args, kwargs)
         tensors: list[Tensor] = []
@@ -132,18 +109,6 @@ def _makes_new_tensors(func: Any) -> bool:
         return False
     tags = func.tags
     return torch.Tag.data_dependent_output not in tags and torch.Tag.dynamic_output_shape not in tags
-
-
-@lru_cache(maxsize=4096)
-def op_name(func: Any) -> str:
-    """The op's bare name, the same where it writes in place."""
-    name = str(func.overloadpacket.__name__)
-    return name.rstrip("_") if func._schema.is_mutable else name
-
-
-def is_pointwise(func: Any) -> bool:
-    """Whether the op computes every position from the same position of its operands, also where it writes in place."""
-    return torch.Tag.pointwise in func.tags or (func.namespace == "aten" and op_name(func) in POINTWISE)
 
 
 def channels_last_of(tensor: Tensor) -> torch.memory_format | None:
@@ -226,7 +191,7 @@ def _common(tensors: Sequence[Tensor]) -> Tensor | None:
     first, *others = whole
     shape, stride = first.shape, first.stride()
     if all(t.shape == shape and t.stride() == stride for t in others):
-        return first if _is_dense(first) else None
+        return first if is_dense(first) else None
     return first if all(t.is_contiguous() and _fits_into(t, first) for t in whole) else None
 
 
@@ -238,7 +203,7 @@ def _fits_into(tensor: Tensor, x: Tensor) -> bool:
     return tensor.ndim <= x.ndim and all(n in (1, wanted) for n, wanted in sizes)
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
     if tensor.is_contiguous():
         return True
     expected = 1
@@ -275,127 +240,47 @@ def _made(description: Any, like: Tensor | None) -> Tensor:
     return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
-# -- written out ------------------------------------------------------------------------------------------------------
+# -- for the records of ops -------------------------------------------------------------------------------------------
 
 _FLOATS = (torch.float32, torch.float64)  # of others the statistics have another dtype
 
 
-def _fits(tensor: Tensor | None, shape: tuple[int, ...], x: Tensor) -> bool:
+def fits(tensor: Tensor | None, shape: tuple[int, ...], x: Tensor) -> bool:
     return tensor is None or (tuple(tensor.shape) == shape and tensor.is_meta and tensor.dtype == x.dtype)
 
 
-def _like(x: Tensor) -> Tensor:
+def like(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
 
 
-def _empty(shape: tuple[int, ...], x: Tensor) -> Tensor:
+def empty(shape: tuple[int, ...], x: Tensor) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device="meta")
 
 
-def _plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
     return x.is_meta and x.dtype in _FLOATS and x.numel() > 0
 
 
-def _batch_norm(
-    x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float
-) -> tuple[Tensor, ...] | None:
-    """``x [N, C, *]`` -> the same, and two times ``[C]``."""
-    if not _plain(x) or x.ndim < 2 or not _is_dense(x):
-        return None
-    shape = (x.shape[1],)
-    if not all(_fits(t, shape, x) for t in (weight, bias, mean, var)):
-        return None
-    return _like(x), _empty(shape, x), _empty(shape, x)
+def is_within(index: Tensor, size: int, lowest: int = 0) -> bool:
+    """Whether the index is known, and every position of it is there."""
+    known = not index.is_meta and index.dtype in (torch.int64, torch.int32)
+    return known and bool((index >= lowest).all()) and bool((index < size).all())
 
 
-def _layer_norm(x: Tensor, normalized: Sequence[int], weight: Any, bias: Any, eps: float) -> tuple[Tensor, ...] | None:
-    """``x [*, normalized]`` -> the same, contiguous, and two times ``[*, 1 ...]``."""
-    count, shape = len(normalized), tuple(normalized)
-    if not _plain(x) or not count or tuple(x.shape[x.ndim - count :]) != shape:
-        return None
-    if not all(_fits(t, shape, x) for t in (weight, bias)):
-        return None
-    outer = (*x.shape[: x.ndim - count], *[1] * count)
-    return _empty(tuple(x.shape), x), _empty(outer, x), _empty(outer, x)
+def on_meta(shape: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor:
+    """A tensor without values."""
+    return torch.empty(tuple(shape), dtype=dtype, device="meta")
 
 
-def _group_norm(
-    x: Tensor, weight: Any, bias: Any, batch: int, channels: int, positions: int, groups: int, eps: float
-) -> tuple[Tensor, ...] | None:
-    """``x [N, C, *]`` -> the same, contiguous, and two times ``[N, groups]``."""
-    if not _plain(x) or x.ndim < 2 or tuple(x.shape[:2]) != (batch, channels) or channels % groups:
-        return None
-    if x.numel() != batch * channels * positions or not all(_fits(t, (channels,), x) for t in (weight, bias)):
-        return None
-    return _empty(tuple(x.shape), x), _empty((batch, groups), x), _empty((batch, groups), x)
+def recorded_shape(node: fx.Node | None) -> Sequence[int] | None:
+    """Of what a node gave in the recorded run."""
+    return None if node is None else node.meta.get("shape")
 
 
-def _convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Tensor | None:
-    """``x [N, C_in, *]``, ``weight [C_out, C_in / groups, *]`` -> ``[N, C_out, *]``, contiguous."""
-    count = x.ndim - 2
-    if transposed or not _plain(x) or not weight.is_meta or weight.dtype != x.dtype or weight.ndim != x.ndim:
-        return None
-    out, per_group, *kernel = weight.shape
-    if x.shape[1] != per_group * groups or out % groups or not _fits(bias, (out,), x):
-        return None
-    if not len(stride) == len(padding) == len(dilation) == count or min(*stride, *dilation) < 1 or min(padding) < 0:
-        return None
-    sizes = [
-        (size + 2 * pad - step * (length - 1) - 1) // every + 1
-        for size, pad, step, length, every in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)
-    ]
-    return _empty((x.shape[0], out, *sizes), x) if min(sizes) > 0 else None
-
-
-def _mean(x: Tensor, dims: Any, keepdim: bool = False, *, dtype: Any = None) -> Tensor | None:
-    """``x``, contiguous, without the dims, or with ones in their place."""
-    if dtype is not None or not dims or not _plain(x) or not x.is_contiguous():
-        return None
-    if not all(-x.ndim <= dim < x.ndim for dim in dims) or len({dim % x.ndim for dim in dims}) < len(dims):
-        return None
-    gone = {dim % x.ndim for dim in dims}
-    shape = [1 if dim in gone else size for dim, size in enumerate(x.shape) if keepdim or dim not in gone]
-    return _empty(tuple(shape), x)
-
-
-def _addmm(bias: Tensor, a: Tensor, b: Tensor, **factors: Any) -> Tensor | None:
-    """``bias [n]``, ``a [m, k]``, ``b [k, n]`` -> ``[m, n]``."""
-    if a.ndim != 2 or not _plain(a) or not _fits(b, (a.shape[1], b.shape[-1]), a) or not _fits(bias, (b.shape[-1],), a):
-        return None
-    return _empty((a.shape[0], b.shape[1]), a)
-
-
-def _grouped_mm(
-    a: Tensor, b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: Any = None
-) -> Tensor | None:
-    """``[m, k] x [g, k, n]``, ``[g, m, k] x [g, k, n]``, ``[g, m, k] x [k, n]`` or ``[m, k] x [k, n]`` with g offsets.
-
-    Which widths and dtypes a device can is a question to the device.
-    """
-    if not a.is_meta or a.shape[-1] != b.shape[-2] or a.dtype != b.dtype or bias is not None:
-        return None
-    lead = list(a.shape[:1]) if a.ndim == b.ndim == 3 else []
-    if a.ndim == b.ndim == 2:
-        lead = [] if offs is None else [offs.shape[0]]
-    return torch.empty((*lead, a.shape[-2], b.shape[-1]), dtype=out_dtype or a.dtype, device="meta")
-
-
-_DIRECT: dict[Any, Callable[..., Tensor | tuple[Tensor, ...] | None]] = {
-    _aten.convolution.default: _convolution,
-    _aten.addmm.default: _addmm,
-    _aten._grouped_mm.default: _grouped_mm,
-    _aten.mean.dim: _mean,
-    _aten.native_batch_norm.default: _batch_norm,
-    _aten.native_layer_norm.default: _layer_norm,
-    _aten.native_group_norm.default: _group_norm,
-}
+def recorded_count(node: fx.Node | None, most: int) -> int:
+    """The first size of what the node gave, or of a part of it, or of what it picks as an index; else ``most``."""
+    if node is None:
+        return most
+    users = (user for user in node.users if user.target in (operator.getitem, getattr))
+    shapes = [recorded_shape(node), *map(recorded_shape, users)]
+    return next((int(shape[0]) for shape in shapes if shape), most)

@@ -4,56 +4,52 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
 from fxprune.errors import InputError
-from fxprune.labels.rules.table import RULES
-from fxprune.ops.table import OPS, Cost, Fix, Label, Mask, Op, load
+from fxprune.ops.table import OPS, Label, Op, add, load
 
 L = TypeVar("L", bound=Label)
 
 
-def register(
-    name: str,
-    *,
-    label: Label | None = None,
-    mask: Mask | None = None,
-    repair: Fix | None = None,
-    cost: Cost | None = None,
-    reads_values: bool = False,
-) -> Callable[[L], L]:
+def register(name: str, **facts: Any) -> Callable[[L], L]:
     """Say what an op does. As a decorator it registers the function below it as ``label``.
 
     Args:
         name: ``namespace::name``, without the overload, as in ``torch.ops.namespace.name``. The op must run on meta
             tensors (``torch.library.register_fake``).
-        label: ``(run, call) -> labels``: which position of the outputs belongs to which channel, one ``Labels`` for all
-            outputs or a list with one each. It joins what must live together (``join_positions``, ``contract``,
+        facts: the fields of ``fxprune.ops.Op``, of which these matter to most:
+
+            ``label``: ``(run, call) -> labels``. It joins what must live together (``join_positions``, ``contract``,
             ``convolve``, ``run.join``), locks what must stay (``run.lock(ids, reason)``), and notes where a number is
-            computed over channels (``run.approximate`` and, once per call, ``run.statistic(call.name, labels)``).
-            Without one the channels that reach the op stay.
-        mask: ``(func, on, args, kwargs) -> outputs``: the counterpart of such a statistic in the proof. ``on``, of the
-            first operand's shape, says which positions stay; the others must not count.
-        repair: ``(repair, node) -> None``: put new sizes into a node whose arguments name old ones. ``repair.dense``
-            and ``repair.value`` tell what an argument was and is, ``repair.promised`` the new shape of a tensor.
-        cost: ``(run, call) -> [(constant, labels), ...]``: MACs as ``constant`` times the sizes that the factors in
-            ``labels`` cut; ``()`` for what no cut lowers. Not for what ``contract`` and ``convolve`` count already.
-        reads_values: the op's result depends on single channels (an index, a sort): they stay, and it carries none.
+            computed over channels (``run.approximate`` and ``run.statistic(call.name, labels)``). It looks at the
+            labels of all operands, or names those that it does not look at (``run.unread(call.name, tensor)``).
+
+            ``mask``: ``(func, on, args, kwargs) -> outputs``: the counterpart of such a statistic in the proof.
+
+            ``repair``: ``(repair, node) -> None``: put new sizes into a node whose arguments name old ones.
+            ``repair.dense`` and ``repair.value`` tell what an argument was and is, ``repair.promised`` the new shape
+            of a tensor.
+
+            ``cost``: ``(run, call) -> [(constant, labels), ...]``: MACs. Not for what ``contract`` and ``convolve``
+            count already.
+
+            ``reads_values``: the op's result depends on single channels: they stay, and it carries none.
 
     Raises:
         InputError: the name is taken, has no namespace, or its namespace has no such op (near names are listed).
     """
     _check(name)
-    record = Op(name, label, mask, repair, cost, reads_values)
-    OPS[name] = record
+    add(name, **facts)
 
-    def add(function: L) -> L:
-        OPS[name] = Op(name, function, mask, repair, cost, reads_values)
+    def label(function: L) -> L:
+        OPS[name] = replace(OPS[name], label=function)
         return function
 
-    return add
+    return label
 
 
 def lookup(name: str) -> Op:
@@ -72,8 +68,8 @@ def _check(name: str) -> None:
     namespace, _, own = name.partition("::")
     if not namespace or not own or "." in own:
         raise InputError(f"{name!r} names no op; write namespace::name, such as torchvision::deform_conv2d.")
-    if name in OPS or (namespace == "aten" and own in RULES):
-        raise InputError(f"Two records for the op {name}.")
+    if namespace == "aten":
+        load(namespace)
     known = {op.partition(".")[0] for op in torch._C._dispatch_get_all_op_names() if op.startswith(f"{namespace}::")}
     if known and name not in known:  # of a namespace that is not loaded yet nothing is known
         raise InputError(f"There is no op {name!r}.{_near(name, known)}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fxprune.labels.rules.contraction import grouped_product
 from fxprune.ops import Call, Labels, Propagation, register
+from fxprune.ops.contraction import grouped_product
 
 
 @register("transformers::grouped_mm_fallback")

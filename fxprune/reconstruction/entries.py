@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from fxprune.labels.rules.table import MOVES
-from fxprune.ops.meta import op_name, tensors_in
+from fxprune.ops.meta import tensors_in
+from fxprune.ops.table import op_name, record_of
 from fxprune.recording import named_tensors
 from fxprune.rewriting.slicing import Cuts, cut
 
@@ -23,7 +23,12 @@ _KEY = "_fxprune_entries"
 _MADE = "_fxprune_made_of_parameters"
 _COPIES = frozenset("alias detach clone contiguous lift lift_fresh lift_fresh_copy _to_copy".split())
 _NEW = ("like", "new_", "sym_", "constant_pad", "pad", "_assert", "view_as_", "is_same", "_conj")
-_FOLLOWED = frozenset(name for name in MOVES if not any(part in name for part in _NEW))
+
+
+def _is_followed(func: Any) -> bool:
+    """Whether an op only moves the entries that it is given."""
+    record = record_of(func)
+    return record is not None and record.moves and not any(part in record.name for part in _NEW)
 
 
 class Entries:
@@ -78,7 +83,7 @@ class Entries:
         for out in outputs:
             setattr(out, _MADE, True)
         name = op_name(func)
-        if not given or func.namespace != "aten" or name not in _FOLLOWED or not all(self.holds(t) for t in given):
+        if not given or not _is_followed(func) or not all(self.holds(t) for t in given):
             return False
         if name in _COPIES:
             found = [self.of(given[0])]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.ops.meta import op_name
+from fxprune.ops.table import op_name
 
 Rows = Callable[[Tensor], Tensor]
 Take = Callable[[Tensor, Tensor], Tensor]

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxprune.ops.meta import OpMode, op_name, tensors_in
+from fxprune.ops.meta import OpMode, tensors_in
+from fxprune.ops.table import op_name
 from fxprune.reconstruction.entries import Entries
 from fxprune.reconstruction.lanes import Env, Lane, size_of
 from fxprune.reconstruction.products import NORMS, Product, arguments_of, operands, product_of

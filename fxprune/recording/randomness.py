@@ -18,7 +18,6 @@ import torch
 from fxprune.ops.meta import OpMode, tensors_in
 
 _SEED = 0x5EED
-_ATTENTION = "scaled_dot_product"  # carries the tag, and draws only where it has a dropout
 
 
 class Repeatable(OpMode):
@@ -59,8 +58,8 @@ def draws(func: Any, args: Any, kwargs: Any) -> bool:
     """Does this call of an aten op draw random numbers? (On meta there are none, but it would elsewhere.)"""
     if not isinstance(func, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in func.tags:
         return False
-    if _ATTENTION in func._schema.name:
-        names = [argument.name for argument in func._schema.arguments]
+    names = [argument.name for argument in func._schema.arguments]
+    if "dropout_p" in names:  # attention, which draws only where it has a dropout
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         return float(given.get("dropout_p") or 0.0) > 0.0
     return True

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from torch.overrides import TorchFunctionMode
 
 from fxprune.errors import RecordError
 from fxprune.ops.meta import OpMode
+from fxprune.ops.table import find_call, load
 from fxprune.recording import boundary, patches, state, structure, trees
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
 from fxprune.recording.copies import Copier, forget
@@ -49,21 +50,8 @@ from fxprune.recording.sources import caller_is_user_code, current_source, defin
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain, traced_call
 from fxprune.recording.writer import GraphWriter
 
-_VALUE_READS = {
-    torch.ops.aten._local_scalar_dense.default,
-    torch.ops.aten.equal.default,
-    torch.ops.aten.allclose.default,
-    torch.ops.aten.is_nonzero.default,
-}
 # Calls that take values out of a tensor without such an op.
 _READS = {"tolist", "numpy", "__array__"}
-# Where the arguments begin that are sizes, or numbers at least; a tensor among them stands for its value.
-_SIZED = {
-    **dict.fromkeys(
-        ("view", "reshape", "expand", "repeat", "tile", "new_zeros", "new_ones", "new_empty", "new_full"), 1
-    ),
-    **dict.fromkeys(("zeros", "ones", "empty", "rand", "randn", "arange", "full"), 0),
-}
 # What libraries ask to find out whether they must take their general branch.
 _EXPORTING = [
     (torch.compiler, "is_exporting"),
@@ -169,6 +157,7 @@ class Recorder:
         """``parts``: of the caller's ``model``, a copy of which is run. ``private``: its parameters are copied too."""
         self.memory = state.Memory(parts, private)
         self.rehearsal = Rehearsal(self.memory) if rehearse else None
+        load("aten")  # before anything is patched
         if self.rehearsal is not None:
             self.rehearsal.expect(parts)
         copier = Copier(self.memory.stand_in if self.rehearsal is None else self.rehearsal.stand_in)
@@ -468,8 +457,9 @@ class Recorder:
                 new = [self._number_slice(part) if isinstance(part, slice) else part for part in parts]
                 return (args[0], tuple(new) if isinstance(index, tuple) else new[0], *args[2:])
             return args
-        if name in _SIZED:
-            given = [self._number(arg) if isinstance(arg, Tensor) and place >= _SIZED[name] else arg
+        record = find_call(name)
+        if record is not None and record.sizes is not None:
+            given = [self._number(arg) if isinstance(arg, Tensor) and place >= record.sizes else arg
                      for place, arg in enumerate(args)]  # fmt: skip
             args = tuple(given)
         if any(type(arg) in (tuple, list) and _is_mixed(arg) for arg in args):
@@ -572,7 +562,7 @@ class Recorder:
                 f"{current_source()}: torch's operator {func.name()} takes functions as arguments, which no graph "
                 "holds. Write it in Python: a branch, a loop."
             )
-        if func in _VALUE_READS:
+        if _gives_a_value(func):
             self._value_read = True
         is_inner = self._is_inner()
         run = func if self.rehearsal is None else partial(self.rehearsal.op, func)
@@ -850,6 +840,14 @@ _multi_head_attention = types.FunctionType(
     {**F.multi_head_attention_forward.__globals__, "has_torch_function": lambda _: False},
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
+
+
+@lru_cache(maxsize=4096)
+def _gives_a_value(func: Any) -> bool:
+    """Does the op give Python a number that a tensor holds?"""
+    return torch.Tag.data_dependent_output in func.tags and not any(
+        "Tensor" in str(r.type) for r in func._schema.returns
+    )
 
 
 def _version(tensor: Tensor) -> int:

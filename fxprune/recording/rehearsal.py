@@ -6,8 +6,8 @@ parameters, buffers and inputs, and the recorder is run as ever. What this recor
 asked for: if it ever depended on a value, or might have, or did what cannot be watched, the recording is thrown away
 and made again for real.
 
-- An op sees a stand-in only if it is known to do the same whatever the values: views, pointwise ops, and those in
-  ``_BLIND``. Any other op, any dtype that some kernels lack, and any failure, also one that the model catches, means
+- An op sees a stand-in only if it is known to do the same whatever the values (``Op.takes``): views, pointwise ops, and
+  many more. Any other op, any dtype that some kernels lack, and any failure, also one that the model catches, means
   that data is needed (``needs_data``).
 - Torch functions that answer with something other than tensors are let pass if they tell shapes and the like;
   ``device`` and its relatives answer as for the real tensor.
@@ -31,39 +31,18 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from fxprune.ops.meta import MetaKernels, channels_last_of, is_pointwise, op_name
+from fxprune.ops.meta import MetaKernels
+from fxprune.ops.table import Op, find_call, is_pointwise, record_of
 from fxprune.recording import boundary, state, trees
 from fxprune.recording.calls import property_name
 from fxprune.recording.parts import Parts
 from fxprune.recording.structure import tensors_of
 
-_aten = torch.ops.aten
 _CPU = torch.device("cpu")
 _META = torch.device("meta")
 _FLOATS = (torch.float32, torch.float64)  # CPU kernels of these are never missing
 _OTHERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
-# Besides pointwise ops: the same is done, and refused, whatever the values of these operands.
-_BLIND = frozenset(
-    "convolution mm addmm bmm baddbmm mv dot native_batch_norm _native_batch_norm_legit_no_training native_layer_norm "
-    "native_group_norm _fused_rms_norm mean sum amax amin var var_mean std std_mean linalg_vector_norm logsumexp "
-    "_softmax _log_softmax _safe_softmax cumsum max_pool2d_with_indices max_pool3d_with_indices avg_pool2d avg_pool3d "
-    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d "
-    "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d "
-    "_upsample_nearest_exact2d reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d im2col col2im "
-    "grid_sampler_2d glu pixel_shuffle pixel_unshuffle native_channel_shuffle".split()
-)
-# The same of any dtype: nothing is computed, or truth values are.
-_MOVES = frozenset(
-    "cat stack clone repeat roll flip constant_pad_nd _unsafe_view where masked_fill copy _to_copy fill zero "
-    "new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like empty as_strided "
-    "eq ne lt le gt ge logical_not logical_and logical_or logical_xor".split()
-)
-# Known positions, checked, of something unknown.
-_LOOKUPS = frozenset(["index", "embedding"])
-# Pointwise, and yet they look at values, or not every dtype will do.
-_LOOKS = frozenset("bernoulli bitwise_not bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift "
-                   "gcd lcm polar complex normal __and__ __or__ __xor__ __lshift__ __rshift__".split())  # fmt: skip
 # Answers that are no tensors and that a stand-in gives like the real tensor.
 _TOLD = frozenset(
     "shape size numel nelement dim ndim ndimension __len__ dtype layout requires_grad is_leaf grad_fn element_size "
@@ -71,8 +50,6 @@ _TOLD = frozenset(
     "is_cuda is_xpu is_mps is_sparse is_sparse_csr is_quantized is_mkldnn is_nested is_inference is_grad_enabled "
     "__hash__ __setitem__ _assert".split()
 )
-_FILLED = frozenset("new_empty new_full new_ones new_zeros new_tensor empty_like full_like ones_like zeros_like "
-                    "rand_like randn_like randint_like".split())  # fmt: skip
 _TOLD_OF_CPU: dict[str, Any] = {"is_cpu": True, "is_meta": False}
 
 
@@ -127,7 +104,7 @@ class Rehearsal:
         try:
             operands = trees.tensors(*args, *kwargs.values())
             stand_ins = [tensor for tensor in operands if tensor.is_meta]
-            if not stand_ins or (kwargs.get("device") == _CPU and op_name(func) in _FILLED):
+            if not stand_ins or (kwargs.get("device") == _CPU and _fills(record_of(func))):
                 result = func(*args, **kwargs)
             else:
                 _check_blind(func, args, operands)
@@ -136,8 +113,9 @@ class Rehearsal:
                         raise DataNeededError("a real tensor would have to hold what is not known")
                     args, kwargs = trees.map_tree(_on_meta, args), trees.map_tree(_on_meta, kwargs)
                 result = self._kernels(func, args, kwargs)
-                if func is _aten.convolution.default:
-                    result = _laid_out(result, args[0], args[1])
+                record = record_of(func)
+                if record is not None and record.lays is not None:
+                    result = record.lays(result, *args)
             for tensor in trees.tensors(result):
                 if tensor.is_meta:
                     self._check_dtype(tensor)
@@ -242,7 +220,7 @@ def _placed(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: 
         if "other" in kwargs:
             kwargs["dtype"] = kwargs.pop("other")
         return Tensor.to(tensor, *rest, **kwargs)
-    if name in _FILLED and kwargs.get("device") is None:
+    if _fills(find_call(name)) and kwargs.get("device") is None:
         kwargs = {**kwargs, "device": _CPU}
     return func(*args, **kwargs)
 
@@ -268,15 +246,17 @@ def _check_blind(func: Any, args: tuple[Any, ...], operands: list[Tensor]) -> No
 @lru_cache(maxsize=4096)
 def _taken(func: Any) -> tuple[str, Callable[..., bool] | None]:
     """What the op takes blindly, by dtype, and what else to ask: is it refused?"""
-    name = op_name(func)
-    refused = _REFUSED_BY_REAL_KERNELS_ONLY.get(name)
     if func.namespace != "aten":
-        return "nothing", refused
-    if _is_view(func) or name in _MOVES or name in _LOOKUPS:
-        return "anything", refused
-    if is_pointwise(func) and name not in _LOOKS:
-        return "floats", refused
-    return "floats of one kind" if name in _BLIND else "nothing", refused
+        return "nothing", None
+    record = record_of(func)
+    taken, refuses = (None, None) if record is None else (record.takes, record.refuses)
+    if _is_view(func):
+        taken = "anything"
+    return taken or ("floats" if is_pointwise(func) else "nothing"), refuses
+
+
+def _fills(record: Op | None) -> bool:
+    return record is not None and record.fills
 
 
 _DTYPES: dict[str, Callable[[set[torch.dtype]], bool]] = {
@@ -290,65 +270,4 @@ _DTYPES: dict[str, Callable[[set[torch.dtype]], bool]] = {
 def _is_view(func: Any) -> bool:
     returns = func._schema.returns
     views = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-    return views and func is not _aten.view.dtype
-
-
-def _convolution_is_refused(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    transposed: bool,
-    output_padding: list[int],
-    groups: int,
-) -> bool:
-    """``x [N, C_in, *]``, ``weight [C_out, C_in / groups, *]`` or, transposed, ``[C_in, C_out / groups, *]``."""
-    channels = weight.shape[0] if transposed else weight.shape[1] * groups
-    out = weight.shape[1] * groups if transposed else weight.shape[0]
-    fits = x.ndim == weight.ndim and x.shape[1] == channels and weight.shape[0] % groups == 0
-    fits_bias = bias is None or tuple(bias.shape) == (out,)
-    steps = zip(output_padding, stride, dilation, strict=False)
-    return not fits or not fits_bias or (transposed and any(more >= max(s, d) for more, s, d in steps))
-
-
-def _dim_is_refused(x: Tensor, dim: int, *_: Any) -> bool:
-    return not -x.ndim <= dim < max(x.ndim, 1)
-
-
-def _strides_are_refused(x: Tensor, size: list[int], stride: list[int], offset: int | None = None) -> bool:
-    last = sum((count - 1) * step for count, step in zip(size, stride, strict=True))
-    start = x.storage_offset() if offset is None else offset
-    return bool((start + last + 1) * x.element_size() > x.untyped_storage().nbytes())
-
-
-def _index_is_refused(x: Tensor, indices: list[Tensor | None]) -> bool:
-    """``x[indices[0], indices[1], ...]``"""
-    return not all(i is None or _is_within(i, size, -size) for i, size in zip(indices, x.shape, strict=False))
-
-
-def _is_within(index: Tensor, size: int, lowest: int = 0) -> bool:
-    """Whether the index is known, and every position of it is there."""
-    known = not index.is_meta and index.dtype in (torch.int64, torch.int32)
-    return known and bool((index >= lowest).all()) and bool((index < size).all())
-
-
-def _laid_out(result: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The result of a convolution with the strides that CPU kernels give it, which a later ``view`` may refuse."""
-    layout = channels_last_of(x) or channels_last_of(weight)
-    if layout is not None:
-        return torch.empty(result.shape, dtype=result.dtype, device=_META, memory_format=layout)
-    return result
-
-
-# PyTorch's meta kernels of these let pass what the real ones do not.
-_REFUSED_BY_REAL_KERNELS_ONLY: dict[str, Callable[..., bool]] = {
-    "convolution": _convolution_is_refused,
-    "addmm": lambda bias, *_: bias.ndim > 2,
-    "as_strided": _strides_are_refused,
-    "index": _index_is_refused,
-    "embedding": lambda weight, index, *_: not _is_within(index, weight.shape[0]),
-    "_softmax": _dim_is_refused,
-    "_log_softmax": _dim_is_refused,
-}
+    return views and func is not torch.ops.aten.view.dtype

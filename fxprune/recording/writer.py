@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from fxprune.ops.table import find_call
 from fxprune.recording import boundary, patches, state, trees
 from fxprune.recording.calls import Call, Constant, SeededGenerator
 from fxprune.recording.guards import OPPOSITE, holds
@@ -36,8 +37,6 @@ _LITERALS = (
 
 
 _BUILTINS: dict[type, type] = {patches.Int: int, patches.Float: float}
-# Calls that give as many tensors as a size says.
-_PARTS = frozenset("unbind split chunk tensor_split hsplit vsplit dsplit unsafe_split unsafe_chunk".split())
 OnDecision = Callable[[Any, str, Any, bool], None]
 OnComparison = Callable[[Any, str, Any, bool], bool]
 
@@ -183,7 +182,8 @@ class GraphWriter:
         detached = self._detached(changed)
         node = self.create(call, detached)
         self.mark_writes(node, changed)
-        if getattr(call.target, "__name__", call.target) in _PARTS:
+        record = find_call(str(getattr(call.target, "__name__", call.target)))
+        if record is not None and record.many:
             self.guard(self._count(node, len(result)), "==", len(result))
         return self._bind(result, node, {id(tensor) for tensor in changed}, set(detached))
 

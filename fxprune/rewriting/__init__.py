@@ -6,10 +6,11 @@ composes them, ``check`` proves that every node of the result carries the channe
 ``into`` the model's own class.
 """
 
+from fxprune.ops.repair import UnrepairableError
 from fxprune.rewriting.check import check_rewrite
 from fxprune.rewriting.gates import insert_gates
 from fxprune.rewriting.hypernetworks import Hypernetworks, insert_hypernetworks
-from fxprune.rewriting.literals import REPAIRED, UnrepairableError
+from fxprune.rewriting.literals import REPAIRED
 from fxprune.rewriting.rewrite import Draft, MetaRun, draft, run_on_meta
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, adapt, adapts_by_itself
 

@@ -15,11 +15,11 @@ import numpy as np
 from torch import fx
 
 from fxprune.groups import replay
-from fxprune.groups.channels import ChannelGraph, channels_of
+from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.cost import Keep
 from fxprune.labels.classes import Ids
 from fxprune.labels.factors import Factor, Labels, compact, cut_sizes, pruned
-from fxprune.labels.propagate import TensorLabels, labels_in
+from fxprune.labels.records import TensorLabels, channels_of, labels_in
 
 _MEET = "different channels meet"
 

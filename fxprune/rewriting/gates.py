@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.groups.channels import ChannelGraph, ChannelGroup
 from fxprune.groups.flow import ADDED, Channels, Flow, flows, node_labels
-from fxprune.labels.propagate import TensorLabels
+from fxprune.labels.records import TensorLabels
 from fxprune.methods.learner import Gates
 
 _BANK = f"{ADDED}gates"

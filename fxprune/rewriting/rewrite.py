@@ -14,11 +14,12 @@ from fxprune.groups import ValueInterpreter, placeholder_values
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.cost import Keep
 from fxprune.ops.meta import MetaKernels, OpMode, tensors_in
+from fxprune.ops.repair import new_constant
 from fxprune.recording import RecordedModule, clone_modules, put_in_eval_mode, replace_tensors
 from fxprune.recording.guards import NUMBER, holds, is_guard
 from fxprune.recording.inputs import map_leaves, tensors_of
 from fxprune.recording.randomness import drawn, draws
-from fxprune.rewriting.literals import REPAIRED, Repair, new_constant
+from fxprune.rewriting.literals import REPAIRED, Literals
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, Uncut, stand_ins
 
 
@@ -56,7 +57,7 @@ def draft(graph_module: fx.GraphModule, graph: ChannelGraph, keep: Keep, numbers
     uncut = stand_ins(root, cuts)
     device = next((p.device for p in graph_module.parameters() if not p.is_meta), torch.device("cpu"))
     _gather(root, code, graph, keep, device)
-    Repair(root, code, graph, keep, numbers, device).run()
+    Literals(root, code, graph.nodes, keep, numbers, device).run()
     result = RecordedModule(root, code, type(graph_module).__name__)
     result.meta = {**graph_module.meta, CUTS_KEY: cuts}
     return Draft(result, uncut)

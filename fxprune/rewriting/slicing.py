@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.cost import Keep
 from fxprune.labels.factors import Labels, cut_sizes, left_rows
 from fxprune.ops.meta import channels_last_of
+from fxprune.ops.table import Shape, layers
 from fxprune.recording import named_tensors, replace_tensors
 
 _LARGE = 2**22  # entries
@@ -161,20 +161,6 @@ def _as_parameter(new: Tensor, dense: Tensor) -> Tensor:
     return parameter
 
 
-# -- attributes ---------------------------------------------------------------------------------------------------
-
-Shape = tuple[int, ...]
-_ADAPT: list[tuple[type, Callable[[Any, Shape, Shape], None]]] = []
-
-
-def _adapts(*kinds: type) -> Callable[[Callable[[Any, Shape, Shape], None]], Callable[[Any, Shape, Shape], None]]:
-    def register(function: Callable[[Any, Shape, Shape], None]) -> Callable[[Any, Shape, Shape], None]:
-        _ADAPT.extend((kind, function) for kind in kinds)
-        return function
-
-    return register
-
-
 def adapt(module: nn.Module, before: Shape, after: Shape) -> None:
     """Set the size attributes of a leaf module.
 
@@ -183,7 +169,7 @@ def adapt(module: nn.Module, before: Shape, after: Shape) -> None:
         before: the dense shape of its first input.
         after: the new shape of its first input.
     """
-    for kind, function in _ADAPT:
+    for kind, function in layers():
         if isinstance(module, kind):
             function(module, before, after)
 
@@ -191,68 +177,4 @@ def adapt(module: nn.Module, before: Shape, after: Shape) -> None:
 def adapts_by_itself(module: nn.Module) -> bool:
     """Whether the size attributes of a module follow from its weights alone."""
     weights = any(p is not None for p in module._parameters.values())
-    return weights and any(isinstance(module, kind) for kind, _ in _ADAPT)
-
-
-@_adapts(nn.Linear)
-def _linear(module: nn.Linear, before: Shape, after: Shape) -> None:
-    module.out_features, module.in_features = module.weight.shape
-
-
-@_adapts(nn.modules.conv._ConvNd)
-def _convolution(module: nn.modules.conv._ConvNd, before: Shape, after: Shape) -> None:
-    first, second = module.weight.shape[:2]
-    per_in, per_out = module.in_channels // module.groups, module.out_channels // module.groups
-    if module.groups > 1 and 1 in (per_in, per_out):  # whole groups went
-        module.groups = first // (per_in if module.transposed else per_out)
-    channels = (first, second * module.groups)
-    module.in_channels, module.out_channels = channels if module.transposed else channels[::-1]
-
-
-@_adapts(nn.modules.batchnorm._NormBase)
-def _batch_norm(module: nn.modules.batchnorm._NormBase, before: Shape, after: Shape) -> None:
-    channels = {t.shape[0] for t in (module.weight, module.bias, module.running_mean) if t is not None}
-    module.num_features = channels.pop() if channels else after[1]
-
-
-@_adapts(nn.LayerNorm, nn.RMSNorm)
-def _layer_norm(module: Any, before: Shape, after: Shape) -> None:
-    shape = after[len(after) - len(module.normalized_shape) :] if module.weight is None else module.weight.shape
-    module.normalized_shape = tuple(shape)
-
-
-@_adapts(nn.GroupNorm)
-def _group_norm(module: nn.GroupNorm, before: Shape, after: Shape) -> None:
-    channels = after[1] if module.weight is None else module.weight.shape[0]
-    if module.num_groups == module.num_channels:
-        module.num_groups = channels
-    module.num_channels = channels
-
-
-@_adapts(nn.Embedding)
-def _embedding(module: nn.Embedding, before: Shape, after: Shape) -> None:
-    module.embedding_dim = module.weight.shape[1]
-
-
-@_adapts(nn.RNNBase)
-def _recurrent(module: Any, before: Shape, after: Shape) -> None:
-    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-    module.input_size = module.weight_ih_l0.shape[1]
-    module.hidden_size = module.weight_ih_l0.shape[0] // gates
-    if module.proj_size:
-        module.proj_size = module.weight_hr_l0.shape[0]
-
-
-@_adapts(nn.RNNCellBase)
-def _recurrent_cell(module: Any, before: Shape, after: Shape) -> None:
-    module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
-
-
-@_adapts(nn.PReLU)
-def _prelu(module: nn.PReLU, before: Shape, after: Shape) -> None:
-    module.num_parameters = module.weight.shape[0]
-
-
-@_adapts(nn.Bilinear)
-def _bilinear(module: nn.Bilinear, before: Shape, after: Shape) -> None:
-    module.out_features, module.in1_features, module.in2_features = module.weight.shape
+    return weights and any(isinstance(module, kind) for kind, _ in layers())

@@ -24,9 +24,10 @@ from fxprune.groups import ValueInterpreter, placeholder_values, replay
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.cost import Keep
 from fxprune.labels.factors import Labels
-from fxprune.labels.propagate import Propagation, TensorLabels, describe
+from fxprune.labels.propagation import Propagation, describe
+from fxprune.labels.records import TensorLabels
 from fxprune.ops.meta import OpMode, tensors_in
-from fxprune.ops.table import Op, record_of
+from fxprune.ops.table import record_of
 from fxprune.recording import named_tensors
 from fxprune.recording.inputs import map_leaves, tensors_of
 from fxprune.recording.randomness import drawn, draws
@@ -41,7 +42,7 @@ from fxprune.verification.compare import (
     strided,
 )
 from fxprune.verification.double import InDouble, double, to_double
-from fxprune.verification.masks import KINDS, MASKED, fits, mixes, on_all, place_of
+from fxprune.verification.masks import fits, on_all
 from fxprune.verification.noise import Draw, Redrawing, Shapes
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
@@ -259,25 +260,11 @@ class _Masking(OpMode):
             self.drawn.append(Draw.of(func, args, kwargs, place, masks))
             return drawn(func, args, kwargs, place)
         record = record_of(func)
-        if record is not None:
-            return self._registered(record, func, args, kwargs)
-        name = func.overloadpacket.__name__
-        kind = KINDS.get(name) if func.namespace == "aten" else None
-        if kind is None or not mixes(name, args, kwargs):
+        if record is None or not callable(record.mask):
             return func(*args, **kwargs)
-        op = name if kind == "reduction" else kind
-        index = self._counts.get(op, 0)
-        self._counts[op] = index + 1
-        mask = self._masks.get((self._node, op, index))
-        operand = args[place_of(name)]
-        if mask is None or not fits(mask, operand):  # without its mask an op can only fail the comparison
+        index = self._counts.get(record.calls, 0)
+        self._counts[record.calls] = index + 1
+        mask = self._masks.get((self._node, record.calls, index))
+        if mask is None or not fits(mask, args[record.operand]):  # without its mask it can only fail the comparison
             return func(*args, **kwargs)
-        return MASKED[kind](func, mask, args, kwargs)
-
-    def _registered(self, record: Op, func: Any, args: Any, kwargs: Any) -> Any:
-        index = self._counts.get(record.name, 0)
-        self._counts[record.name] = index + 1
-        mask = self._masks.get((self._node, record.name, index))
-        if mask is None or record.mask is None or not fits(mask, args[0]):
-            return func(*args, **kwargs)
-        return record.mask(func, on_all(mask, args[0]), args, kwargs)
+        return record.mask(func, on_all(mask, args[record.operand]), args, kwargs)

@@ -6,7 +6,7 @@ import numpy as np
 
 from fxprune.labels.blocks import BlockSets
 from fxprune.labels.classes import Classes, Reason
-from fxprune.labels.propagate import Family
+from fxprune.labels.records import Family
 
 WHY = Reason("heads", "net.py:1 in forward")
 

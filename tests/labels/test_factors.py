@@ -25,7 +25,8 @@ from fxprune.labels.factors import (
     view_blocks,
     viewed,
 )
-from fxprune.labels.propagate import Propagation, set_labels
+from fxprune.labels.propagation import Propagation, set_labels
+from fxprune.labels.run import Labelling
 
 SIZES = st.lists(st.sampled_from([1, 2, 2, 3, 4]), min_size=1, max_size=5)
 
@@ -200,13 +201,13 @@ def test_the_rules_move_labels_as_the_ops_move_ids(data: st.DataObject) -> None:
     run = Propagation()
     run.fresh(math.prod(shape))
     x = torch.empty(shape, device="meta")
-    set_labels(x, "x", (factor,))
+    set_labels(x, (factor,), "x")
     ids = torch.tensor(expanded(factor.ids, shape))
     for _ in range(data.draw(st.integers(1, 5))):
         op, args = data.draw(movement(ids))
         assume(ids.numel() < 2000)
         ids = apply(ids, op, args)
-        with run:
+        with Labelling(run):
             x = apply(x, op, args)
         assert x.shape == ids.shape
         labels = run.labels(x)

@@ -15,19 +15,21 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import ops
 from fxprune.errors import InputError, ModelError
+from fxprune.labels.run import Labelling
 from fxprune.ops import table as op_table
 from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE
 
 
 @pytest.fixture(autouse=True)
 def _own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    ops.lookup("aten::mean")
     before, loaded = dict(op_table.OPS), set(op_table._loaded)
     yield
     op_table.OPS.clear()
     op_table.OPS.update(before)
     op_table._loaded.clear()
     op_table._loaded.update(loaded)
-    from fxprune.labels.rules.table import signature
+    from fxprune.ops.call import signature
 
     signature.cache_clear()
 
@@ -206,7 +208,7 @@ def test_what_pytorch_counts_is_counted() -> None:
     """Ops that have no rule, but a formula in ``torch.utils.flop_counter``."""
     run = ops.Propagation()
     q = torch.empty(2, 4, 6, 8, device="meta")
-    with run:
+    with Labelling(run):
         torch.ops.aten._scaled_dot_product_efficient_attention(q, q, q, None, False)
     assert [(term.constant, term.factors) for term in run.terms] == [(2 * 2 * 4 * 6 * 6 * 8, ())]
 

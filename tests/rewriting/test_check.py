@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from conftest import randomise
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.labels.rules import RULES
+from fxprune import ops
+from fxprune.ops.table import OPS
 from fxprune.rewriting import check_rewrite, draft, run_on_meta
 
 
@@ -117,6 +119,11 @@ def test_a_node_that_fails_is_a_mismatch_even_if_no_channels_come_out_of_it() ->
     assert mismatch.source.endswith(" in forward")
 
 
+def replace_rule(monkeypatch: pytest.MonkeyPatch, name: str, label: Any) -> None:
+    record = ops.lookup(f"aten::{name}")
+    monkeypatch.setitem(OPS, record.name, replace(record, label=label))
+
+
 class Grid(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +136,7 @@ class Grid(nn.Module):
 
 def test_a_rule_that_is_wrong_costs_channels_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """It overlooks that two coordinates are needed: what cannot be run is left alone, and the rest is cut."""
-    monkeypatch.setitem(RULES, "grid_sampler_2d", lambda run, call: [run.labels(t) for t in call.tensors] and ())
+    replace_rule(monkeypatch, "grid_sampler_2d", lambda run, call: [run.labels(t) for t in call.tensors] and ())
     notes: list[str] = []
     for seed in range(3):
         torch.manual_seed(seed)
@@ -145,7 +152,7 @@ def test_what_cannot_be_interpreted_may_fail_again(monkeypatch: pytest.MonkeyPat
     def fails(run: Any, call: Any) -> Any:
         raise NotImplementedError("no shapes here")
 
-    monkeypatch.setitem(RULES, "cumsum", fails)
+    replace_rule(monkeypatch, "cumsum", fails)
 
     class Sums(nn.Module):
         def __init__(self) -> None:

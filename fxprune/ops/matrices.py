@@ -1,18 +1,17 @@
-"""Matrix decompositions and transforms: the dims of the matrix stay, the others pass."""
+"""The dims of a matrix or a transform stay, the others pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxprune.labels.factors import Factor, Labels
-from fxprune.labels.rules.pointwise import join_positions
-from fxprune.labels.rules.table import Call, rule
-
-if TYPE_CHECKING:
-    from fxprune.labels.propagate import Propagation
+from fxprune.labels.positions import join_positions
+from fxprune.labels.propagation import Propagation
+from fxprune.ops.call import Call
+from fxprune.ops.repair import LEFT_ALONE, Repair, argument, set_argument
+from fxprune.ops.table import adder
 
 
 def _free_of(run: Propagation, tensor: Tensor, dims: Sequence[int], text: str) -> Labels:
@@ -20,11 +19,6 @@ def _free_of(run: Propagation, tensor: Tensor, dims: Sequence[int], text: str) -
     return tuple(f for f in (run.mix(f, dims, text, ordered=True) for f in run.labels(tensor)) if f is not None)
 
 
-@rule(
-    "linalg_inv_ex", "linalg_cholesky_ex", "cholesky", "cholesky_inverse", "linalg_qr", "_linalg_svd", "_linalg_eigh",
-    "linalg_eig", "_linalg_eigvals", "_linalg_det", "_linalg_slogdet", "linalg_lu", "linalg_lu_factor_ex",
-    "linalg_matrix_exp", "linalg_pinv",
-)  # fmt: skip
 def _decomposed(run: Propagation, call: Call) -> list[Labels]:
     """``[*, m, n]`` -> anything of ``[*]``."""
     lead = call.input.ndim - 2
@@ -36,7 +30,6 @@ def _decomposed(run: Propagation, call: Call) -> list[Labels]:
     return result
 
 
-@rule("linalg_solve_triangular", "_linalg_solve_ex")
 def _solved(run: Propagation, call: Call) -> list[Labels]:
     """``A [*, n, n]``, ``B [*, n, k]`` -> ``[*, n, k]``, from the right ``B [*, k, n]``: the k columns pass."""
     known, matrix = call.tensors
@@ -52,12 +45,10 @@ def _solved(run: Propagation, call: Call) -> list[Labels]:
     return [join_positions(run, operands, shape), *others]
 
 
-@rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
 def _transformed(run: Propagation, call: Call) -> Labels:
     return _free_of(run, call.input, call.dims(), "a Fourier transform over channels")
 
 
-@rule("unfold_backward")
 def _folded(run: Propagation, call: Call) -> Labels:
     """``[*, windows, *, size]`` -> windows that overlap are summed along ``dim``; the last dim goes."""
     x, out = call.input, call.out
@@ -65,7 +56,6 @@ def _folded(run: Propagation, call: Call) -> Labels:
     return tuple(Factor(f.ids.reshape(f.ids.shape[:-1]), f.dim) for f in labels)
 
 
-@rule("as_strided")
 def _strided(run: Propagation, call: Call) -> Labels:
     """Windows over the last dims of a contiguous tensor (``torch.stft``): the dims before them pass."""
     x, sizes, strides = call.input, list(call["size"]), list(call["stride"])
@@ -85,3 +75,41 @@ def _strided(run: Propagation, call: Call) -> Labels:
         else:
             run.lock(factor.ids, "as_strided works by position")
     return tuple(result)
+
+
+# -- repairs -----------------------------------------------------------------------------------------------------------
+
+
+def _unfold_backward(repair: Repair, node: fx.Node) -> None:
+    set_argument(
+        node, 1, "input_sizes", repair.size_list(node, argument(node, 1, "input_sizes"), repair.promised(node))
+    )
+
+
+# -- what the recorder may not take on trust --------------------------------------------------------------------------
+
+
+def _strides_are_refused(x: Tensor, size: list[int], stride: list[int], offset: int | None = None) -> bool:
+    last = sum((count - 1) * step for count, step in zip(size, stride, strict=True))
+    start = x.storage_offset() if offset is None else offset
+    return bool((start + last + 1) * x.element_size() > x.untyped_storage().nbytes())
+
+
+# -- the ops -----------------------------------------------------------------------------------------------------------
+
+_UNCOUNTED = "PyTorch's counter leaves it out, too"
+_op = adder(__name__, mask="the channels of a matrix or a transform stay; the others are apart from each other")
+
+_op(
+    "linalg_inv_ex", "linalg_cholesky_ex", "cholesky_inverse", "linalg_qr", "_linalg_svd", "_linalg_eigh",
+    "linalg_eig", "_linalg_eigvals", "_linalg_det", "_linalg_slogdet", "linalg_lu", "linalg_lu_factor_ex",
+    "linalg_matrix_exp", "linalg_pinv",
+    label=_decomposed, cost=_UNCOUNTED,
+)  # fmt: skip
+_op("linalg_solve_triangular", "_linalg_solve_ex", label=_solved, cost=_UNCOUNTED)
+_op("_fft_r2c", "_fft_c2c", "_fft_c2r", label=_transformed, cost=_UNCOUNTED, repair="a transform's dims stay")
+_op("unfold_backward", label=_folded, repair=_unfold_backward)
+_op(
+    "as_strided", label=_strided, moves=True, takes="anything", refuses=_strides_are_refused,
+    repair=LEFT_ALONE,
+)  # fmt: skip

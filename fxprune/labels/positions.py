@@ -1,19 +1,15 @@
-"""Pointwise ops: operands' labels are joined position by position."""
+"""The commonest verb: operands' labels are joined position by position, as broadcasting lays them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fxprune.labels.classes import same
 from fxprune.labels.factors import Factor, Labels, aligned, expanded
-from fxprune.labels.rules.table import Call, rule
-
-if TYPE_CHECKING:
-    from fxprune.labels.propagate import Propagation
+from fxprune.labels.propagation import Propagation
 
 Operand = tuple[tuple[int, ...], Labels]
 
@@ -63,32 +59,3 @@ def _is_rigid(run: Propagation, operands: Sequence[tuple[tuple[int, ...], list[F
         else:
             return True
     return False
-
-
-@rule("copy_")
-def _copy(run: Propagation, call: Call) -> Labels:
-    target, source = call["self"], call["src"]
-    shape = tuple(target.shape)
-    return join_positions(run, [(shape, run.labels(target)), (tuple(source.shape), run.labels(source))], shape)
-
-
-@rule(
-    "fill", "zero", "uniform", "exponential", "random", "normal_functional", "log_normal", "cauchy", "geometric",
-)  # fmt: skip
-def _overwrite(run: Propagation, call: Call) -> Labels:
-    return run.labels(call.input)
-
-
-@rule("glu")
-def _glu(run: Propagation, call: Call) -> Labels:
-    """``a * sigmoid(b)`` of the two halves along ``dim``."""
-    dim = call.dims()[0]
-    result = []
-    for factor in run.labels(call.input):
-        ids = factor.ids
-        if ids.shape[dim] > 1:
-            first, second = np.split(ids, 2, dim)
-            run.join(first, second)
-            ids = first
-        result.append(Factor(ids, factor.dim))
-    return tuple(result)

@@ -1,39 +1,25 @@
-"""Movement ops: the very same op is applied to the label tensors, along the dimensions where they vary."""
+"""The very same op is applied to the label tensors, along the dimensions where they vary."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxprune.labels.classes import Ids, same
-from fxprune.labels.factors import (
-    Factor,
-    Labels,
-    aligned,
-    along,
-    expanded,
-    moved,
-    narrow,
-    settle_dim,
-    vector,
-    viewed,
-)
-from fxprune.labels.rules.table import Call, rule
-
-if TYPE_CHECKING:
-    from fxprune.labels.propagate import Propagation
+from fxprune.labels.factors import Factor, Labels, aligned, along, expanded, moved, narrow, vector, viewed, without
+from fxprune.labels.propagation import Propagation
+from fxprune.ops.call import Call
+from fxprune.ops.repair import LEFT_ALONE, Repair, argument, set_argument, shape_after_self
+from fxprune.ops.table import adder
 
 
-@rule("alias", "detach", "clone", "contiguous", "lift_fresh_copy", "positive", "_to_copy_", "_assert_tensor_metadata")
 def _same(run: Propagation, call: Call) -> Labels:
     return run.labels(call.input)
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy")
 def _view(run: Propagation, call: Call) -> Labels:
     result = []
     for factor in run.labels(call.input):
@@ -44,7 +30,6 @@ def _view(run: Propagation, call: Call) -> Labels:
     return tuple(result)
 
 
-@rule("permute", "transpose", "t", "numpy_T", "swapaxes")
 def _permute(run: Propagation, call: Call) -> Labels:
     order = list(range(call.input.ndim))
     if call.name == "permute":
@@ -57,7 +42,6 @@ def _permute(run: Propagation, call: Call) -> Labels:
     return tuple(moved(f, order) for f in run.labels(call.input))
 
 
-@rule("unsqueeze")
 def _unsqueeze(run: Propagation, call: Call) -> Labels:
     dim = call["dim"] % call.out.ndim
     return tuple(_with_dim(f, dim) for f in run.labels(call.input))
@@ -68,24 +52,15 @@ def _with_dim(factor: Factor, dim: int) -> Factor:
     return factor.laid(np.expand_dims(factor.ids, dim), factor.dim + (factor.dim >= dim))
 
 
-@rule("squeeze")
 def _squeeze(run: Propagation, call: Call) -> Labels:
     gone = [d for d in call.dims() if call.input.shape[d] == 1]
-    return tuple(_without(f, gone) for f in run.labels(call.input))
-
-
-def _without(factor: Factor, gone: Sequence[int]) -> Factor:
-    """The factor of a tensor that lost the dimensions ``gone``, along which it does not vary."""
-    left = [d for d in range(factor.ids.ndim) if d not in gone]
-    ids = factor.ids.reshape([factor.ids.shape[d] for d in left])
-    return Factor(ids, settle_dim(ids, left.index(factor.dim) if factor.dim in left else 0))
+    return tuple(without(f, gone) for f in run.labels(call.input))
 
 
 def _fresh_along(run: Propagation, tensor: Tensor, dims: Sequence[int]) -> Labels:
     return tuple(Factor(vector(run.fresh(tensor.shape[d]), d, tensor.ndim), d) for d in dims)
 
 
-@rule("expand", "expand_copy")
 def _expand(run: Propagation, call: Call) -> Labels:
     """Copies along a dimension of size 1 constrain nothing: their number adapts to what they meet."""
     out, extra = call.out, call.out.ndim - call.input.ndim
@@ -94,7 +69,6 @@ def _expand(run: Propagation, call: Call) -> Labels:
     return tuple(aligned(f, out.ndim) for f in run.labels(call.input)) + _fresh_along(run, out, grown)
 
 
-@rule("repeat")
 def _repeat(run: Propagation, call: Call) -> Labels:
     repeats, out = call["repeats"], call.out
     before = [1] * (out.ndim - call.input.ndim) + list(call.input.shape)
@@ -107,66 +81,6 @@ def _repeat(run: Propagation, call: Call) -> Labels:
     return tuple(result) + _fresh_along(run, out, grown)
 
 
-@rule("select", "select_copy")
-def _select(run: Propagation, call: Call) -> Labels:
-    dim, result = call.dims()[0], []
-    for factor in run.labels(call.input):
-        ids = factor.ids
-        if ids.shape[dim] > 1:
-            ids = narrow(ids, dim, call["index"] % ids.shape[dim], 1)
-            if factor.varying == (dim,):
-                run.lock(ids, "a single channel is picked")
-                continue
-        result.append(_without(Factor(ids, factor.dim), [dim]))
-    return tuple(result)
-
-
-@rule("slice", "slice_copy")
-def _slice(run: Propagation, call: Call) -> Labels:
-    dim = call.dims()[0]
-    window = slice(call["start"], call["end"], call["step"])
-    index = tuple(window if d == dim else slice(None) for d in range(call.input.ndim))
-    return _picked(run, [along(f, dim, lambda ids: ids[index]) for f in run.labels(call.input)], call.out)
-
-
-def _picked(run: Propagation, labels: Sequence[Factor], out: Tensor) -> Labels:
-    """Part of a dimension. Where it is one channel, that one must stay: the dimension would be empty."""
-    for factor in labels:
-        if factor.ids.size == 1 and out.shape[factor.dim] == 1:
-            run.lock(factor.ids, "a single channel is picked")
-    return tuple(labels)
-
-
-@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "tensor_split")
-def _split(run: Propagation, call: Call) -> list[Labels]:
-    dim, start, result = call.dims()[0], 0, []
-    for out in call.outputs:
-        size, first = out.shape[dim], start
-        labels = [along(f, dim, lambda ids: narrow(ids, dim, first, size)) for f in run.labels(call.input)]  # noqa: B023
-        result.append(_picked(run, labels, out))
-        start += size
-    return result
-
-
-@rule("unbind")
-def _unbind(run: Propagation, call: Call) -> list[Labels]:
-    dim = call.dims()[0]
-    result = []
-    for index in range(len(call.outputs)):
-        labels = []
-        for factor in run.labels(call.input):
-            ids = factor.ids
-            if ids.shape[dim] > 1:
-                ids = narrow(ids, dim, index, 1)
-                if factor.varying == (dim,):
-                    run.lock(ids, "a single channel is picked")
-                    continue
-            labels.append(_without(Factor(ids, factor.dim), [dim]))
-        result.append(tuple(labels))
-    return result
-
-
-@rule("flip")
 def _flip(run: Propagation, call: Call) -> Labels:
     factors = run.labels(call.input)
     for dim in call.dims("dims"):
@@ -174,7 +88,6 @@ def _flip(run: Propagation, call: Call) -> Labels:
     return factors
 
 
-@rule("roll")
 def _roll(run: Propagation, call: Call) -> Labels:
     if call["dims"] == []:
         run.lock_all(run.labels(call.input), "roll of a flattened tensor")
@@ -191,7 +104,6 @@ def _roll(run: Propagation, call: Call) -> Labels:
     return tuple(result)
 
 
-@rule("cat", "stack")
 def _concatenate(run: Propagation, call: Call) -> Labels:
     tensors: list[Tensor] = [t for t in call["tensors"] if t.numel()]
     dim = call["dim"] % call.out.ndim
@@ -229,7 +141,6 @@ def _concatenated(run: Propagation, shapes: list[tuple[int, ...]], labels: list[
     return Factor(np.concatenate(whole, dim), cut)
 
 
-@rule("constant_pad_nd", "pad")
 def _constant_pad(run: Propagation, call: Call) -> Labels:
     pads, ndim, result = list(call["pad"]), call.input.ndim, []
     for factor in run.labels(call.input):
@@ -252,58 +163,6 @@ def _constant_pad(run: Propagation, call: Call) -> Labels:
     return tuple(result)
 
 
-@rule("reflection_pad1d", "reflection_pad2d", "reflection_pad3d")
-def _reflection_pad(run: Propagation, call: Call) -> Labels:
-    return _edge_pad(run, call)
-
-
-@rule("replication_pad1d", "replication_pad2d", "replication_pad3d")
-def _replication_pad(run: Propagation, call: Call) -> Labels:
-    return _edge_pad(run, call)
-
-
-def _edge_pad(run: Propagation, call: Call) -> Labels:
-    dims = range(call.input.ndim - len(call["padding"]) // 2, call.input.ndim)
-    mixed = (run.mix(f, list(dims), "padded by reflection") for f in run.labels(call.input))
-    return tuple(f for f in mixed if f is not None)
-
-
-@rule("pixel_shuffle")
-def _pixel_shuffle(run: Propagation, call: Call) -> Labels:
-    """``[*, C r^2, H, W] -> [*, C, H r, W r]``: a channel's r^2 sub-pixels lie side by side, so they are joined."""
-    return _rearranged(run, call, -(call["upscale_factor"] ** 2))
-
-
-@rule("pixel_unshuffle")
-def _pixel_unshuffle(run: Propagation, call: Call) -> Labels:
-    return _rearranged(run, call, call["downscale_factor"] ** 2)
-
-
-def _rearranged(run: Propagation, call: Call, times: int) -> Labels:
-    dim, result = call.input.ndim - 3, []
-    for factor in run.labels(call.input):
-        mixed = run.mix(factor, [dim + 1, dim + 2], "pixels become channels")
-        if mixed is None:
-            continue
-        ids = mixed.ids
-        if ids.shape[dim] > 1:
-            if times > 0:
-                ids = ids.repeat(times, dim)
-            else:
-                ids = _first_of(run, ids, dim, -times)
-        result.append(Factor(ids, mixed.dim))
-    return tuple(result)
-
-
-def _first_of(run: Propagation, ids: Ids, dim: int, times: int) -> Ids:
-    """``times`` neighbours each along ``dim`` become one channel: the first of them."""
-    split = ids.reshape(*ids.shape[:dim], -1, times, *ids.shape[dim + 1 :])
-    first = narrow(split, dim + 1, 0, 1)
-    run.join(split, first)
-    return first.squeeze(dim + 1)
-
-
-@rule("channel_shuffle", "native_channel_shuffle")
 def _channel_shuffle(run: Propagation, call: Call) -> Labels:
     """``view``, ``transpose`` and ``view`` in one."""
     groups, result = call["groups"], []
@@ -317,51 +176,6 @@ def _channel_shuffle(run: Propagation, call: Call) -> Labels:
     return tuple(result)
 
 
-@rule("im2col")
-def _im2col(run: Propagation, call: Call) -> Labels:
-    """``[N, C, H, W] -> [N, C k k, L]``."""
-    if call.input.ndim != 4:
-        run.lock_all(run.labels(call.input), "unfold of an unbatched tensor")
-        return ()
-    window, result = math.prod(call["kernel_size"]), []
-    for factor in run.labels(call.input):
-        mixed = run.mix(factor, [2, 3], "patches are unfolded")
-        if mixed is not None and mixed.varying:
-            ids = mixed.ids.reshape(mixed.ids.shape[0], mixed.ids.shape[1], 1)
-            ids = ids.repeat(window, 1) if ids.shape[1] > 1 else ids
-            result.append(Factor(ids, mixed.dim))
-    return tuple(result)
-
-
-@rule("col2im")
-def _col2im(run: Propagation, call: Call) -> Labels:
-    """``[N, C k k, L] -> [N, C, H, W]``: overlapping patches are summed, so a channel's k k values are joined."""
-    if call.input.ndim != 3:
-        run.lock_all(run.labels(call.input), "fold of an unbatched tensor")
-        return ()
-    window, result = math.prod(call["kernel_size"]), []
-    for factor in run.labels(call.input):
-        mixed = run.mix(factor, [2], "patches are folded")
-        if mixed is None or not mixed.varying:
-            continue
-        ids = mixed.ids
-        if ids.shape[1] > 1:
-            ids = _first_of(run, ids, 1, window)
-        result.append(Factor(ids[..., None], mixed.dim))
-    return tuple(result)
-
-
-@rule("unfold")
-def _unfold(run: Propagation, call: Call) -> Labels:
-    dim, result = call["dimension"] % call.input.ndim, []
-    for factor in run.labels(call.input):
-        mixed = run.mix(factor, [dim], "unfolded along channels")
-        if mixed is not None:
-            result.append(Factor(mixed.ids[..., None], mixed.dim))
-    return tuple(result)
-
-
-@rule("diagonal", "tril", "triu", "rot90", "take", "put", "trace")
 def _square(run: Propagation, call: Call) -> Labels:
     """Ops whose meaning depends on positions: fine along other dims for tril and triu, locked otherwise."""
     ndim, result = call.input.ndim, []
@@ -373,13 +187,99 @@ def _square(run: Propagation, call: Call) -> Labels:
     return tuple(result)
 
 
-@rule("view_as_complex")
 def _view_as_complex(run: Propagation, call: Call) -> Labels:
     last = call.input.ndim - 1
     mixed = (run.mix(f, [last], "real and imaginary parts") for f in run.labels(call.input))
-    return tuple(_without(f, [last]) for f in mixed if f is not None)
+    return tuple(without(f, [last]) for f in mixed if f is not None)
 
 
-@rule("view_as_real")
 def _view_as_real(run: Propagation, call: Call) -> Labels:
     return tuple(Factor(f.ids[..., None], f.dim) for f in run.labels(call.input))
+
+
+# -- repairs -----------------------------------------------------------------------------------------------------------
+
+
+def _repair_unflatten(repair: Repair, node: fx.Node) -> None:
+    dim = repair.value(argument(node, 1, "dim"))
+    sizes = argument(node, 2, "sizes")
+    promised = repair.promised(node)
+    start = dim % len(repair.dense(node.args[0]).shape)
+    count = len(promised) - len(repair.dense(node.args[0]).shape) + 1
+    set_argument(node, 2, "sizes", repair.size_list(node, sizes, promised[start : start + count]))
+
+
+def _repair_repeat(repair: Repair, node: fx.Node) -> None:
+    promised = repair.promised(node)
+    source = repair.value(node.args[0]).shape
+    source = (1,) * (len(promised) - len(source)) + tuple(source)
+    times = [p // s for p, s in zip(promised, source, strict=True)]
+    first = node.args[1]
+    if isinstance(first, (tuple, list)):
+        node.args = (node.args[0], repair.size_list(node, list(first), times[-len(first) :]))
+    else:
+        node.args = (node.args[0], *repair.sizes(node, node.args[1:], times[-(len(node.args) - 1) :]))
+
+
+def _repair_assertion(repair: Repair, node: fx.Node) -> None:
+    """The size is the new one; how a tensor lies in memory is not asked any more."""
+    size = argument(node, 1, "size")
+    if size is not None:
+        set_argument(node, 1, "size", repair.size_list(node, size, repair.value(node.args[0]).shape))
+    if argument(node, 2, "stride") is not None:
+        set_argument(node, 2, "stride", None)
+
+
+def _repair_pad(repair: Repair, node: fx.Node) -> None:
+    known, out = repair.dense(node.args[0]), repair.dense(node)
+    pads = [repair.dense(pad) for pad in repair.dense(argument(node, 1, "pad"))]
+    given = repair.frozen(node, argument(node, 1, "pad"))
+    changed = list(given) if isinstance(given, (tuple, list)) else list(pads)
+    for k in range(len(pads) // 2):
+        dim = len(known.shape) - 1 - k
+        if not (repair.is_cut(out, dim) or repair.is_cut(known, dim)) or pads[2 * k] < 0 or pads[2 * k + 1] < 0:
+            continue
+        mask = repair.mask(out, dim, node)
+        changed[2 * k] = int(mask[: pads[2 * k]].sum())
+        changed[2 * k + 1] = int(mask[len(mask) - pads[2 * k + 1] :].sum()) if pads[2 * k + 1] else 0
+    set_argument(node, 1, "pad", tuple(changed))
+
+
+# -- the ops -----------------------------------------------------------------------------------------------------------
+
+_op = adder(__name__, mask="positions only move: what a channel holds stays its own")
+
+_op("alias", "detach", "positive", "lift_fresh_copy", label=_same, moves=True)
+_op("_assert_tensor_metadata", label=_same, moves=True, repair=_repair_assertion)
+_op("clone", label=_same, moves=True, rearranges=True, takes="anything")
+_op("contiguous", label=_same, moves=True, rearranges=True)
+_op("view", "reshape", label=_view, moves=True, rearranges=True, repair=shape_after_self, sizes=1)
+_op("_unsafe_view", label=_view, moves=True, repair=shape_after_self, takes="anything")
+_op("_reshape_copy", "view_copy", label=_view, moves=True, repair=shape_after_self)
+_op("_reshape_alias", label=_view, moves=True, repair=LEFT_ALONE)
+_op("permute", "transpose", "t", "swapaxes", label=_permute, moves=True, rearranges=True)
+_op("numpy_T", label=_permute, moves=True)
+_op("unsqueeze", label=_unsqueeze, moves=True, rearranges=True)
+_op("squeeze", label=_squeeze, moves=True, rearranges=True)
+_op("expand", label=_expand, moves=True, repair=shape_after_self, sizes=1)
+_op("expand_copy", label=_expand, moves=True, repair=shape_after_self)
+_op("repeat", label=_repeat, moves=True, repair=_repair_repeat, sizes=1, takes="anything")
+_op("flip", label=_flip, moves=True, takes="anything")
+_op("roll", label=_roll, moves=True, takes="anything", repair="along channels it locks them")
+_op("cat", "stack", label=_concatenate, moves=True, takes="anything")
+_op("constant_pad_nd", label=_constant_pad, moves=True, takes="anything", repair=LEFT_ALONE)
+_op("pad", label=_constant_pad, moves=True, repair=_repair_pad)
+_op("channel_shuffle", label=_channel_shuffle, rearranges=True, repair="the groups stay")
+_op("native_channel_shuffle", label=_channel_shuffle, takes="floats of one kind", repair="the groups stay")
+_op("diagonal", label=_square, moves=True)
+_op("tril", "triu", label=_square, repair="the matrices stay, and so do their diagonals")
+_op("rot90", "take", "put", "trace", label=_square)
+_op("view_as_complex", label=_view_as_complex, moves=True)
+_op("view_as_real", label=_view_as_real, moves=True)
+
+# Made of other ops; a recorded graph calls them.
+_call = adder(__name__, rearranges=True)
+_call("unflatten", repair=_repair_unflatten)
+_call("flatten", "swapdims", "movedim", "moveaxis", "view_as", "reshape_as", "python::T", "python::mT")
+_call("broadcast_to", rearranges=False, repair=shape_after_self)
+_call("tile", rearranges=False, repair=_repair_repeat, sizes=1)

@@ -1,20 +1,22 @@
-"""Ops that read or write at places given by an index tensor or a mask: channels pass along the dims not indexed."""
+"""Channels pass along the dims that are not indexed; what reads single channels locks them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxprune.labels.factors import Factor, Labels, along, full, settle_dim
-from fxprune.labels.rules.pointwise import join_positions
-from fxprune.labels.rules.table import Call, rule
+from fxprune.labels.positions import join_positions
+from fxprune.labels.propagation import Propagation
+from fxprune.ops.call import Call
+from fxprune.ops.meta import is_within, on_meta, recorded_count, recorded_shape
+from fxprune.ops.parts import repair_index_select
+from fxprune.ops.table import adder
 
-if TYPE_CHECKING:
-    from fxprune.labels.propagate import Propagation
-
+_aten = torch.ops.aten
 _FLAGS = (torch.bool, torch.uint8)
 
 
@@ -37,10 +39,10 @@ def _as_integers(indices: Sequence[Tensor | None], ndim: int, count: int) -> lis
     return found + [None] * (ndim - len(found))
 
 
-@rule("index", "_unsafe_index")
 def _index(run: Propagation, call: Call) -> Labels:
     """Indexing by tensors. Known integers and masks move labels; unknown ones lock the dimension they index."""
     source, out = call["self"], call.out
+    run.unread(call.name, *(index for index in call["indices"] if index is not None))
     start = _first(call["indices"])
     indices = _as_integers(call["indices"], source.ndim, out.shape[start] if out.ndim else 1)
     known = all(i is None or not i.is_meta for i in indices)
@@ -83,9 +85,9 @@ def _indexed(factor: Factor, source: Tensor, indices: list[Tensor | None], index
     return Factor(ids, settle_dim(ids, dim if dim < place else dim + width))
 
 
-@rule("index_select")
 def _index_select(run: Propagation, call: Call) -> Labels:
     dim, index = call.dims()[0], call["index"]
+    run.unread(call.name, index)
     result = []
     for factor in run.labels(call.input):
         if factor.ids.shape[dim] > 1 and index.is_meta:
@@ -95,7 +97,6 @@ def _index_select(run: Propagation, call: Call) -> Labels:
     return tuple(result)
 
 
-@rule("index_put", "_unsafe_index_put", "_index_put_impl")
 def _index_put(run: Propagation, call: Call) -> Labels:
     """What is written carries the channels of what it is written to, along the dims that are not indexed."""
     target, values = call["self"], call["values"]
@@ -132,7 +133,6 @@ def _one_mask(indices: Sequence[Tensor | None]) -> tuple[int, Tensor] | None:
     return given[0] if len(given) == 1 and given[0][1].dtype in _FLAGS else None
 
 
-@rule("gather", "scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_reduce", "index_fill")
 def _along_index(run: Propagation, call: Call) -> Labels:
     """Places along ``dim`` are given by an index; along the other dims all operands lie position by position."""
     x, index, dim = call["self"], call["index"], call["dim"] % max(call["self"].ndim, 1)
@@ -158,7 +158,6 @@ def _along_index(run: Propagation, call: Call) -> Labels:
     return join_positions(run, free, tuple(shape))
 
 
-@rule("masked_scatter")
 def _masked_scatter(run: Propagation, call: Call) -> Labels:
     """Rows of ``source`` take the places of the rows that ``mask`` names: ``[*, C]`` both, and the mask ``[*, 1]``."""
     x, mask, source = call["self"], call["mask"], call["source"]
@@ -176,11 +175,11 @@ def _masked_scatter(run: Propagation, call: Call) -> Labels:
     return join_positions(run, operands, (1,) * (x.ndim - 1) + tuple(x.shape[-1:])) if rows else ()
 
 
-@rule("isin", "bucketize", "searchsorted")
 def _compared(run: Propagation, call: Call) -> Labels:
     """Every position of one operand is looked up in the whole of another."""
     looked_up = call.get("elements") if call.name == "isin" else call.get("self")
     table = call.get({"isin": "test_elements", "bucketize": "boundaries"}.get(call.name, "sorted_sequence"))
+    run.unread(call.name, call.get("sorter"))
     if isinstance(table, Tensor):
         run.lock_all(run.labels(table), f"{call.name} reads values")
     if not isinstance(looked_up, Tensor):
@@ -191,18 +190,98 @@ def _compared(run: Propagation, call: Call) -> Labels:
     return run.labels(looked_up)
 
 
-@rule(
-    "one_hot", "nonzero", "_local_scalar_dense", "equal", "is_same_size", "_assert_async", "sym_size", "_unique2",
-    "unique_consecutive", "masked_select", "bincount", "histc", "nll_loss_forward", "nll_loss2d_forward",
-    "multi_margin_loss", "multilabel_margin_loss_forward", "_linalg_check_errors",
-)  # fmt: skip
-def _no_labels(run: Propagation, call: Call) -> list[Any]:
-    run.lock_all([f for t in call.tensors for f in run.labels(t)], f"{call.name} reads values")
-    return [()] * len(call.outputs)
-
-
-@rule("repeat_interleave")
 def _counts(run: Propagation, call: Call) -> Labels:
     """``[n]`` counts -> the places ``[sum of counts]`` that are repeated so often."""
     run.lock_all(run.labels(call.input), "used as counts")
     return ()
+
+
+# -- results without values -----------------------------------------------------------------------------------------
+
+
+def _nonzero(node: fx.Node | None, x: Tensor) -> Tensor:
+    return on_meta((recorded_count(node, x.numel()), x.ndim))
+
+
+def _masked_select(node: fx.Node | None, x: Tensor, mask: Tensor) -> Tensor:
+    size = torch.broadcast_shapes(x.shape, mask.shape).numel()
+    return on_meta((recorded_count(node, size),), x.dtype)
+
+
+def _unique(node: fx.Node | None, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    count = recorded_count(node, x.numel())
+    return on_meta((count,), x.dtype), on_meta(x.shape), on_meta((count,))
+
+
+def _bincount(node: fx.Node | None, x: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    dtype = torch.int64 if weights is None else torch.float32 if weights.dtype == torch.float32 else torch.float64
+    return on_meta((recorded_count(node, max(minlength, 1)),), dtype)
+
+
+def _repeated(node: fx.Node | None, counts: Tensor, output_size: int | None = None) -> Tensor:
+    """In ``x.repeat_interleave(counts, dim)`` the recorded size is that along ``dim``."""
+    shape = recorded_shape(node)
+    dim = None if node is None else node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else None)
+    place = dim if isinstance(dim, int) else 0
+    known = int(shape[place]) if shape and -len(shape) <= place < len(shape) else counts.numel()
+    return on_meta((known if output_size is None else output_size,))
+
+
+def _index_places(node: fx.Node | None, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+    """Masks among the indices select as many places each as the recorded result has."""
+    shape = recorded_shape(node)
+    given = [place for place, index in enumerate(indices) if index is not None]
+    adjacent = given == list(range(given[0], given[-1] + 1))
+    place = given[0] if adjacent else 0
+    masks = [i for i in indices if i is not None and i.dtype in (torch.bool, torch.uint8)]
+    count = int(shape[place]) if shape and len(shape) > place else masks[0].numel()
+    whole: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype in (torch.bool, torch.uint8):
+            whole += [on_meta((count,)) for _ in range(index.ndim)]
+        else:
+            whole.append(None if index is None else index.to("meta"))
+    result: Tensor = _aten.index.Tensor(x.to("meta"), whole)
+    return result
+
+
+def _equal(node: fx.Node | None, a: Tensor, b: Tensor) -> bool | None:
+    """``istft`` looks whether its window leaves a gap, and refuses if it does: the recorded one did not."""
+    return False if node is not None and "istft" in str(node.target) else None
+
+
+# -- what the recorder may not take on trust --------------------------------------------------------------------------
+
+
+def _index_is_refused(x: Tensor, indices: list[Tensor | None]) -> bool:
+    """``x[indices[0], indices[1], ...]``"""
+    return not all(i is None or is_within(i, size, -size) for i, size in zip(indices, x.shape, strict=False))
+
+
+# -- the ops -----------------------------------------------------------------------------------------------------------
+
+_op = adder(__name__, mask="whole rows are picked or written: what a channel holds stays its own")
+
+_op("index", label=_index, moves=True, takes="anything", refuses=_index_is_refused, without_values=_index_places)
+_op("_unsafe_index", label=_index, moves=True)
+_op("index_select", label=_index_select, moves=True, repair=repair_index_select)
+_op("index_put", "_unsafe_index_put", "_index_put_impl", label=_index_put)
+_op("gather", "scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_reduce", "index_fill",
+    label=_along_index)  # fmt: skip
+_op("masked_scatter", label=_masked_scatter)
+_op("isin", "bucketize", "searchsorted", label=_compared)
+_op("repeat_interleave", label=_counts, without_values=_repeated, repair="an index and a count give its size")
+
+_read = adder(__name__, reads_values=True, mask="its channels stay", cost="it compares and counts")
+
+_read(
+    "one_hot", "_local_scalar_dense", "_assert_async", "histc", "multi_margin_loss", "multilabel_margin_loss_forward",
+    "_linalg_check_errors",
+)  # fmt: skip
+_read("nll_loss_forward", "nll_loss2d_forward", repair="the number of a class")
+_read("is_same_size", "sym_size", moves=True)
+_read("equal", without_values=_equal)
+_read("nonzero", without_values=_nonzero)
+_read("masked_select", without_values=_masked_select)
+_read("_unique2", "unique_consecutive", without_values=_unique)
+_read("bincount", without_values=_bincount, repair="it counts values")

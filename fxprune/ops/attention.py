@@ -1,0 +1,24 @@
+"""Attention in one call: PyTorch makes products and a softmax of it, which the labels and the oracle see."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxprune.ops.repair import Repair
+from fxprune.ops.table import adder
+
+
+def _attention(repair: Repair, node: fx.Node) -> None:
+    """The implicit scale is that of the dense head dimension."""
+    query = repair.dense(node.args[0] if node.args else node.kwargs["query"])
+    dim = len(query.shape) - 1
+    scale = node.kwargs.get("scale")
+    if scale is None and repair.is_cut(query, dim):
+        node.kwargs = {**node.kwargs, "scale": float(query.shape[dim]) ** -0.5}
+    elif isinstance(scale, fx.Node) and repair.value(scale) != repair.dense(scale):
+        node.kwargs = {**node.kwargs, "scale": repair.dense(scale)}
+
+
+# Made of other ops; a recorded graph calls it.
+_call = adder(__name__)
+_call("scaled_dot_product_attention", repair=_attention)
