@@ -86,8 +86,8 @@ def _data(options: argparse.Namespace, model: "nn.Module") -> dict[str, Any]:
     """What is asked for on data, and the data."""
     from fxprune.io import specs
 
-    data = None if options.data is None else specs.load_data(options.data, options.spec, model)
-    return {"reconstruct": options.reconstruct, **({} if data is None else {"data": data})}
+    given: dict[str, Any] = {"reconstruct": True} if options.reconstruct else {}
+    return given if options.data is None else {**given, "data": specs.load_data(options.data, options.spec, model)}
 
 
 def _apply(options: argparse.Namespace) -> None:
