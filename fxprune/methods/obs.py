@@ -28,8 +28,9 @@ class OBS:
     rows of the channel (optimal brain surgeon: Hassibi and Stork 1993; for structures Kurtic et al. 2023, eq. 4). It is
     summed over all weights that read the channel, weighed by how much the network's outputs depend on theirs, so
     groups compare. The channels of a group are taken round by round, the lowest first, and ``C^-1`` and ``W`` follow:
-    a channel whose twin has gone counts in full. Channels that no weight reads stay. ``per_mac=False``: the error
-    itself, not divided by the MACs that go with the channel.
+    a channel whose twin has gone counts in full. The fewer data there are for the inputs of a weight, the less its
+    refit is trusted: a ridge of as much as there are inputs per independent position. Channels that no weight reads
+    stay. ``per_mac=False``: the error itself, not divided by the MACs that go with the channel.
     """
 
     per_mac: bool = True
@@ -111,7 +112,9 @@ def _parts(read: Read, group: ChannelGroup) -> list[_Part]:
         if places:
             gram = read.gram[index].clone()
             square = gram.diagonal()
-            square.mul_(1 + _RIDGE).add_(square.mean().clamp_min(1e-300) * 1e-9)  # some may never be other than zero
+            square.mul_(1 + _RIDGE + len(channels) / read.count).add_(
+                square.mean().clamp_min(1e-300) * 1e-9
+            )  # some may never be other than zero
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
             weight = read.weight[index].double() * read.sensitivity[index].sqrt()
             found.append(_Part(inverse, weight, dict(places)))

@@ -60,7 +60,8 @@ class Read:
 
     ``node``: the layer. ``channels [g, K]``: of every input, -1 where it is of none. ``gram [g, K, K]``: of the inputs,
     the mean over positions. ``weight [g, K, O]``. ``sensitivity [g, O]``: how much the square of the network's outputs
-    changes with the square of an error of this output, summed over positions.
+    changes with the square of an error of this output, summed over positions. ``count``: how many independent positions
+    the data are worth.
     """
 
     node: str
@@ -68,6 +69,7 @@ class Read:
     gram: Tensor
     weight: Tensor
     sensitivity: Tensor
+    count: float
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,10 @@ class _Sums:
         variance = self._square / (samples * self._positions) - mean**2
         even = ((self._of_means / samples - mean**2) / variance.clamp_min(1e-300)).clamp(0, 1)
         sensitivity = ((1 - even) * self._alone + even * self._together) / samples
-        return Read(self.call.place[0], self.channels, self._gram / max(self._rows, 1), self._weight, sensitivity)
+        worth = samples * self._positions / (1 + (self._positions - 1) * float(even.mean()))
+        return Read(
+            self.call.place[0], self.channels, self._gram / max(self._rows, 1), self._weight, sensitivity, worth
+        )
 
 
 def _by_sample(product: Product, y: Tensor, samples: int) -> Tensor:

@@ -82,7 +82,7 @@ def test_a_twin_goes_and_the_other_stays() -> None:
     with torch.no_grad():
         for twin, of in ((1, 0), (3, 2), (5, 4)):
             model[0].weight[twin], model[0].bias[twin] = 20 * model[0].weight[of], 20 * model[0].bias[of]
-    data = torch.randn(200, 5)
+    data = torch.randn(4000, 5)
     given = {"channels": 0.75, "round_to": 1, "progress": False}
     small = fxprune.prune(model, data[:1], method="obs", data=data, reconstruct=True, **given)
     kept = small.meta["fxprune"].plan.kept["0.weight"][0]
