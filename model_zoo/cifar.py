@@ -209,7 +209,7 @@ def _scratch(study: Study, ratio: float) -> nn.Module:
     training = fxprune.attach(study.random(), study.run.example, method=method, **study.budget(ratio))
     with fxprune.training.seeded(study.seed):
         loop = study.run.loop("scratch", validation=validation)
-        fxprune.training.fit(training, batches, None, study.gate_epochs, **loop, progress=False)
+        fxprune.training.fit(training, batches, None, study.gate_epochs, loop, progress=False)
     return study.drawn_anew(training.finish())
 
 
