@@ -187,10 +187,6 @@ def prune(
             and the budget alone, so it is the same on every machine. ``"measured"``, and ``"auto"`` with ``latency``:
             up to the power of two that the execution provider likes, which is timed once per device and kept.
         verify: run the mask oracle on the result (never on ``device="meta"``, where nothing can be computed).
-        consume: empty the parameters and buffers of ``model`` one by one as they are cut, so that the dense and the
-            pruned weights are never in memory together. ``model`` cannot be used afterwards. The oracle needs the dense
-            weights, so it is not run, and the report says so; that the recorded graph computes what the model computes
-            is still checked.
         reconstruct: refit the weights to the dense model's activations on ``data``, of which no targets are read; see
             ``fxprune.reconstruct``, which has more options.
         seed: of random choices. Same seed, same versions: the same plan.
