@@ -787,7 +787,8 @@ def check_prune(spec: NetSpec, plan: dict[str, Any]) -> bool:
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(spec.seed))
     before = copy.deepcopy(model.state_dict())
     budget, ratio = plan["budget"], plan["ratio"]
-    options = {k: v for k, v in plan.items() if k not in ("budget", "ratio")} | {"progress": False}
+    options = {k: v for k, v in plan.items() if k not in ("budget", "ratio", "min_channels")} | {"progress": False}
+    options["options"] = fxprune.Options(min_channels=plan.get("min_channels", 1))
     graph = fxprune.analyze(model, x, attention=plan["attention"])
     graph.check()
     assert graph.macs() == count_macs(model, (x.clone(),), {})

@@ -331,13 +331,14 @@ print(small.meta["fxprune"].round_to)
 
 def test_the_default_plan_is_the_same_in_every_environment(tmp_path: Path) -> None:
     """Whatever was measured on the device, and where there is no onnxruntime; what is measured decides on request."""
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
+    path_of = os.pathsep.join(map(str, (tests.parent, tests, tests / "selection")))
 
     def plan(name: str, *arguments: str, rounds_to: int) -> str:
         path = tmp_path / f"{name}.json"
         run = subprocess.run(
             [sys.executable, "-c", _PRUNING, str(path), *arguments], capture_output=True, text=True, check=False,
-            env={**os.environ, "FXPRUNE_CACHE": str(tmp_path), "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"},
+            env={**os.environ, "FXPRUNE_CACHE": str(tmp_path), "PYTHONPATH": path_of},
         )  # fmt: skip
         assert (run.returncode, run.stdout) == (0, f"{rounds_to}\n"), run.stderr
         return path.read_text()

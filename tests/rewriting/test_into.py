@@ -162,7 +162,7 @@ class Scaled(nn.Module):
 def test_a_number_that_follows_the_width() -> None:
     model = make(Scaled)
     said = refused(model, pruned(model, torch.randn(2, 6)))
-    assert f"test_original.py:{line_of(Scaled, '** -0.5')} in forward" in said
+    assert f"test_into.py:{line_of(Scaled, '** -0.5')} in forward" in said
 
 
 class Outside(nn.Module):
@@ -184,7 +184,7 @@ def test_a_tensor_kept_outside() -> None:
     small = pruned(model, torch.randn(2, 6))
     if small.one.weight.shape[0] == 16:
         pytest.fail("nothing was cut, so this tests nothing")
-    assert "test_original.py:" in refused(model, small)
+    assert "test_into.py:" in refused(model, small)
 
 
 class Auxiliary(Small):
@@ -207,7 +207,7 @@ def test_a_branch_that_runs_in_training_only() -> None:
     assert said.startswith(
         "Auxiliary with the pruned layers runs in eval mode only: in train mode it raised RuntimeError: "
     )
-    assert f"test_original.py:{line_of(Auxiliary, 'self.extra(self.up')} in forward)" in said
+    assert f"test_into.py:{line_of(Auxiliary, 'self.extra(self.up')} in forward)" in said
 
 
 class Changed(Small):

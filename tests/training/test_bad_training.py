@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
-from fxprune import Loop
+from fxprune import Loop, Options
 from fxprune.errors import FxpruneError, InputError, ModelError
 from fxprune.methods import Scratch, Slimming
 
@@ -429,7 +429,7 @@ def test_looks_change_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
             flops=0.5,
             data=[(X, Y)] * 5,
             epochs=2,
-            loop=Loop(validation=[(X, Y)] * 4),
+            options=Options(loop=Loop(validation=[(X, Y)] * 4)),
         )
         lines = [line for line in capsys.readouterr().err.splitlines() if "epoch" in line]
         return pruned.state_dict(), "\n".join(lines)

@@ -261,7 +261,7 @@ def test_a_loop_over_a_size_of_two_inputs_is_told_with_its_line() -> None:
             return super().forward(torch.stack([x[:, i] for i in range(x.shape[1])], 1) + x)
 
     small = prune(Scanning(), torch.randn(2, 6, 4), torch.ones(2, 6, dtype=torch.long))
-    line = f"tests/test_probes.py:{Scanning.forward.__code__.co_firstlineno + 2} in forward"
+    line = f"tests/verification/test_probes.py:{Scanning.forward.__code__.co_firstlineno + 2} in forward"
     with pytest.raises(GuardError, match=re.escape(f"{line}: forward goes another way")):
         small(torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.long))
 

@@ -206,4 +206,5 @@ def test_the_peer_says_when_a_budget_is_out_of_reach() -> None:
 def test_all_criteria_are_compared() -> None:
     known = {name for name in available() if isinstance(resolve(name), Criterion)}
     assert len(known) > 9
-    assert known <= {*METHODS}, "add a line to METHODS"
+    refitted = {"obs"}  # says what is left after a refit: compared there, by model_zoo/reconstruction.py
+    assert known - refitted <= {*METHODS}, "add a line to METHODS"
