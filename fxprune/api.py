@@ -40,7 +40,7 @@ from fxprune.reconstruction import measure_reads, pieces_of
 from fxprune.reconstruction.front import reconstruct as reconstructed
 from fxprune.recording import Twin, evaluated
 from fxprune.recording.checks import check_model, checked_inputs
-from fxprune.recording.inputs import RECORD_KEY, describe_inputs, map_leaves
+from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of, map_leaves
 from fxprune.rewriting.carry_over import carry_over, held_names
 from fxprune.selection.budget import Budget
 from fxprune.selection.plan import PruningPlan
@@ -170,8 +170,8 @@ def prune(
         params: the same for parameters. Exactly one budget is given.
         channels: the same for prunable channels.
         latency: the same for the time of a run on onnxruntime; a ``LatencyBudget`` says where and how it is measured.
-            Kernels are timed at several channel counts (kept on disk, see README) to predict it, and the pruned model
-            is measured beside the dense one until it is right.
+            Kernels are timed at several channel counts (kept on disk, see the guide) to predict it, and the pruned
+            model is measured beside the dense one until it is right.
         data: batches ``(inputs, target)``, for methods that train or measure.
         loss_fn: ``loss_fn(output, target)``; cross entropy for classifiers if not given.
         epochs: how long a method that trains does.
@@ -609,7 +609,7 @@ def _scores(dense: Dense, request: _Request, keywords: Keywords, steps: int) -> 
             if needs - {"reads"}:
                 measured = measure(copy.deepcopy(module), graph, needs, keywords.data, keywords.loss_fn)
             if "reads" in needs:
-                pieces = pieces_of(keywords.data, describe_inputs(dense.args, dense.kwargs), None, _device_of(module))
+                pieces = pieces_of(keywords.data, describe_inputs(dense.args, dense.kwargs), None, device_of(module))
                 measured = replace(measured, reads=measure_reads(copy.deepcopy(module), graph, pieces, cut.seed))
             tensors = dict([*module.named_parameters(), *module.named_buffers()])
             state = ModelState(graph, tensors, cut.seed, measured, kept)
@@ -623,10 +623,6 @@ def _scores(dense: Dense, request: _Request, keywords: Keywords, steps: int) -> 
         module = copy.deepcopy(dense.module)
         zero_slices(module, PruningPlan.of(graph, kept))
     return scores
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def part_of(model: nn.Module, name: str, args: Any, kwargs: Any) -> tuple[nn.Module, Inputs]:

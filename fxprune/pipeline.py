@@ -25,7 +25,7 @@ from fxprune.groups.cost import Keep
 from fxprune.labels.classes import Reason
 from fxprune.labels.records import Attention, TensorLabels, channels_of
 from fxprune.methods.state import Scores
-from fxprune.recording.inputs import RECORD_KEY, describe_inputs, make_inputs, map_leaves, tensors_of
+from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of, make_inputs, map_leaves, tensors_of
 from fxprune.reports.graph import group_rows, rows
 from fxprune.reports.report import Report
 from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check_rewrite, draft, run_on_meta
@@ -402,6 +402,6 @@ def _zeros(weight: torch.Tensor) -> int:
 def _oracle_inputs(dense: Dense) -> Inputs:
     """Inputs that are not the example's, of other sizes where the model takes them and the recording follows."""
     assert dense.proof is not None, "what is verified was probed"
-    device = next((p.device for p in dense.module.parameters()), torch.device("cpu"))
+    device = device_of(dense.module)
     found = map_leaves(lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, dense.proof.farthest)
     return found[0], found[1]

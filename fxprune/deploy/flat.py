@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fxprune.recording.inputs import TensorSpec, map_leaves, tensors_of
+from fxprune.recording.inputs import TensorSpec, device_of, map_leaves, tensors_of
 
 
 class Flat(nn.Module):
@@ -36,7 +36,7 @@ class Flat(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the module is."""
-        return next((tensor.device for tensor in self.module.parameters()), torch.device("cpu"))
+        return device_of(self.module)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         with _FoldedAttention():

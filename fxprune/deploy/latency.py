@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import fx
 
 from fxprune.deploy import Kernel, Stopwatch, kernel_ms, provider_at_hand
@@ -28,7 +27,7 @@ from fxprune.groups.cost import Counts, Keep, Products, elements
 from fxprune.methods.state import Scores
 from fxprune.options import LatencyBudget
 from fxprune.pipeline import Cut, Dense, compress
-from fxprune.recording.inputs import describe_inputs, make_inputs
+from fxprune.recording.inputs import describe_inputs, device_of, make_inputs
 from fxprune.reports.report import Latency
 from fxprune.training.distributed import from_first
 
@@ -63,7 +62,7 @@ class Clock:
         provider, threads = budget.provider or provider_at_hand(), budget.threads or 0
         args, kwargs = dense.args, dense.kwargs
         if budget.batch is not None:
-            device = next((p.device for p in dense.module.parameters()), torch.device("cpu"))
+            device = device_of(dense.module)
             args, kwargs = make_inputs(describe_inputs(args, kwargs), device, batch=budget.batch)
         with dense.stages("timing"):
             self._stopwatch = Stopwatch(dense.module, describe_inputs(args, kwargs), provider, threads)

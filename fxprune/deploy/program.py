@@ -16,7 +16,7 @@ from fxprune.deploy.flat import batch_dim
 from fxprune.deploy.onnx import capture_reason, quiet
 from fxprune.errors import ArtifactError, ExportError, InputError
 from fxprune.recording import evaluated
-from fxprune.recording.inputs import fixed_batch, is_batched, make_inputs, specs_of, tensors_of
+from fxprune.recording.inputs import device_of, fixed_batch, is_batched, make_inputs, specs_of, tensors_of
 
 NOTES = "fxprune.json"
 # torch.export takes a size of 1 for a constant.
@@ -57,7 +57,7 @@ def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], note
     Raises:
         ExportError: torch.export cannot capture it with a free batch.
     """
-    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    device = device_of(module)
     free = fixed_batch(module, record) is None
     args, kwargs = make_inputs(record, device, _EXPORT_BATCH if free else None, permute=False)
     shapes = torch.export.ShapesCollection()

@@ -37,6 +37,7 @@ from fxprune.recording import evaluated, replace_tensors
 from fxprune.recording.checks import checked_inputs
 from fxprune.recording.inputs import (
     RECORD_KEY,
+    device_of,
     from_json,
     like_parameters,
     make_inputs,
@@ -378,7 +379,7 @@ def _digest(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 def _sample(module: nn.Module, record: Mapping[str, Any]) -> list[list[float]]:
     """Per output tensor: largest magnitude, then values evenly spaced over it."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    device = device_of(module)
 
     def outputs_of(permute: bool) -> list[Tensor]:
         args, kwargs = make_inputs(like_parameters(record, module), device, seed=_SAMPLE_SEED, permute=permute)
@@ -472,7 +473,7 @@ def _inputs(part: nn.Module, artifact: Artifact, example_inputs: Any, example_kw
     given = example_inputs is not None or example_kwargs is not None
     if given or artifact.inputs is None:
         return checked_inputs(part, example_inputs, example_kwargs)
-    device = next((p.device for p in part.parameters()), torch.device("cpu"))
+    device = device_of(part)
     return make_inputs(like_parameters(from_json(artifact.inputs), part), device, permute=False)
 
 

@@ -17,7 +17,7 @@ from fxprune.reconstruction.lanes import Lane
 from fxprune.reconstruction.refit import refit
 from fxprune.recording import evaluated
 from fxprune.recording.checks import check_model
-from fxprune.recording.inputs import RECORD_KEY, like_parameters, make_inputs, map_leaves
+from fxprune.recording.inputs import RECORD_KEY, device_of, like_parameters, make_inputs, map_leaves
 from fxprune.reports.report import Report, pruned_part
 from fxprune.rewriting.into import check_same
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts
@@ -86,7 +86,7 @@ def reconstruct(
     check_same(original, cuts)
     if any(t.is_meta for t in (*model.parameters(), *small.parameters())):
         raise ModelError("The weights are on the meta device, where nothing can be fitted. Load them first.")
-    device = next((t.device for t in part.parameters()), torch.device("cpu"))
+    device = device_of(part)
     if any(t.device != device for t in model.parameters()):
         raise InputError(f"small is on {device} and the model is not: move one of them to the other's device.")
     pieces = pieces_of(data, None if name else part.meta[RECORD_KEY], samples, device)

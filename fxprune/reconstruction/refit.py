@@ -28,7 +28,7 @@ from fxprune.reconstruction.sites import NormSite, Site, sites_of
 from fxprune.reconstruction.solve import Sums, solve
 from fxprune.reconstruction.survey import Call, Observed, Seen, survey
 from fxprune.recording import evaluated
-from fxprune.recording.inputs import tensors_of
+from fxprune.recording.inputs import device_of, tensors_of
 from fxprune.rewriting.slicing import Cuts
 
 Ridge = float | Literal["auto"]
@@ -327,7 +327,7 @@ def refit(
     """
     start = time.perf_counter()
     working = copy.deepcopy(pruned).eval()
-    device = next((p.device for p in pruned.parameters()), torch.device("cpu"))
+    device = device_of(pruned)
     with evaluated(dense), torch.no_grad():
         run = _Run(dense, working, pieces, cuts, ridge, _free(device) // 2 if memory is None else memory, seed)
         run.run()

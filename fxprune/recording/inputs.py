@@ -343,6 +343,11 @@ def _hiding_text(spec: TensorSpec) -> str:
     return {0.0: "zeros", 1.0: "ones"}.get(value, f"{value:.3g}")
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's first parameter is; the CPU if it has none."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
 def like_parameters(record: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
     """The record with its floating-point tensors in the dtype of the module's first floating-point parameter."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from fxprune.groups.channels import ChannelGraph, Parameter
 from fxprune.groups.flow import ADDED, channels_in, constants, node_labels
 from fxprune.methods.learner import Latents
+from fxprune.recording.inputs import device_of
 
 _BANK = f"{ADDED}hypernetworks"
 
@@ -145,7 +146,7 @@ def insert_hypernetworks(
         free = [_range(entries, parameter, d) for d in _free_dims(parameter)]
         entries += sum(ids.numel() for ids in free)
         index.append([*(factor.tensor() for factor in parameter.labels), *free])
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    device = device_of(module)
     bank = Hypernetworks(torch.randn(entries, generator=generator).to(device))
     for number, (parameter, fan_in) in enumerate(found):
         like = module.get_parameter(parameter.name).detach()

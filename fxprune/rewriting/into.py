@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from fxprune.errors import ConversionError, InputError, PlanError
 from fxprune.io.text import some
 from fxprune.recording import cached_tensor_dicts, evaluated, named_tensors, raised_at, replace_tensors
-from fxprune.recording.inputs import RECORD_KEY, batch_size, like_parameters, make_inputs
+from fxprune.recording.inputs import RECORD_KEY, batch_size, device_of, like_parameters, make_inputs
 from fxprune.recording.randomness import repeatable
 from fxprune.rewriting import CUTS_KEY, REPAIRED, Cuts, adapt, adapts_by_itself
 from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_error
@@ -160,7 +160,7 @@ def _said(failure: BaseException) -> str:
 def _fresh_inputs(pruned: fx.GraphModule) -> Inputs:
     """With another batch size, and integers in another order, than recorded where the pruned module takes that."""
     record = like_parameters(pruned.meta[RECORD_KEY], pruned)
-    device = next((t.device for t in pruned.parameters()), torch.device("cpu"))
+    device = device_of(pruned)
     recorded = batch_size(record)
     other = 2 if recorded != 2 else 3
     for batch, permute in ((other, True), (other, False), (recorded, True)):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import FxpruneError, InputError
 from fxprune.options import check_loader, without_batches
-from fxprune.recording.inputs import make_inputs, map_leaves, tensors_of
+from fxprune.recording.inputs import device_of, make_inputs, map_leaves, tensors_of
 
 Batch = tuple[tuple[Any, ...], dict[str, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -190,7 +190,7 @@ class Gaussian:
         return self._steps
 
     def __iter__(self) -> Iterator[Any]:
-        device = next((p.device for p in self._reference.parameters()), torch.device("cpu"))
+        device = device_of(self._reference)
         for step in range(self._steps):
             args, kwargs = make_inputs(self._record, device, batch=self._batch, seed=self._seed * 1_000_003 + step)
             with torch.no_grad():

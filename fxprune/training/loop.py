@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fxprune.errors import InputError, ModelError
 from fxprune.io.files import check_writable
 from fxprune.options import Loop, check_loader, length_of
+from fxprune.recording.inputs import device_of
 from fxprune.training import checkpoint
 from fxprune.training.batches import (
     LateLabels,
@@ -63,7 +64,7 @@ class _Run:
         self._epoch = 0
         self._kept: Path | None = None  # the checkpoint of the last epoch
         hooks, model = training.hooks, training.model
-        first = next((p.device for p in model.parameters()), torch.device("cpu"))
+        first = device_of(model)
         self._device = torch.device(loop.device) if loop.device is not None else first
         model.to(self._device)
         share([*model.parameters(), *model.buffers()])

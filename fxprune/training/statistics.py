@@ -20,7 +20,7 @@ from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.flow import channels_in, flows, node_labels, reading_parameters
 from fxprune.methods.registry import Need
 from fxprune.methods.state import Activation, Measured, Saliency, places_of, sums_in_places
-from fxprune.recording.inputs import map_leaves, tensors_of
+from fxprune.recording.inputs import device_of, map_leaves, tensors_of
 from fxprune.training.batches import Batch, Loss, does_not_run, examples, loss_of, output_of
 from fxprune.training.distributed import in_step, process_count, summed
 
@@ -35,7 +35,7 @@ def measure(
         ModelError: a loss is not finite.
     """
     module.eval()
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    device = device_of(module)
     batches = _Gradients(module, graph, whole=True) if "gradients" in needs else None
     samples = _Gradients(module, graph, whole=False) if "sample_gradients" in needs else None
     activations = _Activations(module, graph) if "activations" in needs else None
