@@ -108,10 +108,6 @@ class TensorSpec(StandIn):
             return dataclasses.replace(self, shape=tuple(shape), values=None, counts=None)
         return self.with_values(near.fitted(self.example(), shape, self.is_mask, batched))
 
-    def with_batch(self, batch: int) -> "TensorSpec":
-        """The same with ``batch`` as dim 0."""
-        return self.with_shape((batch, *self.shape[1:]))
-
     def make(
         self,
         generator: torch.Generator,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +41,6 @@ class Parts:
     @property
     def tensors(self) -> dict[str, Tensor]:
         return {**self.parameters, **self.buffers}
-
-    def with_tensors(self, other: Callable[[Tensor], Tensor]) -> Parts:
-        """The same modules, and ``other(tensor)`` for every tensor."""
-        parameters = {name: other(tensor) for name, tensor in self.parameters.items()}
-        return replace(self, parameters=parameters, buffers={name: other(t) for name, t in self.buffers.items()})
 
     def scripted(self) -> list[torch.jit.ScriptModule]:
         return [module for module in self.modules.values() if isinstance(module, torch.jit.ScriptModule)]
