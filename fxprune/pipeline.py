@@ -32,8 +32,9 @@ from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check
 from fxprune.selection.budget import Budget, Scope, Selection, remaining, select
 from fxprune.selection.plan import PruningPlan
 from fxprune.verification import Agreement, Inputs, ReplayError, mask_oracle
-from fxprune.verification.probes import SizeRuns, prove, settled
+from fxprune.verification.probes import prove
 from fxprune.verification.proof import Proof
+from fxprune.verification.sizes import SizeRuns, settled
 
 _ROUNDS = 20
 _ENTRIES_IN_CACHE = 2**18
@@ -86,9 +87,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class Dense:
-    """A recorded model and its channels. ``name``: of the model's class."""
+    """A recorded model and its channels. ``runs``: of the graph with other sizes. ``name``: of the model's class."""
 
     module: fx.GraphModule
+    runs: SizeRuns
     graph: ChannelGraph
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -108,7 +110,7 @@ class Dense:
     @cached_property
     def other_run(self) -> MetaRun:
         """The run on them, without data."""
-        return run_on_meta(self.module, *self.other_batch)
+        return self.runs.other_batch()
 
     def trained(self, values: Mapping[str, torch.Tensor]) -> Dense:
         """The same with the values of a whole state_dict, on their device."""
@@ -167,11 +169,13 @@ def record_and_analyse(
         module, runs = recorded(model, args, kwargs)
     if verify and not any(p.is_meta for p in module.parameters()):
         with stages("probing"), collected():
-            module, proof = prove(model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs)
+            proven, proof = prove(model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs)
+        if proven is not module:
+            module, runs = proven, SizeRuns(proven, args, kwargs)
     with stages("analysing"):
         graph = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore)
     kinds = {name: type(m).__name__ for name, m in recording.named_modules(model)}
-    return Dense(module, replace(graph, kinds=kinds), args, kwargs, type(model).__name__, stages, proof)
+    return Dense(module, runs, replace(graph, kinds=kinds), args, kwargs, type(model).__name__, stages, proof)
 
 
 def recorded(
@@ -181,7 +185,7 @@ def recorded(
     options = options or recording.Options()
     module = recording.recorded(model, args, kwargs, compiled=False, options=options)
     runs = SizeRuns(module, args, kwargs)
-    settled(module, runs)
+    settled(runs)
     return module, runs
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -126,37 +127,61 @@ def guards_of(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.target is holds]
 
 
-def settle(graph: fx.Graph, recorded: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> None:
-    """Drop the guards on sizes that no input decides.
+@dataclass(frozen=True)
+class Evidence:
+    """Numbers of nodes by name, of runs in which some sizes of the inputs differ.
+
+    ``needed``: runs that must have come to a guard to clear it. ``seen``: others, which can only speak against it.
+    """
+
+    needed: Sequence[Mapping[str, Any]]
+    seen: Sequence[Mapping[str, Any]]
+
+    def clears(self, names: Sequence[str], recorded: Mapping[str, Any]) -> bool:
+        if any(name not in numbers for numbers in self.needed for name in names):
+            return False
+        runs = (*self.needed, *self.seen)
+        return all(numbers[name] == recorded[name] for numbers in runs for name in names if name in numbers)
+
+
+def settle(graph: fx.Graph, recorded: Mapping[str, Any], evidence: Sequence[Evidence]) -> None:
+    """Drop the guards on sizes that no input decides: neither what they compare differs, nor what that comes from.
+
+    A remainder or a comparison may well be the same at all sizes that are tried, and another at the next.
 
     Args:
         graph: with its guards; is changed.
         recorded: node name -> its number, on the example inputs; of a guard what it compares.
-        others: the same on inputs of other sizes; what a run did not come to is not there.
+        evidence: the same on inputs of other sizes, for each that may vary.
     """
     for node in guards_of(graph):
-        if not is_of_sizes(node):
+        sources = _sources(node)
+        if sources is None:
             continue
-        known = recorded.get(node.name)
-        seen = [numbers[node.name] for numbers in others if node.name in numbers]
-        if known is not None and len(seen) == len(others) and all(numbers == known for numbers in seen):
+        names = [node.name, *(source.name for source in sources)]
+        if recorded.keys() >= set(names) and all(each.clears(names, recorded) for each in evidence):
             erase(graph, node)
 
 
 def is_of_sizes(guard: fx.Node) -> bool:
     """Whether its number comes from sizes and counts of tensors alone, not from values or numbers among the inputs."""
-    value = guard.args[0]
-    if not isinstance(value, fx.Node) or value.meta.get("shape") is not None:
-        return False
-    pending = [value]
+    return _sources(guard) is not None
+
+
+def _sources(guard: fx.Node) -> list[fx.Node] | None:
+    """The sizes that its number is computed from, None where something else has a part in it."""
+    pending, sources = [*guard.all_input_nodes], []
+    if not pending or any(value.meta.get("shape") is not None for value in pending):
+        return None
     while pending:
         node = pending.pop()
-        if node.meta.get("shape") is not None or node.target in ("size", "stride", len):
-            continue
-        if NUMBER in node.meta or not _is_number(node):
-            return False
-        pending += node.all_input_nodes
-    return True
+        if node.target in ("size", "stride", len):
+            sources.append(node)
+        elif NUMBER in node.meta or not _is_number(node):
+            return None
+        else:
+            pending += node.all_input_nodes
+    return sources
 
 
 def erase(graph: fx.Graph, guard: fx.Node) -> None:

@@ -2,8 +2,8 @@
 
 ``slicing`` cuts parameters and buffers, ``literals`` repairs every argument that named an old size, ``rewrite``
 composes them, ``check`` proves that every node of the result carries the channels that the analysis promised.
-``gates`` and ``hypernetworks`` put into the dense graph what methods train. ``carry_over`` takes an optimizer along,
-``into`` the model's own class.
+``on_meta`` runs a graph without data. ``gates`` and ``hypernetworks`` put into the dense graph what methods train.
+``carry_over`` takes an optimizer along, ``into`` the model's own class.
 """
 
 from fxprune.ops.repair import UnrepairableError
@@ -11,7 +11,8 @@ from fxprune.rewriting.check import check_rewrite
 from fxprune.rewriting.gates import insert_gates
 from fxprune.rewriting.hypernetworks import Hypernetworks, insert_hypernetworks
 from fxprune.rewriting.literals import REPAIRED
-from fxprune.rewriting.rewrite import Draft, MetaRun, draft, run_on_meta
+from fxprune.rewriting.on_meta import MetaRun, run_on_meta
+from fxprune.rewriting.rewrite import Draft, draft
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, adapt, adapts_by_itself
 
 __all__ = [

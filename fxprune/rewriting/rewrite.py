@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from fxprune.groups import ValueInterpreter, placeholder_values
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.cost import Keep
-from fxprune.ops.meta import MetaKernels, OpMode, tensors_in
 from fxprune.ops.repair import new_constant
-from fxprune.recording import RecordedModule, clone_modules, put_in_eval_mode, replace_tensors
-from fxprune.recording.guards import NUMBER, holds, is_guard
-from fxprune.recording.inputs import map_leaves, tensors_of
-from fxprune.recording.randomness import drawn, draws
+from fxprune.recording import RecordedModule, clone_modules
 from fxprune.rewriting.literals import REPAIRED, Literals
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, Uncut, stand_ins
 
@@ -84,60 +79,3 @@ def _gather(module: nn.Module, code: fx.Graph, graph: ChannelGraph, keep: Keep, 
             following = chain[0].all_input_nodes
             code.erase_node(chain[0])
             chain = following
-
-
-@dataclass(frozen=True)
-class MetaRun:
-    """A run without data. ``numbers``: the values of nodes that hold no tensor. ``shapes``: of the outputs.
-
-    ``failed``: the node that did not run, or None.
-    """
-
-    numbers: Mapping[str, Any]
-    shapes: tuple[tuple[int, ...], ...]
-    failed: fx.Node | None
-
-
-class _OnMeta(OpMode):
-    """Ops on meta tensors take the fast way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._kernels = MetaKernels()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if draws(func, args, kwargs) and not any(t.is_meta for t in tensors_in((args, kwargs))):
-            return drawn(func, args, kwargs, 0)  # real numbers, but nobody's generator moves
-        return self._kernels(func, args, kwargs)
-
-
-def run_on_meta(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> MetaRun:
-    """Run a graph in eval mode on inputs of these shapes, parameters and all on the meta device."""
-    shadow = clone_modules(graph_module)
-    put_in_eval_mode(shadow)
-    replace_tensors(shadow, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"))
-    numbers: dict[str, Any] = {}
-    current: list[fx.Node] = []
-
-    class Record(ValueInterpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            current[:] = [n]
-            if is_guard(n):
-                if n.target is holds:
-                    numbers[n.name] = tuple(self.fetch_args_kwargs_from_env(n)[0][:3])
-                return None
-            value = n.meta[NUMBER] if NUMBER in n.meta else super().run_node(n)
-            if not tensors_of(value):
-                numbers[n.name] = value
-            return value
-
-    values = placeholder_values(graph_module, args, kwargs)
-    values = [map_leaves(lambda v: v.to("meta") if isinstance(v, Tensor) else v, v) for v in values]
-    try:
-        with torch.no_grad(), _OnMeta():
-            result = Record(shadow, graph=graph_module.graph).run(*values)
-    except Exception:  # bound to its example's batch size, or an op without a meta kernel: the caller compares
-        return MetaRun(numbers, (), current[0] if current else None)
-    shapes = tuple(tuple(t.shape) for t in tensors_of(result))
-    return MetaRun(numbers, shapes, None)

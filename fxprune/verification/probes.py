@@ -24,7 +24,6 @@ from fxprune.errors import FxpruneError, GuardError, VerificationError
 from fxprune.recording import Options, RecordedModule, Twin, boundary, evaluated, guards
 from fxprune.recording.inputs import (
     DIMS_KEY,
-    describe_inputs,
     input_names,
     is_batched,
     make_inputs,
@@ -35,13 +34,11 @@ from fxprune.recording.inputs import (
 )
 from fxprune.recording.randomness import repeatable
 from fxprune.recording.structure import leaves_of, paths, tensors_of
-from fxprune.rewriting import MetaRun, run_on_meta
 from fxprune.verification.compare import TOLERANCE, compared, relative_error
 from fxprune.verification.oracle import Inputs
 from fxprune.verification.proof import InputDim, Proof
+from fxprune.verification.sizes import TRIES, TRIES_ALONE, SizeRuns, dims_together, other_sizes
 
-_IMAGE = 64  # positions along a dim, from where on other sizes are tried in steps of 32
-_TRIES, _TRIES_ALONE = 4, 2  # sizes that are tried: of dims together, of one alone or where the recording takes none
 _PLACES_ALONE = 3  # as many dims of one size, such as those of a small image, are tried one by one as well
 
 
@@ -84,47 +81,6 @@ class _Judged:
     def score(self) -> tuple[int, int]:
         wrong = sum(outcome.is_wrong for outcome in self.outcomes)
         return wrong, sum(outcome.guard is not None for outcome in self.outcomes)
-
-
-class SizeRuns:
-    """Runs of a recording on meta, with other sizes of its inputs; each is made once."""
-
-    def __init__(self, module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        self.record = describe_inputs(tuple(args), dict(kwargs))
-        self._module = module
-        self._made: dict[Any, MetaRun] = {}
-
-    def __call__(self, sizes: Mapping[tuple[int, int], int]) -> MetaRun:
-        key = tuple(sorted(sizes.items()))
-        if key not in self._made:
-            inputs = make_inputs(with_sizes(self.record, sizes), permute=False)
-            self._made[key] = run_on_meta(self._module, *inputs)
-        return self._made[key]
-
-
-def settled(module: RecordedModule, runs: SizeRuns) -> None:
-    """Drop the guards on sizes that no input decides, from runs with every size that may vary."""
-    if not any(map(guards.is_of_sizes, guards.guards_of(module.graph))):
-        return
-    others = [numbers for group in _groups(runs.record) for numbers in _reached(runs, group)]
-    guards.settle(module.graph, runs({}).numbers, others)
-
-
-def _reached(runs: SizeRuns, group: Sequence[tuple[int, int]]) -> list[Mapping[str, Any]]:
-    """The numbers of a run with other sizes of these dims, together and, where none gets through, each alone.
-
-    Beside the first that gets through, one of double size: strides swallow small differences. Where an op takes no
-    other size, no call with another comes to what follows it: there the example's numbers stand.
-    """
-    tried, example = [], runs({}).numbers
-    for sizes in [*_sizes(runs.record, group)][: _TRIES if len(group) > 1 else _TRIES_ALONE]:
-        tried.append(runs(sizes))
-        if tried[-1].failed is None:
-            specs = specs_of(runs.record)
-            double = runs({(n, dim): 2 * specs[n].shape[dim] for n, dim in group})
-            return [tried[-1].numbers, {**example, **double.numbers}]
-    alone = [numbers for place in group for numbers in _reached(runs, [place])] if len(group) > 1 else []
-    return [*({**example, **run.numbers} for run in tried), *alone]
 
 
 def prove(
@@ -212,9 +168,9 @@ class _Prober:
         Sizes that it does not take are shown to the model alone, which may.
         """
         likely: dict[int, dict[tuple[int, int], int]] = {}
-        groups = _groups(self.record)
+        groups = dims_together(self.record)
         for index, group in enumerate(groups):
-            tries = [*_sizes(self.record, group)][:_TRIES]
+            tries = [*other_sizes(self.record, group)][:TRIES]
             taken = next((sizes for sizes in tries if self._runs(sizes).failed is None), None)
             if taken is not None:
                 likely[index] = taken
@@ -249,7 +205,7 @@ class _Prober:
         known = [guard.name for guard in guards.guards_of(module.graph) if guards.is_of_sizes(guard)]
         known = [name for name in known if name in example and example[name][0] == example[name][2]]
         for group in groups if known else ():
-            for sizes in [*_sizes(self.record, group)][:_TRIES]:
+            for sizes in [*other_sizes(self.record, group)][:TRIES]:
                 numbers = self._runs(sizes).numbers
                 if any(name in numbers and not guards.keeps(*numbers[name]) for name in known):
                     yield sizes
@@ -257,14 +213,14 @@ class _Prober:
 
     def _alone(self, group: Sequence[tuple[int, int]], likely: dict[tuple[int, int], int] | None) -> Iterator[_Probe]:
         """Probes with other sizes of these dims, together or, where the model takes them so only, one by one."""
-        tries = [*_sizes(self.record, group)][:_TRIES]
+        tries = [*other_sizes(self.record, group)][:TRIES]
         first = [] if likely is None else [likely]
-        found = self._taken([*first, *tries] if likely is not None else tries[:_TRIES_ALONE], group)
+        found = self._taken([*first, *tries] if likely is not None else tries[:TRIES_ALONE], group)
         if found is not None:
             yield found
         elif 1 < len(group) <= _PLACES_ALONE:
             for place in group:
-                alone = self._taken([*_sizes(self.record, [place])][:_TRIES_ALONE], [place])
+                alone = self._taken([*other_sizes(self.record, [place])][:TRIES_ALONE], [place])
                 if alone is not None:
                     yield alone
 
@@ -307,41 +263,6 @@ class _Prober:
 
     def _is_batch(self, place: tuple[int, int]) -> bool:
         return place[1] == 0 and is_batched(self.specs[place[0]], self.record)
-
-
-def is_batch(group: Sequence[tuple[int, int]]) -> bool:
-    return all(dim == 0 for _, dim in group)
-
-
-def _groups(record: Mapping[str, Any]) -> list[list[tuple[int, int]]]:
-    """Input dims that vary together: the batch, then those of one size in all tensors; of size 1 each alone."""
-    specs = specs_of(record)
-    batch = [(n, 0) for n, spec in enumerate(specs) if is_batched(spec, record)]
-    others: dict[Any, list[tuple[int, int]]] = {}
-    for n, spec in enumerate(specs):
-        for dim, size in enumerate(spec.shape):
-            if (n, dim) not in batch:
-                others.setdefault((n, dim) if size == 1 else size, []).append((n, dim))
-    return [group for group in (batch, *others.values()) if group]
-
-
-def _sizes(record: Mapping[str, Any], group: Sequence[tuple[int, int]]) -> Iterator[dict[tuple[int, int], int]]:
-    """Other sizes to try, the most telling first: an image that is no square, what strides divide, any number."""
-    specs = specs_of(record)
-    size = specs[group[0][0]].shape[group[0][1]]
-    if is_batch(group) and len({n for n, _ in group}) == len(group) and is_batched(specs[group[0][0]], record):
-        for other in dict.fromkeys((2 if size != 2 else 3, 2 * size, 1)):
-            if other != size:
-                yield dict.fromkeys(group, other)
-        return
-    step = 32 if size >= _IMAGE else 8 if size >= 16 else 1
-    smaller, larger = size - step, size + step
-    is_plane = len(group) == 2 and group[0][0] == group[1][0] and group[0][1] + 1 == group[1][1]
-    if is_plane and smaller > 0:
-        yield {group[0]: smaller, group[1]: larger}
-    for other in dict.fromkeys((smaller, larger, 2 * size, size // 2, size + 1)):
-        if other > 0 and other != size:
-            yield dict.fromkeys(group, other)
 
 
 def _outcome(module: RecordedModule, probe: _Probe) -> _Outcome:

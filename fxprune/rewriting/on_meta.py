@@ -1,0 +1,129 @@
+"""A recorded graph without data: its sizes and numbers for inputs of any size, from the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.groups import ValueInterpreter, placeholder_values
+from fxprune.ops.meta import MetaKernels, OpMode, tensors_in
+from fxprune.recording import clone_modules, put_in_eval_mode, replace_tensors
+from fxprune.recording.guards import NUMBER, holds, is_guard
+from fxprune.recording.inputs import map_leaves, tensors_of
+from fxprune.recording.randomness import drawn, draws
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class MetaRun:
+    """A run without data.
+
+    ``numbers``: the values of nodes that hold no tensor, of a guard what it compares. ``sizes``: of the tensors of
+    every node that ran. ``shapes``: of the outputs. ``failed``: the node that did not run, or None. ``is_fixed``: it
+    gives one size only, that of the example, whatever it takes.
+    """
+
+    numbers: Mapping[str, Any]
+    sizes: Mapping[str, Shapes]
+    shapes: Shapes
+    failed: fx.Node | None
+    is_fixed: bool = False
+
+    def of(self, node: fx.Node) -> Any:
+        """The sizes or the number of a node, None if it did not run."""
+        return self.sizes.get(node.name, self.numbers.get(node.name))
+
+
+class _OnMeta(OpMode):
+    """Ops on meta tensors take the fast way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kernels = MetaKernels()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if draws(func, args, kwargs) and not any(t.is_meta for t in tensors_in((args, kwargs))):
+            return drawn(func, args, kwargs, 0)  # real numbers, but nobody's generator moves
+        return self._kernels(func, args, kwargs)
+
+
+class _Sized(ValueInterpreter):
+    """Remembers the sizes and numbers of what ran."""
+
+    def __init__(self, module: torch.nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
+        self.numbers: dict[str, Any] = {}
+        self.sizes: dict[str, Shapes] = {}
+        self.current: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.current = n
+        if is_guard(n):
+            if n.target is holds:
+                self.numbers[n.name] = tuple(self.fetch_args_kwargs_from_env(n)[0][:3])
+            return None
+        value = n.meta[NUMBER] if NUMBER in n.meta else super().run_node(n)
+        tensors = tensors_of(value)
+        if tensors:
+            self.sizes[n.name] = _shapes(tensors)
+        else:
+            self.numbers[n.name] = value
+        return value
+
+    def is_fixed(self, node: fx.Node, so_far: MetaRun, example: MetaRun) -> bool:
+        """Whether a node that failed gives what has the example's sizes for whatever it takes.
+
+        So it is where one size of one input is another than the example's, and the node fails for all of the others
+        here, or gives the same. They tell: what ops take is one size, that or 1, its multiples, or all up to it.
+        """
+        other = [n for n in node.all_input_nodes if so_far.of(n) != example.of(n)]
+        tensor = self.env[other[0]] if len(other) == 1 else None
+        if not isinstance(tensor, Tensor):
+            return False
+        (shape,) = example.sizes[other[0].name]
+        dims = [dim for dim, (a, b) in enumerate(zip(tensor.shape, shape, strict=False)) if a != b]
+        if len(dims) != 1 or tensor.dim() != len(shape):
+            return False
+        size = shape[dims[0]]
+        for another in {1, size - 1, size + 1, 2 * size} - {size}:
+            self.env[other[0]] = tensor.new_empty([*shape[: dims[0]], another, *shape[dims[0] + 1 :]])
+            try:
+                value = super().run_node(node)
+            except Exception:  # which is what this asks
+                continue
+            if _shapes(tensors_of(value)) != example.sizes.get(node.name):
+                return False
+        return True
+
+
+def run_on_meta(
+    graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any], example: MetaRun | None = None
+) -> MetaRun:
+    """Run a graph in eval mode on inputs of these shapes, parameters and all on the meta device.
+
+    ``example``: the run with the sizes that the graph was recorded with; without it no ``is_fixed`` is found.
+    """
+    shadow = clone_modules(graph_module)
+    put_in_eval_mode(shadow)
+    replace_tensors(shadow, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"))
+    run = _Sized(shadow, graph_module.graph)
+    values = placeholder_values(graph_module, args, kwargs)
+    values = [map_leaves(lambda v: v.to("meta") if isinstance(v, Tensor) else v, v) for v in values]
+    with torch.no_grad(), _OnMeta():
+        try:
+            result = run.run(*values)
+        except Exception:  # bound to its example's batch size, or an op without a meta kernel: the caller compares
+            so_far = MetaRun(run.numbers, run.sizes, (), run.current)
+            is_fixed = example is not None and run.current is not None and run.is_fixed(run.current, so_far, example)
+            return replace(so_far, is_fixed=is_fixed)
+    return MetaRun(run.numbers, run.sizes, _shapes(tensors_of(result)), None)
+
+
+def _shapes(tensors: Sequence[Tensor]) -> Shapes:
+    return tuple(tuple(tensor.shape) for tensor in tensors)
