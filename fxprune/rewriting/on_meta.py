@@ -65,8 +65,9 @@ class _Sized(ValueInterpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
         if is_guard(n):
-            if n.target is holds:
-                self.numbers[n.name] = tuple(self.fetch_args_kwargs_from_env(n)[0][:3])
+            compared = tuple(self.fetch_args_kwargs_from_env(n)[0][:3])
+            if n.target is holds and not tensors_of(compared):
+                self.numbers[n.name] = compared
             return None
         value = n.meta[NUMBER] if NUMBER in n.meta else super().run_node(n)
         tensors = tensors_of(value)

@@ -51,15 +51,16 @@ def settled(runs: SizeRuns) -> None:
 def _evidence(runs: SizeRuns, group: Sequence[Place]) -> list[guards.Evidence]:
     """What other sizes of these dims change, together and, where none gets through, of each alone.
 
-    Beside the first that gets through, one of double size: strides swallow small differences.
+    Beside the first that gets through, one of double size, since strides swallow small differences, and 1, since what
+    is cut to a length is the same from there on.
     """
     tried: list[MetaRun] = []
-    for sizes in [*other_sizes(runs.record, group)][: TRIES if len(group) > 1 else TRIES_ALONE]:
+    for sizes in [*other_sizes(runs.record, group)][:TRIES]:
         tried.append(runs(sizes))
         if tried[-1].failed is None:
             specs = specs_of(runs.record)
-            double = runs({(n, dim): 2 * specs[n].shape[dim] for n, dim in group})
-            seen = [run.numbers for run in (*tried[:-1], double)]
+            extremes = [{(n, dim): 2 * specs[n].shape[dim] for n, dim in group}, dict.fromkeys(group, 1)]
+            seen = [run.numbers for run in (*tried[:-1], *map(runs, extremes))]
             return [guards.Evidence((tried[-1].numbers,), seen)]
     if len(group) > 1:
         alone = [found for place in group for found in _evidence(runs, [place])]
@@ -81,12 +82,20 @@ def _and_what_follows(runs: SizeRuns, run: MetaRun) -> Mapping[str, Any]:
             is_same = run.is_fixed if node is run.failed else same.issuperset(node.all_input_nodes)
             is_after = True
         else:
-            is_same = run.of(node) == example.of(node)
+            is_same = _is_equal(run.of(node), example.of(node))
         if is_same:
             same.add(node)
             if node.name in example.numbers:
                 numbers[node.name] = example.numbers[node.name]
     return numbers
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    """What cannot say counts as different."""
+    try:
+        return bool(one == other)
+    except Exception:
+        return False
 
 
 def is_batch(group: Sequence[Place]) -> bool:

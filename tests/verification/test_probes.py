@@ -616,6 +616,19 @@ def test_a_branch_far_from_all_sizes_that_are_tried_is_guarded() -> None:
         small(torch.randn(2, 1001, 4))
 
 
+def test_a_branch_on_what_is_cut_to_a_length_is_guarded() -> None:
+    class Cropped(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x[:, :100]
+            y = super().forward(x)
+            return y * 2 if x.shape[1] < 100 else y
+
+    small = prune(Cropped(), torch.randn(2, 256, 4))
+    assert small(torch.randn(3, 150, 4)).shape == (3, 100, 4)
+    with pytest.raises(GuardError, match="where 40 >= 100 would have held"):
+        small(torch.randn(2, 40, 4))
+
+
 def test_a_branch_on_what_an_op_fixes_is_dropped_and_on_what_goes_past_it_is_not() -> None:
     """Positions are of one length only; the length before them is what the inputs say."""
 
@@ -636,3 +649,17 @@ def test_a_branch_on_what_an_op_fixes_is_dropped_and_on_what_goes_past_it_is_not
     assert not [node for node in guards.guards_of(small.graph) if node.args[2] == 7]
     with pytest.raises(GuardError, match="where 12 <= 11 would have held"):
         small(torch.randn(2, 12, 4))
+
+
+def test_a_branch_on_values_before_an_op_that_takes_one_size_only_is_guarded_too() -> None:
+    class Gated(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x if x.shape[1] > 3 else x * 2
+            y = x * 2 if x.sum() > 0 else x
+            return super().forward(y)
+
+    model = Gated()
+    small = prune(model, torch.ones(2, 4), share=1.0)
+    assert equal(small(torch.ones(3, 4)), model(torch.ones(3, 4)))
+    with pytest.raises(GuardError, match="forward goes another way"):
+        small(-torch.ones(3, 4))
