@@ -6,7 +6,6 @@ import copy
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -29,12 +28,10 @@ from fxprune.pipeline import (
     Dense,
     Stages,
     choose,
-    collected,
     compress,
     record_and_analyse,
     recorded,
     rewrite_as,
-    uncollected,
 )
 from fxprune.reconstruction import measure_reads, pieces_of
 from fxprune.reconstruction.front import reconstruct as reconstructed
@@ -307,7 +304,6 @@ def prune_submodule(
     return reconstructed(pruned, model, data, seed=small.meta["fxprune"].plan.seed) if reconstruct else pruned
 
 
-@uncollected()
 def _pruned(
     model: nn.Module,
     args: Any,
@@ -320,11 +316,9 @@ def _pruned(
     """The whole pipeline with a criterion."""
     verify = request.cut.verify
     dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages, verify=verify)
-    measures = request.latency is not None or keywords.data is not None or steps > 1
-    with collected() if measures else nullcontext():
-        cut, finish = _timed(dense, request)
-        scores = _scores(dense, replace(request, cut=cut), keywords, steps)
-        return finish(dense, scores, cut, request.name)
+    cut, finish = _timed(dense, request)
+    scores = _scores(dense, replace(request, cut=cut), keywords, steps)
+    return finish(dense, scores, cut, request.name)
 
 
 def attach(
