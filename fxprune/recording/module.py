@@ -241,6 +241,11 @@ def _shallow_clone(module: nn.Module) -> nn.Module:
     return new
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's first parameter is; the CPU if it has none."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
 def replace_tensors(root: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> None:
     """Put ``stand_in(tensor)`` in the place of every parameter and buffer of a module and its children."""
     for owner in {id(module): module for _, module in named_modules(root)}.values():
