@@ -35,6 +35,8 @@ STAGES = [
     "rewriting.into",  # compares with what the oracle compares with
     "reconstruction",
     "deploy",
+    "request",
+    "running",
     "api",
     "io.artifact",
     "__init__",

@@ -167,7 +167,7 @@ def test_the_old_provider_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(budget)
         raise InputError("seen")
 
-    monkeypatch.setattr("fxprune.api.Clock", clock)
+    monkeypatch.setattr("fxprune.running.Clock", clock)
     cpu = "CPUExecutionProvider"
     with moved("provider"), moved("threads"), pytest.raises(InputError, match="seen"):
         prune(flops=None, latency=0.5, provider=cpu, threads=2)
