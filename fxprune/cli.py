@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from fxprune.arguments import documented
 from fxprune.errors import FxpruneError, InputError
-from fxprune.options import Keywords, LatencyBudget, Loop, Options, documented
+from fxprune.options import Keywords, LatencyBudget, Loop, Options
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -17,6 +17,7 @@ STAGES = [
     "version",
     "errors",
     "io",
+    "arguments",
     "options",
     "ops.table",
     "ops.meta",

@@ -13,8 +13,7 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
-from fxprune.errors import ExampleInputsError, InputError, ModelError
-from fxprune.options import suggestion
+from fxprune.errors import ExampleInputsError, InputError, ModelError, suggestion
 from fxprune.recording.inputs import Args, Kwargs, normalise_inputs, resolve_inputs, tensors_of
 
 _SMALL = 4096  # entries of a tensor

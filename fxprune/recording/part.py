@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.errors import ExampleInputsError, InputError
-from fxprune.options import suggestion
+from fxprune.errors import ExampleInputsError, InputError, suggestion
 from fxprune.recording.module import evaluated
 from fxprune.recording.structure import map_leaves
 from fxprune.recording.twin import Twin

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from fxprune.arguments import check_ratio
 from fxprune.errors import BudgetError, InputError, ModelError
 from fxprune.groups.channels import ChannelGraph, ChannelGroup
 from fxprune.groups.cost import Keep
 from fxprune.labels.classes import Ids
 from fxprune.methods.state import Scores
 from fxprune.options import Scope as Scope  # noqa: PLC0414 - for those who read it here
-from fxprune.options import check_ratio
 
 Kind = Literal["flops", "params", "channels", "latency"]
 

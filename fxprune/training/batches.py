@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxprune.arguments import check_loader, without_batches
 from fxprune.errors import FxpruneError, InputError
-from fxprune.options import check_loader, without_batches
 from fxprune.recording.inputs import device_of, make_inputs, map_leaves, tensors_of
 
 Batch = tuple[tuple[Any, ...], dict[str, Any], Any]
