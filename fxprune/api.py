@@ -174,7 +174,7 @@ def prune(
         whole = prune_submodule(
             model, rest["submodule"], example_inputs, example_kwargs=example_kwargs, options=options, **vars(keywords)
         )
-        return _carried(whole, model, optimizer)
+        return _carried(whole, whole.get_submodule(rest["submodule"]), model, optimizer)
     request = requested(model, keywords, options)
     learns = isinstance(request.method, Learner)
     if options.consume:
@@ -203,7 +203,7 @@ def prune(
     if keywords.reconstruct:
         with stages("reconstructing"):
             pruned = reconstructed(pruned, model, calibration, seed=keywords.seed)
-    return _carried(pruned, model, optimizer)
+    return _carried(pruned, pruned, model, optimizer)
 
 
 def prune_submodule(
@@ -375,9 +375,11 @@ def applied(
     return pruned
 
 
-def _carried(result: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> nn.Module:
-    """The result; where an optimizer was given, with one of its own in its report."""
+def _carried(
+    result: nn.Module, part: nn.Module, model: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> nn.Module:
+    """The result; where an optimizer was given, with one of its own in the report of ``part``, which was pruned."""
     if optimizer is not None:
-        report = next(m.meta for m in result.modules() if isinstance(m, fx.GraphModule) and "fxprune" in m.meta)
-        report["fxprune"] = replace(report["fxprune"], optimizer=carry_over(optimizer, model, result))
+        meta: Any = part.meta
+        meta["fxprune"] = replace(meta["fxprune"], optimizer=carry_over(optimizer, model, result))
     return result

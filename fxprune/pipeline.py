@@ -24,7 +24,7 @@ from fxprune.groups.cost import Keep
 from fxprune.labels.classes import Reason
 from fxprune.labels.records import Attention, TensorLabels, channels_of
 from fxprune.methods.state import Scores
-from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of, make_inputs, map_leaves, tensors_of
+from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of, make_inputs, map_tensors, tensors_of
 from fxprune.reports.graph import group_rows, rows
 from fxprune.reports.report import Report
 from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check_rewrite, draft, run_on_meta
@@ -116,9 +116,7 @@ class Dense:
         module = copy.deepcopy(self.module)
         device = next((value.device for value in values.values()), torch.device("cpu"))
         module.to(device).load_state_dict(values)
-        args, kwargs = map_leaves(
-            lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, (self.args, self.kwargs)
-        )
+        args, kwargs = map_tensors(lambda tensor: tensor.to(device), (self.args, self.kwargs))
         return replace(self, module=module, args=args, kwargs=kwargs)
 
 
@@ -373,5 +371,5 @@ def _oracle_inputs(dense: Dense) -> Inputs:
     """Inputs that are not the example's, of other sizes where the model takes them and the recording follows."""
     assert dense.proof is not None, "what is verified was probed"
     device = device_of(dense.module)
-    found = map_leaves(lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, dense.proof.farthest)
+    found = map_tensors(lambda tensor: tensor.to(device), dense.proof.farthest)
     return found[0], found[1]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from fxprune.deploy import runtime
 from fxprune.deploy.flat import Flat, batch_dim
-from fxprune.deploy.validation import PLAN_DIGEST, Validation, check, report_of, run
+from fxprune.deploy.onnx_file import PLAN_DIGEST
+from fxprune.deploy.validation import Validation, check, run
 from fxprune.errors import ExportError, GuardError, InputError, check_flags
 from fxprune.io.files import check_writable, replacing
 from fxprune.recording import evaluated
@@ -36,6 +37,7 @@ from fxprune.recording.inputs import (
     specs_of,
     tensors_of,
 )
+from fxprune.reports.report import REPORT_KEY, Report, pruned_parts
 from fxprune.version import __version__
 
 # torch.export takes a size of 1 for a constant, so the network is exported with 2; checked with what it has not seen.
@@ -248,8 +250,9 @@ def _in_half(model: Any) -> Any:
 def _metadata(module: nn.Module) -> dict[str, str]:
     """What a file says of itself: names and plain text."""
     result = {"fxprune_version": __version__, "torch_version": str(torch.__version__)}
-    report = report_of(module)
-    if report is not None:
+    found = pruned_parts(module)
+    if len(found) == 1:
+        report: Report = found[0][1].meta[REPORT_KEY]
         result |= {
             "model": report.model,
             "method": report.method,

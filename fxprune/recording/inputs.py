@@ -34,7 +34,7 @@ from fxprune.recording.records import (
     with_values,
 )
 from fxprune.recording.spec import TensorSpec, from_json, to_json
-from fxprune.recording.structure import leaves_of, map_leaves, tensors_of
+from fxprune.recording.structure import leaves_of, map_leaves, map_tensors, tensors_of
 
 __all__ = [
     "DIMS_KEY",
@@ -58,6 +58,7 @@ __all__ = [
     "like_parameters",
     "make_inputs",
     "map_leaves",
+    "map_tensors",
     "normalise_inputs",
     "other_values",
     "resized",

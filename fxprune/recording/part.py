@@ -9,8 +9,8 @@ import torch
 from torch import fx, nn
 
 from fxprune.errors import ExampleInputsError, InputError, suggestion
+from fxprune.recording.boundary import with_fresh_tensors
 from fxprune.recording.module import evaluated
-from fxprune.recording.structure import map_leaves
 from fxprune.recording.twin import Twin
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -39,7 +39,7 @@ def part_of(model: nn.Module, name: str, args: Any, kwargs: Any) -> tuple[nn.Mod
         raise ExampleInputsError(f"The model does not run on the example inputs: {error}.") from error
     if not calls:
         raise InputError(f"submodule={name!r} is not called when the model runs on the example inputs.")
-    return known[name], map_leaves(lambda v: v.detach().clone() if isinstance(v, torch.Tensor) else v, calls[0])
+    return known[name], with_fresh_tensors(calls[0])
 
 
 def with_part(model: nn.Module, name: str, part: fx.GraphModule, args: Any, kwargs: Any) -> nn.Module:

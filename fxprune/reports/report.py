@@ -285,17 +285,22 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(str(s) for s in shape)
 
 
-def pruned_part(model: nn.Module) -> tuple[str, fx.GraphModule]:
-    """The pruned ``GraphModule`` in a model, and its name there ("" for the model itself).
-
-    Raises:
-        InputError: there is none, or more than one, or it is wrapped.
-    """
-    found = [
+def pruned_parts(model: nn.Module) -> list[tuple[str, fx.GraphModule]]:
+    """Every ``GraphModule`` in a model that has a report, and its name there ("" for the model itself)."""
+    return [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, fx.GraphModule) and isinstance(module.meta.get(REPORT_KEY), Report)
     ]
+
+
+def pruned_part(model: nn.Module) -> tuple[str, fx.GraphModule]:
+    """The pruned ``GraphModule`` in a model, and its name there.
+
+    Raises:
+        InputError: there is none, or more than one, or it is wrapped.
+    """
+    found = pruned_parts(model)
     if len(found) != 1:
         count = "no" if not found else "more than one"
         raise InputError(

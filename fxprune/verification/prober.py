@@ -25,7 +25,7 @@ from fxprune.recording.inputs import (
     with_values,
 )
 from fxprune.recording.randomness import repeatable
-from fxprune.recording.structure import leaves_of, tensors_of
+from fxprune.recording.structure import leaves_of, map_tensors, tensors_of
 from fxprune.verification.compare import TOLERANCE, relative_error
 from fxprune.verification.oracle import Inputs
 from fxprune.verification.sizes import TRIES, TRIES_ALONE, SizeRuns, dims_together, other_sizes
@@ -204,7 +204,7 @@ class Prober:
 
 def outcome_of(module: RecordedModule, probe: Probe) -> Outcome:
     """How a recording fares on a probe."""
-    args, kwargs = boundary.map_tensors(lambda t: t.detach().clone(), (tuple(probe.inputs[0]), dict(probe.inputs[1])))
+    args, kwargs = map_tensors(lambda t: t.detach().clone(), (tuple(probe.inputs[0]), dict(probe.inputs[1])))
     try:
         own = copy.deepcopy(module) if module.meta["writes"] else module  # the weights are the caller's
         with evaluated(own), torch.no_grad(), repeatable() if module.meta["draws"] else nullcontext():
