@@ -62,7 +62,7 @@ def analyze(
     ignore: Sequence[str | nn.Module] = (),
     attention: Attention = "head_dim",
 ) -> ChannelGraph:
-    """The channels of ``model``: which live or die together, what is frozen and why.
+    """The channels of ``model``: which live or die together, what is locked and why.
 
     Args:
         model: any module; it is left exactly as it was.

@@ -285,7 +285,7 @@ def _computes_with_numbers(graph: ChannelGraph) -> bool:
 
 
 def _culprits(module: fx.GraphModule, graph: ChannelGraph, name: str, channels: Sequence[int]) -> list[int]:
-    """The channels to leave alone: those given, or those of the nearest nodes before ``name`` that may be cut."""
+    """The channels to lock: those given, or those of the nearest nodes before ``name`` that may be cut."""
     free = [c for c in channels if not graph.locked[c]]
     nodes = {n.name: n for n in module.graph.nodes}
     level = [nodes[name]] if name in nodes else []
@@ -320,7 +320,7 @@ def _finish(
             except GuardError as error:
                 raise ModelError(
                     f"{error.source}: forward branches on a value here, or reads it, which these channels change, so "
-                    "that the graph does not hold without them. Leave alone the layers that it comes from: ignore=."
+                    "that the graph does not hold without them. Lock the layers that it comes from: ignore=."
                 ) from error
     whole = options.budget.whole if options.budget.kind == "flops" else None
     pruned.meta[RECORD_KEY] = describe_inputs(dense.args, dense.kwargs)
@@ -334,8 +334,8 @@ def _finish(
         prunable_share=graph.prunable_share,
         held=graph.held,
         plan=plan,
-        rows=rows(graph, keep, selection.frozen),
-        groups=group_rows(graph, keep, selection.frozen),
+        rows=rows(graph, keep, selection.locked),
+        groups=group_rows(graph, keep, selection.locked),
         oracle_error=None if agreement is None else agreement.error,
         oracle_error_in_double=None if agreement is None else agreement.in_double,
         oracle_compared="numbers" if agreement is None else agreement.compared,

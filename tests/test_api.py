@@ -166,7 +166,7 @@ def test_ignored_layers_keep_their_outputs() -> None:
         assert pruned.get_parameter("up.0.weight").shape[0] == 24
         assert pruned.get_parameter("up.0.weight").shape[1] < 16
         rows = {row.name: row for row in pruned.meta["fxprune"].rows}
-        assert rows["up.0"].frozen.startswith("ignored by the caller (")
+        assert rows["up.0"].locked.startswith("ignored by the caller (")
     model = make()
     assert prune(model, ignore=[model.up], channels=0.6).get_parameter("up.0.weight").shape[0] == 24
     with pytest.raises(fxprune.FxpruneError, match="no prunable channels"):
@@ -180,8 +180,8 @@ def test_exact_leaves_channels_whose_statistics_would_change() -> None:
     assert exact.get_parameter("embed.weight").shape[0] == 16
     assert exact.get_parameter("mlp.1.weight").shape[0] < 32
     rows = {row.name: row for row in exact.meta["fxprune"].rows}
-    assert rows["embed"].frozen.startswith("not exact: ")
-    assert rows["mlp.1"].frozen == ""
+    assert rows["embed"].locked.startswith("not exact: ")
+    assert rows["mlp.1"].locked == ""
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])

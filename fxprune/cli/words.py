@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     added = result.add_subparsers(metavar="COMMAND", required=True)
     for add, name, told in (
         (_prune, "prune", "make a smaller network and say what was cut"),
-        (_inspect, "inspect", "list the channel groups, and what is frozen and why"),
+        (_inspect, "inspect", "list the channel groups, and what is locked and why"),
         (_apply, "apply", "cut a model by a plan"),
         (_export, "export", "a saved network to ONNX"),
         (_validate, "validate", "check a saved network, and the ONNX file made of it"),
@@ -171,7 +171,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_page(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--html", metavar="PATH", help="write a page: widths, groups, what is frozen and why (.html)")
+    parser.add_argument("--html", metavar="PATH", help="write a page: widths, groups, what is locked and why (.html)")
 
 
 def _add_form(parser: argparse._ActionsContainer, quiet: bool = True) -> None:

@@ -190,7 +190,7 @@ class ChannelGraph:
             if left < more < 2 * _FEW:
                 thin[left, self.structure(group)][index] = more
         if not thin:
-            return self.with_locked(channels, reason), f"left alone: {reason}"
+            return self.with_locked(channels, reason), f"locked: {reason}"
 
         def macs(raised: Mapping[int, int]) -> int:
             more = keep.copy()
@@ -272,7 +272,7 @@ class ChannelGraph:
         return graph
 
     def to_html(self, path: str | Path) -> None:
-        """Write a page: every layer in graph order, the groups that run through it, what is frozen and why.
+        """Write a page: every layer in graph order, the groups that run through it, what is locked and why.
 
         Raises:
             InputError: ``path`` cannot be written.
