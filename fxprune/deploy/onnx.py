@@ -106,7 +106,7 @@ def export(
         raise InputError(f"dynamic_size: {flat.name} takes no image, that is no tensor with four dims or more")
     if dynamic_size:
         _check_free_size(flat)
-    with evaluated(module), torch.no_grad(), replacing(path) as draft:
+    with evaluated(module), replacing(path) as draft:
         program, fixed = _converted(flat, opset, dynamic_size, fold_norms)
         program.model.metadata_props.update(_metadata(module) | fixed)
         with quiet():
@@ -122,7 +122,7 @@ def write_unchecked(flat: Flat, path: Path) -> None:
     Raises:
         ExampleInputsError, ExportError: see ``export``.
     """
-    with evaluated(flat.module), torch.no_grad():
+    with evaluated(flat.module):
         program, _ = _converted(flat, None, False, True)
         with quiet():
             program.save(path)

@@ -145,7 +145,7 @@ def validate(
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}")
     flat = Flat(module, describe_inputs(*resolve_inputs(module, example_inputs, example_kwargs)))
-    with evaluated(module), torch.no_grad():
+    with evaluated(module):
         return check(path, flat, provider)
 
 

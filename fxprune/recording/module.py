@@ -128,7 +128,7 @@ def put_in_eval_mode(root: nn.Module) -> None:
 
 @contextmanager
 def evaluated(*roots: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every module's own mode again, and every buffer as it was (a counter of calls)."""
+    """Eval mode without gradients inside; afterwards every module's own mode again, and every buffer as it was."""
     modules = [module for root in roots for _, module in named_modules(root)]
     modes = [(module, module.training) for module in modules]
     tables = [(module._buffers, dict(module._buffers.items())) for module in modules if module._buffers]
@@ -139,7 +139,8 @@ def evaluated(*roots: nn.Module) -> Iterator[None]:
     try:
         for root in roots:
             put_in_eval_mode(root)
-        yield
+        with torch.no_grad():
+            yield
     finally:
         for module, training in modes:
             module.training = training

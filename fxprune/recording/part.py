@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from fxprune.errors import ExampleInputsError, InputError, suggestion
@@ -46,6 +45,6 @@ def with_part(model: nn.Module, name: str, part: fx.GraphModule, args: Any, kwar
     """A copy of the model with ``part`` in place of a submodule; it must run on the example inputs."""
     result = copy.deepcopy(model)
     result.set_submodule(name, part)
-    with evaluated(result), torch.no_grad():
+    with evaluated(result):
         result(*args, **kwargs)
     return result

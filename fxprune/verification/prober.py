@@ -207,7 +207,7 @@ def outcome_of(module: RecordedModule, probe: Probe) -> Outcome:
     args, kwargs = map_tensors(lambda t: t.detach().clone(), (tuple(probe.inputs[0]), dict(probe.inputs[1])))
     try:
         own = copy.deepcopy(module) if module.meta["writes"] else module  # the weights are the caller's
-        with evaluated(own), torch.no_grad(), repeatable() if module.meta["draws"] else nullcontext():
+        with evaluated(own), repeatable() if module.meta["draws"] else nullcontext():
             found = own.forward(*args, **kwargs)  # torch.fx prints what fails in __call__
     except GuardError as error:
         return Outcome(probe, guard=error)

@@ -31,7 +31,7 @@ def sample_of(module: nn.Module, record: Mapping[str, Any]) -> list[list[float]]
 
     def outputs_of(permute: bool) -> list[Tensor]:
         args, kwargs = make_inputs(like_parameters(record, module), device, seed=_SAMPLE_SEED, permute=permute)
-        with evaluated(module), torch.no_grad(), repeatable(_SAMPLE_SEED):
+        with evaluated(module), repeatable(_SAMPLE_SEED):
             return tensors_of(module(*args, **kwargs))
 
     try:
