@@ -133,15 +133,17 @@ def prune(
         epochs: how long a method that trains does.
         ignore: module names or modules whose output channels stay.
         exact: cut only channels whose removal changes no statistic (of a layer norm, for instance).
-        attention: cut channels inside every head (``"head_dim"``) or whole heads (``"heads"``).
+        attention: cut channels inside every head (``"head_dim"``: of 12 heads of 64, say, 12 of 40 stay) or whole heads
+            (``"heads"``: 7 of 64).
         scope: rank all channels together (``"global"``), cut every group by the same share (``"uniform"``), or rank
-            together only groups of the same structure, each structure cut by the same share (``"isomorphic"``).
-        round_to: kept channels of a group are a multiple of this. ``"auto"``: of the largest power of two up to 16
-            that costs no more than 1 % of the budget. What it costs is what the plan leaves of the budget: with 16,
-            then 8, 4 and 2 channels at a time the scores are turned into a plan, and the first plan that takes at least
-            99 % of the budget is the one; if none does, channels go one by one. That depends on the model, the scores
-            and the budget alone, so it is the same on every machine. ``"measured"``, and ``"auto"`` with ``latency``:
-            up to the power of two that the execution provider likes, which is timed once per device and kept.
+            together only groups of the same structure, each structure cut by the same share (``"isomorphic"``): of a
+            transformer the hidden channels of all MLPs, and for themselves those of all heads.
+        round_to: kept channels of a group are a multiple of this. ``"auto"``: the largest of 16, 8, 4, 2 and 1 whose
+            plan takes at least 99 % of the budget. With ``flops=0.5``, if multiples of 16 take 0.488 of the MACs
+            (97.6 % of the budget) and multiples of 8 take 0.497 (99.4 %), it is 8. That depends on the model, the
+            scores and the budget alone, so it is the same on every machine. ``"measured"``, and ``"auto"`` with
+            ``latency``: up to the power of two that the execution provider likes, which is timed once per device and
+            kept.
         verify: run the mask oracle on the result (never on ``device="meta"``, where nothing can be computed).
         reconstruct: refit the weights to the dense model's activations on ``data``, of which no targets are read; see
             ``fxprune.reconstruct``, which has more options.

@@ -62,12 +62,12 @@ def export(
 ) -> Validation:
     """Write ``module`` as an ONNX file with a dynamic batch, and check it with onnxruntime against torch.
 
-    Batch is dim 0 of the first input tensor and of all that agree with it there. The comparison is in eval mode, on
-    fresh inputs near the example's, of other batch sizes than the exported one; the module is left as it was. Where a
-    recorded graph was found to run at one batch size only (``GuardError``), so does the file. A file appears at
-    ``path`` only after it was found right; where the weights come near 2 GB they go to ``<path>.data`` beside it. In
-    its ``metadata_props`` the file keeps the versions of fxprune and torch, of a pruned network the method, the
-    budget, the MACs and the digest of the plan, and why its batch is fixed where it is (``fixed_sizes``).
+    Dim 0 is the batch: of inputs x [8, 3, 224, 224], mask [8, 50] and table [100, 64] it is left open in the first two,
+    which agree. The file is then run at batch sizes 1, 3 and 5, on fresh inputs near the example's, beside the module
+    in eval mode, which is left as it was. A recorded graph that runs at one batch size only (``GuardError``) gives a
+    file that does too, and says why (``fixed_sizes`` in its ``metadata_props``, beside versions, method, budget, MACs
+    and the digest of the plan). A file appears at ``path`` only after it was found right; where the weights come near 2
+    GB they go to ``<path>.data`` beside it.
 
     Args:
         module: the network, as a rule what ``fxprune.prune`` returned.
@@ -76,8 +76,8 @@ def export(
         example_kwargs: keyword arguments.
         provider: onnxruntime's execution provider; every one that works here if not given, see ``validate``.
         opset: version of the ONNX operator set; what torch.onnx writes by itself if not given.
-        dynamic_size: leave the height and width of images open, the last two dims of the first input with four dims or
-            more and of all that agree with it there. Checked at other sizes too.
+        dynamic_size: leave the height and width of images open, of x [8, 3, 224, 224] and of all inputs whose last two
+            dims are 224 and 224 as well. Checked at other sizes too.
         fold_norms: batch norms after a convolution or a linear layer become part of its weights, which is exact in
             eval mode; onnxruntime does the same when it loads a file. False keeps them as nodes.
         half: weights, inputs and outputs in float16, compared with what the network computes in its own dtype.

@@ -58,7 +58,8 @@ class Member:
 class ChannelGroup:
     """Interchangeable channels: the same dimensions of the same parameters.
 
-    ``channels [blocks, size]``: channel numbers. Blocks keep equal counts, so a *slot* is one channel of each block.
+    ``channels [blocks, size]``: channel numbers. Blocks keep equal counts, so a *slot* is one channel of each block: of
+    12 heads of 64 channels [12, 64], slot 3 is the fourth channel of every head.
     ``exact``: cutting changes no statistic. ``locked``: why these may not be cut, with the source line, or None.
     ``least``: so many slots stay, whatever the tensors need.
 
