@@ -1,7 +1,8 @@
 """Every error fxprune raises on purpose. Each says what is wrong, where, and what to do about it."""
 
+import difflib
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -126,3 +127,9 @@ def check_flags(**flags: Any) -> None:
     for name, value in flags.items():
         if type(value).__name__ not in ("bool", "bool_"):  # numpy's too
             raise InputError(f"{name}={value!r} must be True or False.")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Names that look like this one, as the end of a message; "" if there are none."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f" Did you mean {', '.join(close)}?" if close else ""

@@ -1,24 +1,46 @@
 """What people ask for: the records that ``prune``, ``attach``, ``prune_submodule`` and the command line share.
 
-Every field is checked here, once, whoever fills it in. One with a ``Flag`` is an option of the command line as well,
-under its own name and with the first sentence that its record's docstring has for it, so that adding one touches this
-file alone. Nothing here imports torch: ``fxprune --help`` answers at once.
+Every field is checked once, whoever fills it in (see ``arguments``). One with a ``Flag`` is an option of the command
+line as well, under its own name and with the first sentence that its record's docstring has for it, so that adding one
+touches this file alone. Nothing here imports torch: ``fxprune --help`` answers at once.
 """
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import os
-import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-from fxprune.errors import InputError, check_choice, check_count, check_flags, is_real
-from fxprune.io.files import as_path
+from fxprune.arguments import (
+    OPTIMIZER,
+    SCHEDULE,
+    Checked,
+    Flag,
+    anything,
+    as_checkpoint,
+    as_device,
+    as_file,
+    as_flag,
+    as_loader,
+    as_loss,
+    as_maker,
+    as_multiple,
+    as_positive,
+    as_provider,
+    as_shares,
+    as_whole,
+    by_pattern,
+    check_ratio,
+    multiple_in,
+    one_of,
+    option,
+    or_none,
+    share_in,
+)
+from fxprune.errors import InputError, suggestion
 
 if TYPE_CHECKING:
     import torch
@@ -28,189 +50,11 @@ Scope = Literal["global", "uniform", "isomorphic"]
 Attention = Literal["head_dim", "heads"]
 RoundTo = int | Literal["auto", "measured"]
 
-Check = Callable[[str, Any], Any]
-"""Of an argument's name and value: the value as it will be used, or an ``InputError``."""
-
 BUDGET = "budget, one of (a ratio above 0 and at most 1)"
 TIMING = "budget of latency"
 CHOICE = "which channels"
 TRAINING = "data and training"
 PROOF = "proof"
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A field as an option of the command line.
-
-    ``group``: the heading it stands under. ``metavar``: what the help calls its value. ``read``: a word's value, or an
-    ``InputError``. ``join``: makes one value of those of many words; None where there is one. ``name``: where it is not
-    the field's. ``python``: the word names something in Python, see ``fxprune.io.specs``.
-    """
-
-    group: str
-    metavar: str = ""
-    read: Callable[[str], Any] = str
-    join: Callable[[list[Any]], Any] | None = None
-    name: str = ""
-    python: Literal["", "object", "function", "loss", "data"] = ""
-
-
-def documented(record: type) -> dict[str, str]:
-    """Of every field that the record's docstring lists under ``Args``: the first sentence, without its full stop."""
-    text = re.split(r"^\S", inspect.cleandoc(record.__doc__ or "").partition("Args:\n")[2], flags=re.MULTILINE)[0]
-    entries = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", text, re.MULTILINE | re.DOTALL)
-    return {name: re.split(r"\.\s", " ".join(said.split()) + " ")[0].strip() for name, said in entries}
-
-
-def _option(check: Check, flag: Flag | None = None) -> dict[str, Any]:
-    """What is known of a field: how it is checked, and how it is given on the command line, if it can be."""
-    return {"check": check, "flag": flag}
-
-
-@dataclass(frozen=True)
-class _Checked:
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            value = each.metadata["check"](each.name, getattr(self, each.name))
-            object.__setattr__(self, each.name, value)
-
-
-# -- checks ------------------------------------------------------------------------------------------------------------
-
-
-def check_ratio(kind: str, value: Any) -> float:
-    """A budget as a float.
-
-    Raises:
-        InputError: it is no ratio in (0, 1].
-    """
-    if not is_real(value) or not 0 < value <= 1:
-        raise InputError(f"{kind}={value} is no budget: pass a ratio of the dense model in (0, 1], such as {kind}=0.5.")
-    return float(value)
-
-
-def check_loader(data: Any, what: str = "data") -> None:
-    """Refuse what cannot be a loader; nothing is drawn from it.
-
-    Raises:
-        InputError: it cannot be iterated over, or says itself that it is empty.
-    """
-    if not isinstance(data, Iterable):
-        kind = type(data).__name__
-        raise InputError(f"{what}= is a {kind}, which is no loader: pass an iterable of (inputs, target) batches.")
-    if length_of(data) == 0:
-        raise InputError(without_batches(what))
-
-
-def length_of(data: Any) -> int | None:
-    """How many batches a loader has; None where it does not know."""
-    try:
-        return len(data)
-    except TypeError:
-        return None
-
-
-def without_batches(what: str) -> str:
-    """What is said of a loader that yields nothing."""
-    return f"{what}= yields no batches. Is it a generator that was used up, or smaller than one batch?"
-
-
-def _anything(name: str, value: Any) -> Any:
-    return value
-
-
-def _or_none(check: Check) -> Check:
-    return lambda name, value: None if value is None else check(name, value)
-
-
-def _one_of(kind: Any) -> Check:
-    def check(name: str, value: Any) -> Any:
-        check_choice(name, value, get_args(kind))
-        return value
-
-    return check
-
-
-def _flag(name: str, value: Any) -> bool:
-    check_flags(**{name: value})
-    return bool(value)
-
-
-def _whole(least: int) -> Check:
-    return lambda name, value: check_count(name, value, least)
-
-
-def _multiple(name: str, value: Any) -> Any:
-    return value if isinstance(value, str) and value in ("auto", "measured") else check_count(name, value)
-
-
-def _loader(name: str, value: Any) -> Any:
-    check_loader(value, name)
-    return value
-
-
-_OPTIMIZER = "lambda parameters: torch.optim.SGD(parameters, lr=0.1)"
-_SCHEDULE = "lambda optimizer, epochs: CosineAnnealingLR(optimizer, epochs)"
-
-
-def _makes(example: str) -> Check:
-    def check(name: str, value: Any) -> Any:
-        if not callable(value):
-            raise InputError(f"{name}= is a {type(value).__name__}; pass a function that makes it: {example}.")
-        return value
-
-    return check
-
-
-def _loss(name: str, value: Any) -> Any:
-    if not callable(value):
-        raise InputError(f"loss_fn= is a {type(value).__name__}; pass a function of (output, target).")
-    return value
-
-
-def _device(name: str, value: Any) -> Any:
-    import torch
-
-    try:
-        torch.device(value)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"device={value!r} is no device: pass one such as 'cpu' or 'cuda'.") from error
-    return value
-
-
-def _positive(name: str, value: Any) -> Any:
-    if not (is_real(value) and value > 0):
-        raise InputError(f"{name}={value} must be positive.")
-    return value
-
-
-def _path(name: str, value: Any) -> Path:
-    return as_path(value)
-
-
-def _checkpoint(name: str, value: Any) -> Any:
-    if not isinstance(value, (str, os.PathLike)):
-        raise InputError(f"{name}= is a {type(value).__name__}; pass the path of a checkpoint.")
-    return value
-
-
-def _provider(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"provider={value!r} is no name of an execution provider of onnxruntime.")
-    return value
-
-
-def _by_pattern(value: Any) -> Mapping[Any, Any]:
-    return {} if value is None else value if isinstance(value, Mapping) else {"*": value}
-
-
-def _shares(name: str, value: Any) -> Any:
-    for pattern, share in _by_pattern(value).items():
-        if not isinstance(pattern, str):
-            raise InputError(f"max_ratio has the pattern {pattern!r}: pass names of layers, such as 'layer4.*'.")
-        if not is_real(share) or not 0 <= share <= 1:
-            raise InputError(f"max_ratio of {pattern!r} is {share!r}: pass the share that may go, in [0, 1].")
-    return value
 
 
 def _settings(name: str, value: Any) -> Loop:
@@ -223,29 +67,11 @@ def _latency(name: str, value: Any) -> LatencyBudget:
     return value if isinstance(value, LatencyBudget) else LatencyBudget(value)
 
 
-# -- words of the command line -----------------------------------------------------------------------------------------
-
-
-def _multiple_in(word: str) -> Any:
-    try:
-        return word if word in ("auto", "measured") else int(word)
-    except ValueError:
-        raise InputError(f"{word!r} is no number of channels, nor auto, nor measured") from None
-
-
-def _share_in(word: str) -> tuple[str, float]:
-    pattern, equals, share = word.rpartition("=")
-    try:
-        return (pattern if equals else "*"), float(share)
-    except ValueError:
-        raise InputError(f"{word!r} is no share: write 0.5, or 'layer4.*=0.5' for some layers") from None
-
-
 # -- records -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class LatencyBudget(_Checked):
+class LatencyBudget(Checked):
     """A budget of latency, and how it is measured.
 
     Args:
@@ -262,14 +88,14 @@ class LatencyBudget(_Checked):
         >>> how = {"latency": budget}  # fxprune.prune(model, x, latency=budget)
     """
 
-    ratio: float = field(metadata=_option(lambda name, value: check_ratio("latency", value)))
-    provider: str | None = field(default=None, metadata=_option(_or_none(_provider), Flag(TIMING, "NAME")))
-    threads: int | None = field(default=None, metadata=_option(_or_none(_whole(1)), Flag(TIMING, "N", int)))
-    batch: int | None = field(default=None, metadata=_option(_or_none(_whole(1)), Flag(TIMING, "N", int)))
+    ratio: float = field(metadata=option(lambda name, value: check_ratio("latency", value)))
+    provider: str | None = field(default=None, metadata=option(or_none(as_provider), Flag(TIMING, "NAME")))
+    threads: int | None = field(default=None, metadata=option(or_none(as_whole(1)), Flag(TIMING, "N", int)))
+    batch: int | None = field(default=None, metadata=option(or_none(as_whole(1)), Flag(TIMING, "N", int)))
 
 
 @dataclass(frozen=True)
-class Loop(_Checked):
+class Loop(Checked):
     """Settings of the built-in training loop.
 
     Args:
@@ -307,25 +133,25 @@ class Loop(_Checked):
     """
 
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = field(
-        default=None, metadata=_option(_or_none(_makes(_OPTIMIZER)), Flag(TRAINING, "FILE:NAME", python="function"))
+        default=None, metadata=option(or_none(as_maker(OPTIMIZER)), Flag(TRAINING, "FILE:NAME", python="function"))
     )
     schedule: Callable[[torch.optim.Optimizer, int], LRScheduler | None] | None = field(
-        default=None, metadata=_option(_or_none(_makes(_SCHEDULE)), Flag(TRAINING, "FILE:NAME", python="function"))
+        default=None, metadata=option(or_none(as_maker(SCHEDULE)), Flag(TRAINING, "FILE:NAME", python="function"))
     )
     validation: Any = field(
-        default=None, metadata=_option(_or_none(_loader), Flag(TRAINING, "FILE:NAME", python="object"))
+        default=None, metadata=option(or_none(as_loader), Flag(TRAINING, "FILE:NAME", python="object"))
     )
-    device: torch.device | str | None = field(default=None, metadata=_option(_or_none(_device), Flag(TRAINING, "NAME")))
-    amp: bool = field(default=False, metadata=_option(_flag, Flag(TRAINING)))
-    clip: float | None = field(default=None, metadata=_option(_or_none(_positive), Flag(TRAINING, "NORM", float)))
-    checkpoint: str | Path | None = field(default=None, metadata=_option(_or_none(_path), Flag(TRAINING, "PATH")))
+    device: torch.device | str | None = field(default=None, metadata=option(or_none(as_device), Flag(TRAINING, "NAME")))
+    amp: bool = field(default=False, metadata=option(as_flag, Flag(TRAINING)))
+    clip: float | None = field(default=None, metadata=option(or_none(as_positive), Flag(TRAINING, "NORM", float)))
+    checkpoint: str | Path | None = field(default=None, metadata=option(or_none(as_file), Flag(TRAINING, "PATH")))
     resume: str | os.PathLike[str] | None = field(
-        default=None, metadata=_option(_or_none(_checkpoint), Flag(TRAINING, "PATH"))
+        default=None, metadata=option(or_none(as_checkpoint), Flag(TRAINING, "PATH"))
     )
 
 
 @dataclass(frozen=True)
-class Options(_Checked):
+class Options(Checked):
     """What ``prune`` and ``attach`` can be told beyond their keywords.
 
     Args:
@@ -347,22 +173,22 @@ class Options(_Checked):
         >>> small = fxprune.prune(model, x, flops=0.6, options=careful, progress=False)
     """
 
-    steps: int = field(default=1, metadata=_option(_whole(1), Flag(CHOICE, "N", int)))
-    min_channels: int = field(default=1, metadata=_option(_whole(1), Flag(CHOICE, "N", int)))
+    steps: int = field(default=1, metadata=option(as_whole(1), Flag(CHOICE, "N", int)))
+    min_channels: int = field(default=1, metadata=option(as_whole(1), Flag(CHOICE, "N", int)))
     max_ratio: float | Mapping[str, float] | None = field(
-        default=None, metadata=_option(_shares, Flag(CHOICE, "SHARE", _share_in, dict))
+        default=None, metadata=option(as_shares, Flag(CHOICE, "SHARE", share_in, dict))
     )
-    consume: bool = field(default=False, metadata=_option(_flag, Flag(PROOF)))
-    loop: Loop | None = field(default=None, metadata=_option(_or_none(_settings)))
+    consume: bool = field(default=False, metadata=option(as_flag, Flag(PROOF)))
+    loop: Loop | None = field(default=None, metadata=option(or_none(_settings)))
 
     @property
     def limits(self) -> dict[str, float]:
         """``max_ratio`` by name pattern."""
-        return {pattern: float(share) for pattern, share in _by_pattern(self.max_ratio).items()}
+        return {pattern: float(share) for pattern, share in by_pattern(self.max_ratio).items()}
 
 
 @dataclass(frozen=True)
-class Keywords(_Checked):
+class Keywords(Checked):
     """The keywords of ``prune`` that say what is wanted; what each means is written there.
 
     Args:
@@ -387,26 +213,26 @@ class Keywords(_Checked):
         seed: same seed, same plan.
     """
 
-    method: Any = field(default="l2", metadata=_option(_anything, Flag(CHOICE, "NAME")))
-    flops: float | None = field(default=None, metadata=_option(_or_none(check_ratio), Flag(BUDGET, "R", float)))
-    macs: float | None = field(default=None, metadata=_option(_or_none(check_ratio), Flag(BUDGET, "R", float)))
-    params: float | None = field(default=None, metadata=_option(_or_none(check_ratio), Flag(BUDGET, "R", float)))
-    channels: float | None = field(default=None, metadata=_option(_or_none(check_ratio), Flag(BUDGET, "R", float)))
-    latency: LatencyBudget | None = field(default=None, metadata=_option(_or_none(_latency), Flag(BUDGET, "R", float)))
-    data: Any = field(default=None, metadata=_option(_or_none(_loader), Flag(TRAINING, "DATA", python="data")))
+    method: Any = field(default="l2", metadata=option(anything, Flag(CHOICE, "NAME")))
+    flops: float | None = field(default=None, metadata=option(or_none(check_ratio), Flag(BUDGET, "R", float)))
+    macs: float | None = field(default=None, metadata=option(or_none(check_ratio), Flag(BUDGET, "R", float)))
+    params: float | None = field(default=None, metadata=option(or_none(check_ratio), Flag(BUDGET, "R", float)))
+    channels: float | None = field(default=None, metadata=option(or_none(check_ratio), Flag(BUDGET, "R", float)))
+    latency: LatencyBudget | None = field(default=None, metadata=option(or_none(_latency), Flag(BUDGET, "R", float)))
+    data: Any = field(default=None, metadata=option(or_none(as_loader), Flag(TRAINING, "DATA", python="data")))
     loss_fn: Any = field(
-        default=None, metadata=_option(_or_none(_loss), Flag(TRAINING, "NAME", name="loss", python="loss"))
+        default=None, metadata=option(or_none(as_loss), Flag(TRAINING, "NAME", name="loss", python="loss"))
     )
-    epochs: int | None = field(default=None, metadata=_option(_or_none(_whole(1)), Flag(TRAINING, "N", int)))
-    ignore: Any = field(default=(), metadata=_option(_anything, Flag(CHOICE, "MODULE", join=tuple)))
-    exact: bool = field(default=False, metadata=_option(_flag, Flag(CHOICE)))
-    attention: Attention = field(default="head_dim", metadata=_option(_one_of(Attention), Flag(CHOICE, "MODE")))
-    scope: Scope = field(default="global", metadata=_option(_one_of(Scope), Flag(CHOICE, "MODE")))
-    round_to: RoundTo = field(default="auto", metadata=_option(_multiple, Flag(CHOICE, "K", _multiple_in)))
-    verify: bool = field(default=True, metadata=_option(_flag, Flag(PROOF)))
-    reconstruct: bool = field(default=False, metadata=_option(_flag, Flag(TRAINING)))
-    seed: int = field(default=0, metadata=_option(_whole(0), Flag(CHOICE, "N", int)))
-    progress: bool = field(default=True, metadata=_option(_flag))
+    epochs: int | None = field(default=None, metadata=option(or_none(as_whole(1)), Flag(TRAINING, "N", int)))
+    ignore: Any = field(default=(), metadata=option(anything, Flag(CHOICE, "MODULE", join=tuple)))
+    exact: bool = field(default=False, metadata=option(as_flag, Flag(CHOICE)))
+    attention: Attention = field(default="head_dim", metadata=option(one_of(Attention), Flag(CHOICE, "MODE")))
+    scope: Scope = field(default="global", metadata=option(one_of(Scope), Flag(CHOICE, "MODE")))
+    round_to: RoundTo = field(default="auto", metadata=option(as_multiple, Flag(CHOICE, "K", multiple_in)))
+    verify: bool = field(default=True, metadata=option(as_flag, Flag(PROOF)))
+    reconstruct: bool = field(default=False, metadata=option(as_flag, Flag(TRAINING)))
+    seed: int = field(default=0, metadata=option(as_whole(0), Flag(CHOICE, "N", int)))
+    progress: bool = field(default=True, metadata=option(as_flag))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -473,9 +299,3 @@ def asked(function: str, given: Mapping[str, Any]) -> tuple[Keywords, Options, d
     if resume is not None:
         options = replace(options, loop=replace(options.loop or Loop(), resume=resume))
     return Keywords(**keywords), options, {name: value for name, value in old.items() if value is not None}
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Names that look like this one, as the end of a message; "" if there are none."""
-    close: Sequence[str] = difflib.get_close_matches(name, list(known), n=3)
-    return f" Did you mean {', '.join(close)}?" if close else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import sys
 import time
 from collections import defaultdict
@@ -25,7 +24,7 @@ from fxprune.groups.cost import Keep
 from fxprune.labels.classes import Reason
 from fxprune.labels.records import Attention, TensorLabels, channels_of
 from fxprune.methods.state import Scores
-from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of, make_inputs, map_leaves, tensors_of
+from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of, make_inputs, map_tensors, tensors_of
 from fxprune.reports.graph import group_rows, rows
 from fxprune.reports.report import Report
 from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check_rewrite, draft, run_on_meta
@@ -37,7 +36,6 @@ from fxprune.verification.proof import Proof
 from fxprune.verification.sizes import SizeRuns, settled
 
 _ROUNDS = 20
-_ENTRIES_IN_CACHE = 2**18
 COARSEST = 16
 """The largest multiple that channels are kept in without being asked for."""
 
@@ -117,44 +115,10 @@ class Dense:
         module = copy.deepcopy(self.module)
         device = next((value.device for value in values.values()), torch.device("cpu"))
         module.to(device).load_state_dict(values)
-        args, kwargs = map_leaves(
-            lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, (self.args, self.kwargs)
-        )
+        args, kwargs = map_tensors(lambda tensor: tensor.to(device), (self.args, self.kwargs))
         return replace(self, module=module, args=args, kwargs=kwargs)
 
 
-_paused: list[bool] = []  # for every ``uncollected`` under way: was the search on before?
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Without Python's search for cycles, which would walk through all that is alive whenever much is made.
-
-    What has no cycle is freed at once as ever; the rest is found afterwards.
-    """
-    _paused.append(gc.isenabled())
-    gc.disable()
-    try:
-        yield
-    finally:
-        if _paused.pop():
-            gc.enable()
-
-
-@contextmanager
-def collected() -> Iterator[None]:
-    """The search goes on inside, for what takes long, runs the user's code or makes copies of weights."""
-    before = gc.isenabled()
-    if any(_paused):
-        gc.enable()
-    try:
-        yield
-    finally:
-        if not before:
-            gc.disable()
-
-
-@uncollected()
 @torch.inference_mode(False)
 def record_and_analyse(
     model: nn.Module, args: Any, kwargs: Any, attention: Attention, ignore: Sequence[str], stages: Stages,
@@ -168,7 +132,7 @@ def record_and_analyse(
     with stages("recording"):
         module, runs = recorded(model, args, kwargs)
     if verify and not any(p.is_meta for p in module.parameters()):
-        with stages("probing"), collected():
+        with stages("probing"):
             proven, proof = prove(model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs)
         if proven is not module:
             module, runs = proven, SizeRuns(proven, args, kwargs)
@@ -189,7 +153,6 @@ def recorded(
     return module, runs
 
 
-@uncollected()
 @torch.inference_mode(False)
 def compress(
     dense: Dense, scores: Sequence[Scores | None], options: Cut, method: str, notes: Sequence[str] = ()
@@ -321,7 +284,7 @@ def _computes_with_numbers(graph: ChannelGraph) -> bool:
 
 
 def _culprits(module: fx.GraphModule, graph: ChannelGraph, name: str, channels: Sequence[int]) -> list[int]:
-    """The channels to leave alone: those given, or those of the nearest nodes before ``name`` that may be cut."""
+    """The channels to lock: those given, or those of the nearest nodes before ``name`` that may be cut."""
     free = [c for c in channels if not graph.locked[c]]
     nodes = {n.name: n for n in module.graph.nodes}
     level = [nodes[name]] if name in nodes else []
@@ -349,14 +312,14 @@ def _finish(
     plan = PruningPlan.of(graph, keep)
     agreement = None
     if options.verify and not options.consume and not dense.on_meta:
-        with dense.stages("verifying"), collected():
+        with dense.stages("verifying"):
             inputs = _oracle_inputs(dense)
             try:
                 agreement = _compared(dense, pruned, graph, plan, keep, inputs, notes)
             except GuardError as error:
                 raise ModelError(
                     f"{error.source}: forward branches on a value here, or reads it, which these channels change, so "
-                    "that the graph does not hold without them. Leave alone the layers that it comes from: ignore=."
+                    "that the graph does not hold without them. Lock the layers that it comes from: ignore=."
                 ) from error
     whole = options.budget.whole if options.budget.kind == "flops" else None
     pruned.meta[RECORD_KEY] = describe_inputs(dense.args, dense.kwargs)
@@ -370,8 +333,8 @@ def _finish(
         prunable_share=graph.prunable_share,
         held=graph.held,
         plan=plan,
-        rows=rows(graph, keep, selection.frozen),
-        groups=group_rows(graph, keep, selection.frozen),
+        rows=rows(graph, keep, selection.locked),
+        groups=group_rows(graph, keep, selection.locked),
         oracle_error=None if agreement is None else agreement.error,
         oracle_error_in_double=None if agreement is None else agreement.in_double,
         oracle_compared="numbers" if agreement is None else agreement.compared,
@@ -380,7 +343,7 @@ def _finish(
         round_to=selection.round_to,
         budget=(options.budget.kind, options.budget.ratio) if options.threshold is None else None,
         proof=dense.proof and replace(dense.proof, farthest=None),
-        zeros=sum(_zeros(p.detach()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
+        zeros=sum(p.numel() - int(p.count_nonzero()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
     )
     return pruned
 
@@ -397,15 +360,9 @@ def _compared(
         return mask_oracle(dense.module, pruned, graph, plan, keep, (dense.args, dense.kwargs))
 
 
-def _zeros(weight: torch.Tensor) -> int:
-    """How many entries are zero; where none is, that is seen in a third of the time of a count."""
-    parts = [part for part in weight.reshape(-1).split(_ENTRIES_IN_CACHE) if len(part) and not part.abs().amin()]
-    return sum(len(part) - int(torch.count_nonzero(part)) for part in parts)
-
-
 def _oracle_inputs(dense: Dense) -> Inputs:
     """Inputs that are not the example's, of other sizes where the model takes them and the recording follows."""
     assert dense.proof is not None, "what is verified was probed"
     device = device_of(dense.module)
-    found = map_leaves(lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, dense.proof.farthest)
+    found = map_tensors(lambda tensor: tensor.to(device), dense.proof.farthest)
     return found[0], found[1]

@@ -139,7 +139,7 @@ def stages(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | Non
     from fxprune import recording
     from fxprune.groups import analyse_graph
     from fxprune.methods import ModelState, resolve, score_groups
-    from fxprune.pipeline import Cut, Dense, Stages, choose, compress, uncollected
+    from fxprune.pipeline import Cut, Dense, Stages, choose, compress
     from fxprune.selection.budget import Budget
 
     figures: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
@@ -152,9 +152,8 @@ def stages(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | Non
 
     kwargs = kwargs or {}
     on_meta = any(p.is_meta for p in model.parameters())
-    with uncollected():  # as fxprune.prune does it
-        module = timed("record", lambda: recording.record(model, args, kwargs))
-        graph = timed("label", lambda: analyse_graph(module, args, kwargs))
+    module = timed("record", lambda: recording.record(model, args, kwargs))
+    graph = timed("label", lambda: analyse_graph(module, args, kwargs))
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     state = ModelState(graph, tensors, 0)
     scores = timed("score", lambda: score_groups(resolve("random" if on_meta else "l2"), state))

@@ -49,8 +49,8 @@ def _same_plans_everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.M
     Nothing is measured while all tests run.
     """
     steps = 16 if request.node.get_closest_marker("aligned") else 1
-    monkeypatch.setattr("fxprune.api.COARSEST", steps)
-    monkeypatch.setattr("fxprune.api.alignment", lambda provider: steps)
+    monkeypatch.setattr("fxprune.request.COARSEST", steps)
+    monkeypatch.setattr("fxprune.request.alignment", lambda provider: steps)
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -419,10 +419,10 @@ def test_an_op_without_a_rule_locks_and_is_reported() -> None:
     assert all(where in note for note in notes)
     rows = {row.name: row for row in report.rows}
     assert rows["one"].after == (12, 8)
-    assert "no rule for aten." in rows["one"].frozen
-    assert where in rows["one"].frozen
+    assert "no rule for aten." in rows["one"].locked
+    assert where in rows["one"].locked
     assert rows["two"].after == (6, 12)
-    assert rows["two"].frozen == ""
+    assert rows["two"].locked == ""
     assert notes[0] in str(report)
 
 

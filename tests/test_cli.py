@@ -436,7 +436,7 @@ def test_help_does_not_load_torch() -> None:
 def test_a_closed_pipe_is_no_error() -> None:
     script = (
         "import sys; from fxprune import cli, errors\n"
-        "cli._methods = lambda options: print('x' * 1_000_000)\n"
+        "cli.commands.methods = lambda options: print('x' * 1_000_000)\n"
         "sys.exit(cli.main(['methods']))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -17,6 +17,7 @@ STAGES = [
     "version",
     "errors",
     "io",
+    "arguments",
     "options",
     "ops.table",
     "ops.meta",
@@ -35,6 +36,8 @@ STAGES = [
     "rewriting.into",  # compares with what the oracle compares with
     "reconstruction",
     "deploy",
+    "request",
+    "running",
     "api",
     "io.artifact",
     "__init__",

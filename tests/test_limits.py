@@ -45,8 +45,8 @@ def test_locked_with_the_reason_and_the_line(middle: Callable[[Tensor], Tensor],
     result = report(Net(middle))
     (first,) = (row for row in result.rows if row.name == "first")
     assert first.after == (32, 16)
-    assert first.frozen.startswith(why)
-    assert "test_limits.py:" in first.frozen
+    assert first.locked.startswith(why)
+    assert "test_limits.py:" in first.locked
     (second,) = (row for row in result.rows if row.name == "second")
     assert second.after[0] < 24, "what lies beyond is pruned all the same"
 

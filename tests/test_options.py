@@ -13,7 +13,7 @@ from nets import Small, Unchanged, image, make
 from torch import nn
 
 import fxprune
-from fxprune import cli, options
+from fxprune import arguments, cli
 from fxprune.errors import InputError
 from fxprune.options import Keywords, LatencyBudget, Loop, Options
 
@@ -46,7 +46,7 @@ def test_the_keywords_of_prune_are_those_of_the_record() -> None:
 
 @pytest.mark.parametrize("record", RECORDS)
 def test_every_field_is_documented_and_every_one_that_needs_no_python_is_a_flag(record: type) -> None:
-    told = options.documented(record)
+    told = arguments.documented(record)
     assert {*told} | {"progress"} >= {each.name for each in fields(record)}
     assert {each.name for each in fields(record) if each.metadata["flag"] is None} <= IN_PYTHON
 
@@ -76,7 +76,7 @@ def test_what_a_record_says_of_its_fields_is_read_to_the_full_stop() -> None:
             Error: never.
         """
 
-    assert options.documented(Record) == {"one": "the first, in two lines of 0.5", "two": "the second: not more"}
+    assert arguments.documented(Record) == {"one": "the first, in two lines of 0.5", "two": "the second: not more"}
 
 
 # -- what the arguments mean
@@ -167,7 +167,7 @@ def test_the_old_provider_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(budget)
         raise InputError("seen")
 
-    monkeypatch.setattr("fxprune.api.Clock", clock)
+    monkeypatch.setattr("fxprune.running.Clock", clock)
     cpu = "CPUExecutionProvider"
     with moved("provider"), moved("threads"), pytest.raises(InputError, match="seen"):
         prune(flops=None, latency=0.5, provider=cpu, threads=2)

@@ -81,7 +81,7 @@ def test_the_ratio_that_is_named_is_the_smallest_that_is_reached(name: str) -> N
     ratio = smallest(model, x, method="random")
     report = prune(model, x, ratio, method="random").meta["fxprune"]
     assert report.oracle_error < TOLERANCE
-    assert not any(note.startswith("left alone") for note in fewer(report))
+    assert not any(note.startswith("locked") for note in fewer(report))
     for lower in (0.99, 0.8, 0.6):
         with pytest.raises(BudgetError):
             prune(model, x, lower * ratio, method="random")
@@ -130,7 +130,7 @@ def test_what_fails_with_a_few_channels_left_is_locked_after_two_rounds() -> Non
         found.append(note)
     assert found == [
         "at least 2 of 0 stay: too few (net.py:1)", "at least 4 of 0 stay: too few (net.py:1)",
-        "left alone: too few (net.py:1)",
+        "locked: too few (net.py:1)",
     ]  # fmt: skip
     assert next(g for g in graph.groups if g.name == "0").locked == reason
     assert next(g for g in graph.groups if g.name == "2").locked is None

@@ -757,7 +757,7 @@ def check_pruned(model: nn.Module, pruned: torch.fx.GraphModule, x: Tensor) -> N
 def check_unreachable(model: nn.Module, x: Tensor, error: BudgetError, budget: str, options: dict[str, Any]) -> None:
     """The message names the smallest reachable ratio: it can be reached, and a smaller one cannot.
 
-    Where channels were left alone because no rewriting followed the smallest plan, only the first half is claimed.
+    Where channels were locked because no rewriting followed the smallest plan, only the first half is claimed.
     """
     found = re.search(r"the smallest reachable ratio is (\d\.\d+)\. It is held up by: \S", str(error))
     assert found, str(error)
@@ -808,7 +808,7 @@ def check_prune(spec: NetSpec, plan: dict[str, Any]) -> bool:
     if pruned is None:
         return False
     check_pruned(model, pruned, x)
-    notes = [note for note in pruned.meta["fxprune"].notes if note.startswith("left alone")]
+    notes = [note for note in pruned.meta["fxprune"].notes if note.startswith("locked")]
     if not notes:
         check_budget(pruned.meta["fxprune"], graph, budget, ratio, plan["exact"])
     return True

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from fxprune.deploy import runtime
 from fxprune.deploy.flat import Flat, batch_dim
-from fxprune.deploy.validation import PLAN_DIGEST, Validation, check, report_of, run
+from fxprune.deploy.onnx_file import PLAN_DIGEST
+from fxprune.deploy.validation import Validation, check, run
 from fxprune.errors import ExportError, GuardError, InputError, check_flags
 from fxprune.io.files import check_writable, replacing
 from fxprune.recording import evaluated
@@ -36,6 +37,7 @@ from fxprune.recording.inputs import (
     specs_of,
     tensors_of,
 )
+from fxprune.reports.report import REPORT_KEY, Report, pruned_parts
 from fxprune.version import __version__
 
 # torch.export takes a size of 1 for a constant, so the network is exported with 2; checked with what it has not seen.
@@ -60,12 +62,12 @@ def export(
 ) -> Validation:
     """Write ``module`` as an ONNX file with a dynamic batch, and check it with onnxruntime against torch.
 
-    Batch is dim 0 of the first input tensor and of all that agree with it there. The comparison is in eval mode, on
-    fresh inputs near the example's, of other batch sizes than the exported one; the module is left as it was. Where a
-    recorded graph was found to run at one batch size only (``GuardError``), so does the file. A file appears at
-    ``path`` only after it was found right; where the weights come near 2 GB they go to ``<path>.data`` beside it. In
-    its ``metadata_props`` the file keeps the versions of fxprune and torch, of a pruned network the method, the
-    budget, the MACs and the digest of the plan, and why its batch is fixed where it is (``fixed_sizes``).
+    Dim 0 is the batch: of inputs x [8, 3, 224, 224], mask [8, 50] and table [100, 64] it is left open in the first two,
+    which agree. The file is then run at batch sizes 1, 3 and 5, on fresh inputs near the example's, beside the module
+    in eval mode, which is left as it was. A recorded graph that runs at one batch size only (``GuardError``) gives a
+    file that does too, and says why (``fixed_sizes`` in its ``metadata_props``, beside versions, method, budget, MACs
+    and the digest of the plan). A file appears at ``path`` only after it was found right; where the weights come near 2
+    GB they go to ``<path>.data`` beside it.
 
     Args:
         module: the network, as a rule what ``fxprune.prune`` returned.
@@ -74,8 +76,8 @@ def export(
         example_kwargs: keyword arguments.
         provider: onnxruntime's execution provider; every one that works here if not given, see ``validate``.
         opset: version of the ONNX operator set; what torch.onnx writes by itself if not given.
-        dynamic_size: leave the height and width of images open, the last two dims of the first input with four dims or
-            more and of all that agree with it there. Checked at other sizes too.
+        dynamic_size: leave the height and width of images open, of x [8, 3, 224, 224] and of all inputs whose last two
+            dims are 224 and 224 as well. Checked at other sizes too.
         fold_norms: batch norms after a convolution or a linear layer become part of its weights, which is exact in
             eval mode; onnxruntime does the same when it loads a file. False keeps them as nodes.
         half: weights, inputs and outputs in float16, compared with what the network computes in its own dtype.
@@ -104,7 +106,7 @@ def export(
         raise InputError(f"dynamic_size: {flat.name} takes no image, that is no tensor with four dims or more")
     if dynamic_size:
         _check_free_size(flat)
-    with evaluated(module), torch.no_grad(), replacing(path) as draft:
+    with evaluated(module), replacing(path) as draft:
         program, fixed = _converted(flat, opset, dynamic_size, fold_norms)
         program.model.metadata_props.update(_metadata(module) | fixed)
         with quiet():
@@ -120,7 +122,7 @@ def write_unchecked(flat: Flat, path: Path) -> None:
     Raises:
         ExampleInputsError, ExportError: see ``export``.
     """
-    with evaluated(flat.module), torch.no_grad():
+    with evaluated(flat.module):
         program, _ = _converted(flat, None, False, True)
         with quiet():
             program.save(path)
@@ -248,8 +250,9 @@ def _in_half(model: Any) -> Any:
 def _metadata(module: nn.Module) -> dict[str, str]:
     """What a file says of itself: names and plain text."""
     result = {"fxprune_version": __version__, "torch_version": str(torch.__version__)}
-    report = report_of(module)
-    if report is not None:
+    found = pruned_parts(module)
+    if len(found) == 1:
+        report: Report = found[0][1].meta[REPORT_KEY]
         result |= {
             "model": report.model,
             "method": report.method,

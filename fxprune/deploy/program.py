@@ -65,7 +65,7 @@ def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], note
     for tensor, spec in zip(tensors_of((args, kwargs)), specs_of(record), strict=True):
         if free and is_batched(spec, record):
             shapes[tensor] = {0: batch}
-    with evaluated(module), torch.no_grad(), quiet():
+    with evaluated(module), quiet():
         try:
             exported = torch.export.export(module, tuple(args), kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxprune.deploy import runtime
 from fxprune.deploy.flat import Flat
+from fxprune.deploy.onnx_file import PLAN_DIGEST, OnnxFile
 from fxprune.errors import ExampleInputsError, ExportError, GuardError, InputError
 from fxprune.recording import evaluated
 from fxprune.recording.inputs import (
@@ -29,15 +29,12 @@ from fxprune.recording.inputs import (
     specs_of,
     tensors_of,
 )
-from fxprune.reports.report import Report
+from fxprune.reports.report import REPORT_KEY, pruned_parts
 
 TOLERANCE = 1e-3
 """Largest accepted difference of an output, relative to its largest magnitude."""
 HALF_TOLERANCE = 1e-2
 """The same for float16, whose own rounding is 5e-4."""
-
-PLAN_DIGEST = "plan_digest"
-"""Where a file keeps the digest of the plan it was cut by, in its ``metadata_props``."""
 
 # None of them is the size that a network is exported with. The first is also the batch size of the latency.
 _BATCHES = (1, 3, 5)
@@ -148,7 +145,7 @@ def validate(
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}")
     flat = Flat(module, describe_inputs(*resolve_inputs(module, example_inputs, example_kwargs)))
-    with evaluated(module), torch.no_grad():
+    with evaluated(module):
         return check(path, flat, provider)
 
 
@@ -158,7 +155,7 @@ def check(path: Path, flat: Flat, provider: str | None) -> Validation:
     Raises:
         ExampleInputsError, ExportError: see ``validate``.
     """
-    file = _File.read(path)
+    file = OnnxFile.read(path)
     _check_fit(file, flat)
     with full_precision():
         trials, expected = _expected(file, flat)
@@ -194,55 +191,6 @@ def check(path: Path, flat: Flat, provider: str | None) -> Validation:
 
 
 @dataclass(frozen=True)
-class _File:
-    """What an ONNX file says of itself. ``shapes``: of every input, names for sizes that are open."""
-
-    path: Path
-    opset: int
-    names: tuple[str, ...]
-    dtypes: tuple[torch.dtype, ...]
-    shapes: tuple[tuple[int | str, ...], ...]
-    metadata: Mapping[str, str]
-
-    @classmethod
-    def read(cls, path: Path) -> "_File":
-        import onnx
-
-        try:
-            model = onnx.load(path, load_external_data=False)
-            onnx.checker.check_model(path)
-            inputs = [(given.name, given.type.tensor_type) for given in model.graph.input]
-            return cls(
-                path,
-                next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0),
-                tuple(name for name, _ in inputs),
-                tuple(_dtype(kind.elem_type) for _, kind in inputs),
-                tuple(tuple(map(_size, kind.shape.dim)) for _, kind in inputs),
-                {each.key: each.value for each in model.metadata_props},
-            )
-        except Exception as error:
-            raise ExportError(
-                f"{str(path)!r} is damaged or no ONNX file ({runtime.first_line(error)}); export it again"
-            ) from error
-
-    def described(self) -> str:
-        return ", ".join(
-            f"{name} [{', '.join(map(str, shape))}]" for name, shape in zip(self.names, self.shapes, strict=True)
-        )
-
-
-def _dtype(elem_type: int) -> torch.dtype:
-    import onnx
-
-    return torch.as_tensor(np.empty(0, onnx.helper.tensor_dtype_to_np_dtype(elem_type))).dtype
-
-
-def _size(dim: Any) -> int | str:
-    """A number, or the name of a size that is open."""
-    return int(dim.dim_value) if dim.WhichOneof("value") == "dim_value" else str(dim.dim_param or "?")
-
-
-@dataclass(frozen=True)
 class _Trial:
     """Inputs to compare on.
 
@@ -260,18 +208,18 @@ class _Trial:
     def specs(self) -> list[TensorSpec]:
         return specs_of(self.record)
 
-    def feeds(self, file: _File, flat: Flat) -> list[Tensor]:
+    def feeds(self, file: OnnxFile, flat: Flat) -> list[Tensor]:
         """The input tensors in the dtypes of the file, always the same."""
         made = tensors_of(make_inputs(self.record, flat.device, self.batch, self.batch, self.permute))
         return [tensor.to(dtype) for tensor, dtype in zip(made, file.dtypes, strict=True)]
 
-    def in_torch(self, file: _File, flat: Flat) -> list[Tensor]:
+    def in_torch(self, file: OnnxFile, flat: Flat) -> list[Tensor]:
         """What the network makes of them, in its own dtypes; refuses as ``run`` does."""
         tensors = [tensor.to(spec.dtype) for tensor, spec in zip(self.feeds(file, flat), self.specs, strict=True)]
         return [tensor.cpu() for tensor in tensors_of(run(flat, tensors, self.remedy))]
 
 
-def _check_fit(file: _File, flat: Flat) -> None:
+def _check_fit(file: OnnxFile, flat: Flat) -> None:
     specs = specs_of(flat.record)
     fits = [len(shape) for shape in file.shapes] == [len(spec.shape) for spec in specs] and all(
         isinstance(size, str) or size == own or (dim == 0 and is_batched(spec, flat.record))
@@ -283,16 +231,16 @@ def _check_fit(file: _File, flat: Flat) -> None:
         raise ExportError(
             f"{str(file.path)!r} is the file of another network: it takes {file.described()}, and {flat.name} {taken}"
         )
-    report = report_of(flat.module)
+    own = [part.meta[REPORT_KEY].plan.digest for _, part in pruned_parts(flat.module)]
     digest = file.metadata.get(PLAN_DIGEST)
-    if digest is not None and report is not None and digest != report.plan.digest:
+    if digest is not None and len(own) == 1 and digest != own[0]:
         raise ExportError(
             f"{str(file.path)!r} is the file of another cut: its plan has the digest {digest[:12]}…, that of this "
-            f"{flat.name} {report.plan.digest[:12]}…"
+            f"{flat.name} {own[0][:12]}…"
         )
 
 
-def _trials(file: _File, record: Mapping[str, Any]) -> list[_Trial]:
+def _trials(file: OnnxFile, record: Mapping[str, Any]) -> list[_Trial]:
     """Several batch sizes, and twice the height or the width (multiples stay multiples), where they are open."""
     shapes = list(zip(file.shapes, specs_of(record), strict=True))
     first = next((shape[0] for shape, spec in shapes if is_batched(spec, record)), "?")
@@ -309,7 +257,7 @@ def _trials(file: _File, record: Mapping[str, Any]) -> list[_Trial]:
     return trials
 
 
-def _expected(file: _File, flat: Flat) -> tuple[list[_Trial], list[list[Tensor]]]:
+def _expected(file: OnnxFile, flat: Flat) -> tuple[list[_Trial], list[list[Tensor]]]:
     """What to compare on and what the network makes of it, at all sizes that its recording covers."""
     trials: list[_Trial] = []
     expected: list[list[Tensor]] = []
@@ -328,7 +276,7 @@ def _expected(file: _File, flat: Flat) -> tuple[list[_Trial], list[list[Tensor]]
     return trials, expected
 
 
-def _near_or_own(trial: _Trial, file: _File, flat: Flat) -> tuple[_Trial, list[Tensor]]:
+def _near_or_own(trial: _Trial, file: OnnxFile, flat: Flat) -> tuple[_Trial, list[Tensor]]:
     """With integers near the example's, or its own where the network refuses those."""
     try:
         return trial, trial.in_torch(file, flat)
@@ -367,7 +315,7 @@ def run(flat: Flat, tensors: Sequence[Tensor], remedy: str) -> Any:
 
 
 def _compare(
-    trial: _Trial, expected: Sequence[Tensor], flat: Flat, file: _File, session: runtime.Session
+    trial: _Trial, expected: Sequence[Tensor], flat: Flat, file: OnnxFile, session: runtime.Session
 ) -> tuple[float, float]:
     """Largest absolute and largest relative error of the session's outputs; refuses an error above tolerance."""
     feeds = trial.feeds(file, flat)
@@ -438,13 +386,6 @@ def full_precision() -> Iterator[None]:
     finally:
         for (kind, name, _), value in zip(switches, before, strict=True):
             setattr(kind, name, value)
-
-
-def report_of(module: nn.Module) -> Report | None:
-    """The report of the pruning that a network comes from, or that one part of it comes from; None without one."""
-    metas: list[Any] = [each.meta.get("fxprune") for each in module.modules() if isinstance(each, fx.GraphModule)]
-    reports = [report for report in metas if isinstance(report, Report)]
-    return reports[0] if len(reports) == 1 else None
 
 
 def _pixels(size: tuple[int, int]) -> str:

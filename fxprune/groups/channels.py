@@ -58,7 +58,8 @@ class Member:
 class ChannelGroup:
     """Interchangeable channels: the same dimensions of the same parameters.
 
-    ``channels [blocks, size]``: channel numbers. Blocks keep equal counts, so a *slot* is one channel of each block.
+    ``channels [blocks, size]``: channel numbers. Blocks keep equal counts, so a *slot* is one channel of each block: of
+    12 heads of 64 channels [12, 64], slot 3 is the fourth channel of every head.
     ``exact``: cutting changes no statistic. ``locked``: why these may not be cut, with the source line, or None.
     ``least``: so many slots stay, whatever the tensors need.
 
@@ -190,7 +191,7 @@ class ChannelGraph:
             if left < more < 2 * _FEW:
                 thin[left, self.structure(group)][index] = more
         if not thin:
-            return self.with_locked(channels, reason), f"left alone: {reason}"
+            return self.with_locked(channels, reason), f"locked: {reason}"
 
         def macs(raised: Mapping[int, int]) -> int:
             more = keep.copy()
@@ -272,7 +273,7 @@ class ChannelGraph:
         return graph
 
     def to_html(self, path: str | Path) -> None:
-        """Write a page: every layer in graph order, the groups that run through it, what is frozen and why.
+        """Write a page: every layer in graph order, the groups that run through it, what is locked and why.
 
         Raises:
             InputError: ``path`` cannot be written.

@@ -26,24 +26,8 @@ def freeze(
     blocks: BlockSets,
     gathers: list[Gather],
 ) -> ChannelGraph:
-    classes = run.classes
-    roots = classes.find(np.arange(len(classes)))
-    owned = sum(o.count for o in run.owners)
-    # a channel is a class with a parameter in it; everything else follows from its neighbours or never changes
-    fixed = roots[np.concatenate([*run.fixed, np.empty(0, dtype=np.int64)])]
-    is_channel = np.zeros(len(classes), dtype=bool)
-    is_channel[roots[:owned]] = True
-    is_channel[fixed] = False
-    channel_roots = np.flatnonzero(is_channel)
-    companions = _companions(run, roots, is_channel)
-    if len(companions):
-        run.classes.lock(companions, Reason("made by the model, owned by no parameter"))
-        channel_roots = np.union1d(channel_roots, companions)
-    number = np.full(len(classes), -1, dtype=np.int64)
-    number[channel_roots] = np.arange(len(channel_roots))
-    channels = len(channel_roots)
-
-    numbers = _Numbers(number[roots])
+    """What propagation has found, in numbers of channels. ``holders``: the parameters and what stands for them."""
+    numbers, channels = _numbered(run)
     translate = numbers.labels
     in_atoms = [run.labels(stand) for stand, _ in holders]
     parameters = tuple(
@@ -60,16 +44,15 @@ def freeze(
         for name, v in run.node_labels.items()
     }
     statistics = tuple(Statistic(s.node, s.index, s.op, translate(s.labels)) for s in run.statistics)
-    locked = _first_reasons(classes.locks, numbers.of_atom, channels)
-    approximate = _first_reasons(classes.approximations, numbers.of_atom, channels)
-    trainable = {p.name for p in parameters if p.trainable}
-    members = _members(run, numbers.of_atom[:owned])
-    sources = [m.name in trainable and not m.read for m in members.owners]
-    made = np.zeros(channels, dtype=bool)
-    made[members.channel[np.asarray(sources, dtype=bool)[members.owner]]] = True
-    locked.note(np.flatnonzero(~made), Reason("constants of the model, made by no trainable parameter"))
+    owned = numbers.of_atom[: sum(o.count for o in run.owners)]
+    members = _members(run, owned)
+    locked = _first_reasons(run.classes.locks, numbers.of_atom, channels)
+    locked.note(
+        _constants(members, parameters, channels), Reason("constants of the model, made by no trainable parameter")
+    )
     locked.note(_whole_dimensions(in_atoms, parameters, numbers), Reason("one channel fills a whole dimension"))
-    groups = _groups(channels, members, terms, locked, approximate, blocks.translated(number, roots))
+    approximate = _first_reasons(run.classes.approximations, numbers.of_atom, channels)
+    groups = _groups(channels, members, terms, locked, approximate, blocks.translated(numbers.of_atom))
     group_of = np.empty(channels, dtype=np.int64)
     for index, group in enumerate(groups):
         group_of[group.channels] = index
@@ -86,11 +69,39 @@ def freeze(
         channel_count=channels,
         attention=run.attention,
         notes=tuple(dict.fromkeys([*graph_module.meta.get("notes", ()), *run.notes])),
-        owned=_are_among(numbers.of_atom[:owned], channels),
+        owned=_are_among(owned, channels),
         group_of=group_of,
         lines=_first_lines(graph_module),
         uninterpreted=frozenset(run.failed),
     )
+
+
+def _numbered(run: Propagation) -> tuple[_Numbers, int]:
+    """A number for every channel, and how many there are.
+
+    A channel is a class with a parameter in it; everything else follows from its neighbours or never changes.
+    """
+    classes = run.classes
+    roots = classes.find(np.arange(len(classes)))
+    fixed = roots[np.concatenate([*run.fixed, np.empty(0, dtype=np.int64)])]
+    is_channel = np.zeros(len(classes), dtype=bool)
+    is_channel[roots[: sum(o.count for o in run.owners)]] = True
+    is_channel[fixed] = False
+    companions = _companions(run, roots, is_channel)
+    if len(companions):
+        classes.lock(companions, Reason("made by the model, owned by no parameter"))
+        is_channel[companions] = True
+    channels = np.flatnonzero(is_channel)
+    number = np.full(len(classes), -1, dtype=np.int64)
+    number[channels] = np.arange(len(channels))
+    return _Numbers(number[roots]), len(channels)
+
+
+def _constants(members: _Incidence, parameters: Sequence[Parameter], channels: int) -> Ids:
+    """Channels that no trainable parameter makes."""
+    trainable = {p.name for p in parameters if p.trainable}
+    makes = np.array([m.name in trainable and not m.read for m in members.owners], dtype=bool)
+    return np.flatnonzero(~_are_among(members.channel[makes[members.owner]], channels))
 
 
 def _first_lines(graph_module: fx.GraphModule) -> dict[str, str]:
@@ -120,16 +131,12 @@ class _Numbers:
 
     def __init__(self, of_atom: Ids):
         self.of_atom = of_atom
-        self._known: dict[int, tuple[Ids, Ids, bool]] = {}  # by identity: many tensors share their factors
-        self._labels: dict[tuple[int, int], Factor | None] = {}
+        self._labels: dict[tuple[int, int], Factor | None] = {}  # by identity: tensors share factors
 
     def ids(self, ids: Ids) -> tuple[Ids, bool]:
         """Atoms as numbers, compact, and whether these are several channels and nothing else."""
-        known = self._known.get(id(ids))
-        if known is None:
-            result = compact(self.of_atom[ids])
-            known = self._known[id(ids)] = ids, result, result.size > 1 and result.item(result.argmin()) >= 0
-        return known[1:]
+        result = compact(self.of_atom[ids])
+        return result, result.size > 1 and result.item(result.argmin()) >= 0
 
     def labels(self, labels: Labels) -> Labels:
         """The factors that are several channels."""

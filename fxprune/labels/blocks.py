@@ -28,20 +28,10 @@ class BlockSets:
     @classmethod
     def of(cls, classes: Classes, families: Sequence[Family]) -> BlockSets:
         """Combine families; what cannot be combined is joined in ``classes``."""
-        result = cls()
-        block_of: dict[int, int] = {}
-        blocks: list[Ids] = []
-        parent: list[int] = []
-
-        def root(i: int) -> int:
-            while parent[i] != i:
-                i = parent[i]
-            return i
-
+        result, blocks = cls(), _Blocks()
         candidates: list[tuple[list[Ids], Family]] = []
         for family in families:
-            locked = classes.locked(family.rows)
-            if locked.any():
+            if classes.locked(family.rows).any():
                 classes.lock(family.rows, family.reason)
                 continue
             tiles = _tiles(family.rows)
@@ -51,44 +41,9 @@ class BlockSets:
                 candidates += [(tile, family) for tile in tiles]
         candidates.sort(key=lambda c: len(c[0][0]))
         for tile, family in candidates:
-            known = [sorted({block_of.get(int(c), -1) for c in block}) for block in tile]
-            if all(k == [-1] for k in known):
-                fresh = []
-                for block in tile:
-                    fresh.append(len(blocks))
-                    parent.append(len(blocks))
-                    blocks.append(block)
-                    block_of.update((int(c), fresh[-1]) for c in block)
-                for i in fresh[1:]:
-                    parent[root(i)] = root(fresh[0])
-                continue
-            whole = all(
-                -1 not in k and sum(len(blocks[i]) for i in k) == len(b) for k, b in zip(known, tile, strict=True)
-            )
-            fresh_or_same = all(k == [-1] or (len(k) == 1 and k[0] >= 0 and len(blocks[k[0]]) == len(b))
-                                for k, b in zip(known, tile, strict=True))  # fmt: skip
-            if fresh_or_same:
-                indices = []
-                for k, block in zip(known, tile, strict=True):
-                    if k == [-1]:
-                        parent.append(len(blocks))
-                        blocks.append(block)
-                        block_of.update((int(c), len(blocks) - 1) for c in block)
-                        indices.append(len(blocks) - 1)
-                    else:
-                        indices.append(k[0])
-                for i in indices[1:]:
-                    parent[root(i)] = root(indices[0])
-            elif whole and len({len(blocks[i]) for k in known for i in k}) == 1:  # unions of equally many equal blocks
-                first = known[0][0]
-                for i in (i for k in known for i in k):
-                    parent[root(i)] = root(first)
-            else:
+            if not blocks.take(tile):
                 result._realign(classes, family)
-        grouped: dict[int, list[Ids]] = defaultdict(list)
-        for index, block in enumerate(blocks):
-            grouped[root(index)].append(block)
-        for block_set in grouped.values():
+        for block_set in blocks.sets():
             if len({len(b) for b in block_set}) == 1:
                 result.sets.append(block_set)
             else:
@@ -101,14 +56,53 @@ class BlockSets:
         classes.join(family.rows, family.rows[:1])
         self.realigned = True
 
-    def translated(self, number: Ids, roots: Ids) -> list[list[Ids]]:
-        """The sets in channel numbers, without classes that are no channels."""
+    def translated(self, of_atom: Ids) -> list[list[Ids]]:
+        """The sets in channel numbers, without classes that are no channels. ``of_atom``: the number, or -1."""
         result = []
         for block_set in self.sets:
-            blocks = [np.sort(number[roots[block]]) for block in block_set]
+            blocks = [np.sort(of_atom[block]) for block in block_set]
             if all((b >= 0).all() for b in blocks):
                 result.append(blocks)
         return result
+
+
+class _Blocks:
+    """Blocks of class roots, disjoint, and which of them keep equal counts."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Ids] = []
+        self._block_of: dict[int, int] = {}  # class root -> its block
+        self._alike = Classes()  # of blocks
+
+    def take(self, tile: list[Ids]) -> bool:
+        """The blocks of a tile keep equal counts; False where they do not fit those that are there."""
+        known = [sorted({self._block_of.get(int(c), -1) for c in block}) for block in tile]
+        sizes = [[len(self._blocks[i]) if i >= 0 else -1 for i in k] for k in known]
+        if all(k == [-1] or size == [len(block)] for k, size, block in zip(known, sizes, tile, strict=True)):
+            self._unite([self._add(block) if k == [-1] else k[0] for k, block in zip(known, tile, strict=True)])
+            return True
+        unions = all(-1 not in k and sum(size) == len(b) for k, size, b in zip(known, sizes, tile, strict=True))
+        if unions and len({each for size in sizes for each in size}) == 1:  # of equally many equal blocks
+            self._unite([i for k in known for i in k])
+            return True
+        return False
+
+    def _add(self, block: Ids) -> int:
+        index = len(self._blocks)
+        self._blocks.append(block)
+        self._block_of.update((int(c), index) for c in block)
+        self._alike.allocate(1)
+        return index
+
+    def _unite(self, indices: list[int]) -> None:
+        self._alike.join(np.array(indices), np.array(indices[:1]))
+
+    def sets(self) -> list[list[Ids]]:
+        """The blocks, those together that keep equal counts."""
+        grouped: dict[int, list[Ids]] = defaultdict(list)
+        for root, block in zip(self._alike.find(np.arange(len(self._blocks))), self._blocks, strict=True):
+            grouped[int(root)].append(block)
+        return list(grouped.values())
 
 
 def _tiles(rows: Ids) -> list[list[Ids]] | None:

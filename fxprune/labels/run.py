@@ -22,7 +22,7 @@ from fxprune.labels.propagation import Propagation, describe, set_labels
 from fxprune.ops.meta import MetaKernels, OpMode, tensors_in
 from fxprune.ops.table import record_of
 from fxprune.recording.guards import NUMBER, is_guard
-from fxprune.recording.inputs import map_leaves, tensors_of
+from fxprune.recording.inputs import map_tensors, tensors_of
 from fxprune.recording.randomness import draws
 
 Watch = Callable[[Propagation, Any, Any, Any, Any], None]
@@ -241,9 +241,7 @@ def propagate(
     """
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     outputs = next(n for n in graph.nodes if n.op == "output")
-    values = [
-        map_leaves(lambda v: torch.empty_like(v, device="meta") if isinstance(v, Tensor) else v, v) for v in inputs
-    ]
+    values = [map_tensors(lambda tensor: torch.empty_like(tensor, device="meta"), v) for v in inputs]
     for node, value in zip(placeholders, values, strict=True):
         with run.at(node):
             for tensor in tensors_of(value):

@@ -1,16 +1,19 @@
 """Record: a model, run once and written down as a ``torch.fx`` graph.
 
-The files in reading order: ``record`` (the entry point), ``recorder`` (the hooks that see the run), ``rehearsal`` (the
-run without data), ``writer`` (the graph in the making), ``calls`` (how one call is written as a node), ``traced``
-(numbers that remember their node), ``guards`` (what a graph cannot follow), ``leaves`` (which modules stay whole),
-``boundary`` (inputs and outputs), ``parts`` (modules and tensors by name), ``copies`` and ``twin`` (the caller's model
-itself never runs), ``state`` and ``patches`` (memory, random numbers and torch, left as they were), ``liveness`` (dead
-code), ``module`` (the result), ``sources`` (the user's line behind every node), ``trees`` (nested arguments).
+The files in reading order: ``record`` (the entry point), ``options`` (how to record), ``recorder`` (the hooks that see
+the run), ``modes`` (those of torch, and when they look away), ``special`` (functions that become no node of their own),
+``decisions`` (what Python code takes out of the graph), ``rehearsal`` (the run without data), ``writer`` (the graph in
+the making), ``tensors`` (which node computed which), ``calls`` (how one call is written as a node), ``traced`` (numbers
+that remember their node), ``guards`` (what a graph cannot follow), ``leaves`` (which modules stay whole), ``placing``
+and ``boundary`` (inputs and outputs), ``parts`` (modules and tensors by name), ``copies`` and ``twin`` (the caller's
+model itself never runs), ``state`` and ``patches`` (memory, random numbers and torch, left as they were), ``liveness``
+(dead code), ``module`` (the result), ``sources`` (the user's line behind every node), ``trees`` (nested arguments).
 
-Before it: ``structure`` (the one walk over what networks take and return), ``inputs`` (example inputs, checked or
-inferred), ``near`` (values near an example's), ``checks`` (models and inputs that cannot serve), ``randomness`` (random
-ops that draw the same numbers in every run), ``forms`` (what a recording takes for granted in its inputs), ``code``
-(Python code of a graph in which names are only names), ``pickling`` (a graph as plain data).
+Before it: ``structure`` (the one walk over what networks take and return), ``spec`` and ``records`` (example inputs as
+plain data), ``inputs`` (checked or inferred), ``near`` (values near an example's), ``checks`` (models and inputs that
+cannot serve), ``randomness`` (random ops that draw the same numbers in every run), ``forms`` (what a recording takes
+for granted in its inputs), ``code`` (Python code of a graph in which names are only names), ``pickling`` (a graph as
+plain data).
 """
 
 from fxprune.recording.module import (
@@ -20,11 +23,10 @@ from fxprune.recording.module import (
     evaluated,
     named_modules,
     named_tensors,
-    put_in_eval_mode,
     replace_tensors,
 )
+from fxprune.recording.options import Options
 from fxprune.recording.record import record, recorded
-from fxprune.recording.recorder import Options
 from fxprune.recording.sources import raised_at
 from fxprune.recording.state import cached_tensor_dicts
 from fxprune.recording.twin import Twin
@@ -39,7 +41,6 @@ __all__ = [
     "evaluated",
     "named_modules",
     "named_tensors",
-    "put_in_eval_mode",
     "raised_at",
     "record",
     "recorded",

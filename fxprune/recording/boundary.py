@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from fxprune.errors import ExampleInputsError, RecordError
-from fxprune.recording.structure import Part, map_leaves, parts
+from fxprune.recording.structure import Part, map_tensors, parts
 
 # What forward may return but no graph can: the work is done later, or elsewhere.
 _ONCE = (Iterator, Set, types.FunctionType, types.MethodType, functools.partial, nn.Module)
@@ -98,11 +98,6 @@ def name_of(node: Node) -> str:
 def with_fresh_tensors(value: Any) -> Any:
     """A copy of an input whose tensors can be written to and told apart, the same tensor passed twice included."""
     return map_tensors(lambda tensor: tensor.detach().clone(), value)
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """A copy of an input with ``function(tensor)`` in the place of every tensor."""
-    return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
 
 
 def placeholders(graph: Graph, bound: inspect.BoundArguments) -> list[tuple[Node, tuple[str, ...]]]:

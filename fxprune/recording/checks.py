@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
-from fxprune.errors import ExampleInputsError, InputError, ModelError
+from fxprune.errors import ExampleInputsError, InputError, ModelError, suggestion
 from fxprune.recording.inputs import Args, Kwargs, normalise_inputs, resolve_inputs, tensors_of
+
+_SMALL = 4096  # entries of a tensor
 
 
 def check_model(model: Any) -> None:
@@ -96,3 +99,84 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Any) -
             "least one example, for instance the first rows of a batch of your data"
         )
     return args, kwargs
+
+
+def ignored_names(model: nn.Module, ignore: Sequence[str | nn.Module]) -> tuple[str, ...]:
+    """The names of what ``ignore=`` lists.
+
+    Raises:
+        InputError: it is no list of names and modules of the model.
+    """
+    if isinstance(ignore, tuple) and not ignore:
+        return ()
+    modules = dict(model.named_modules(remove_duplicate=False))
+    known = {*modules, *dict(model.named_parameters(remove_duplicate=False))}
+    names = []
+    items = [ignore] if isinstance(ignore, (str, nn.Module)) else ignore
+    if not isinstance(items, (list, tuple, set, frozenset, Mapping, Iterator)):
+        raise InputError(f"ignore={ignore!r} must be a module, a name, or a list of them.")
+    for item in items:
+        if isinstance(item, nn.Module):
+            found = [name for name, module in modules.items() if module is item]
+            if not found:
+                raise InputError(f"ignore holds a {type(item).__name__} that is not part of the model.")
+            names += found
+        elif isinstance(item, str) and item in known:
+            names.append(item)
+        else:
+            hint = suggestion(str(item), known)
+            raise InputError(f"ignore names {item!r}, which the model does not have.{hint}")
+    return tuple(names)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse weights that are no dense numbers.
+
+    Raises:
+        ModelError: one is quantised or sparse, or holds NaN or inf; buffers may hold inf.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            kind = "quantised" if tensor.is_quantized else "sparse"
+            raise ModelError(f"{name} is {kind}; fxprune prunes dense weights. Prune first, then make them {kind}.")
+    known = [(name, t.detach(), isinstance(t, nn.Parameter)) for name, t in tensors if _has_values(t)]
+    weights = _extremes(tensor for _, tensor, trained in known if trained)
+    buffers = _extremes(tensor for _, tensor, trained in known if not trained)
+    if bool(weights.isfinite().all()) and not bool(buffers.isnan().any()):
+        return
+    for name, tensor, trained in known:
+        tensor = _comparable(tensor)
+        if trained and not bool(tensor.isfinite().all()):
+            raise ModelError(f"{name} holds NaN or inf. Load a sound checkpoint before pruning.")
+        if not trained and bool(tensor.isnan().any()):
+            raise ModelError(f"{name} holds NaN. Load a sound checkpoint before pruning.")
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not tensor.is_meta and tensor.numel() > 0
+
+
+def _extremes(tensors: Iterable[Tensor]) -> Tensor:
+    """The smallest and the largest values; NaN is both wherever there is one. One pass, without a mask.
+
+    Small tensors are looked at together: a network has hundreds.
+    """
+    large, small = [], defaultdict(list)
+    for tensor in tensors:
+        if tensor.numel() < _SMALL:
+            small[tensor.dtype, tensor.device].append(_comparable(tensor).reshape(-1))
+        else:
+            large.append(_comparable(tensor))
+    large += map(torch.cat, small.values())
+    extremes: dict[Any, list[Tensor]] = defaultdict(list)
+    for tensor in large:
+        extremes[tensor.dtype, tensor.device] += torch.aminmax(tensor)
+    return torch.cat(
+        [torch.empty(0, device="cpu"), *(torch.stack(found).double().cpu() for found in extremes.values())]
+    )
+
+
+def _comparable(tensor: Tensor) -> Tensor:
+    """Torch has no order of numbers of 8 bits."""
+    return tensor.float() if tensor.itemsize == 1 else tensor

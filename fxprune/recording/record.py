@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from fxprune.errors import ExampleInputsError, FxpruneError, RecordError
 from fxprune.recording import boundary, rehearsal, state, trees
 from fxprune.recording.module import RecordedModule, add_constant, add_training_flag, clone_tree
+from fxprune.recording.options import Options
 from fxprune.recording.parts import Parts
-from fxprune.recording.recorder import Options, Recorder
+from fxprune.recording.recorder import Recorder
 from fxprune.recording.sources import raised_at
 from fxprune.recording.traced import TracedFlag
 

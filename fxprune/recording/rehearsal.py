@@ -33,10 +33,10 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fxprune.ops.meta import MetaKernels
 from fxprune.ops.table import Op, find_call, is_pointwise, record_of
-from fxprune.recording import boundary, state, trees
+from fxprune.recording import state, trees
 from fxprune.recording.calls import property_name
 from fxprune.recording.parts import Parts
-from fxprune.recording.structure import tensors_of
+from fxprune.recording.structure import map_tensors, tensors_of
 
 _CPU = torch.device("cpu")
 _META = torch.device("meta")
@@ -194,7 +194,7 @@ def without_data(bound: inspect.BoundArguments) -> inspect.BoundArguments:
     def stand_in(tensor: Tensor) -> Tensor:
         return _on_meta(tensor) if tensor.is_floating_point() else tensor
 
-    arguments = boundary.map_tensors(stand_in, dict(bound.arguments))
+    arguments = map_tensors(stand_in, dict(bound.arguments))
     return inspect.BoundArguments(bound.signature, OrderedDict(arguments))
 
 

@@ -118,6 +118,11 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     return visit(tree)
 
 
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """``map_leaves`` of the tensors; other leaves as they are."""
+    return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
 def leaves_of(tree: Any) -> list[Any]:
     """All leaves, in order: those of an object once, a tensor or a container as often as it occurs."""
     return [leaf for _, leaf in paths(tree)]

@@ -26,12 +26,13 @@ class Lazy:
     recording the number belongs to: in any other recording it is a plain number.
     """
 
-    def __init__(self, owner: Any, op: str, target: str | Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def __init__(self, owner: Any, op: str, target: str | Callable[..., Any], args: tuple[Any, ...],
+                 node: Node | None = None) -> None:  # fmt: skip
         self.owner = owner
         self.op = op
         self.target = target
         self.args = args
-        self.node: Node | None = None
+        self.node = node
 
 
 def plain(value: Any) -> Any:
@@ -45,7 +46,8 @@ def plain(value: Any) -> Any:
     return float.__pos__(value)
 
 
-def _traced(value: Any, lazy: Lazy) -> Any:
+def traced(value: Any, lazy: Lazy) -> Any:
+    """A number that remembers ``lazy``; any other value as it is."""
     if type(value) is int:
         return TracedInt(value, lazy)
     if type(value) is float:
@@ -67,7 +69,7 @@ def _of_numpy(value: Any) -> Any:
 def _unary(function: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: Any, *args: Any) -> Any:
         value = function(plain(self), *args)
-        return _traced(value, Lazy(self.lazy.owner, "call_function", function, (self, *args)))
+        return traced(value, Lazy(self.lazy.owner, "call_function", function, (self, *args)))
 
     return method
 
@@ -81,7 +83,7 @@ def _binary(function: Callable[[Any, Any], Any], *, swap: bool = False) -> Calla
             return NotImplemented
         args = (other, self) if swap else (self, other)
         value = function(plain(args[0]), plain(args[1]))
-        return _traced(value, Lazy(self.lazy.owner, "call_function", function, args))
+        return traced(value, Lazy(self.lazy.owner, "call_function", function, args))
 
     return method
 
@@ -334,6 +336,6 @@ def traced_call(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         value = function(*map(plain, numbers)) if numbers is args else function(tuple(map(plain, numbers)))
         given = tuple(numbers) if numbers is args else (tuple(numbers),)
-        return _traced(value, Lazy(owner, "call_function", function, given))
+        return traced(value, Lazy(owner, "call_function", function, given))
 
     return call

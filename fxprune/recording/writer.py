@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -12,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxprune.ops.table import find_call
-from fxprune.recording import boundary, patches, state, trees
+from fxprune.recording import boundary, patches, trees
 from fxprune.recording.calls import Call, Constant, SeededGenerator
 from fxprune.recording.guards import OPPOSITE, holds
 from fxprune.recording.liveness import eliminate_dead_nodes
 from fxprune.recording.module import TRAINING_FLAG
 from fxprune.recording.parts import Parts
 from fxprune.recording.sources import caller_is_user_code, current_source
+from fxprune.recording.tensors import Tensors, storage_of
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
 
 _EXACT: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
@@ -44,21 +43,19 @@ OnComparison = Callable[[Any, str, Any, bool], bool]
 class GraphWriter:
     """A graph in the making.
 
-    Tensors are told apart by identity, which is forgotten with them, and memory by the address of its storage. A weak
-    reference to every storage lets go of the memory as early as the model does, and keeps the address from being used
-    twice. ``path`` is the stack of the dotted names of the running modules, ``inputs_end`` the last node that takes the
-    inputs apart. ``hashed``: has a size been looked up by its hash?
+    ``path`` is the stack of the dotted names of the running modules, ``inputs_end`` the last node that takes the inputs
+    apart. ``hashed``: has a size been looked up by its hash?
     """
 
-    def __init__(self, parts: Parts, own_hashes: bool = True, on_decision: OnDecision | None = None,
-                 on_comparison: OnComparison | None = None,
-                 original: Callable[[Any], Any] = lambda value: value) -> None:  # fmt: skip
+    def __init__(
+        self, parts: Parts, own_hashes: bool = True, original: Callable[[Any], Any] = lambda value: value
+    ) -> None:
         self.graph = Graph()
         self.own_hashes = own_hashes
-        self._on_decision, self._on_comparison = on_decision, on_comparison
+        self.on_decision: OnDecision | None = None
+        self.on_comparison: OnComparison | None = None
         self._original = original
         self._guarded: set[Any] = set()
-        self._replaced: set[int] = set()
         self._alive: set[Node] = set()
         self.hashed = False
         self.path = [""]
@@ -66,50 +63,29 @@ class GraphWriter:
         self.notes: list[str] = []
         self.flags: list[str] = []
         self.constants: dict[str, Tensor] = {}
+        self.tensors = Tensors(parts.tensors)
         self._kept: list[Any] = []
-        self._nodes: dict[int, Node] = {}
-        self._watched: dict[int, weakref.ref[Tensor]] = {}
-        self._memory: dict[int, StorageWeakRef] = {}
-        self._views: dict[Any, Node] = {}
-        self._storages: dict[Node, frozenset[int]] = {}
-        self._writes: dict[Node, frozenset[int]] = {}
-        self._lasting: set[int] = set()
         self._without_grad: set[Node] = set()
         self._regions: list[tuple[Node, Node]] = []
         self._sizes: dict[tuple[Node, int], Lazy] = {}
         self._last_size: dict[Node, Node] = {}
         self._devices: dict[int, Node] = {}
         self._generators: dict[int, tuple[Node, Tensor | None]] = {}
-        tensors = parts.tensors
-        self._taken = {*tensors, *parts.modules}
-        self._names: dict[int, str] = {}
-        for name, tensor in tensors.items():
-            self._names[id(tensor)] = name
-            self._kept.append(tensor)
-            storage = state.storage_id(tensor)
-            if storage is not None:
-                self._lasting.add(storage)
+        self._taken = {*parts.tensors, *parts.modules}
 
     def note(self, text: str, source: str | None = None) -> None:
         line = f"{current_source() if source is None else source}: {text}"
         if line not in self.notes:
             self.notes.append(line)
 
-    def also_named(self, name: str, tensor: Tensor) -> None:
-        """Another tensor that stands for the parameter or buffer ``name``: the caller's, which a closure reaches."""
-        self._names.setdefault(id(tensor), name)
-        storage = state.storage_id(tensor)
-        if storage is not None:
-            self._lasting.add(storage)
-
     def decided(self, value: Any, relation: str, other: Any, outcome: bool) -> None:
         """Python code took ``value`` out of the graph, where ``value relation other``."""
-        if self._on_decision is not None:
-            self._on_decision(value, relation, other, outcome)
+        if self.on_decision is not None:
+            self.on_decision(value, relation, other, outcome)
 
     def compared(self, value: Any, relation: str, other: Any, outcome: bool) -> bool:
         """What Python code is told that compares, and may branch on it."""
-        return outcome if self._on_comparison is None else self._on_comparison(value, relation, other, outcome)
+        return outcome if self.on_comparison is None else self.on_comparison(value, relation, other, outcome)
 
     def effect(self, call: Call) -> None:
         """A call that is made for what it does to an object that came in."""
@@ -157,8 +133,10 @@ class GraphWriter:
 
     def finish(self) -> None:
         """Drop dead nodes; say which constants stayed."""
-        lasting = frozenset(self._lasting)
-        eliminate_dead_nodes(self.graph, self._storages, self._writes, lasting, self._regions, self._alive)
+        known = self.tensors
+        eliminate_dead_nodes(
+            self.graph, known.storages, known.writes, frozenset(known.lasting), self._regions, self._alive
+        )
         used: dict[str, Tensor] = {}
         for node in self.graph.nodes:
             if node.op == "get_attr" and node.target in self.constants:
@@ -181,7 +159,7 @@ class GraphWriter:
         """
         detached = self._detached(changed)
         node = self.create(call, detached)
-        self.mark_writes(node, changed)
+        self.tensors.mark_writes(node, changed)
         record = find_call(str(getattr(call.target, "__name__", call.target)))
         if record is not None and record.many:
             self.guard(self._count(node, len(result)), "==", len(result))
@@ -209,7 +187,7 @@ class GraphWriter:
     def _detach(self, node: Node) -> Node:
         detached = self.create(Call("call_method", "detach", (node,), {}))
         detached.meta["shape"] = node.meta["shape"]
-        self._storages[detached] = self._storages.get(node, frozenset())
+        self.tensors.alias(detached, node)
         self._without_grad.add(detached)
         return detached
 
@@ -237,65 +215,23 @@ class GraphWriter:
         node.meta["shape"] = tuple(value.shape)
         if id(value) in untouched:
             return value
-        if (id(value) in self._nodes or id(value) in self._names) and id(value) not in changed:
+        if self.tensors.known(value) and id(value) not in changed:
             value = value.detach()
         if not torch.is_grad_enabled() and value.is_floating_point():
             if all(source in self._without_grad for source in node.all_input_nodes):
                 self._without_grad.add(node)
             else:
-                self._storages[node] = _storage_of(value)
+                self.tensors.storages[node] = storage_of(value)
                 node = self._detach(node)
-        self.map(value, node)
+        self.tensors.map(value, node)
         return value
-
-    def map(self, tensor: Tensor, node: Node, *, lasting: bool = False) -> None:
-        """``node`` computed ``tensor``. ``lasting``: its memory outlives the call, so writes to it matter."""
-        storage = state.storage_id(tensor)
-        storages = frozenset() if storage is None else frozenset((storage,))
-        self._nodes[id(tensor)] = node
-        self._views[_view_key(tensor, storage)] = node
-        self._storages[node] = storages
-        if lasting or storage is None:
-            self._kept.append(tensor)
-        else:
-            self._watch(tensor, storage)
-        if lasting:
-            self._lasting |= storages
-
-    def _watch(self, tensor: Tensor, storage: int) -> None:
-        key = id(tensor)
-
-        def forget(_: weakref.ref[Tensor]) -> None:
-            self._nodes.pop(key, None)
-            self._watched.pop(key, None)
-
-        self._watched[key] = weakref.ref(tensor, forget)
-        if storage not in self._memory:
-            self._memory[storage] = StorageWeakRef(tensor.untyped_storage())
-
-    def mark_writes(self, node: Node, changed: Iterable[Tensor]) -> None:
-        written = frozenset(storage for tensor in changed for storage in _storage_of(tensor))
-        if written:
-            node.meta["mutates"] = True
-            self._writes[node] = written
-
-    def lasts(self, tensor: Tensor) -> bool:
-        """Whether the tensor's memory outlives the call."""
-        return state.storage_id(tensor) in self._lasting
-
-    def written_for_good(self) -> frozenset[int]:
-        """The memory that was written to and outlives the call."""
-        return frozenset().union(*self._writes.values()) & self._lasting
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
     def create(self, call: Call, instead: dict[int, Node] | None = None) -> Node:
         args = self.argument(call.args, instead)
         kwargs = self.argument(call.kwargs, instead) if call.kwargs else {}
-        node = self.graph.create_node(call.op, call.target)
-        node.args = args  # passed above, every one is looked through for what never is among them
-        if kwargs:
-            node.kwargs = kwargs
+        node = self.graph.create_node(call.op, call.target, args, kwargs)
         self.describe(node, None)
         return node
 
@@ -373,33 +309,23 @@ class GraphWriter:
 
     def node_of(self, tensor: Tensor) -> Node:
         """The node that computed the tensor; a parameter, a buffer or a constant if none did."""
-        node = self._nodes.get(id(tensor))
-        if node is None and id(tensor) in self._names:
-            return self._attribute(self._names[id(tensor)], tensor)
+        node, name = self.tensors.find(tensor)
         if node is None:
-            node = self._views.get(_view_key(tensor, state.storage_id(tensor)))
-        return self._constant(tensor) if node is None else node
-
-    def knows(self, tensor: Tensor) -> bool:
-        """Whether the tensor is a parameter or buffer of the model, with its own values."""
-        return id(tensor) in self._names and id(tensor) not in self._replaced
+            return self._constant(tensor) if name is None else self._attribute(name, tensor)
+        return node
 
     def take_the_place(self, parameter: Tensor, value: Tensor) -> None:
         """From here on the parameter is what the model computed and put in its place, for this call."""
         node = self.create(Call("call_method", "detach", (value,), {}))
         node.meta["shape"] = tuple(value.shape)
-        self._replaced.add(id(parameter))
-        self.map(parameter, node)
-
-    def computed(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._nodes
+        self.tensors.replaced(parameter, node)
 
     def _attribute(self, name: str, tensor: Tensor) -> Node:
         node = self.graph.create_node("get_attr", name)
         self.describe(node, tensor)
         if not isinstance(tensor, nn.Parameter):
             self._without_grad.add(node)
-        self.map(tensor, node, lasting=True)
+        self.tensors.map(tensor, node, lasting=True)
         return node
 
     def _constant(self, tensor: Tensor) -> Node:
@@ -457,15 +383,3 @@ class GraphWriter:
             node = self.create(Call("call_method", lazy.target, lazy.args, {}))
         self._last_size[tensor] = node
         return node
-
-
-def _storage_of(tensor: Tensor) -> frozenset[int]:
-    key = state.storage_id(tensor)
-    return frozenset() if key is None else frozenset((key,))
-
-
-def _view_key(tensor: Tensor, storage: int | None) -> Any:
-    """What two tensor objects that are the same view of the same memory have in common."""
-    if storage is None:
-        return id(tensor)
-    return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj()

@@ -16,12 +16,12 @@ from fxprune.reports.page import Figure, write_page
 from fxprune.reports.rows import GroupRow, Row, row_of
 
 
-def rows(graph: ChannelGraph, keep: Keep, left_alone: Mapping[str, str]) -> tuple[Row, ...]:
+def rows(graph: ChannelGraph, keep: Keep, locked: Mapping[str, str]) -> tuple[Row, ...]:
     """One row per layer with a weight of at least two dimensions, in graph order; unused ones come last.
 
     Args:
         keep: per channel.
-        left_alone: group name -> why a group that could be cut was left alone.
+        locked: group name -> why a group that could be cut is not.
     """
     read = {(m.name, m.dim) for group in graph.groups for m in group.members if m.read}
     place = {name: index for index, name in enumerate(graph.lines)}
@@ -40,7 +40,7 @@ def rows(graph: ChannelGraph, keep: Keep, left_alone: Mapping[str, str]) -> tupl
             len(place) if used is None else place[used],
             Row(
                 row_of(parameter.name), graph.kinds.get(path, "parameter"), parameter.shape, after,
-                _why(graph, made[-1].ids if made else None, parameter.shape[out], left_alone),
+                _why(graph, made[-1].ids if made else None, parameter.shape[out], locked),
                 graph.lines[used] if used is not None else "",
                 (parameter.shape[out] * local, after[out] * local),
             ),
@@ -48,21 +48,21 @@ def rows(graph: ChannelGraph, keep: Keep, left_alone: Mapping[str, str]) -> tupl
     return tuple(row for _, row in sorted(found, key=lambda each: each[0]))
 
 
-def _why(graph: ChannelGraph, channels: Ids | None, size: int, left_alone: Mapping[str, str]) -> str:
+def _why(graph: ChannelGraph, channels: Ids | None, size: int, locked: Mapping[str, str]) -> str:
     """Why all of these stay, or ''."""
     if channels is None:
         return "makes no channels" if size > 1 else ""
     groups = [graph.groups[g] for g in np.unique(graph.group_of[channels])]
-    reasons = {str(group.locked or left_alone.get(group.name, "")) for group in groups}
+    reasons = {str(group.locked or locked.get(group.name, "")) for group in groups}
     return "" if "" in reasons else "; ".join(sorted(reasons))
 
 
-def group_rows(graph: ChannelGraph, keep: Keep, left_alone: Mapping[str, str]) -> tuple[GroupRow, ...]:
+def group_rows(graph: ChannelGraph, keep: Keep, locked: Mapping[str, str]) -> tuple[GroupRow, ...]:
     """One row per group; arguments as of ``rows``."""
     return tuple(
         GroupRow(
             group.name, group.channels.size, int(keep[group.channels].sum()), group.blocks, group.exact,
-            str(group.locked or left_alone.get(group.name, "")),
+            str(group.locked or locked.get(group.name, "")),
             tuple((member.name, member.dim, member.read) for member in group.members),
         )
         for group in graph.groups
@@ -70,7 +70,7 @@ def group_rows(graph: ChannelGraph, keep: Keep, left_alone: Mapping[str, str]) -
 
 
 def write_html(graph: ChannelGraph, path: str | Path) -> None:
-    """Write a page: every layer in graph order, the groups that run through it, what is frozen and why.
+    """Write a page: every layer in graph order, the groups that run through it, what is locked and why.
 
     Raises:
         InputError: ``path`` cannot be written.
@@ -99,7 +99,7 @@ def text_of(graph: ChannelGraph) -> str:
     lines = [("group", "channels", "state", "why", "runs through")]
     for group in graph.groups:
         size = f"{group.size}" if group.blocks == 1 else f"{group.size} x {group.blocks} blocks"
-        state = "frozen" if group.locked else "exact" if group.exact else "approximate"
+        state = "locked" if group.locked else "exact" if group.exact else "approximate"
         layers = list(dict.fromkeys(m.name.rpartition(".")[0] or m.name for m in group.members))
         shown = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
         lines.append((group.name, size, state, str(group.locked or group.approximate or ""), shown))

@@ -30,7 +30,7 @@ _LONGEST_NAME = 44  # characters
 _STATES = {
     "cut": "channels were cut",
     "whole": "may be cut, all stay",
-    "frozen": "may not be cut",
+    "locked": "may not be cut",
 }
 
 
@@ -100,7 +100,7 @@ def write_page(
         chart=_chart(rows, pruned),
         legend=_legend(rows, pruned),
         lanes=_lanes(rows, groups, runs),
-        frozen=_frozen(rows, held),
+        locked=_locked(rows, held),
         layers=_layers(rows, pruned),
         groups=_groups(rows, groups, runs, pruned),
         sections="".join(map(_section, sections)),
@@ -114,11 +114,11 @@ def write_page(
 
 
 def _state(before: int, after: int, why: str) -> str:
-    return "frozen" if why else "cut" if after < before else "whole"
+    return "locked" if why else "cut" if after < before else "whole"
 
 
 def _row_state(row: Row) -> str:
-    return _state(*row.width, row.frozen)
+    return _state(*row.width, row.locked)
 
 
 def _group_state(group: GroupRow) -> str:
@@ -197,7 +197,7 @@ def _chart(rows: Sequence[Row], pruned: bool) -> str:
     bars = []
     for index, row in enumerate(rows):
         before, after = (_BAR_HEIGHT * width / largest for width in row.width)
-        told = f"{row.name}: {_change(*row.width)} channels" + (f", {row.frozen}" if row.frozen else "")
+        told = f"{row.name}: {_change(*row.width)} channels" + (f", {row.locked}" if row.locked else "")
         x = index * _BAR
         bars.append(
             f'<g class="{_row_state(row)}" data-row="{index}"><title>{escape(told)}</title>'
@@ -275,12 +275,12 @@ def _middle(row: int) -> int:
 # -- the tables -------------------------------------------------------------------------------------------------------
 
 
-def _frozen(rows: Sequence[Row], held: Mapping[str, float]) -> str:
+def _locked(rows: Sequence[Row], held: Mapping[str, float]) -> str:
     """What cannot be cut, by reason."""
     layers: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if row.frozen:
-            layers[row.frozen].append(row.name)
+        if row.locked:
+            layers[row.locked].append(row.name)
     items = [
         f"<b>{escape(reason)}</b><br>{len(names)} layer{'s' if len(names) > 1 else ''}: " + _names(names)
         for reason, names in layers.items()
@@ -325,7 +325,7 @@ def _counts(before: int, after: int, state: str, pruned: bool) -> str:
 def _layers(rows: Sequence[Row], pruned: bool) -> str:
     head = [("#", True), ("layer", False), ("kind", False), ("outputs", True)]
     head += [("stay", True), ("share", True)] if pruned else []
-    head += [("weight", True), ("outputs frozen because", False)]
+    head += [("weight", True), ("outputs locked because", False)]
     lines = []
     for index, row in enumerate(rows):
         state = _row_state(row)
@@ -334,7 +334,7 @@ def _layers(rows: Sequence[Row], pruned: bool) -> str:
         lines.append(
             f'<tr data-row="{index}" data-state="{state}">{_number(index, str(index + 1))}'
             f'<th scope="row"><code>{escape(row.name)}</code>{source}</th><td>{escape(row.kind)}</td>'
-            f"{_counts(*row.width, state, pruned)}{weight}<td>{escape(row.frozen)}</td></tr>\n"
+            f"{_counts(*row.width, state, pruned)}{weight}<td>{escape(row.locked)}</td></tr>\n"
         )
     return f'<table id="layers" class="data">{_head(head)}<tbody>{"".join(lines)}</tbody></table>'
 

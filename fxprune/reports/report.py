@@ -71,7 +71,7 @@ class Report:
     relative error of the pruned model against its masked original, None if it was not asked for;
     ``oracle_error_in_double``: the same in double, where float32 rounds too much to tell; ``oracle_compared``: whether
     numbers come out of the network, or ``"flags"`` alone, all of them the same, or ``"nothing"``.
-    ``seconds``: per stage. ``notes``: what had to be left alone. ``optimizer``: the given one carried over to the
+    ``seconds``: per stage. ``notes``: what had to be locked. ``optimizer``: the given one carried over to the
     result, if one was given.
     ``zeros``: entries of the weights of two or more dims that are left, and zero. ``rows``: layers, in graph order.
     ``groups``: of channels. ``round_to``: kept channels are a multiple of this. ``latency``: measured, where it was the
@@ -84,7 +84,7 @@ class Report:
         >>> report = small.meta["fxprune"]
         >>> report.oracle_error <= 1e-5
         True
-        >>> report.rows[0].name, report.rows[0].before, report.rows[0].frozen
+        >>> report.rows[0].name, report.rows[0].before, report.rows[0].locked
         ('0', (16, 3, 3, 3), '')
     """
 
@@ -143,7 +143,7 @@ class Report:
         return {**values, **lists, **own}
 
     def to_html(self, path: str | os.PathLike[str], validation: Any = None) -> None:
-        """Write all of it as one page: widths, groups, what is frozen and why, what was proven.
+        """Write all of it as one page: widths, groups, what is locked and why, what was proven.
 
         Args:
             path: of the file. It needs nothing else: no other file, no network.
@@ -248,8 +248,8 @@ class Report:
         if self.reconstruction is not None:
             lines.append(f"refitted    {self.reconstruction.summary}")
         lines.append("seconds     " + ", ".join(f"{stage} {value:.1f}" for stage, value in self.seconds.items()))
-        rows = [("layer", "kind", "weight before", "after", "outputs frozen because")]
-        rows += [(r.name, r.kind, _shape(r.before), _shape(r.after), r.frozen) for r in self.rows]
+        rows = [("layer", "kind", "weight before", "after", "outputs locked because")]
+        rows += [(r.name, r.kind, _shape(r.before), _shape(r.after), r.locked) for r in self.rows]
         lines += ["", *table(rows)]
         if self.notes:
             lines += ["", "notes:", *(f"  {note}" for note in self.notes)]
@@ -285,17 +285,22 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(str(s) for s in shape)
 
 
-def pruned_part(model: nn.Module) -> tuple[str, fx.GraphModule]:
-    """The pruned ``GraphModule`` in a model, and its name there ("" for the model itself).
-
-    Raises:
-        InputError: there is none, or more than one, or it is wrapped.
-    """
-    found = [
+def pruned_parts(model: nn.Module) -> list[tuple[str, fx.GraphModule]]:
+    """Every ``GraphModule`` in a model that has a report, and its name there ("" for the model itself)."""
+    return [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, fx.GraphModule) and isinstance(module.meta.get(REPORT_KEY), Report)
     ]
+
+
+def pruned_part(model: nn.Module) -> tuple[str, fx.GraphModule]:
+    """The pruned ``GraphModule`` in a model, and its name there.
+
+    Raises:
+        InputError: there is none, or more than one, or it is wrapped.
+    """
+    found = pruned_parts(model)
     if len(found) != 1:
         count = "no" if not found else "more than one"
         raise InputError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One layer. ``before``, ``after``: shape of its weight. ``frozen``: why its outputs stay, or ''.
+    """One layer. ``before``, ``after``: shape of its weight. ``locked``: why its outputs stay, or ''.
 
     ``width``: its output channels, dense and pruned.
     """
@@ -16,7 +16,7 @@ class Row:
     kind: str
     before: tuple[int, ...]
     after: tuple[int, ...]
-    frozen: str
+    locked: str
     source: str
     width: tuple[int, int]
 

@@ -17,9 +17,9 @@ AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
 def carry_over(optimizer: AnyOptimizer, model: nn.Module, pruned: nn.Module) -> AnyOptimizer:
     """A copy of ``optimizer`` that drives ``pruned``: the same groups and options, and its state cut like the weights.
 
-    State that has a parameter's shape (momentum, Adam's moments) or its shape with means over some dimensions
-    (Adafactor's factors, of size 1 there) loses the same channels as the parameter; single numbers (step counts) are
-    copied. Learning-rate schedulers hold the optimizer they were given: make new ones for the result.
+    Where a weight [64, 3, 7, 7] becomes [40, 3, 7, 7], a momentum [64, 3, 7, 7] keeps the same 40 channels, and so does
+    a factor of Adafactor's, [64, 3, 7, 1]; single numbers (step counts) are copied. Learning-rate schedulers hold the
+    optimizer they were given: make new ones for the result.
 
     Args:
         optimizer: over parameters of ``model``; not changed.

@@ -166,7 +166,7 @@ def _fresh_inputs(pruned: fx.GraphModule) -> Inputs:
     for batch, permute in ((other, True), (other, False), (recorded, True)):
         inputs = make_inputs(record, device, batch, 1, permute)
         try:
-            with evaluated(pruned), torch.no_grad():
+            with evaluated(pruned):
                 pruned.forward(*inputs[0], **inputs[1])
             return inputs
         except Exception:  # bound to its example's batch size, or to the order of its integers
@@ -179,7 +179,7 @@ def _difference(one: nn.Module, other: fx.GraphModule, inputs: Inputs) -> float:
 
 
 def _run(module: nn.Module, inputs: Inputs) -> Any:
-    with evaluated(module), torch.no_grad(), repeatable():
+    with evaluated(module), repeatable():
         args, kwargs = copy.deepcopy(inputs)
         return module(*args, **kwargs)
 

@@ -11,9 +11,9 @@ from torch import Tensor, fx
 
 from fxprune.groups import ValueInterpreter, placeholder_values
 from fxprune.ops.meta import MetaKernels, OpMode, tensors_in
-from fxprune.recording import clone_modules, put_in_eval_mode, replace_tensors
+from fxprune.recording import clone_modules, replace_tensors
 from fxprune.recording.guards import NUMBER, holds, is_guard
-from fxprune.recording.inputs import map_leaves, tensors_of
+from fxprune.recording.inputs import map_tensors, tensors_of
 from fxprune.recording.randomness import drawn, draws
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -111,11 +111,11 @@ def run_on_meta(
     ``example``: the run with the sizes that the graph was recorded with; without it no ``is_fixed`` is found.
     """
     shadow = clone_modules(graph_module)
-    put_in_eval_mode(shadow)
+    shadow.eval()
     replace_tensors(shadow, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"))
     run = _Sized(shadow, graph_module.graph)
     values = placeholder_values(graph_module, args, kwargs)
-    values = [map_leaves(lambda v: v.to("meta") if isinstance(v, Tensor) else v, v) for v in values]
+    values = [map_tensors(lambda tensor: tensor.to("meta"), v) for v in values]
     with torch.no_grad(), _OnMeta():
         try:
             result = run.run(*values)

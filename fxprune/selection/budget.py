@@ -16,13 +16,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from fxprune.arguments import check_ratio
 from fxprune.errors import BudgetError, InputError, ModelError
 from fxprune.groups.channels import ChannelGraph, ChannelGroup
 from fxprune.groups.cost import Keep
 from fxprune.labels.classes import Ids
 from fxprune.methods.state import Scores
 from fxprune.options import Scope as Scope  # noqa: PLC0414 - for those who read it here
-from fxprune.options import check_ratio
 
 Kind = Literal["flops", "params", "channels", "latency"]
 
@@ -62,13 +62,13 @@ class Budget:
 class Selection:
     """What stays.
 
-    ``keep``: per channel. ``frozen``: why prunable groups were left alone (by name of the group). ``guarded``: groups
-    that would have lost more by their scores, had not ``min_channels`` of a tensor been left. ``round_to``: of whose
-    multiples the choice is.
+    ``keep``: per channel. ``locked``: why prunable groups are locked all the same, by name of the group. ``guarded``:
+    groups that would have lost more by their scores, had not ``min_channels`` of a tensor been left. ``round_to``: of
+    whose multiples the choice is.
     """
 
     keep: Keep
-    frozen: Mapping[str, str]
+    locked: Mapping[str, str]
     guarded: tuple[str, ...] = ()
     round_to: int = 1
 
@@ -140,10 +140,10 @@ def select(
         ModelError: nothing may be cut.
         BudgetError: no allowed choice meets the budget.
     """
-    frozen = _frozen(graph, scores, exact)
-    free = [i for i, g in enumerate(graph.groups) if g.locked is None and g.name not in frozen]
+    locked = _locked(graph, scores, exact)
+    free = [i for i, g in enumerate(graph.groups) if g.locked is None and g.name not in locked]
     if not free:
-        raise ModelError(_nothing_to_prune(graph, frozen))
+        raise ModelError(_nothing_to_prune(graph, locked))
     ranked = {i: _Ranking(graph.groups[i], scores[i]) for i in free}
     protected = _protected(graph, ranked, min_channels)
     units = _units(graph, ranked, protected, round_to, scope, _limits(graph, max_ratio or {}))
@@ -169,10 +169,10 @@ def select(
 
     if threshold is not None:
         below = int(np.count_nonzero(units.score <= threshold))
-        return Selection(keep_after(below), frozen, guarded(below))
+        return Selection(keep_after(below), locked, guarded(below))
     if cost(keep_after(len(units))) > limit:
         floor = keep_after(len(units))
-        raise BudgetError(_unreachable(graph, budget, floor, cost, whole, frozen), floor)
+        raise BudgetError(_unreachable(graph, budget, floor, cost, whole, locked), floor)
     low, high = 0, len(units)
     while low < high:
         middle = (low + high) // 2
@@ -180,7 +180,7 @@ def select(
             high = middle
         else:
             low = middle + 1
-    return Selection(_put_back(units.take(np.arange(low)), keep_after(low), cost, limit), frozen, guarded(low))
+    return Selection(_put_back(units.take(np.arange(low)), keep_after(low), cost, limit), locked, guarded(low))
 
 
 def remaining(graph: ChannelGraph, budget: Budget, keep: Keep) -> float:
@@ -190,16 +190,16 @@ def remaining(graph: ChannelGraph, budget: Budget, keep: Keep) -> float:
     return cost(keep) / max(budget.whole or cost(graph.everything()), 1)
 
 
-def _frozen(graph: ChannelGraph, scores: Sequence[Scores | None], exact: bool) -> dict[str, str]:
-    frozen = {}
+def _locked(graph: ChannelGraph, scores: Sequence[Scores | None], exact: bool) -> dict[str, str]:
+    locked = {}
     for group, score in zip(graph.groups, scores, strict=True):
         if group.locked is not None:
             continue
         if exact and not group.exact:
-            frozen[group.name] = f"not exact: {group.approximate}"
+            locked[group.name] = f"not exact: {group.approximate}"
         elif score is None:
-            frozen[group.name] = "the method gives these channels no score"
-    return frozen
+            locked[group.name] = "the method gives these channels no score"
+    return locked
 
 
 class _Ranking:
@@ -341,8 +341,8 @@ def _put_back(removed: _Units, keep: Keep, cost: Callable[[Keep], int], limit: i
     return keep
 
 
-def _nothing_to_prune(graph: ChannelGraph, frozen: Mapping[str, str]) -> str:
-    reasons = [f"{g.name}: {g.locked}" for g in graph.groups if g.locked] + [f"{n}: {why}" for n, why in frozen.items()]
+def _nothing_to_prune(graph: ChannelGraph, locked: Mapping[str, str]) -> str:
+    reasons = [f"{g.name}: {g.locked}" for g in graph.groups if g.locked] + [f"{n}: {why}" for n, why in locked.items()]
     if not reasons:
         return "The model has no prunable channels: it has no convolution or linear layer."
     shown = "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
@@ -350,13 +350,13 @@ def _nothing_to_prune(graph: ChannelGraph, frozen: Mapping[str, str]) -> str:
 
 
 def _unreachable(
-    graph: ChannelGraph, budget: Budget, floor: Keep, cost: Callable[[Keep], int], whole: int, frozen: Mapping[str, str]
+    graph: ChannelGraph, budget: Budget, floor: Keep, cost: Callable[[Keep], int], whole: int, locked: Mapping[str, str]
 ) -> str:
     least = cost(floor)
     reachable = math.ceil(least / whole * 10000) / 10000
     held = []
     for group in graph.groups:
-        why = str(group.locked) if group.locked else frozen.get(group.name)
+        why = str(group.locked) if group.locked else locked.get(group.name)
         if why is None or budget.kind == "channels":
             continue
         without = floor.copy()

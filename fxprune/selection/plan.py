@@ -48,11 +48,12 @@ _IN_MEMORY = {
 class PruningPlan:
     """What stays of a model.
 
-    ``kept``: name in the original state_dict -> dim -> kept indices, ascending; of a grouped convolution's dim 1 one
-    list per group. Dimensions that lose nothing are left out. ``attention``: whether channels inside heads or whole
-    heads were cut. ``fingerprint``: of the model's parameter names and shapes. ``widths``: (kept, original) number of
-    channels of every group that may be cut, named after the first layer that makes them, in graph order; plans that
-    keep the same are equal whatever they say here.
+    ``kept``: name in the original state_dict -> dim -> kept indices, ascending. ``{"conv.weight": {0: [0, 2, 5]}}``: of
+    its outputs three stay, and of its inputs all, which are left out. Of a grouped convolution's dim 1 there is one
+    list per group. ``attention``: whether channels inside heads or whole heads were cut. ``fingerprint``: of the
+    model's parameter names and shapes. ``widths``: (kept, original) number of channels of every group that may be cut,
+    named after the first layer that makes them, in graph order; plans that keep the same are equal whatever they say
+    here.
 
     Examples:
         >>> small = fxprune.prune(model, x, flops=0.5, progress=False)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxprune.arguments import check_loader, without_batches
 from fxprune.errors import FxpruneError, InputError
-from fxprune.options import check_loader, without_batches
-from fxprune.recording.inputs import device_of, make_inputs, map_leaves, tensors_of
+from fxprune.recording.inputs import device_of, make_inputs, map_tensors, tensors_of
 
 Batch = tuple[tuple[Any, ...], dict[str, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -29,7 +29,7 @@ def unpack(batch: Any, number: int, device: torch.device | str, what: str = "dat
             f"Batch {number} of {what} is {kind}; the loader must yield (inputs, target), where inputs is a tensor, a "
             "tuple of positional inputs, or a dict of keyword inputs."
         )
-    inputs, target = map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tuple(batch))
+    inputs, target = map_tensors(lambda tensor: tensor.to(device), tuple(batch))
     if not tensors_of(inputs):
         raise InputError(f"The inputs of batch {number} of {what} hold no tensor.")
     if isinstance(inputs, Mapping):

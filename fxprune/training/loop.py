@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxprune.arguments import check_loader, length_of
 from fxprune.errors import InputError, ModelError
 from fxprune.io.files import check_writable
-from fxprune.options import Loop, check_loader, length_of
+from fxprune.options import Loop
 from fxprune.recording.inputs import device_of
 from fxprune.training import checkpoint
 from fxprune.training.batches import (

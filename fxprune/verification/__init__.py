@@ -2,7 +2,8 @@
 
 ``oracle`` runs the masked model; ``masks`` are the ops over kept channels, ``noise`` the random ops, ``double``
 the same in double precision, ``compare`` how far outputs are apart. ``probes`` checks the recording on what the example
-did not show, ``sizes`` which sizes are tried and which guards that clears, ``proof`` is what came of it, as data.
+did not show, with the probes that ``prober`` makes, of the ``sizes`` that are tried; ``proof`` is what came of it, as
+data.
 """
 
 from fxprune.verification.compare import DOUBLE_TOLERANCE, TOLERANCE, Agreement, Compared, compared, relative_error

@@ -29,7 +29,7 @@ from fxprune.labels.records import TensorLabels
 from fxprune.ops.meta import OpMode, tensors_in
 from fxprune.ops.table import record_of
 from fxprune.recording import named_tensors
-from fxprune.recording.inputs import map_leaves, tensors_of
+from fxprune.recording.inputs import map_leaves, map_tensors, tensors_of
 from fxprune.recording.randomness import drawn, draws
 from fxprune.selection.plan import PruningPlan
 from fxprune.verification.compare import (
@@ -176,7 +176,7 @@ def _eval_copy(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _fresh(tree: Any) -> Any:
-    return map_leaves(lambda v: v.clone() if isinstance(v, Tensor) else v, tree)
+    return map_tensors(Tensor.clone, tree)
 
 
 class _Interpreter(ValueInterpreter):

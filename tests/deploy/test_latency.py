@@ -18,12 +18,11 @@ from nets import Attentive, Shuffled, Small, image, make
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.api import Stages, record_and_analyse
 from fxprune.deploy import Kernel, latency
 from fxprune.deploy.latency import LatencyModel
 from fxprune.errors import BudgetError, InputError, ModelError
 from fxprune.groups import workload
-from fxprune.pipeline import Cut, Dense, compress
+from fxprune.pipeline import Cut, Dense, Stages, compress, record_and_analyse
 from fxprune.selection.budget import Budget, remaining
 
 

@@ -222,7 +222,7 @@ def test_a_network_that_refuses_integers_near_the_examples_is_sampled_on_its_own
     fxprune.save(small, path)
     written = artifact.read_artifact(path)
     assert from_json(written.inputs)["args"][1].values == (4, 5, 6, 7, 8)
-    assert written.outputs == artifact._sample(small, from_json(written.inputs))
+    assert written.outputs == artifact.sample_of(small, from_json(written.inputs))
     # The class has no such node: there the positions are in another order, and the outputs are not those of the file.
     assert "does not compute what it did when it was saved" in message(path, make(Ordered))
     assert fxprune.load(path, make(Ordered), verify=False).meta["fxprune_inputs"]["args"][1].values == (4, 5, 6, 7, 8)
@@ -368,7 +368,7 @@ def rewritten(saved: Path, path: Path, change: Any = None, **tensors: Tensor | N
     if change is not None:
         change(data)
     stored = {name: t for name, t in {**load_file(saved), **tensors}.items() if t is not None}
-    text = json.dumps({**data, "digest": artifact._digest(data, stored)})
+    text = json.dumps({**data, "digest": artifact.digest_of(data, stored)})
     save_file(stored, path, {"fxprune": text})
     return path
 

@@ -167,7 +167,7 @@ def rewritten(saved: Path, change: Callable[[Any], Any]) -> Path:
     content.pop("digest")
     content = change(content)
     tensors = load_file(saved / "small.safetensors")
-    text = json.dumps({**content, "digest": artifact._digest(content, tensors)})
+    text = json.dumps({**content, "digest": artifact.digest_of(content, tensors)})
     save_file(tensors, saved / "changed.safetensors", {"fxprune": text})
     return saved / "changed.safetensors"
 

@@ -81,6 +81,6 @@ def test_a_family_with_a_locked_channel_stays_whole() -> None:
 def test_translation_into_channel_numbers() -> None:
     result, _ = settled(6, [[0, 1, 2], [3, 4, 5]])
     number = np.array([7, 5, 6, 2, 1, 0])
-    assert sorted(block.tolist() for block in result.translated(number, np.arange(6))[0]) == [[0, 1, 2], [5, 6, 7]]
+    assert sorted(block.tolist() for block in result.translated(number)[0]) == [[0, 1, 2], [5, 6, 7]]
     number[4] = -1  # a size that no parameter owns is no channel
-    assert result.translated(number, np.arange(6)) == []
+    assert result.translated(number) == []

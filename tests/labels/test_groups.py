@@ -61,7 +61,7 @@ def macs_counted(module: nn.Module, inputs: Any) -> int:
 
 def left_alone(report: fxprune.Report, case: Case) -> list[str]:
     """What the rewriting gave up, other than what it may for this net."""
-    notes = [note for note in report.notes if note.startswith("left alone")]
+    notes = [note for note in report.notes if note.startswith("locked")]
     return [note for note in notes if not case.left_alone or case.left_alone not in note]
 
 

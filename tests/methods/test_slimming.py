@@ -373,7 +373,7 @@ def test_layers_that_pass_no_norm_are_left_alone_and_reported() -> None:
     assert report.plan.kept["patch_embed.proj.weight"][0] == sorted(mean.argsort()[13:].tolist())  # 24 - 12 - 1 stay
     rows = {row.name: row for row in report.rows}
     assert rows["blocks.0.mlp.fc1"].after[0] == 96
-    assert rows["blocks.0.mlp.fc1"].frozen == "the method gives these channels no score"
+    assert rows["blocks.0.mlp.fc1"].locked == "the method gives these channels no score"
     assert report.oracle_error < 1e-5
 
 

@@ -125,7 +125,7 @@ def test_what_no_weight_reads_stays() -> None:
     torch.manual_seed(0)
     data = torch.randn(60, 5, 8)
     small = fxprune.prune(Scores().eval(), data[:1], method="obs", data=data, channels=0.8, round_to=1, progress=False)
-    widths = {row.name: (row.width, row.frozen) for row in small.meta["fxprune"].rows}
+    widths = {row.name: (row.width, row.locked) for row in small.meta["fxprune"].rows}
     assert widths["q"][0][1] == widths["k"][0][1] == 8
     assert widths["v"][0][1] < 8
     assert "the method gives these channels no score" in widths["q"][1]

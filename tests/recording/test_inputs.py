@@ -17,7 +17,6 @@ from fxprune.recording.inputs import (
     TensorSpec,
     describe_inputs,
     from_json,
-    infer_example_inputs,
     infer_inputs,
     input_names,
     make_inputs,
@@ -108,7 +107,7 @@ def test_what_is_no_input_is_refused_with_the_remedy() -> None:
 )
 def test_inferred_inputs_are_what_the_model_runs_on(model: Any, shape: tuple[int, ...]) -> None:
     network = model().eval()
-    (x,) = infer_example_inputs(network)
+    (x,) = infer_inputs(network)[0]
     assert tuple(x.shape) == shape
     assert x.std() > 0.9
     with torch.no_grad():
@@ -117,20 +116,20 @@ def test_inferred_inputs_are_what_the_model_runs_on(model: Any, shape: tuple[int
 
 def test_inferred_inputs_have_the_dtype_of_the_parameters_and_never_change() -> None:
     model = timm.create_model("resnet18").to(torch.float64)
-    (x,) = infer_example_inputs(model)
+    (x,) = infer_inputs(model)[0]
     assert x.dtype == torch.float64
     torch.manual_seed(1)
-    assert torch.equal(x, infer_example_inputs(model)[0])
+    assert torch.equal(x, infer_inputs(model)[0][0])
 
 
 @pytest.mark.gpu
 def test_inferred_inputs_are_on_the_device_of_the_parameters() -> None:
-    assert infer_example_inputs(timm.create_model("resnet18").cuda())[0].is_cuda
+    assert infer_inputs(timm.create_model("resnet18").cuda())[0][0].is_cuda
 
 
 def test_a_model_that_says_nothing_is_an_error_that_says_what_to_pass() -> None:
     with pytest.raises(ExampleInputsError) as caught:
-        infer_example_inputs(Masked())
+        infer_inputs(Masked())
     assert str(caught.value) == (
         "cannot tell what Masked.forward(x, mask, scale) takes: example inputs are inferred for timm models and for "
         "torchvision's classification and segmentation models only; pass example_inputs, a tensor or a tuple of "
@@ -148,7 +147,7 @@ def test_a_model_that_says_nothing_is_an_error_that_says_what_to_pass() -> None:
 )
 def test_parts_of_networks_and_other_tasks_are_not_guessed(model: Any) -> None:
     with pytest.raises(ExampleInputsError, match="cannot tell what"):
-        infer_example_inputs(model())
+        infer_inputs(model())
 
 
 def test_a_recorded_graph_knows_its_inputs() -> None:

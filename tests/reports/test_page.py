@@ -21,7 +21,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 
 class Blocks(nn.Module):
-    """A residual stream through two blocks, the first registered last; one layer is frozen by what follows it."""
+    """A residual stream through two blocks, the first registered last; one layer is locked by what follows it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,17 +100,17 @@ def test_everything_is_there_also_without_the_script(opened: Any, report: fxprun
     assert len(page.query_selector_all("#groups tbody tr")) == len(report.groups)
     for row, cells in zip(report.rows, page.query_selector_all("#layers tbody tr"), strict=True):
         text = cells.inner_text()
-        for part in (row.kind, row.source, row.frozen, *map(str, row.width), "×".join(map(str, row.after))):
+        for part in (row.kind, row.source, row.locked, *map(str, row.width), "×".join(map(str, row.after))):
             assert part in text
     body = page.inner_text("body")
     assert f"{report.oracle_error:.1e}" in body
     assert f"{report.macs_after / report.macs_before:.1%} stay" in body
     assert f"torch {torch.__version__}" in body
     assert all(f"{stage}\t{value:.2f} s" in body for stage, value in report.seconds.items())
-    frozen = page.inner_text("section:has(h2:text-is('What may not be cut'))")
+    locked = page.inner_text("section:has(h2:text-is('What may not be cut'))")
     held = next(row for row in report.rows if row.name == "held")
-    assert held.frozen.startswith("cumsum across channels (tests/reports/test_page.py:")
-    assert f"{held.frozen}\n1 layer: held" in frozen
+    assert held.locked.startswith("cumsum across channels (tests/reports/test_page.py:")
+    assert f"{held.locked}\n1 layer: held" in locked
 
 
 def test_tables_are_filtered_and_sorted(opened: Any, report: fxprune.Report) -> None:
@@ -122,7 +122,7 @@ def test_tables_are_filtered_and_sorted(opened: Any, report: fxprune.Report) -> 
     assert texts(page, names) == ["one.0", "one.3"]
     assert texts(page, "[data-table=layers] output") == [f"2 of {len(LAYERS)}"]
     page.fill("[aria-label='filter layers']", "")
-    page.select_option("[aria-label='state of layers']", "frozen")
+    page.select_option("[aria-label='state of layers']", "locked")
     assert texts(page, names) == ["head", "held"]
     page.select_option("[aria-label='state of layers']", "all")
     page.click("#layers th:has-text('outputs') >> nth=0")
@@ -182,7 +182,7 @@ def test_an_analysis_has_the_page_too(opened: Any) -> None:
     assert page.title() == "Blocks – fxprune"
     assert texts(page, "#layers tbody th code") == LAYERS
     heads = texts(page, "#layers thead th")
-    assert heads == ["#", "layer", "kind", "outputs", "weight", "outputs frozen because"]
+    assert heads == ["#", "layer", "kind", "outputs", "weight", "outputs locked because"]
     assert texts(page, "header p") == ["what can be cut"]
     assert "cut away" not in page.inner_text(".legend")
 

@@ -1,4 +1,4 @@
-"""The report: figures that can be recounted, the table, what is frozen and why, and where."""
+"""The report: figures that can be recounted, the table, what is locked and why, and where."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ def test_rows_say_what_is_frozen_why_and_where() -> None:
     rows = {row.name: row for row in report.rows}
     assert set(rows) == {"free", "held", "ignored", "matrix"}
     assert (rows["free"].kind, rows["free"].before, rows["free"].after) == ("Conv2d", (8, 3, 1, 1), (4, 3, 1, 1))
-    assert rows["free"].frozen == ""
+    assert rows["free"].locked == ""
     assert rows["free"].source.endswith(line("self.free"))
     assert rows["held"].after == (8, 4, 1, 1)
-    assert rows["held"].frozen.startswith("cumsum across channels (")
-    assert rows["held"].frozen.endswith(f"{line('cumsum')})")
-    assert rows["ignored"].frozen.startswith("ignored by the caller (")
-    assert rows["ignored"].frozen.endswith(f"{line('self.ignored')})")
+    assert rows["held"].locked.startswith("cumsum across channels (")
+    assert rows["held"].locked.endswith(f"{line('cumsum')})")
+    assert rows["ignored"].locked.startswith("ignored by the caller (")
+    assert rows["ignored"].locked.endswith(f"{line('self.ignored')})")
     assert rows["matrix"].kind == "Frozen"  # the module that holds it
-    assert rows["matrix"].frozen.startswith("network output (")
+    assert rows["matrix"].locked.startswith("network output (")
     assert rows["matrix"].source.endswith(line("F.linear"))
 
 
@@ -72,12 +72,12 @@ def test_the_text_has_all_of_it() -> None:
     assert "masked original and pruned model agree to " in text
     assert "seconds     recording " in text
     head = next(each for each in lines if each.startswith("layer "))
-    assert head.split() == ["layer", "kind", "weight", "before", "after", "outputs", "frozen", "because"]
+    assert head.split() == ["layer", "kind", "weight", "before", "after", "outputs", "locked", "because"]
     for row in report.rows:
         shown = next(each for each in lines if each.startswith(f"{row.name} "))
         assert "x".join(map(str, row.before)) in shown
         assert "x".join(map(str, row.after)) in shown
-        assert row.frozen in shown
+        assert row.locked in shown
     assert line("cumsum") in text
 
 
@@ -133,7 +133,7 @@ def test_the_text_of_an_analysis() -> None:
     text = str(fxprune.analyze(make(Frozen), image()))
     assert " groups, 16 of " in text.splitlines()[0]
     assert line("cumsum") in text
-    assert "frozen" in text
+    assert "locked" in text
     assert "exact" in text
 
 
@@ -181,7 +181,7 @@ def test_widths_are_output_channels_whatever_dimension_they_are_in() -> None:
     assert rows["embed"].width[1] == rows["embed"].after[1] == rows["stem"].after[0]
     assert rows["up"].width[1] == rows["up"].after[1] == rows["grouped"].after[0]
     assert rows["grouped"].width[1] == 2 * rows["grouped"].after[1] == rows["head"].after[1]
-    assert [name for name, row in rows.items() if row.frozen] == ["head"], "a vocabulary is not what an embedding makes"
+    assert [name for name, row in rows.items() if row.locked] == ["head"], "a vocabulary is not what an embedding makes"
 
 
 def test_the_groups_of_a_report_are_those_of_the_analysis() -> None:

@@ -135,7 +135,7 @@ class Grid(nn.Module):
 
 
 def test_a_rule_that_is_wrong_costs_channels_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It overlooks that two coordinates are needed: what cannot be run is left alone, and the rest is cut."""
+    """It overlooks that two coordinates are needed: what cannot be run is locked, and the rest is cut."""
     replace_rule(monkeypatch, "grid_sampler_2d", lambda run, call: [run.labels(t) for t in call.tensors] and ())
     notes: list[str] = []
     for seed in range(3):
@@ -144,7 +144,7 @@ def test_a_rule_that_is_wrong_costs_channels_and_raises_nothing(monkeypatch: pyt
         assert pruned.o.weight.shape == (2, 4, 1, 1)
         notes += pruned.meta["fxprune"].notes
     assert notes
-    assert all(note.startswith("left alone: the rewritten graph does not follow (") for note in notes)
+    assert all(note.startswith("locked: the rewritten graph does not follow (") for note in notes)
     assert all("grid" in note and "test_check.py:" in note for note in notes)
 
 
@@ -168,4 +168,4 @@ def test_what_cannot_be_interpreted_may_fail_again(monkeypatch: pytest.MonkeyPat
     assert (pruned.a.out_features, pruned.b.out_features) == (8, 3)
     notes = pruned.meta["fxprune"].notes
     assert any("cumsum cannot be interpreted: NotImplementedError: no shapes here" in n for n in notes)
-    assert not any(n.startswith("left alone") for n in notes)
+    assert not any(n.startswith("locked") for n in notes)

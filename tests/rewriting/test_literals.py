@@ -47,5 +47,5 @@ def test_a_size_borrowed_from_channels_that_are_cut_stays_what_it_was(use: Calla
     model, x = randomise(Borrowing(use)).eval(), torch.randn(2, 3, 5)
     pruned = fxprune.prune(model, x, channels=0.5, ignore=("whole", "head"), progress=False)
     assert pruned.first.weight.shape[0] == 4
-    assert not [note for note in pruned.meta["fxprune"].notes if note.startswith("left alone")]
+    assert not [note for note in pruned.meta["fxprune"].notes if note.startswith("locked")]
     torch.testing.assert_close(pruned(x)[1], model(x)[1])

@@ -143,9 +143,9 @@ def test_groups_left_alone_have_a_reason() -> None:
     names = [g.name for g in graph.groups]
     scores[names.index("mlp.1")] = None
     selection = chosen(graph, scores, 0.9, "flops", exact=True)
-    assert selection.frozen["mlp.1"] == "the method gives these channels no score"
-    assert selection.frozen["embed"].startswith("not exact: layer_norm over channels (")
-    assert set(selection.frozen) == {"mlp.1", "embed"}
+    assert selection.locked["mlp.1"] == "the method gives these channels no score"
+    assert selection.locked["embed"].startswith("not exact: layer_norm over channels (")
+    assert set(selection.locked) == {"mlp.1", "embed"}
     assert selection.keep[graph.groups[names.index("mlp.1")].channels].all()
     assert selection.keep[graph.groups[names.index("embed")].channels].all()
 

@@ -350,7 +350,7 @@ def test_paths_of_checkpoints_are_looked_at_before_the_model(tmp_path: Path, mon
     def never(*_: Any) -> None:
         raise AssertionError("the recording began")
 
-    monkeypatch.setattr(fxprune.api, "record_and_analyse", never)
+    monkeypatch.setattr("fxprune.running.record_and_analyse", never)
     assert message(InputError, data=[(X, Y)], loop=Loop(checkpoint=tmp_path / "no" / "run.pt")).endswith(
         "create it first"
     )

@@ -1,0 +1,7 @@
+"""``python -m fxprune.cli``."""
+
+import sys
+
+from fxprune.cli import main
+
+sys.exit(main())

@@ -1,0 +1,72 @@
+"""What an ONNX file says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxprune.deploy import runtime
+from fxprune.errors import ExportError
+
+PLAN_DIGEST = "plan_digest"
+"""Where a file keeps the digest of the plan it was cut by, in its ``metadata_props``."""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """What an ONNX file says of itself. ``shapes``: of every input, names for sizes that are open."""
+
+    path: Path
+    opset: int
+    names: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    shapes: tuple[tuple[int | str, ...], ...]
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> OnnxFile:
+        """The file at this path.
+
+        Raises:
+            ExportError: it is damaged, or no ONNX file.
+        """
+        import onnx
+
+        try:
+            model = onnx.load(path, load_external_data=False)
+            onnx.checker.check_model(path)
+            inputs = [(given.name, given.type.tensor_type) for given in model.graph.input]
+            return cls(
+                path,
+                next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0),
+                tuple(name for name, _ in inputs),
+                tuple(_dtype(kind.elem_type) for _, kind in inputs),
+                tuple(tuple(map(_size, kind.shape.dim)) for _, kind in inputs),
+                {each.key: each.value for each in model.metadata_props},
+            )
+        except Exception as error:
+            raise ExportError(
+                f"{str(path)!r} is damaged or no ONNX file ({runtime.first_line(error)}); export it again"
+            ) from error
+
+    def described(self) -> str:
+        """Its inputs, for a message."""
+        return ", ".join(
+            f"{name} [{', '.join(map(str, shape))}]" for name, shape in zip(self.names, self.shapes, strict=True)
+        )
+
+
+def _dtype(elem_type: int) -> torch.dtype:
+    import onnx
+
+    return torch.as_tensor(np.empty(0, onnx.helper.tensor_dtype_to_np_dtype(elem_type))).dtype
+
+
+def _size(dim: Any) -> int | str:
+    """A number, or the name of a size that is open."""
+    return int(dim.dim_value) if dim.WhichOneof("value") == "dim_value" else str(dim.dim_param or "?")

@@ -1,0 +1,136 @@
+"""What ``prune`` and ``attach`` are asked for, as the pipeline needs it, and whether it goes together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fxprune.deploy import alignment, check_provider, provider_at_hand
+from fxprune.errors import InputError
+from fxprune.io.files import check_writable
+from fxprune.methods import Learner, Method, name_of, needs_of, resolve
+from fxprune.options import Attention, Keywords, LatencyBudget, Options
+from fxprune.pipeline import COARSEST, Cut
+from fxprune.recording.checks import check_model, ignored_names
+from fxprune.selection.budget import Budget
+from fxprune.training.distributed import from_first, is_first
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``prune`` and ``attach`` are asked for, as the pipeline needs it."""
+
+    method: Method
+    name: str
+    cut: Cut
+    attention: Attention
+    ignore: tuple[str, ...]
+    latency: LatencyBudget | None
+
+
+def requested(model: nn.Module, keywords: Keywords, options: Options) -> Request:
+    """What the keywords say, and which method it is.
+
+    Raises:
+        InputError: they do not go together.
+    """
+    method = resolve(keywords.method)
+    budget, latency = _budget(method, keywords), keywords.latency
+    provider = None if latency is None else latency.provider
+    check_model(model)
+    ignored = ignored_names(model, keywords.ignore)
+    if latency is not None or keywords.round_to == "measured":
+        check_provider(provider)
+    cut = Cut(
+        budget, scope=keywords.scope, exact=keywords.exact, round_to=_multiples(method, keywords, provider),
+        min_channels=options.min_channels, max_ratio=options.limits, verify=keywords.verify,
+        consume=options.consume, seed=keywords.seed,
+    )  # fmt: skip
+    return Request(method, name_of(keywords.method), cut, keywords.attention, ignored, latency)
+
+
+def _multiples(method: Method, keywords: Keywords, provider: str | None) -> tuple[int, ...]:
+    """Of how many channels to try, coarse to fine; measured ones in several processes are those of the first."""
+    round_to = keywords.round_to
+    if isinstance(round_to, int):
+        return (round_to,)
+    if round_to == "auto" and getattr(method, "decides", False):
+        return (1,)
+    if round_to == "auto" and keywords.latency is None:
+        coarsest = COARSEST
+    else:
+        coarsest = from_first(alignment(provider or provider_at_hand()))
+    return tuple(2**power for power in reversed(range(coarsest.bit_length())))
+
+
+def _budget(method: Method, keywords: Keywords) -> Budget:
+    """The one that was given; of a method that says itself how much goes, none."""
+    if not getattr(method, "decides", False):
+        return Budget.of(**keywords.budgets)
+    given = [f"{kind}={ratio}" for kind, ratio in keywords.budgets.items() if ratio is not None]
+    if given:
+        raise InputError(f"{name_of(method)} says itself how much goes: leave out {' and '.join(given)}.")
+    return Budget("channels", 1.0)
+
+
+def check_steps(request: Request, options: Options) -> None:
+    """Whether there is something to do in steps."""
+    if options.steps != 1 and isinstance(request.method, Learner):
+        raise InputError(f"{request.name} trains once; steps= is for criteria.")
+
+
+def check_data(request: Request, keywords: Keywords, options: Options) -> None:
+    """Whether the method makes use of what is given, and is given what it needs."""
+    method, name, data, loop = request.method, request.name, keywords.data, options.loop
+    if data is None and keywords.loss_fn is not None:
+        raise InputError("loss_fn= compares outputs with targets: pass data=, a loader of (inputs, target), as well.")
+    check_steps(request, options)
+    if isinstance(method, Learner):
+        if data is None and not getattr(method, "label_free", False):
+            raise InputError(f"{name} trains: pass data=, a loader of (inputs, target), and epochs=.")
+        if data is not None and keywords.epochs is None:
+            raise InputError(f"{name} trains: pass epochs=.")
+        if loop is not None and loop.checkpoint is not None and is_first():
+            check_writable(loop.checkpoint)
+        if loop is not None and loop.resume is not None and not os.path.exists(loop.resume):
+            raise InputError(f"The checkpoint {os.fspath(loop.resume)} cannot be read: No such file or directory.")
+        return
+    given = [n for n, v in (("epochs", keywords.epochs), ("loop", loop)) if v is not None]
+    if given:
+        raise InputError(f"{name} does not train, so {given[0]}= has no meaning. Fine-tune what prune returns.")
+    needs = sorted(needs_of(method))
+    if needs and data is None:
+        raise InputError(f"{name} measures {' and '.join(needs)}: pass data=, a loader of (inputs, target).")
+    if data is not None and not needs:
+        raise InputError(f"{name} reads only weights: leave out data=, or choose a method that measures.")
+
+
+def check_consumable(request: Request, optimizer: Any) -> None:
+    """Whether the dense weights are read no more once they are cut."""
+    reader = (
+        f"{request.name} trains a copy" if isinstance(request.method, Learner)
+        else "latency= measures the dense model" if request.latency is not None
+        else "optimizer= compares its state with the dense parameters" if optimizer is not None
+        else ""
+    )  # fmt: skip
+    if reader:
+        raise InputError(f"consume=True empties the model, and {reader}: leave one of them out.")
+
+
+def check_reconstructible(request: Request, keywords: Keywords, options: Options) -> Any:
+    """The data, to be read more than once."""
+    if options.consume:
+        raise InputError("reconstruct=True compares with the dense weights, which consume=True empties: leave one out.")
+    if isinstance(request.method, Learner):
+        raise InputError(
+            f"{request.name} trains the weights; reconstruct=True is for criteria. To refit what a training gave, call "
+            "fxprune.reconstruct with the trained model."
+        )
+    data = keywords.data
+    if data is None:
+        raise InputError("reconstruct=True needs data=: a tensor of inputs, a list of them, or a loader.")
+    return list(data) if isinstance(data, Iterator) else data

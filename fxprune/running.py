@@ -1,0 +1,141 @@
+"""A request, run: a criterion through the whole pipeline, or a method that trains up to where the training begins."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import fx, nn
+
+from fxprune.deploy.latency import Clock
+from fxprune.errors import InputError, ModelError
+from fxprune.groups.cost import Keep
+from fxprune.methods import Criterion, Learner, ModelState, Outcome, needs_of, score_groups
+from fxprune.methods.state import Measured, Scores
+from fxprune.options import Keywords
+from fxprune.pipeline import Cut, Dense, Stages, choose, compress, record_and_analyse
+from fxprune.reconstruction import measure_reads, pieces_of
+from fxprune.recording.checks import checked_inputs
+from fxprune.recording.inputs import describe_inputs, device_of
+from fxprune.request import Request
+from fxprune.selection.plan import PruningPlan
+from fxprune.training import Training, measure, plain_state, reset_parameters, site_of
+from fxprune.training.distributed import from_first
+from fxprune.verification import zero_slices
+
+
+def pruned(
+    model: nn.Module,
+    args: Any,
+    kwargs: Any,
+    request: Request,
+    keywords: Keywords,
+    steps: int,
+    stages: Stages,
+) -> fx.GraphModule:
+    """The whole pipeline with a criterion.
+
+    Raises:
+        BudgetError, ModelError, VerificationError: see ``fxprune.prune``.
+    """
+    verify = request.cut.verify
+    dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages, verify=verify)
+    cut, finish = _timed(dense, request)
+    scores = _scores(dense, replace(request, cut=cut), keywords, steps)
+    return finish(dense, scores, cut, request.name)
+
+
+def attached(
+    model: nn.Module,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None,
+    request: Request,
+    stages: Stages,
+) -> Training:
+    """A copy of the model, ready to be trained with the request's method.
+
+    Raises:
+        InputError, ModelError: see ``fxprune.attach``.
+    """
+    learner, cut = request.method, request.cut
+    assert isinstance(learner, Learner)
+    args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
+    wider = learner.wider() if hasattr(learner, "wider") else None
+    if wider is not None:
+        if cut.budget.kind == "latency":
+            raise InputError(f"{request.name} starts from a wider network here, for which there is no latency= budget.")
+        given = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages).graph
+        whole = given.macs() if cut.budget.kind == "flops" else given.params()
+        cut = replace(cut, budget=replace(cut.budget, whole=whole))
+        model = wider
+    dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages, verify=cut.verify)
+    if dense.on_meta:
+        raise ModelError("The weights are on the meta device, where nothing can be trained. Load them first.")
+    if not dense.graph.prunable:
+        compress(dense, [None] * len(dense.graph.groups), cut, request.name)  # raises, and says what holds them
+    cut, compressed = _timed(dense, replace(request, cut=cut))
+    live = copy.deepcopy(dense.module).train()
+
+    def select(scores: Sequence[Scores | None]) -> Keep:
+        selection, unreachable = choose(dense.graph, scores, cut)
+        if unreachable is not None:
+            raise unreachable
+        return selection.keep
+
+    site = site_of(live, dense.graph, cut.budget, select, cut.seed)
+
+    def finish(outcome: Outcome) -> fx.GraphModule:
+        outcome = from_first(outcome)
+        trained = dense.trained(plain_state(live))
+        chosen = replace(cut, threshold=outcome.threshold)
+        pruned = compressed(trained, list(outcome.scores), chosen, request.name, list(outcome.notes))
+        if outcome.reinitialise:
+            drawn = reset_parameters(pruned, cut.seed)
+            note = "weights initialised anew" + (f"; drawn like their values: {', '.join(drawn)}" if drawn else "")
+            report = pruned.meta["fxprune"]
+            pruned.meta["fxprune"] = replace(report, notes=(*report.notes, note))
+        return pruned
+
+    def reference() -> fx.GraphModule:
+        return copy.deepcopy(dense.module).train()
+
+    record = describe_inputs(args, kwargs)
+    return Training(live, learner.attach(site), dense.graph, record, reference, finish, type(learner).__name__)
+
+
+def _timed(dense: Dense, request: Request) -> tuple[Cut, Callable[..., fx.GraphModule]]:
+    """The cut, and what makes the smaller module; for a budget of latency they share a clock."""
+    if request.latency is None:
+        return request.cut, compress
+    clock = Clock(dense, request.latency, request.cut.round_to[0])
+    return clock.within(request.cut), clock.compress
+
+
+def _scores(dense: Dense, request: Request, keywords: Keywords, steps: int) -> list[Scores | None]:
+    """Scores of a criterion; in several steps each time for what the step before has left."""
+    graph, criterion, cut = dense.graph, request.method, request.cut
+    assert isinstance(criterion, Criterion)
+    needs = needs_of(criterion)
+    module, kept = dense.module, None
+    for step in range(1, steps + 1):
+        with dense.stages("scoring"):
+            measured = Measured()
+            if needs - {"reads"}:
+                measured = measure(copy.deepcopy(module), graph, needs, keywords.data, keywords.loss_fn)
+            if "reads" in needs:
+                pieces = pieces_of(keywords.data, describe_inputs(dense.args, dense.kwargs), None, device_of(module))
+                measured = replace(measured, reads=measure_reads(copy.deepcopy(module), graph, pieces, cut.seed))
+            tensors = dict([*module.named_parameters(), *module.named_buffers()])
+            state = ModelState(graph, tensors, cut.seed, measured, kept)
+            scores: list[Scores | None] = from_first(score_groups(criterion, state))
+        if step == steps:
+            break
+        with dense.stages("selecting"):
+            ratio = 1 - (1 - cut.budget.ratio) * step / steps
+            selection, _ = choose(graph, scores, replace(cut, budget=replace(cut.budget, ratio=ratio)))
+        kept = selection.keep if kept is None else selection.keep & kept
+        module = copy.deepcopy(dense.module)
+        zero_slices(module, PruningPlan.of(graph, kept))
+    return scores
