@@ -12,10 +12,10 @@ from torch import Tensor, fx
 
 from fxprune.groups.channels import ChannelGraph
 from fxprune.methods.state import Read
+from fxprune.ops.refit import Product
 from fxprune.reconstruction.data import Piece, on_item
 from fxprune.reconstruction.entries import Entries
 from fxprune.reconstruction.lanes import Lane
-from fxprune.reconstruction.products import Product, product_of
 from fxprune.reconstruction.survey import Call, Observed, survey
 from fxprune.recording import evaluated
 from fxprune.recording.inputs import tensors_of
@@ -62,8 +62,7 @@ def _run(lane: Lane, piece: Piece, at: dict[str, _Sums], share: float, generator
         seen = Observed()
         lane.advance(env, place, place + 1, seen)
         (call,) = (c for c in seen.calls if c.number == own.call.place[1])
-        product = product_of(call.func, call.arguments, call.out, own.call.weight)
-        assert product is not None, "the survey read it"
+        product = call.product(own.call.weight)
         own.add(product, call.out, piece.samples, share, generator)
         if isinstance(env.get(node), Tensor) and env[node].requires_grad:
             env[node].register_hook(own.gradients(product, tuple(call.out.shape), piece.samples))

@@ -19,14 +19,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
+from fxprune.ops.refit import Product
 from fxprune.reconstruction.data import Piece, on_item
 from fxprune.reconstruction.entries import Counterparts, Entries
 from fxprune.reconstruction.lanes import Env, Lane, copied
-from fxprune.reconstruction.products import Product, product_of
 from fxprune.reconstruction.result import LayerFit, Reconstruction
 from fxprune.reconstruction.sites import NormSite, Site, sites_of
 from fxprune.reconstruction.solve import Sums, solve
-from fxprune.reconstruction.survey import Call, Observed, Seen, survey
+from fxprune.reconstruction.survey import Call, Observed, survey
 from fxprune.recording import evaluated
 from fxprune.recording.inputs import device_of, tensors_of
 from fxprune.rewriting.slicing import Cuts
@@ -143,12 +143,12 @@ class _Run:
             self._pruned.value(nodes[1], state.pruned, of_pruned)  # not to be kept: its weight is about to change
         state.at = at[0] + 1, at[1]
         for k, moment in moments.items():
-            gap = of_pruned.norms[k].arguments["input"], of_dense.norms[k].arguments["input"]
+            gap = of_pruned.norms[k].input, of_dense.norms[k].input
             moment.add(gap[0], gap[1][:, moment.site.columns.to(gap[1].device)], piece.held)
         for k, site in here.items():
             number = site.places.index((name, k))
             call, columns = site.calls[number], site.columns[number]
-            whole, product = (_read(seen.calls[k], call) for seen in (of_dense, of_pruned))
+            whole, product = (seen.calls[k].product(call.weight) for seen in (of_dense, of_pruned))
             rows = self._rows(site, number, index, product.rows).to(of_pruned.calls[k].out.device)
             y = _picked(whole.outputs(of_dense.calls[k].out, rows), columns)
             wanted = self._stream(site, state.dense, self._dense, whole, of_dense.calls[k].out, rows)
@@ -357,12 +357,6 @@ def refit(
 def _not_applicable(left_alone: Sequence[tuple[Call, str]]) -> str:
     reasons = sorted({why for _, why in left_alone})
     return "no weight can be solved for" + (f": {'; '.join(reasons)}" if reasons else ", for none reads channels")
-
-
-def _read(seen: Seen, call: Call) -> Product:
-    product = product_of(seen.func, seen.arguments, seen.out, call.weight)
-    assert product is not None, "the survey read it"
-    return product
 
 
 def _picked(y: Tensor, columns: tuple[Tensor, Tensor]) -> Tensor:
