@@ -103,7 +103,7 @@ _op = adder(__name__, mask="the channels of a matrix or a transform stay; the ot
             refit=NOT_FOLLOWED)  # fmt: skip
 
 _op(
-    "linalg_inv_ex", "linalg_cholesky_ex", "cholesky_inverse", "linalg_qr", "_linalg_svd", "_linalg_eigh",
+    "linalg_inv_ex", "linalg_cholesky_ex", "cholesky", "cholesky_inverse", "linalg_qr", "_linalg_svd", "_linalg_eigh",
     "linalg_eig", "_linalg_eigvals", "_linalg_det", "_linalg_slogdet", "linalg_lu", "linalg_lu_factor_ex",
     "linalg_matrix_exp", "linalg_pinv",
     label=_decomposed, cost=_UNCOUNTED,
