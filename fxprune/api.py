@@ -37,7 +37,7 @@ from fxprune.pipeline import (
     uncollected,
 )
 from fxprune.reconstruction import measure_reads, pieces_of
-from fxprune.reconstruction.front import reconstruct as reconstructed
+from fxprune.reconstruction.front import refitted
 from fxprune.recording import Twin, evaluated
 from fxprune.recording.checks import check_model, checked_inputs
 from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of, map_leaves
@@ -243,10 +243,10 @@ def prune(
             fit(training, data, loss_fn, keywords.epochs or 1, options.loop or Loop(), progress=keywords.progress)
         return training.finish()
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
-    pruned: Any = _pruned(model, args, kwargs, request, keywords, options.steps, stages)
+    dense, pruned = _pruned(model, args, kwargs, request, keywords, options.steps, stages)
     if keywords.reconstruct:
         with stages("reconstructing"):
-            pruned = reconstructed(pruned, model, calibration, seed=keywords.seed)
+            pruned = refitted(pruned, model, calibration, dense.module, seed=keywords.seed)
     return _carried(pruned, model, optimizer)
 
 
@@ -304,7 +304,7 @@ def prune_submodule(
     keywords |= {"ignore": _ignored_below(submodule, ignored), "options": options}
     small = prune(part, inputs[0], example_kwargs=inputs[1], **keywords)
     pruned = _with_part(model, submodule, small, args, kwargs)
-    return reconstructed(pruned, model, data, seed=small.meta["fxprune"].plan.seed) if reconstruct else pruned
+    return refitted(pruned, model, data, seed=small.meta["fxprune"].plan.seed) if reconstruct else pruned
 
 
 @uncollected()
@@ -316,15 +316,15 @@ def _pruned(
     keywords: Keywords,
     steps: int,
     stages: Stages,
-) -> fx.GraphModule:
-    """The whole pipeline with a criterion."""
+) -> tuple[Dense, fx.GraphModule]:
+    """The whole pipeline with a criterion: what was recorded, and what came out."""
     verify = request.cut.verify
     dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages, verify=verify)
     measures = request.latency is not None or keywords.data is not None or steps > 1
     with collected() if measures else nullcontext():
         cut, finish = _timed(dense, request)
         scores = _scores(dense, replace(request, cut=cut), keywords, steps)
-        return finish(dense, scores, cut, request.name)
+        return dense, finish(dense, scores, cut, request.name)
 
 
 def attach(

@@ -94,6 +94,18 @@ def test_prune_reconstructs(net: Net, small: nn.Module, images: Tensor) -> None:
     assert fitted.meta["fxprune"].reconstruction.output_after < 0.5
 
 
+def test_prune_hands_over_what_it_recorded(net: Net, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("fxprune.reconstruction.front.recorded")
+    assert halved(net, images[:1], reconstruct=True, data=images).meta["fxprune"].reconstruction.output_after < 0.5
+
+
+def test_inference_mode_changes_nothing(net: Net, small: nn.Module, images: Tensor) -> None:
+    with torch.inference_mode():
+        fitted = fxprune.reconstruct(small, net, images.clone())
+    assert same(fitted, fxprune.reconstruct(small, net, images))
+    assert not any(p.is_inference() for p in fitted.parameters())
+
+
 def test_every_kind_of_data_is_the_same_data(net: Net, small: nn.Module, images: Tensor) -> None:
     parts = list(images.split(12))
     expected = fxprune.reconstruct(small, net, parts)
