@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -42,13 +42,14 @@ class OBS:
 
     def score(self, group: ChannelGroup, state: ModelState) -> Scores | None:
         reads = state.measured.reads
-        parts: Sequence[_Part | _Gated] = [p for r in reads if isinstance(r, Read) for p in _parts(r, group)]
+        parts: list[_Part | _Gated] = [p for r in reads if isinstance(r, Read) for p in _parts(r, group)]
         left = group.channels.reshape(-1).tolist()
-        if not {channel for part in parts for channel in part.places}.issuperset(left):
-            gates = [r for r in reads if isinstance(r, Gate) and np.isin(group.channels, r.channels).all()]
+        unread = set(left).difference(*[part.places for part in parts])
+        if unread:
+            gates = [r for r in reads if isinstance(r, Gate) and unread.issubset(r.channels.tolist())]
             if not gates:
                 return None
-            parts = [_Gated.of(gates[0], group)]
+            parts.append(_Gated.of(gates[0], unread))
         scores: dict[int, float] = {}
         at_once, least = max(1, len(left) // _ROUNDS), 0.0
         while left:
@@ -120,18 +121,20 @@ class _Gated:
     gone: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, gate: Gate, group: ChannelGroup) -> _Gated:
-        places = np.flatnonzero(np.isin(gate.channels, group.channels))
-        return cls(gate.energy.cpu().numpy(), {int(gate.channels[place]): int(place) for place in places})
+    def of(cls, gate: Gate, channels: Collection[int]) -> _Gated:
+        places = {int(channel): place for place, channel in enumerate(gate.channels) if channel in channels}
+        return cls(gate.energy.cpu().numpy(), places)
 
     def losses(self, channels: Sequence[int]) -> Scores:
         """Per channel how much its going adds to the error, ``[n]``; less than nothing where it undoes another's."""
-        rows = [self.places[channel] for channel in channels]
-        result: Scores = self.energy.diagonal()[rows] + 2 * self.energy[rows][:, self.gone].sum(1)
+        result = np.zeros(len(channels))
+        numbers = [number for number, channel in enumerate(channels) if channel in self.places]
+        rows = [self.places[channels[number]] for number in numbers]
+        result[numbers] = self.energy.diagonal()[rows] + 2 * self.energy[rows][:, self.gone].sum(1)
         return result
 
     def remove(self, channels: Sequence[int]) -> None:
-        self.gone += [self.places[channel] for channel in channels]
+        self.gone += [self.places[channel] for channel in channels if channel in self.places]
 
 
 def _parts(read: Read, group: ChannelGroup) -> list[_Part]:

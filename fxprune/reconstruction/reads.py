@@ -38,7 +38,7 @@ def measure_reads(
     """Run ``module``, of which only a copy should be given, over the data, and back along random directions.
 
     A ``Read`` for every weight that reads channels; a ``Gate`` for every group with channels that no weight reads, if
-    one tensor holds every channel of it once.
+    one tensor holds every one of them once.
 
     Raises:
         InputError: it does not run on the data.
@@ -165,9 +165,10 @@ class _Energy:
 
 
 def _gates(lane: Lane, graph: ChannelGraph, read: Sequence[npt.NDArray[np.int64]]) -> dict[str, _Energy]:
-    """For groups with channels that no weight reads the first node whose tensor holds every one of them once."""
+    """For the channels of every group that no weight reads the first node whose tensor holds every one of them once."""
     known = np.unique(np.concatenate([channels.reshape(-1) for channels in read])) if read else np.empty(0, np.int64)
-    left = [group.channels for group in graph.groups if not group.locked and not np.isin(group.channels, known).all()]
+    unread = [group.channels[~np.isin(group.channels, known)] for group in graph.groups if not group.locked]
+    left = [channels for channels in unread if channels.size]
     found: dict[str, _Energy] = {}
     for node in lane.nodes:
         tensor = graph.nodes.get(node.name)

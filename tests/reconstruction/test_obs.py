@@ -122,6 +122,18 @@ class Logits(nn.Module):
         return self.q(x) @ self.k(x).transpose(1, 2)
 
 
+class Packed(nn.Module):
+    """Heads of queries, keys and values keep equal counts here: one group, of which a weight reads the values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 36), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 6).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 class Attends(Logits):
     def __init__(self) -> None:
         super().__init__()
@@ -167,6 +179,23 @@ def test_a_head_dimension_that_adds_nothing_goes_first() -> None:
     kept = small.meta["fxprune"].plan.kept["q.weight"][0]
     assert not set(kept) & set(idle)
     assert len(kept) == 6
+    with torch.no_grad():
+        torch.testing.assert_close(small(data), model(data), rtol=1e-4, atol=1e-5)
+
+
+def test_queries_and_keys_that_are_packed_with_values() -> None:
+    torch.manual_seed(0)
+    model, data = Packed().eval(), torch.randn(100, 5, 8)
+    idle = [0, 2, 7, 10]  # two of each head
+    with torch.no_grad():
+        for rows in (model.qkv.weight, model.qkv.bias):
+            rows[12:24][idle] = 0
+            rows[24:][idle] = 0
+            rows[:12][idle] *= 100
+    given = {"data": data, "channels": 0.7, "round_to": 1, "progress": False}
+    small = fxprune.prune(model, data[:1], method="obs", **given)
+    kept = small.meta["fxprune"].plan.kept["qkv.weight"][0]
+    assert set(kept) == {row for row in range(36) if row % 12 not in idle}
     with torch.no_grad():
         torch.testing.assert_close(small(data), model(data), rtol=1e-4, atol=1e-5)
 
