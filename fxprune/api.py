@@ -16,7 +16,7 @@ from fxprune.labels.classes import Reason
 from fxprune.methods import Learner, Method, needs_of
 from fxprune.options import Attention, LatencyBudget, Loop, Options, RoundTo, Scope, asked
 from fxprune.pipeline import Cut, Stages, record_and_analyse, recorded, rewrite_as
-from fxprune.reconstruction.front import reconstruct as reconstructed
+from fxprune.reconstruction.front import refitted
 from fxprune.recording.checks import check_finite, check_model, checked_inputs, ignored_names
 from fxprune.recording.inputs import RECORD_KEY, describe_inputs
 from fxprune.recording.part import part_of as part_of  # noqa: PLC0414 - for those who look for it here
@@ -201,10 +201,10 @@ def prune(
             fit(training, data, loss_fn, keywords.epochs or 1, options.loop or Loop(), progress=keywords.progress)
         return training.finish()
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
-    pruned: Any = running.pruned(model, args, kwargs, request, keywords, options.steps, stages)
+    dense, pruned = running.pruned(model, args, kwargs, request, keywords, options.steps, stages)
     if keywords.reconstruct:
         with stages("reconstructing"):
-            pruned = reconstructed(pruned, model, calibration, seed=keywords.seed)
+            pruned = refitted(pruned, model, calibration, dense.module, seed=keywords.seed)
     return _carried(pruned, pruned, model, optimizer)
 
 
@@ -263,7 +263,7 @@ def prune_submodule(
     keywords |= {"ignore": below, "options": options}
     small = prune(part, inputs[0], example_kwargs=inputs[1], **keywords)
     pruned = with_part(model, submodule, small, args, kwargs)
-    return reconstructed(pruned, model, data, seed=small.meta["fxprune"].plan.seed) if reconstruct else pruned
+    return refitted(pruned, model, data, seed=small.meta["fxprune"].plan.seed) if reconstruct else pruned
 
 
 def attach(

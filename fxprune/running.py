@@ -34,8 +34,8 @@ def pruned(
     keywords: Keywords,
     steps: int,
     stages: Stages,
-) -> fx.GraphModule:
-    """The whole pipeline with a criterion.
+) -> tuple[Dense, fx.GraphModule]:
+    """The whole pipeline with a criterion: what was recorded, and what came out.
 
     Raises:
         BudgetError, ModelError, VerificationError: see ``fxprune.prune``.
@@ -44,7 +44,7 @@ def pruned(
     dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages, verify=verify)
     cut, finish = _timed(dense, request)
     scores = _scores(dense, replace(request, cut=cut), keywords, steps)
-    return finish(dense, scores, cut, request.name)
+    return dense, finish(dense, scores, cut, request.name)
 
 
 def attached(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fxprune.groups.channels import ChannelGroup
 from fxprune.methods.registry import Need, Normalize, register
-from fxprune.methods.state import ModelState, Read, Scores
+from fxprune.methods.state import Gate, ModelState, Read, Scores
 
 _RIDGE = 1e-3  # of every input's mean square
 _ROUNDS = 32  # so many for a group, or one per channel
@@ -26,11 +26,14 @@ class OBS:
 
     For a weight ``W`` that reads inputs of Gram matrix ``C`` the error is ``tr(W_c^T ((C^-1)_cc)^-1 W_c)``, ``W_c`` the
     rows of the channel (optimal brain surgeon: Hassibi and Stork 1993; for structures Kurtic et al. 2023, eq. 4). It is
-    summed over all weights that read the channel, weighed by how much the network's outputs depend on theirs, so
-    groups compare. The channels of a group are taken round by round, the lowest first, and ``C^-1`` and ``W`` follow:
-    a channel whose twin has gone counts in full. The fewer data there are for the inputs of a weight, the less its
-    refit is trusted: a ridge of as much as there are inputs per independent position. Channels that no weight reads
-    stay. ``per_mac=False``: the error itself, not divided by the MACs that go with the channel.
+    summed over all weights that read the channel, weighed by how much the network's outputs depend on theirs, so groups
+    compare. The channels of a group are taken round by round, the lowest first, and ``C^-1`` and ``W`` follow: a
+    channel whose twin has gone counts in full. Channels that no weight reads, as queries and keys, are refitted by
+    none: they count with the error of the outputs that their going makes, to first order, those that went before
+    included. Of a pair of query and key channels that is the energy of ``q_c k_c^T``, every logit weighed by how much
+    the outputs depend on it. Where gradients tell nothing of them they stay. The fewer data there are for the inputs of
+    a weight, the less its refit is trusted: a ridge of as much as there are inputs per independent position.
+    ``per_mac=False``: the error itself, not divided by the MACs that go with the channel.
     """
 
     per_mac: bool = True
@@ -38,11 +41,15 @@ class OBS:
     normalize: ClassVar[Normalize] = "none"
 
     def score(self, group: ChannelGroup, state: ModelState) -> Scores | None:
-        parts = [part for read in state.measured.reads for part in _parts(read, group)]
-        known = {channel for part in parts for channel in part.places}
+        reads = state.measured.reads
+        parts: list[_Part | _Gated] = [p for r in reads if isinstance(r, Read) for p in _parts(r, group)]
         left = group.channels.reshape(-1).tolist()
-        if not known.issuperset(left):
-            return None
+        unread = set(left).difference(*[part.places for part in parts])
+        if unread:
+            gates = [r for r in reads if isinstance(r, Gate) and unread.issubset(r.channels.tolist())]
+            if not gates:
+                return None
+            parts.append(_Gated.of(gates[0], unread))
         scores: dict[int, float] = {}
         at_once, least = max(1, len(left) // _ROUNDS), 0.0
         while left:
@@ -100,6 +107,34 @@ class _Part:
             solved = torch.linalg.solve(across[rows], torch.cat([self.weight[rows], across.transpose(0, 1)], 1))
             self.weight = self.weight - across @ solved[:, : self.weight.shape[1]]
             self.inverse = self.inverse - across @ solved[:, self.weight.shape[1] :]
+
+
+@dataclass
+class _Gated:
+    """Channels that no weight reads. ``energy [K, K]``: of the changes of the outputs.
+
+    ``places``: channel -> its place. ``gone``: places of those that went.
+    """
+
+    energy: Scores
+    places: dict[int, int]
+    gone: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, gate: Gate, channels: Collection[int]) -> _Gated:
+        places = {int(channel): place for place, channel in enumerate(gate.channels) if channel in channels}
+        return cls(gate.energy.cpu().numpy(), places)
+
+    def losses(self, channels: Sequence[int]) -> Scores:
+        """Per channel how much its going adds to the error, ``[n]``; less than nothing where it undoes another's."""
+        result = np.zeros(len(channels))
+        numbers = [number for number, channel in enumerate(channels) if channel in self.places]
+        rows = [self.places[channels[number]] for number in numbers]
+        result[numbers] = self.energy.diagonal()[rows] + 2 * self.energy[rows][:, self.gone].sum(1)
+        return result
+
+    def remove(self, channels: Sequence[int]) -> None:
+        self.gone += [self.places[channel] for channel in channels if channel in self.places]
 
 
 def _parts(read: Read, group: ChannelGroup) -> list[_Part]:

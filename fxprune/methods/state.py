@@ -73,13 +73,27 @@ class Read:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """A tensor that holds channels of which some are read by no weight, as queries are, which meet keys.
+
+    ``node``: what gives it. ``channels [K]``. ``energy [K, K]``: ``u^T u`` summed over positions, the mean over
+    samples, where ``u [K]`` is how the network's outputs change, to first order, when a channel is set to zero at a
+    position.
+    """
+
+    node: str
+    channels: npt.NDArray[np.int64]
+    energy: Tensor
+
+
+@dataclass(frozen=True)
 class Measured:
     """What was collected over data. ``batches``: one ``T`` per batch. ``samples``: one per sample."""
 
     batches: Saliency | None = None
     samples: Saliency | None = None
     activations: Sequence[Activation] = ()
-    reads: Sequence[Read] = ()
+    reads: Sequence[Read | Gate] = ()
 
 
 @dataclass(frozen=True)

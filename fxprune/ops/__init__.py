@@ -1,9 +1,10 @@
 """What is known of ops: one record each, which every stage asks. An op without one is never guessed.
 
 ``table`` is what a record may say; then one file per kind of PyTorch's own ops: rules for the labels, repairs, the
-oracle's counterparts, and at the end of the file the records. Below that: ``call`` (a call as rules see it), ``repair``
-(a node as repairs see it), ``masks`` and ``meta`` (helpers of the counterparts and of kernels without data),
-``registry`` (the door for other packages). ``torchvision`` and ``transformers`` are examples to copy.
+oracle's counterparts, and at the end of the file the records. Below that: ``call`` (a call as rules see it),
+``repair`` (a node as repairs see it), ``refit`` (what an op is for the refit of weights), ``masks`` and ``meta``
+(helpers of the counterparts and of kernels without data), ``registry`` (the door for other packages). ``torchvision``
+and ``transformers`` are examples to copy.
 
 The channels that reach an op without a record stay. With ``register`` the package that brings an op says what it does.
 A worked example. The op ``mylib::centre`` takes their mean from the channels of ``x [N, C]`` and multiplies them with
@@ -47,34 +48,49 @@ if TYPE_CHECKING:
     from fxprune.labels.propagation import Propagation
     from fxprune.ops.call import Call
     from fxprune.ops.convolution import convolve
+    from fxprune.ops.refit import Addition, Contraction, Followed, Product, Statistics, product, sliding
     from fxprune.ops.registry import lookup, register
     from fxprune.ops.table import Op
 
 _HOMES = {
+    "Addition": "ops.refit",
     "Call": "ops.call",
+    "Contraction": "ops.refit",
     "Factor": "labels.factors",
+    "Followed": "ops.refit",
     "Labels": "labels.factors",
     "Op": "ops.table",
     "Operand": "labels.contract",
+    "Product": "ops.refit",
     "Propagation": "labels.propagation",
+    "Statistics": "ops.refit",
     "contract": "labels.contract",
     "convolve": "ops.convolution",
     "join_positions": "labels.positions",
     "lookup": "ops.registry",
+    "product": "ops.refit",
     "register": "ops.registry",
+    "sliding": "ops.refit",
 }
 __all__ = [
+    "Addition",
     "Call",
+    "Contraction",
     "Factor",
+    "Followed",
     "Labels",
     "Op",
     "Operand",
+    "Product",
     "Propagation",
+    "Statistics",
     "contract",
     "convolve",
     "join_positions",
     "lookup",
+    "product",
     "register",
+    "sliding",
 ]
 
 

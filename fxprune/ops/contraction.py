@@ -15,6 +15,7 @@ from fxprune.labels.records import channels_of
 from fxprune.ops.call import Call
 from fxprune.ops.convolution import with_bias
 from fxprune.ops.meta import empty, fits, is_plain, is_within
+from fxprune.ops.refit import product
 from fxprune.ops.repair import Repair, UnrepairableError, argument
 from fxprune.ops.table import Shape, adder, layer
 
@@ -254,26 +255,35 @@ def _double_grouped_mm(
 
 _UNCOUNTED = "PyTorch's counter leaves it out, too"
 _COUNTED = "counted where its labels are contracted"
+_FACTORS = ("alpha", "beta")
 _op = adder(__name__, cost=_COUNTED)
 _product = adder(__name__, mask=_masked_product, counted="product")
 _sum = adder(__name__, mask=_masked_sum, counted="product", operand=1)
 
-_product("mm", "bmm", label=_matmul, cost=_COUNTED, multiplies=("self", "mat2"), takes="floats of one kind")
-_product("mv", "dot", label=_matmul, cost=_UNCOUNTED, takes="floats of one kind")
-_product("vdot", label=_matmul, cost=_UNCOUNTED)
-_product("linear", label=_linear, cost=_COUNTED)
+_product("mm", label=_matmul, cost=_COUNTED, multiplies=("self", "mat2"), takes="floats of one kind",
+         refit=product("self", "mat2", "ik,kj->ij"))  # fmt: skip
+_product("bmm", label=_matmul, cost=_COUNTED, multiplies=("self", "mat2"), takes="floats of one kind",
+         refit=product("self", "mat2", "bik,bkj->bij"))  # fmt: skip
+_product("mv", label=_matmul, cost=_UNCOUNTED, takes="floats of one kind", refit=product("self", "vec", "ik,k->i"))
+_product("dot", label=_matmul, cost=_UNCOUNTED, takes="floats of one kind", refit=product("self", "tensor", "k,k->"))
+_product("vdot", label=_matmul, cost=_UNCOUNTED, refit="of complex numbers it conjugates one operand")
+_product("linear", label=_linear, cost=_COUNTED, refit=product("input", "weight", "...k,ok->...o", "bias"))
 _product(
     "_grouped_mm", label=_grouped_mm, cost=_COUNTED, repair=_repair_grouped_mm, meta={"default": _meta_grouped_mm},
-    double=_double_grouped_mm,
+    double=_double_grouped_mm, refit="the data decide which matrix a row meets",
 )  # fmt: skip
 _sum("addmm", label=_add_matmul, cost=_COUNTED, multiplies=("mat1", "mat2"), takes="floats of one kind",
-     refuses=_add_is_refused, meta={"default": _meta_addmm})  # fmt: skip
-_sum("baddbmm", label=_add_matmul, cost=_COUNTED, multiplies=("batch1", "batch2"), takes="floats of one kind")
-_sum("addmv", label=_add_matmul, cost=_UNCOUNTED)
-_op("_cdist_forward", "_euclidean_dist", label=_distances, mask=_masked_distance, counted="distance", cost=_UNCOUNTED)
+     refuses=_add_is_refused, meta={"default": _meta_addmm},
+     refit=product("mat1", "mat2", "ik,kj->ij", "self", _FACTORS))  # fmt: skip
+_sum("baddbmm", label=_add_matmul, cost=_COUNTED, multiplies=("batch1", "batch2"), takes="floats of one kind",
+     refit=product("batch1", "batch2", "bik,bkj->bij", "self", _FACTORS))  # fmt: skip
+_sum("addmv", label=_add_matmul, cost=_UNCOUNTED, refit=product("mat", "vec", "ik,k->i", "self", _FACTORS))
+_op("_cdist_forward", "_euclidean_dist", label=_distances, mask=_masked_distance, counted="distance", cost=_UNCOUNTED,
+    refit="a distance is not linear in a weight")  # fmt: skip
 _op(
     "embedding", label=_embedding, takes="anything", refuses=_lookup_is_refused, cost="it multiplies nothing",
     mask="rows are looked up: what a channel holds stays its own", repair="the vocabulary stays",
+    refit="its rows are looked up: there is nothing to solve for",
 )  # fmt: skip
 
 # Made of other ops; a recorded graph calls it.

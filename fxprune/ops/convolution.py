@@ -16,6 +16,7 @@ from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
 from fxprune.ops.meta import channels_last_of, empty, fits, is_plain
+from fxprune.ops.refit import sliding
 from fxprune.ops.repair import Repair, argument, set_argument
 from fxprune.ops.table import Shape, adder, layer
 
@@ -300,6 +301,7 @@ _op = adder(
     repair=_repair_op,
     cost="counted where its labels are contracted",
     multiplies=("input", "weight"),
+    refit=sliding("input", "weight", "bias"),
 )
 
 _op(

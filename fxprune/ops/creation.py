@@ -8,6 +8,7 @@ from fxprune.labels.factors import Factor, Labels, vector
 from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
+from fxprune.ops.refit import NO_WEIGHT
 from fxprune.ops.repair import LEFT_ALONE, Repair, set_argument, shape_after_self
 from fxprune.ops.table import adder
 
@@ -62,7 +63,7 @@ def _repair_drawn(repair: Repair, node: fx.Node) -> None:
 
 # -- the ops -----------------------------------------------------------------------------------------------------------
 
-_op = adder(__name__, mask="it is made without any channel")
+_op = adder(__name__, mask="it is made without any channel", refit=NO_WEIGHT)
 
 _op("zeros", "ones", "rand", "randn", "full", label=_uniform, repair=_repair_sizes, sizes=0)
 _op("empty", label=_uniform, repair=_repair_sizes, sizes=0, takes="anything")

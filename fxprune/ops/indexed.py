@@ -14,6 +14,7 @@ from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
 from fxprune.ops.meta import is_within, on_meta, recorded_count, recorded_shape
 from fxprune.ops.parts import repair_index_select
+from fxprune.ops.refit import NO_WEIGHT, NOT_FOLLOWED, Followed
 from fxprune.ops.table import adder
 
 _aten = torch.ops.aten
@@ -260,11 +261,12 @@ def _index_is_refused(x: Tensor, indices: list[Tensor | None]) -> bool:
 
 # -- the ops -----------------------------------------------------------------------------------------------------------
 
-_op = adder(__name__, mask="whole rows are picked or written: what a channel holds stays its own")
+_op = adder(__name__, mask="whole rows are picked or written: what a channel holds stays its own", refit=NOT_FOLLOWED)
 
-_op("index", label=_index, moves=True, takes="anything", refuses=_index_is_refused, without_values=_index_places)
-_op("_unsafe_index", label=_index, moves=True)
-_op("index_select", label=_index_select, moves=True, repair=repair_index_select)
+_op("index", label=_index, moves=True, takes="anything", refuses=_index_is_refused, without_values=_index_places,
+    refit=Followed.MOVED)  # fmt: skip
+_op("_unsafe_index", label=_index, moves=True, refit=Followed.MOVED)
+_op("index_select", label=_index_select, moves=True, repair=repair_index_select, refit=Followed.MOVED)
 _op("index_put", "_unsafe_index_put", "_index_put_impl", label=_index_put)
 _op("gather", "scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_reduce", "index_fill",
     label=_along_index)  # fmt: skip
@@ -272,7 +274,7 @@ _op("masked_scatter", label=_masked_scatter)
 _op("isin", "bucketize", "searchsorted", label=_compared)
 _op("repeat_interleave", label=_counts, without_values=_repeated, repair="an index and a count give its size")
 
-_read = adder(__name__, reads_values=True, mask="its channels stay", cost="it compares and counts")
+_read = adder(__name__, reads_values=True, mask="its channels stay", cost="it compares and counts", refit=NO_WEIGHT)
 
 _read(
     "one_hot", "_local_scalar_dense", "_assert_async", "histc", "multi_margin_loss", "multilabel_margin_loss_forward",

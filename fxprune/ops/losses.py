@@ -11,6 +11,7 @@ from fxprune.labels.factors import Labels
 from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
+from fxprune.ops.refit import NO_WEIGHT
 from fxprune.ops.table import adder
 
 
@@ -41,7 +42,7 @@ def _masked(func: Any, on: Tensor, args: Any, kwargs: Any) -> Any:
 
 # -- the ops -----------------------------------------------------------------------------------------------------------
 
-_op = adder(__name__)
+_op = adder(__name__, refit=NO_WEIGHT)
 
 _op(
     "mse_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "binary_cross_entropy",

@@ -10,6 +10,7 @@ from fxprune.labels.factors import Factor, Labels
 from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
+from fxprune.ops.refit import NOT_FOLLOWED, Followed
 from fxprune.ops.repair import LEFT_ALONE, Repair, argument, set_argument
 from fxprune.ops.table import adder
 
@@ -98,10 +99,11 @@ def _strides_are_refused(x: Tensor, size: list[int], stride: list[int], offset: 
 # -- the ops -----------------------------------------------------------------------------------------------------------
 
 _UNCOUNTED = "PyTorch's counter leaves it out, too"
-_op = adder(__name__, mask="the channels of a matrix or a transform stay; the others are apart from each other")
+_op = adder(__name__, mask="the channels of a matrix or a transform stay; the others are apart from each other",
+            refit=NOT_FOLLOWED)  # fmt: skip
 
 _op(
-    "linalg_inv_ex", "linalg_cholesky_ex", "cholesky_inverse", "linalg_qr", "_linalg_svd", "_linalg_eigh",
+    "linalg_inv_ex", "linalg_cholesky_ex", "cholesky", "cholesky_inverse", "linalg_qr", "_linalg_svd", "_linalg_eigh",
     "linalg_eig", "_linalg_eigvals", "_linalg_det", "_linalg_slogdet", "linalg_lu", "linalg_lu_factor_ex",
     "linalg_matrix_exp", "linalg_pinv",
     label=_decomposed, cost=_UNCOUNTED,
@@ -111,5 +113,5 @@ _op("_fft_r2c", "_fft_c2c", "_fft_c2r", label=_transformed, cost=_UNCOUNTED, rep
 _op("unfold_backward", label=_folded, repair=_unfold_backward)
 _op(
     "as_strided", label=_strided, moves=True, takes="anything", refuses=_strides_are_refused,
-    repair=LEFT_ALONE,
+    repair=LEFT_ALONE, refit=Followed.MOVED,
 )  # fmt: skip

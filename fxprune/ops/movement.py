@@ -12,6 +12,7 @@ from fxprune.labels.classes import Ids, same
 from fxprune.labels.factors import Factor, Labels, aligned, along, expanded, moved, narrow, vector, viewed, without
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
+from fxprune.ops.refit import NOT_FOLLOWED, Followed
 from fxprune.ops.repair import LEFT_ALONE, Repair, argument, set_argument, shape_after_self
 from fxprune.ops.table import adder
 
@@ -247,12 +248,14 @@ def _repair_pad(repair: Repair, node: fx.Node) -> None:
 
 # -- the ops -----------------------------------------------------------------------------------------------------------
 
-_op = adder(__name__, mask="positions only move: what a channel holds stays its own")
+_FILLS = "what it fills in is no entry of a parameter"
+_PAIRS = "a complex number holds two entries"
+_op = adder(__name__, mask="positions only move: what a channel holds stays its own", refit=Followed.MOVED)
 
-_op("alias", "detach", "positive", "lift_fresh_copy", label=_same, moves=True)
-_op("_assert_tensor_metadata", label=_same, moves=True, repair=_repair_assertion)
-_op("clone", label=_same, moves=True, rearranges=True, takes="anything")
-_op("contiguous", label=_same, moves=True, rearranges=True)
+_op("alias", "detach", "positive", "lift_fresh_copy", label=_same, moves=True, refit=Followed.COPIED)
+_op("_assert_tensor_metadata", label=_same, moves=True, repair=_repair_assertion, refit="it gives nothing")
+_op("clone", label=_same, moves=True, rearranges=True, takes="anything", refit=Followed.COPIED)
+_op("contiguous", label=_same, moves=True, rearranges=True, refit=Followed.COPIED)
 _op("view", "reshape", label=_view, moves=True, rearranges=True, repair=shape_after_self, sizes=1)
 _op("_unsafe_view", label=_view, moves=True, repair=shape_after_self, takes="anything")
 _op("_reshape_copy", "view_copy", label=_view, moves=True, repair=shape_after_self)
@@ -267,15 +270,16 @@ _op("repeat", label=_repeat, moves=True, repair=_repair_repeat, sizes=1, takes="
 _op("flip", label=_flip, moves=True, takes="anything")
 _op("roll", label=_roll, moves=True, takes="anything", repair="along channels it locks them")
 _op("cat", "stack", label=_concatenate, moves=True, takes="anything")
-_op("constant_pad_nd", label=_constant_pad, moves=True, takes="anything", repair=LEFT_ALONE)
-_op("pad", label=_constant_pad, moves=True, repair=_repair_pad)
-_op("channel_shuffle", label=_channel_shuffle, rearranges=True, repair="the groups stay")
-_op("native_channel_shuffle", label=_channel_shuffle, takes="floats of one kind", repair="the groups stay")
+_op("constant_pad_nd", label=_constant_pad, moves=True, takes="anything", repair=LEFT_ALONE, refit=_FILLS)
+_op("pad", label=_constant_pad, moves=True, repair=_repair_pad, refit=_FILLS)
+_op("channel_shuffle", label=_channel_shuffle, rearranges=True, repair="the groups stay", refit=NOT_FOLLOWED)
+_op("native_channel_shuffle", label=_channel_shuffle, takes="floats of one kind", repair="the groups stay",
+    refit=NOT_FOLLOWED)  # fmt: skip
 _op("diagonal", label=_square, moves=True)
-_op("tril", "triu", label=_square, repair="the matrices stay, and so do their diagonals")
-_op("rot90", "take", "put", "trace", label=_square)
-_op("view_as_complex", label=_view_as_complex, moves=True)
-_op("view_as_real", label=_view_as_real, moves=True)
+_op("tril", "triu", label=_square, repair="the matrices stay, and so do their diagonals", refit=_FILLS)
+_op("rot90", "take", "put", "trace", label=_square, refit=NOT_FOLLOWED)
+_op("view_as_complex", label=_view_as_complex, moves=True, refit=_PAIRS)
+_op("view_as_real", label=_view_as_real, moves=True, refit=_PAIRS)
 
 # Made of other ops; a recorded graph calls them.
 _call = adder(__name__, rearranges=True)

@@ -14,6 +14,7 @@ from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
 from fxprune.ops.masks import normalised
 from fxprune.ops.meta import empty, fits, is_dense, is_plain, like
+from fxprune.ops.refit import NOT_FOLLOWED, Statistics
 from fxprune.ops.repair import Repair, argument, set_argument
 from fxprune.ops.table import Shape, adder, layer
 
@@ -219,12 +220,13 @@ def _masked_weight_norm(func: Any, on: Tensor, args: Any, kwargs: Any) -> Any:
 # -- the ops -----------------------------------------------------------------------------------------------------------
 
 _SIZES = "a recorded graph calls the function above it"
-_op = adder(__name__)
-_batch = adder(__name__, label=_batch_norm, mask=_masked_batch_norm, counted="batch_norm")
+_op = adder(__name__, refit="its statistics are those of its input: they follow by themselves")
+_batch = adder(__name__, label=_batch_norm, mask=_masked_batch_norm, counted="batch_norm", refit=Statistics())
 
 _batch("native_batch_norm", takes="floats of one kind", meta={"default": _meta_batch_norm})
 _batch("_native_batch_norm_legit_no_training", takes="floats of one kind")
-_batch("_native_batch_norm_legit", "cudnn_batch_norm", "_batch_norm_with_update", "miopen_batch_norm")
+_batch("_native_batch_norm_legit", "_batch_norm_with_update")
+_batch("cudnn_batch_norm", "miopen_batch_norm", refit=Statistics(eps="epsilon"))
 _op(
     "native_layer_norm", label=_layer_norm, mask=_masked_layer_norm, counted="layer_norm", takes="floats of one kind",
     repair=_SIZES, meta={"default": _meta_layer_norm},
@@ -237,7 +239,7 @@ _op(
     "native_group_norm", label=_group_norm, mask=_masked_group_norm, counted="group_norm", repair=_SIZES,
     takes="floats of one kind", meta={"default": _meta_group_norm},
 )  # fmt: skip
-_op("_weight_norm_interface", label=_weight_norm, mask=_masked_weight_norm, counted="weight_norm")
+_op("_weight_norm_interface", label=_weight_norm, mask=_masked_weight_norm, counted="weight_norm", refit=NOT_FOLLOWED)
 
 # Made of these; a recorded graph calls them.
 _call = adder(__name__)

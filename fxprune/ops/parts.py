@@ -14,6 +14,7 @@ from fxprune.labels.factors import Factor, Labels, along, cut_sizes, narrow, wit
 from fxprune.labels.propagation import Propagation
 from fxprune.labels.records import TensorLabels, channels_of
 from fxprune.ops.call import Call
+from fxprune.ops.refit import Followed
 from fxprune.ops.repair import LEFT_ALONE, Repair, UnevenError, UnrepairableError, argument, new_constant, set_argument
 from fxprune.ops.table import adder, base_name
 
@@ -234,7 +235,7 @@ def _cut_index(repair: Repair, node: fx.Node, known: TensorLabels, dim: int, ind
 
 # -- the ops -----------------------------------------------------------------------------------------------------------
 
-_op = adder(__name__, mask="positions are left out: what a channel holds stays its own")
+_op = adder(__name__, mask="positions are left out: what a channel holds stays its own", refit=Followed.MOVED)
 
 _op("select", label=_select, moves=True, parts=True, repair=_repair_select)
 _op("select_copy", label=_select, moves=True, parts=True, repair=_repair_select)

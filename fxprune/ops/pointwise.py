@@ -10,6 +10,7 @@ from fxprune.labels.factors import Factor, Labels
 from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
+from fxprune.ops.refit import EVERY_POSITION, Addition, Followed
 from fxprune.ops.table import Shape, adder, layer
 
 
@@ -48,16 +49,18 @@ def _prelu(module: nn.PReLU, before: Shape, after: Shape) -> None:
 # -- the ops -----------------------------------------------------------------------------------------------------------
 
 # What PyTorch tags as pointwise (``torch.Tag.pointwise``) needs no record, unless the recorder has to know more of it.
-_op = adder(__name__, label=pointwise, mask="every position comes from the same position")
+_op = adder(__name__, label=pointwise, mask="every position comes from the same position", refit=EVERY_POSITION)
 
 _op(
     "hardswish", "hardsigmoid", "native_dropout", "_prelu_kernel", "log_sigmoid_forward", "poisson", "binomial",
     "_standard_gamma", "real", "imag", "rrelu_with_noise", "clamp", "isclose", "nan_to_num",
     pointwise=True,
 )  # fmt: skip
+_op("add", refit=Addition())
 _op("where", "masked_fill", "copy", pointwise=True, takes="anything")
-_op("_to_copy", pointwise=True, takes="anything", moves=True)
-_op("_conj", "lift_fresh", "lift", pointwise=True, moves=True)
+_op("_to_copy", pointwise=True, takes="anything", moves=True, refit=Followed.COPIED)
+_op("lift_fresh", "lift", pointwise=True, moves=True, refit=Followed.COPIED)
+_op("_conj", pointwise=True, moves=True)
 _op("bernoulli", "complex", "polar", pointwise=True, takes="nothing")
 _op("eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or", "logical_xor", takes="anything")
 _op(

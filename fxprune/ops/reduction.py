@@ -14,6 +14,7 @@ from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
 from fxprune.ops.masks import largest, one, smallest, zero
 from fxprune.ops.meta import empty, is_plain, on_meta, recorded_shape
+from fxprune.ops.refit import NOT_FOLLOWED
 from fxprune.ops.table import adder
 
 
@@ -152,7 +153,7 @@ def _masked_softmax(func: Any, on: Tensor, args: Any, kwargs: Any) -> Any:
 
 # -- the ops -----------------------------------------------------------------------------------------------------------
 
-_op = adder(__name__, label=_reduce)
+_op = adder(__name__, label=_reduce, refit=NOT_FOLLOWED)
 
 _op("mean", mask=_masked_mean, takes="floats of one kind", meta={"dim": _meta_mean})
 _op("var", "std", "var_mean", "std_mean", mask=_masked_spread, takes="floats of one kind")
@@ -167,12 +168,12 @@ _op("aminmax", mask=_masked_aminmax)
 _op("linalg_vector_norm", mask=_masked_norm, takes="floats of one kind")
 _op("norm", mask=_masked_norm)
 
-_softmaxes = adder(__name__, label=_softmax, mask=_masked_softmax, counted="softmax")
+_softmaxes = adder(__name__, label=_softmax, mask=_masked_softmax, counted="softmax", refit=NOT_FOLLOWED)
 _softmaxes("_softmax", "_log_softmax", takes="floats of one kind", refuses=_dim_is_refused)
 _softmaxes("_safe_softmax", takes="floats of one kind")
 _softmaxes("softmax", "log_softmax")
 
-_held = adder(__name__, mask="across channels it locks them; else every channel by itself")
+_held = adder(__name__, mask="across channels it locks them; else every channel by itself", refit=NOT_FOLLOWED)
 _held("argmax", "argmin", "median", "mode", "kthvalue", "nanmedian", label=_by_rank, repair="a rank is no size")
 _held("unique_dim", label=_by_rank, without_values=_unique_rows)
 _held("cumsum", label=_along, takes="floats of one kind")

@@ -37,6 +37,9 @@ def register(name: str, **facts: Any) -> Callable[[L], L]:
             ``cost``: ``(run, call) -> [(constant, labels), ...]``: MACs. Not for what ``contract`` and ``convolve``
             count already.
 
+            ``refit``: a weight that the op contracts can be refitted (``fxprune.reconstruct``) if it says which product
+            that is: ``product("x", "weight", "...k,ok->...o")``.
+
             ``reads_values``: the op's result depends on single channels: they stay, and it carries none.
 
     Raises:

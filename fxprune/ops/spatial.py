@@ -9,6 +9,7 @@ from fxprune.labels.classes import Ids
 from fxprune.labels.factors import Factor, Labels, narrow
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
+from fxprune.ops.refit import NO_WEIGHT, Followed
 from fxprune.ops.table import adder
 
 
@@ -108,6 +109,7 @@ _op = adder(
     __name__,
     mask="channel by channel: what one holds stays its own",
     repair="sizes of windows and images, in which nothing is cut",
+    refit=NO_WEIGHT,
 )
 _1d, _2d, _3d = _last(1), _last(2), _last(3)
 
@@ -131,8 +133,8 @@ _op(
 _op("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", label=_edge_pad,
     takes="floats of one kind")  # fmt: skip
 _op("reflection_pad3d", "replication_pad3d", label=_edge_pad)
-_op("pixel_shuffle", label=_pixel_shuffle, moves=True, takes="floats of one kind")
-_op("pixel_unshuffle", label=_pixel_unshuffle, moves=True, takes="floats of one kind")
+_op("pixel_shuffle", label=_pixel_shuffle, moves=True, takes="floats of one kind", refit=Followed.MOVED)
+_op("pixel_unshuffle", label=_pixel_unshuffle, moves=True, takes="floats of one kind", refit=Followed.MOVED)
 _op("im2col", label=_im2col, takes="floats of one kind")
 _op("col2im", label=_col2im, takes="floats of one kind")
-_op("unfold", label=_unfold, moves=True)
+_op("unfold", label=_unfold, moves=True, refit=Followed.MOVED)

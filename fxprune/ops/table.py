@@ -20,6 +20,7 @@ import torch
 from torch import fx
 
 from fxprune.errors import InputError
+from fxprune.ops.refit import Refit
 
 GROUP = "fxprune.ops"
 """The entry points' group. The name of an entry is a namespace, its value a module that registers the ops in it."""
@@ -73,6 +74,11 @@ class Op:
     - ``repair``: ``(repair, node) -> None``: put new sizes into a node whose arguments name old ones. In words, where
       an argument that could be a size names none that is cut.
 
+    For the refit:
+
+    - ``refit``: a ``Contraction`` with a weight (``product``, ``sliding``), a norm with measured ``Statistics``, an
+      ``Addition``, or how entries of parameters are ``Followed``. In words, why it is none of these.
+
     For the recorder:
 
     - ``sizes``: the place from which on the arguments are sizes, or numbers at least.
@@ -104,6 +110,7 @@ class Op:
     operand: int = 0
     counted: str = ""
     double: Callable[..., Any] | None = None
+    refit: Refit | None = None
     sizes: int | None = None
     many: bool = False
     takes: Dtypes | None = None

@@ -6,6 +6,8 @@ from typing import Any
 
 from fxprune.ops import Call, Labels, Propagation, convolve, join_positions, register
 
+_COMPUTED = "what lies under its kernel is read between positions, at offsets that are computed"
+
 
 def _groups(repair: Any, node: Any) -> None:
     """Where whole groups went, their number follows the weight."""
@@ -13,7 +15,7 @@ def _groups(repair: Any, node: Any) -> None:
     node.args = (*node.args[:11], repair.groups(x, weight, groups), *node.args[12:])
 
 
-@register("torchvision::deform_conv2d", repair=_groups)
+@register("torchvision::deform_conv2d", repair=_groups, refit=_COMPUTED)
 def deform_conv2d(run: Propagation, call: Call) -> Labels:
     """A convolution whose kernel positions are moved by ``offset`` and weighted by ``mask``.
 

@@ -1,9 +1,10 @@
 """Reconstruction: the weights of a pruned network refitted, in closed form, to what the dense network computes.
 
-``products`` reads every contraction as a matrix product, ``entries`` follows parameters to where they are read,
-``survey`` runs a graph once to learn where that is, ``sites`` pairs pruned with dense, ``lanes`` runs both side by
-side, ``solve`` is the algebra, and ``refit`` puts them together. ``data`` makes pieces of what users pass, ``result``
-is what is told, ``reads`` is what criteria that know of the refit measure, ``front`` is what users call.
+What an op is for it, the table of ops says (``ops.refit``). ``entries`` follows parameters to where they are read,
+``survey`` runs a graph once to learn where that is, ``sites`` pairs pruned with dense, ``lanes`` runs a graph in
+steps and ``walk`` both side by side, ``solve`` is the algebra, and ``refit`` puts them together. ``data`` makes
+pieces of what users pass, ``result`` is what is told, ``reads`` is what criteria that know of the refit measure,
+``front`` is what users call.
 """
 
 from fxprune.reconstruction.data import Piece, pieces_of

@@ -15,20 +15,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from fxprune.ops.meta import tensors_in
-from fxprune.ops.table import op_name, record_of
+from fxprune.ops.refit import Followed
+from fxprune.ops.table import record_of
 from fxprune.recording import named_tensors
 from fxprune.rewriting.slicing import Cuts, cut
 
 _KEY = "_fxprune_entries"
 _MADE = "_fxprune_made_of_parameters"
-_COPIES = frozenset("alias detach clone contiguous lift lift_fresh lift_fresh_copy _to_copy".split())
-_NEW = ("like", "new_", "sym_", "constant_pad", "pad", "_assert", "view_as_", "is_same", "_conj")
-
-
-def _is_followed(func: Any) -> bool:
-    """Whether an op only moves the entries that it is given."""
-    record = record_of(func)
-    return record is not None and record.moves and not any(part in record.name for part in _NEW)
 
 
 class Entries:
@@ -82,10 +75,11 @@ class Entries:
         outputs, given = list(outputs), [t for t in given if t.is_floating_point()]
         for out in outputs:
             setattr(out, _MADE, True)
-        name = op_name(func)
-        if not given or not _is_followed(func) or not all(self.holds(t) for t in given):
+        record = record_of(func)
+        how = None if record is None else record.refit
+        if not given or not isinstance(how, Followed) or not all(self.holds(t) for t in given):
             return False
-        if name in _COPIES:
+        if how is Followed.COPIED:
             found = [self.of(given[0])]
         else:
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,7 +14,7 @@ from fxprune.errors import InputError, ModelError, check_count, is_real
 from fxprune.pipeline import recorded
 from fxprune.reconstruction.data import Piece, on_item, pieces_of
 from fxprune.reconstruction.lanes import Lane
-from fxprune.reconstruction.refit import refit
+from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.recording import evaluated
 from fxprune.recording.checks import check_model
 from fxprune.recording.inputs import RECORD_KEY, device_of, like_parameters, make_inputs, map_leaves
@@ -29,7 +29,7 @@ def reconstruct(
     model: nn.Module,
     data: Any,
     *,
-    ridge: float | Literal["auto"] = "auto",
+    ridge: Ridge = "auto",
     samples: int | None = None,
     memory: int | None = None,
     seed: int = 0,
@@ -67,6 +67,22 @@ def reconstruct(
         >>> told.output_after < told.output_before
         True
     """
+    return refitted(small, model, data, ridge=ridge, samples=samples, memory=memory, seed=seed)
+
+
+@torch.inference_mode(False)
+def refitted(
+    small: nn.Module,
+    model: nn.Module,
+    data: Any,
+    recording: fx.GraphModule | None = None,
+    *,
+    ridge: Ridge = "auto",
+    samples: int | None = None,
+    memory: int | None = None,
+    seed: int = 0,
+) -> Any:
+    """``reconstruct``. ``recording``: the dense graph that ``small`` was made from, if the caller has it still."""
     check_model(model)
     name, part = pruned_part(small)
     cuts = part.meta.get(CUTS_KEY)
@@ -92,7 +108,7 @@ def reconstruct(
     pieces = pieces_of(data, None if name else part.meta[RECORD_KEY], samples, device)
     if name:
         pieces = _inside(model, original, pieces)
-    dense = _recording(original, part, device)
+    dense = _recording(original, part, device) if recording is None else recording
     fitted, told = refit(dense, part, pieces, cuts, ridge=ridge, memory=memory, seed=seed)
     report: Report = part.meta["fxprune"]
     fitted.meta["fxprune"] = replace(report, reconstruction=told)

@@ -1,9 +1,16 @@
-"""What criteria that know of the refit need: of every weight that reads channels its inputs' Gram matrix."""
+"""What criteria that know of the refit need: of every weight that reads channels its inputs' Gram matrix.
+
+Channels that no weight reads meet other activations: of a query and a key channel the logits hold the outer product
+``q_c k_c^T``, linear in either. With ``s`` the gradient of the outputs along random signs, ``u_ic = q_ic ds/dq_ic`` is
+what it adds to them at token i, ``sum_j ds/dS_ij q_ic k_jc``, whatever scales, masks or rotates it on the way. The mean
+of ``sum_i u_ic^2`` over signs is ``sum_ij (q_ic k_jc)^2``, every logit weighed by what the outputs make of it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +18,12 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.groups.channels import ChannelGraph
-from fxprune.methods.state import Read
+from fxprune.labels.records import TensorLabels
+from fxprune.methods.state import Gate, Read
+from fxprune.ops.refit import Product
 from fxprune.reconstruction.data import Piece, on_item
 from fxprune.reconstruction.entries import Entries
 from fxprune.reconstruction.lanes import Lane
-from fxprune.reconstruction.products import Product, product_of
 from fxprune.reconstruction.survey import Call, Observed, survey
 from fxprune.recording import evaluated
 from fxprune.recording.inputs import tensors_of
@@ -26,8 +34,11 @@ _LEAST_ROWS = 4096
 
 def measure_reads(
     module: fx.GraphModule, graph: ChannelGraph, pieces: Sequence[Piece], seed: int = 0
-) -> tuple[Read, ...]:
+) -> tuple[Read | Gate, ...]:
     """Run ``module``, of which only a copy should be given, over the data, and back along random directions.
+
+    A ``Read`` for every weight that reads channels; a ``Gate`` for every group with channels that no weight reads, if
+    one tensor holds every one of them once.
 
     Raises:
         InputError: it does not run on the data.
@@ -40,33 +51,40 @@ def measure_reads(
         entries = Entries(module)
         sums = [_Sums(call, entries, graph) for call in facts.calls.values() if call.whole]
         at = {own.call.place[0]: own for own in sums if own.channels is not None}
+        gates = _gates(lane, graph, [own.channels for own in at.values() if own.channels is not None])
         total = sum(piece.samples for piece in pieces)
         for index, piece in enumerate(pieces):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
             with on_item(piece.item), torch.enable_grad():
-                _run(lane, piece, at, piece.samples / total, generator)
-    return tuple(own.result(total) for own in at.values())
+                _run(lane, piece, at, gates, piece.samples / total, generator)
+    told = (gate.result(total) for gate in gates.values())
+    return (*(own.result(total) for own in at.values()), *(gate for gate in told if gate is not None))
 
 
-def _run(lane: Lane, piece: Piece, at: dict[str, _Sums], share: float, generator: torch.Generator) -> None:
+def _run(
+    lane: Lane, piece: Piece, at: dict[str, _Sums], gates: dict[str, _Energy], share: float, generator: torch.Generator
+) -> None:
     env = lane.begin(piece.args, piece.kwargs)
     images = {node: value for node, value in env.items() if isinstance(value, Tensor) and value.is_floating_point()}
     env.update({node: value.requires_grad_().clone() for node, value in images.items()})
     for parameter in lane.module.parameters() if images else ():
         parameter.requires_grad_(False)  # gradients of activations are all that is asked for
     for place, node in enumerate(lane.nodes):
-        own = at.get(node.name)
+        own, gate = at.get(node.name), gates.get(node.name)
         if own is None:
             lane.advance(env, place, place + 1)
+            if gate is not None:
+                gate.watch(env.get(node))
             continue
         seen = Observed()
         lane.advance(env, place, place + 1, seen)
         (call,) = (c for c in seen.calls if c.number == own.call.place[1])
-        product = product_of(call.func, call.arguments, call.out, own.call.weight)
-        assert product is not None, "the survey read it"
+        product = call.product(own.call.weight)
         own.add(product, call.out, piece.samples, share, generator)
         if isinstance(env.get(node), Tensor) and env[node].requires_grad:
             env[node].register_hook(own.gradients(product, tuple(call.out.shape), piece.samples))
+        if gate is not None:
+            gate.watch(env.get(node))
     outputs = [t for t in tensors_of(lane.output(env)) if t.requires_grad]
     if outputs:
         signs = [torch.randint(0, 2, t.shape, generator=generator).to(t) * 2 - 1 for t in outputs]
@@ -117,6 +135,50 @@ class _Sums:
         return Read(
             self.call.place[0], self.channels, self._gram / max(self._rows, 1), self._weight, sensitivity, worth
         )
+
+
+class _Energy:
+    """``varying``: the dims of the node's tensor along which its ``channels`` lie."""
+
+    def __init__(self, node: str, channels: npt.NDArray[np.int64], varying: tuple[int, ...]):
+        self._node, self._channels, self._varying = node, channels, varying
+        self._energy: Tensor | None = None
+
+    def watch(self, value: Any) -> None:
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return
+        kept = value.detach().clone()  # what comes later may write to it
+
+        def note(gradient: Tensor) -> None:
+            last = tuple(range(-len(self._varying), 0))
+            change = (kept * gradient).double().movedim(self._varying, last).reshape(-1, len(self._channels))
+            energy = change.transpose(0, 1) @ change
+            self._energy = energy if self._energy is None else self._energy + energy
+
+        value.register_hook(note)
+
+    def result(self, samples: int) -> Gate | None:
+        """None where the outputs do not change with it, as far as gradients tell."""
+        if self._energy is None or not bool(self._energy.diagonal().any()):
+            return None
+        return Gate(self._node, self._channels, self._energy / samples)
+
+
+def _gates(lane: Lane, graph: ChannelGraph, read: Sequence[npt.NDArray[np.int64]]) -> dict[str, _Energy]:
+    """For the channels of every group that no weight reads the first node whose tensor holds every one of them once."""
+    known = np.unique(np.concatenate([channels.reshape(-1) for channels in read])) if read else np.empty(0, np.int64)
+    unread = [group.channels[~np.isin(group.channels, known)] for group in graph.groups if not group.locked]
+    left = [channels for channels in unread if channels.size]
+    found: dict[str, _Energy] = {}
+    for node in lane.nodes:
+        tensor = graph.nodes.get(node.name)
+        for factor in tensor.labels if isinstance(tensor, TensorLabels) else ():
+            ids = factor.ids.reshape(-1)
+            held = [c for c in left if np.isin(c, ids).all() and np.isin(ids, c).sum() == c.size]
+            if held:
+                found[node.name] = _Energy(node.name, ids, factor.varying)
+                left = [c for c in left if not any(c is other for other in held)]
+    return found
 
 
 def _by_sample(product: Product, y: Tensor, samples: int) -> Tensor:

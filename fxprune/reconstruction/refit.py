@@ -10,41 +10,30 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
-from fxprune.reconstruction.data import Piece, on_item
+from fxprune.ops.refit import Product
+from fxprune.reconstruction.data import Piece
 from fxprune.reconstruction.entries import Counterparts, Entries
-from fxprune.reconstruction.lanes import Env, Lane, copied
-from fxprune.reconstruction.products import Product, product_of
+from fxprune.reconstruction.lanes import Env, Lane
 from fxprune.reconstruction.result import LayerFit, Reconstruction
 from fxprune.reconstruction.sites import NormSite, Site, sites_of
 from fxprune.reconstruction.solve import Sums, solve
-from fxprune.reconstruction.survey import Call, Observed, Seen, survey
+from fxprune.reconstruction.survey import Call, Place
+from fxprune.reconstruction.walk import Stop, Walk
 from fxprune.recording import evaluated
-from fxprune.recording.inputs import device_of, tensors_of
 from fxprune.rewriting.slicing import Cuts
 
 Ridge = float | Literal["auto"]
 _ROWS_PER_INPUT = 32
 _LEAST_ROWS = 8192
 _SAME = 1e-6
-
-
-@dataclass
-class _State:
-    """Where a piece of data is: values in both graphs, before the nodes at these positions."""
-
-    dense: Env
-    pruned: Env
-    at: tuple[int, int]
-    size: float
 
 
 @dataclass
@@ -64,19 +53,12 @@ class _Run:
         memory: int | None, seed: int,
     ):  # fmt: skip
         self._pieces, self._ridge, self._seed = pieces, ridge, seed
-        self._dense, self._pruned = Lane(dense), Lane(pruned)
-        first = pieces[0]
-        with on_item(first.item):
-            self._facts, _ = survey(self._pruned, self._pruned.begin(first.args, first.kwargs))
-            self._dense_facts, _ = survey(self._dense, self._dense.begin(first.args, first.kwargs))
-        self._pruned.forget()
-        self._dense.forget()
+        self.walk = Walk(dense, pruned, pieces, memory)
         self.entries, dense_entries = Entries(pruned), Entries(dense)
+        counterparts = Counterparts(dense_entries, self.entries, cuts)
         self.sites, self._norms, self.left_alone = sites_of(
-            self._pruned, self._facts, self._dense_facts, self.entries, Counterparts(dense_entries, self.entries, cuts)
+            self.walk.pruned, self.walk.facts, self.walk.dense_facts, self.entries, counterparts
         )
-        self._states: list[_State | None] = [None] * len(pieces)
-        self._memory = memory
         self._number = {id(site): number for number, site in enumerate(self.sites)}
         self.layers: list[LayerFit] = []
         self.changed: set[str] = set()
@@ -85,9 +67,7 @@ class _Run:
         """Visit every stop in graph order."""
         sites = {place: site for site in self.sites for place in site.places}
         norms = {site.norm.place: site for site in self._norms}
-        stops = sorted(
-            {node for node, _ in (*sites, *norms)}, key=lambda n: self._pruned.position[self._pruned.named[n]]
-        )
+        stops = sorted({node for node, _ in (*sites, *norms)}, key=self.walk.position)
         sums: dict[int, _Open] = {}
         for name in stops:
             here = {k: sites[name, k] for k in range(_most(sites, name)) if (name, k) in sites}
@@ -100,62 +80,30 @@ class _Run:
                 if site.places[-1][0] == name:
                     self._close(site, sums.pop(id(site)))
 
-    def outputs_error(self, reference: fx.GraphModule) -> tuple[float, float]:
-        """``|pruned - dense|^2 / |dense|^2`` on held-out data: of ``reference``, and of what is now."""
-        cut = Lane(reference)
-        before = after = whole = 0.0
-        for index, piece in enumerate(self._pieces):
-            if not piece.held:
-                continue
-            with on_item(piece.item):
-                state = self._state(index)
-                self._dense.advance(state.dense, state.at[0], len(self._dense.nodes))
-                self._pruned.advance(state.pruned, state.at[1], len(self._pruned.nodes))
-                env = cut.begin(piece.args, piece.kwargs)
-                cut.advance(env, 0, len(cut.nodes))
-            outputs = [_floats(lane.output(e)) for lane, e in (
-                (self._dense, state.dense), (self._pruned, state.pruned), (cut, env))]  # fmt: skip
-            for y, now, then in zip(*outputs, strict=True):
-                whole += float(y.double().square().sum())
-                after += float((now.double() - y.double()).square().sum())
-                before += float((then.double() - y.double()).square().sum())
-            self._states[index] = None
-        return before / max(whole, 1e-300), after / max(whole, 1e-300)
-
     # -- one stop -----------------------------------------------------------------------------------------------
 
     def _visit(self, name: str, here: dict[int, Site], moments: dict[int, _Moments], sums: dict[int, _Open]) -> None:
         """Bring every piece to this node, and add up what it is given there."""
-        nodes = self._dense.named[name], self._pruned.named[name]
-        at = self._dense.position[nodes[0]], self._pruned.position[nodes[1]]
         for index, piece in enumerate(self._pieces):
-            self._at_stop(name, nodes, at, index, piece, here, moments, sums)
+            stop = self.walk.stop(index, name)
+            for k, moment in moments.items():
+                x, wanted = stop.of_pruned.norms[k].input, stop.of_dense.norms[k].input
+                moment.add(x, wanted[:, moment.site.columns.to(wanted.device)], piece.held)
+            for k, site in here.items():
+                self._take(site, (name, k), stop, index, sums)
 
-    def _at_stop(
-        self, name: str, nodes: tuple[fx.Node, fx.Node], at: tuple[int, int], index: int, piece: Piece,
-        here: dict[int, Site], moments: dict[int, _Moments], sums: dict[int, _Open],
-    ) -> None:  # fmt: skip
-        with on_item(piece.item):
-            state, of_dense, of_pruned = self._state(index, at), Observed(), Observed()
-            self._dense.advance(state.dense, state.at[0], at[0])
-            self._dense.advance(state.dense, at[0], at[0] + 1, of_dense)
-            self._pruned.advance(state.pruned, state.at[1], at[1])
-            self._pruned.value(nodes[1], state.pruned, of_pruned)  # not to be kept: its weight is about to change
-        state.at = at[0] + 1, at[1]
-        for k, moment in moments.items():
-            gap = of_pruned.norms[k].arguments["input"], of_dense.norms[k].arguments["input"]
-            moment.add(gap[0], gap[1][:, moment.site.columns.to(gap[1].device)], piece.held)
-        for k, site in here.items():
-            number = site.places.index((name, k))
-            call, columns = site.calls[number], site.columns[number]
-            whole, product = (_read(seen.calls[k], call) for seen in (of_dense, of_pruned))
-            rows = self._rows(site, number, index, product.rows).to(of_pruned.calls[k].out.device)
-            y = _picked(whole.outputs(of_dense.calls[k].out, rows), columns)
-            wanted = self._stream(site, state.dense, self._dense, whole, of_dense.calls[k].out, rows)
-            stream = self._stream(site, state.pruned, self._pruned, product, of_pruned.calls[k].out, rows)
-            if wanted is not None and stream is not None:
-                y = y + self._missing(site, _picked(wanted, columns) - stream)
-            self._add(site, product, rows, of_pruned.calls[k].out, y, piece, sums)
+    def _take(self, site: Site, place: Place, stop: Stop, index: int, sums: dict[int, _Open]) -> None:
+        number, k = site.places.index(place), place[1]
+        columns = site.columns[number]
+        seen = stop.of_dense.calls[k], stop.of_pruned.calls[k]
+        whole, product = (s.product(site.calls[number].weight) for s in seen)
+        rows = self._rows(site, number, index, product.rows).to(seen[1].out.device)
+        y = _picked(whole.outputs(seen[0].out, rows), columns)
+        wanted = self._stream(site, stop.dense, self.walk.dense, whole, seen[0].out, rows)
+        stream = self._stream(site, stop.pruned, self.walk.pruned, product, seen[1].out, rows)
+        if wanted is not None and stream is not None:
+            y = y + self._missing(site, _picked(wanted, columns) - stream)
+        self._add(site, product, rows, seen[1].out, y, self._pieces[index], sums)
 
     def _add(
         self, site: Site, product: Product, rows: Tensor, out: Tensor, y: Tensor, piece: Piece, sums: dict[int, _Open]
@@ -225,7 +173,7 @@ class _Run:
             self._shift(site.vector, change.bias)
         elif site.norm is not None:
             self._shift(site.norm.mean, -change.bias)
-        self._pruned.forget()
+        self.walk.changed()
 
     def _close(self, site: Site, opened: _Open) -> None:
         """Tell what became of a weight whose last call was seen."""
@@ -238,7 +186,7 @@ class _Run:
         kept, ridge = opened.ridge is not None, opened.ridge if opened.ridge != float("inf") else None
         self.layers.append(LayerFit(site.name, site.op, opened.fit.rows, before, after, ridge, kept, why))
         if kept and len({node for node, _ in site.places}) > 1:
-            self._states = [None] * len(self._pieces)  # values on the way were computed with other weights
+            self.walk.changed(passed=True)
 
     def _shift(self, numbers: Tensor, by: Tensor) -> None:
         numbers = numbers.reshape(-1)
@@ -249,31 +197,7 @@ class _Run:
         shift = moment.shift()
         if shift is not None:
             self._shift(moment.site.norm.mean, shift)
-            self._pruned.forget()
-
-    # -- states -------------------------------------------------------------------------------------------------
-
-    def _state(self, index: int, to: tuple[int, int] | None = None) -> _State:
-        """The piece where it is now, to be moved on. If its values at ``to`` are too large to keep, a copy."""
-        piece, kept = self._pieces[index], self._states[index]
-        if kept is None:
-            kept = _State(
-                self._dense.begin(piece.args, piece.kwargs), self._pruned.begin(piece.args, piece.kwargs), (0, 0), 0.0
-            )
-        size = 0.0 if to is None else self._size(piece, to)
-        others = sum(s.size for i, s in enumerate(self._states) if s is not None and i != index)
-        if to is None or self._memory is None or others + size <= self._memory:
-            kept.size = size
-            self._states[index] = kept
-            return kept
-        if self._states[index] is None:
-            return kept
-        deeply = self._facts.writes or self._dense_facts.writes
-        return replace(kept, dense=copied(kept.dense, deeply), pruned=copied(kept.pruned, deeply))
-
-    def _size(self, piece: Piece, at: tuple[int, int]) -> float:
-        sizes = [f.sizes[max(p - 1, 0)] for f, p in zip((self._dense_facts, self._facts), at, strict=True)]
-        return sum(sizes) * piece.samples / self._pieces[0].samples
+            self.walk.changed()
 
 
 class _Moments:
@@ -327,12 +251,11 @@ def refit(
     """
     start = time.perf_counter()
     working = copy.deepcopy(pruned).eval()
-    device = device_of(pruned)
     with evaluated(dense), torch.no_grad():
-        run = _Run(dense, working, pieces, cuts, ridge, _free(device) // 2 if memory is None else memory, seed)
+        run = _Run(dense, working, pieces, cuts, ridge, memory, seed)
         run.run()
         reference = copy.deepcopy(pruned).eval()
-        before, after = run.outputs_error(reference)
+        before, after = run.walk.outputs_error(reference)
     result = copy.deepcopy(pruned)
     own = Entries(result)
     with torch.no_grad():
@@ -359,12 +282,6 @@ def _not_applicable(left_alone: Sequence[tuple[Call, str]]) -> str:
     return "no weight can be solved for" + (f": {'; '.join(reasons)}" if reasons else ", for none reads channels")
 
 
-def _read(seen: Seen, call: Call) -> Product:
-    product = product_of(seen.func, seen.arguments, seen.out, call.weight)
-    assert product is not None, "the survey read it"
-    return product
-
-
 def _picked(y: Tensor, columns: tuple[Tensor, Tensor]) -> Tensor:
     """Of the dense outputs ``[g, R, O]`` those that stay, ``[g, R, O]`` of the pruned product."""
     groups, outputs = (index.to(y.device) for index in columns)
@@ -375,13 +292,3 @@ def _picked(y: Tensor, columns: tuple[Tensor, Tensor]) -> Tensor:
 
 def _most(table: Any, name: str) -> int:
     return max((k + 1 for node, k in table if node == name), default=0)
-
-
-def _floats(tree: Any) -> list[Tensor]:
-    return [t for t in tensors_of(tree) if t.is_floating_point()]
-
-
-def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

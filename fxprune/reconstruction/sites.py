@@ -185,7 +185,7 @@ def _branch(lane: Lane, facts: Facts, call: Call) -> Branch | None:
             if own.mean.numel() != call.matrix[:, 0].numel():
                 return None
             norm = own
-        elif ops == ["add"] and not following.kwargs and following.op != "call_module":
+        elif len(ops) == 1 and following.name in facts.adds and not following.kwargs and following.op != "call_module":
             others = [a for a in following.args if a is not last]
             other = others[0] if len(others) == 1 and len(following.args) == 2 else None
             while isinstance(other, fx.Node) and other.name in facts.same:

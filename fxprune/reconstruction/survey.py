@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, fx
 
 from fxprune.ops.meta import OpMode, tensors_in
-from fxprune.ops.table import op_name
+from fxprune.ops.refit import Addition, Contraction, Product, Statistics
+from fxprune.ops.table import op_name, record_of
 from fxprune.reconstruction.entries import Entries
 from fxprune.reconstruction.lanes import Env, Lane, size_of
-from fxprune.reconstruction.products import NORMS, Product, arguments_of, operands, product_of
 
 Place = tuple[str, int]
 """A node, and which of the contractions or norms inside it."""
@@ -50,7 +50,8 @@ class Facts:
     """``ops``: of every node, by name. ``elsewhere``: name of a tensor -> an op that reads it and is no contraction.
 
     ``odd``: node -> why a contraction in it cannot be solved for. ``sizes``: position -> bytes alive there.
-    ``writes``: whether any op writes to an activation. ``same``: nodes that return what they are given.
+    ``writes``: whether any op writes to an activation. ``same``: nodes that return what they are given. ``adds``: nodes
+    in which something is added.
     """
 
     calls: dict[Place, Call] = field(default_factory=dict)
@@ -61,6 +62,7 @@ class Facts:
     sizes: list[int] = field(default_factory=list)
     writes: bool = False
     same: set[str] = field(default_factory=set)
+    adds: set[str] = field(default_factory=set)
 
 
 class _Survey(OpMode):
@@ -93,19 +95,21 @@ class _Survey(OpMode):
         if func._schema.is_mutable and not entries.holds(given[0]):
             facts.writes = True
         read: list[Tensor | None] = []
-        pair = operands(func)
-        if pair is not None:
+        known = refit_of(func)
+        if isinstance(known, Contraction):
             place = (self.node, self.counts[0])
             self.counts[0] += 1
             arguments = arguments_of(func, args, kwargs)
-            weights = [name for name in pair if entries.made(arguments[name])]
-            product = product_of(func, arguments, outputs[0], weights[0]) if len(weights) == 1 else None
+            weights = [name for name in known.operands if entries.made(arguments[name])]
+            product = known.read(arguments, outputs[0], weights[0]) if len(weights) == 1 else None
             call = None if product is None else self._call(op_name(func), place, weights[0], product)
             if call is not None and product is not None:
                 facts.calls[place], self.last = call, (place, outputs[0])
                 read = [product.weight, product.bias if call.vector is not None else None]
-        elif op_name(func) in NORMS:
-            self._norm(arguments_of(func, args, kwargs), outputs[0])
+        elif isinstance(known, Statistics):
+            self._norm(known, arguments_of(func, args, kwargs), outputs[0])
+        elif isinstance(known, Addition):
+            facts.adds.add(self.node)
         taken = [id(t) for t in read if t is not None]
         for tensor in given:
             if id(tensor) not in taken and entries.holds(tensor):
@@ -126,16 +130,16 @@ class _Survey(OpMode):
                 vector = None  # it differs from row to row
         return Call(place, op, weight, product.rows, product.matrix(numbers), vector)
 
-    def _norm(self, a: dict[str, Any], out: Tensor) -> None:
+    def _norm(self, known: Statistics, a: dict[str, Any], out: Tensor) -> None:
         place = (self.node, self.counts[1])
         self.counts[1] += 1
-        mean, var = a.get("running_mean"), a.get("running_var")
-        if mean is None or var is None or a.get("training"):
+        mean, var = a.get(known.mean), a.get(known.var)
+        if mean is None or var is None or a.get(known.training):
             return
-        numbers, scale = (self._entries.of(mean), self._entries.of(var)), a.get("weight")
+        numbers, scale = (self._entries.of(mean), self._entries.of(var)), a.get(known.scale)
         own = None if scale is None else self._entries.of(scale)
         if numbers[0] is not None and numbers[1] is not None and (scale is None or own is not None):
-            self._facts.norms[place] = Norm(place, numbers[0], numbers[1], own, float(a["eps"]))
+            self._facts.norms[place] = Norm(place, numbers[0], numbers[1], own, float(a[known.eps]))
             self.last = (place, out)
 
 
@@ -177,12 +181,24 @@ def _is_view(value: Tensor, out: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Seen:
-    """An aten call: the ``number``-th contraction (or norm) of a node, with its arguments by name."""
+    """A call of an op: the ``number``-th contraction (or norm) of a node, with its arguments by name."""
 
     number: int
-    func: Any
+    known: Any
     arguments: dict[str, Any]
     out: Tensor
+
+    def product(self, weight: str) -> Product:
+        """Of a contraction that the survey could read: the product with this argument."""
+        product: Product | None = self.known.read(self.arguments, self.out, weight)
+        assert product is not None, "the survey read it"
+        return product
+
+    @property
+    def input(self) -> Tensor:
+        """Of a norm."""
+        given: Tensor = self.arguments[self.known.input]
+        return given
 
 
 class Observed(OpMode):
@@ -196,7 +212,21 @@ class Observed(OpMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        kept = self.calls if operands(func) is not None else self.norms if op_name(func) in NORMS else None
-        if kept is not None:
-            kept.append(Seen(len(kept), func, arguments_of(func, args, kwargs), tensors_in((out,))[0]))
+        known = refit_of(func)
+        if isinstance(known, (Contraction, Statistics)):
+            kept = self.calls if isinstance(known, Contraction) else self.norms
+            kept.append(Seen(len(kept), known, arguments_of(func, args, kwargs), tensors_in((out,))[0]))
         return out
+
+
+def refit_of(func: Any) -> Any:
+    """What the table of ops says that an op is for the refit."""
+    record = record_of(func)
+    return None if record is None else record.refit
+
+
+def arguments_of(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by the names of the op's schema, with defaults."""
+    schema = func._schema.arguments
+    known = {a.name: a.default_value for a in schema if a.has_default_value()}
+    return {**known, **{a.name: v for a, v in zip(schema, args, strict=False)}, **kwargs}

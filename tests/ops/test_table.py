@@ -16,11 +16,15 @@ from fxprune import ops
 from fxprune.labels.factors import Factor
 from fxprune.labels.propagation import Propagation, set_labels
 from fxprune.labels.run import Labelling
+from fxprune.ops.refit import Addition, Contraction, Followed, Statistics
 from fxprune.ops.table import KINDS, OPS, Op, load
+from fxprune.reconstruction.survey import arguments_of
 
 load("aten")
 BUILT_IN = [op for op in OPS.values() if op.name.startswith(("aten::", "python::"))]
 NAMES = {name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names()}
+OLDER = {"aten::cholesky"}
+"""Ops that the newest PyTorch has no more, and older ones that fxprune runs on do."""
 
 records = pytest.mark.parametrize("op", BUILT_IN, ids=lambda op: op.name)
 
@@ -28,7 +32,7 @@ records = pytest.mark.parametrize("op", BUILT_IN, ids=lambda op: op.name)
 def overloads(op: Op) -> Iterator[Any]:
     """The ops that the record is of; none of what only Python knows."""
     namespace, _, name = op.name.partition("::")
-    packet = getattr(torch.ops.aten, name) if namespace == "aten" else None
+    packet = getattr(torch.ops.aten, name) if namespace == "aten" and op.name in NAMES else None
     for overload in () if packet is None else packet.overloads():
         yield getattr(packet, overload)
 
@@ -42,7 +46,7 @@ def is_taken_apart(op: Op) -> bool:
 @records
 def test_every_record_is_of_an_op_and_says_what_becomes_of_channels(op: Op) -> None:
     assert op.kind in KINDS
-    assert op.name in NAMES or op.name.startswith("python::")
+    assert op.name in NAMES | OLDER or op.name.startswith("python::")
     assert op.label is not None or op.reads_values or is_taken_apart(op)
 
 
@@ -74,6 +78,66 @@ def test_what_multiplies_is_counted(op: Op) -> None:
     if op.multiplies:
         arguments = {a.name for f in overloads(op) for a in f._schema.arguments}
         assert arguments.issuperset(op.multiplies)
+
+
+@records
+def test_every_op_says_what_it_is_for_the_refit(op: Op) -> None:
+    if op.label is None and not op.reads_values:  # what it is made of says so
+        assert op.refit is None
+        return
+    assert isinstance(op.refit, Contraction | Statistics | Addition | Followed) or op.refit
+    assert op.moves or not isinstance(op.refit, Followed)
+    named = {
+        Contraction: lambda known: {*known.operands},
+        Statistics: lambda known: {known.input, known.mean, known.var, known.scale, known.eps},
+    }.get(type(op.refit), lambda known: set())(op.refit)
+    assert not named or any(named <= {a.name for a in f._schema.arguments} for f in overloads(op))
+
+
+def matrix(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.double)
+
+
+PRODUCTS = {
+    "mm": (matrix(5, 4), matrix(4, 3)),
+    "bmm": (matrix(2, 5, 4), matrix(2, 4, 3)),
+    "mv": (matrix(5, 4), matrix(4)),
+    "dot": (matrix(4), matrix(4)),
+    "addmm": (matrix(3), matrix(5, 4), matrix(4, 3)),
+    "addmv": (matrix(5), matrix(5, 4), matrix(4)),
+    "baddbmm": (matrix(1, 1, 3), matrix(2, 5, 4), matrix(2, 4, 3)),
+    "linear": (matrix(2, 5, 4), matrix(3, 4), matrix(3)),
+    "convolution": (matrix(2, 4, 7, 6), matrix(6, 2, 3, 2), matrix(6), (2, 1), (1, 0), (1, 2), False, (0, 0), 2),
+    "_convolution": (matrix(2, 4, 7), matrix(4, 3, 3), None, (2,), (1,), (1,), True, (1,), 2, False, False, True, True),
+}
+SAME = {"convolution_overrideable": "convolution"}
+
+
+@pytest.mark.parametrize("op", [op for op in BUILT_IN if isinstance(op.refit, Contraction)], ids=lambda op: op.name)
+def test_a_contraction_is_the_product_that_it_is_read_as(op: Op) -> None:
+    name = op.name.removeprefix("aten::")
+    func, args = getattr(torch.ops.aten, SAME.get(name, name)).default, PRODUCTS[SAME.get(name, name)]
+    known: Any = op.refit
+    out, arguments = func(*args), arguments_of(func, args, {})
+    found = [p for p in (known.read(arguments, out, weight) for weight in known.operands) if p is not None]
+    assert len(found) == 2 - ("convolution" in name)
+    for product in found:
+        rows = torch.arange(product.rows)
+        expected = product.inputs(rows) @ product.matrix(product.weight)
+        if product.bias is not None and product.vector(product.bias).unique().numel() == product.bias.numel():
+            expected = expected + product.vector(product.bias).unsqueeze(1)
+            torch.testing.assert_close(product.outputs(out, rows), expected)
+        elif product.bias is None:
+            torch.testing.assert_close(product.outputs(out, rows), expected)
+        assert torch.equal(product.outputs(out, rows[:1]), product.outputs(out, rows)[:, :1])
+        assert torch.equal(product.inputs(rows[1:]), product.inputs(rows)[:, 1:])
+
+
+def test_a_factor_in_front_is_no_plain_product() -> None:
+    func, args = torch.ops.aten.addmm.default, PRODUCTS["addmm"]
+    known: Any = OPS["aten::addmm"].refit
+    for factors in ({"beta": 2}, {"alpha": 0.5}):
+        assert known.read(arguments_of(func, args, factors), func(*args, **factors), "mat2") is None
 
 
 @records

@@ -17,12 +17,7 @@ from fxprune.verification import relative_error
 class LastStay:
     """Scores rise along every group: of n channels the first go."""
 
-    def __init__(self, only: str = ""):
-        self._only = only
-
     def score(self, group, state):
-        if self._only and not any(self._only in member.name for member in group.members):
-            return None
         return np.broadcast_to(np.arange(1.0, group.size + 1), group.channels.shape).copy()
 
 
@@ -110,16 +105,64 @@ class Products(nn.Module):
         return (self.last @ x.transpose(1, 2)).transpose(1, 2)
 
 
-class Attention(nn.Module):
+class Block(nn.Module):
+    """A stream that is normed and added to, with an attention of two heads, of which there are several kinds.
+
+    No weight reads a key, so what a half of them adds to the logits is nothing to begin with.
+    """
+
     def __init__(self) -> None:
         super().__init__()
-        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
+        self.embed, self.head = nn.Linear(7, 12), nn.Linear(12, 5)
         self.norm, self.up, self.down = nn.LayerNorm(12), nn.Linear(12, 24), nn.Linear(24, 12)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).view(*x.shape[:2], 3, 2, 6).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return x + self.down(F.relu(self.up(x)))
+        x = self.embed(x)
+        x = x + self.attend(self.norm(x))
+        return self.head(x + self.down(F.relu(self.up(x))))
+
+    @torch.no_grad()
+    def silence(self) -> None:
+        for parameter in self.keys():
+            parameter.unflatten(0, (2, 6))[:, :3] = 0
+
+
+class Separate(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(12, 12) for _ in range(4))
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).unflatten(2, (2, 6)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        return self.out(((q @ k.transpose(2, 3) / 6**0.5).softmax(3) @ v).transpose(1, 2).flatten(2))
+
+    def keys(self) -> list[Tensor]:
+        return [self.k.weight, self.k.bias]
+
+
+class Packed(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 6).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def keys(self) -> list[Tensor]:
+        return [self.qkv.weight[12:24], self.qkv.bias[12:24]]
+
+
+class Multihead(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(12, 2, batch_first=True)
+
+    def attend(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+    def keys(self) -> list[Tensor]:
+        return [self.attention.in_proj_weight[12:24], self.attention.in_proj_bias[12:24]]
 
 
 class Tokens(nn.Module):
@@ -168,6 +211,7 @@ CASES = {
     "conv3d": (lambda: convolutions(3), images(3, 12, 12, 12)),
     "transposed1d": (lambda: transposed(1), images(3, 9)),
     "transposed2d": (lambda: transposed(2), images(3, 6, 6)),
+    "transposed3d": (lambda: transposed(3), images(3, 2, 2, 2)),
     "grouped": (
         lambda: nn.Sequential(nn.Conv2d(4, 16, 1), nn.ReLU(), nn.Conv2d(16, 24, 3, groups=2), nn.ReLU(),
                               nn.Conv2d(24, 8, 3, groups=4), nn.ReLU(), nn.Conv2d(8, 4, 1)),
@@ -189,6 +233,9 @@ CASES = {
     "products": (Products, images(7, 6)),
     "embedding": (Tokens, lambda count: torch.randint(0, 20, (count, 9))),
     "called twice": (Twice, images(5)),
+    "attention": (Separate, images(5, 7)),
+    "packed attention": (Packed, images(5, 7)),
+    "multihead attention": (Multihead, images(5, 7)),
 }  # fmt: skip
 
 
@@ -197,6 +244,8 @@ def reconstructed(model: nn.Module, make: Callable[[int], Tensor], method: objec
     example, data = make(2), make(400)
     settled(with_twins(settled(model), example))
     with_twins(model, example)
+    if isinstance(model, Block):
+        model.silence()
     small = fxprune.prune(model, example, method=method, channels=0.5, scope="uniform", round_to=1, progress=False)
     return small, fxprune.reconstruct(small, model, data, **options), make(8)
 
@@ -215,3 +264,84 @@ def test_what_was_linear_in_what_stays_is_restored(name: str) -> None:
     assert told.output_after < 1e-9 < told.output_before
     assert list(fitted.state_dict()) == list(small.state_dict())
     assert [n for n, _ in fitted.named_parameters()] == [n for n, _ in small.named_parameters()]
+
+
+class Linears(nn.Module):
+    """Outputs of ``a`` are read as they are, so what is linear in them is so in what is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+class Chosen:
+    """The channels of ``a`` that go."""
+
+    def __init__(self, *gone: int):
+        self._gone = gone
+
+    def score(self, group, state):
+        scores = np.ones(group.channels.shape)
+        (factor,) = (f for f in state.graph.by_name["a.weight"].labels if f.dim == 0)
+        scores[np.isin(group.channels, factor.rows()[0][[*self._gone]])] = 0
+        return scores
+
+
+def cut(model: nn.Module, x: Tensor, *gone: int) -> nn.Module:
+    share = 1 - len(gone) / 12
+    return fxprune.prune(model, x[:2], method=Chosen(*gone), channels=share, round_to=1, progress=False)
+
+
+def test_linear_dependence_is_made_up_for() -> None:
+    """Three channels that are sums of the nine others, and a constant: the bias takes that."""
+    torch.manual_seed(0)
+    model, x = Linears().eval(), torch.randn(80, 3, 9, 9)
+    mix = torch.randn(3, 9)
+    with torch.no_grad():
+        model.a.weight[:3] = torch.einsum("ij,jklm->iklm", mix, model.a.weight[3:])
+        model.a.bias[:3] = mix @ model.a.bias[3:] + 1
+        small = cut(model, x, 0, 1, 2)
+        fitted = fxprune.reconstruct(small, model, x)
+        assert relative_error(small(x), model(x)) > 0.05
+        assert relative_error(fitted(x), model(x)) < 1e-5
+        assert small.a.weight.shape[0] == 9
+
+
+def test_where_zero_channels_went_every_weight_stays() -> None:
+    torch.manual_seed(0)
+    model, x = Linears().eval(), torch.randn(40, 3, 9, 9)
+    with torch.no_grad():
+        for gone in (1, 5, 6):
+            model.a.weight[gone], model.a.bias[gone] = 0, 0
+        small = cut(model, x, 1, 5, 6)
+        fitted = fxprune.reconstruct(small, model, x)
+        assert relative_error(fitted(x), model(x)) < 1e-5
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), fitted.parameters(), strict=True))
+
+
+def test_channels_that_stay_at_zero_do_no_harm() -> None:
+    """Their rows of the Gram matrix are zero."""
+    torch.manual_seed(0)
+    model, x = Linears().eval(), torch.randn(80, 3, 9, 9)
+    with torch.no_grad():
+        for dead in (7, 11):
+            model.a.weight[dead], model.a.bias[dead] = 0, 0
+        model.a.weight[0], model.a.bias[0] = model.a.weight[1], model.a.bias[1]
+        fitted = fxprune.reconstruct(cut(model, x, 0), model, x)
+        assert relative_error(fitted(x), model(x)) < 1e-5
+
+
+def test_weights_that_were_spoiled_come_back() -> None:
+    torch.manual_seed(0)
+    model, x = Linears().eval(), torch.randn(80, 3, 9, 9)
+    with torch.no_grad():
+        model.a.weight[0], model.a.bias[0] = 0, 0
+        small = cut(model, x, 0)
+        small.b.weight.add_(torch.randn_like(small.b.weight))
+        small.b.bias.add_(1)
+        fitted = fxprune.reconstruct(small, model, x)
+        assert relative_error(small(x), model(x)) > 0.5
+        assert relative_error(fitted(x), model(x)) < 1e-5

@@ -113,22 +113,108 @@ def test_groups_compare_by_the_outputs_and_by_macs() -> None:
     assert widths["b.0"][1] < 0.3 * widths["a.0"][1]
 
 
-def test_what_no_weight_reads_stays() -> None:
-    class Scores(nn.Module):
+class Logits(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(8, 12), nn.Linear(8, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.q(x) @ self.k(x).transpose(1, 2)
+
+
+class Packed(nn.Module):
+    """Heads of queries, keys and values keep equal counts here: one group, of which a weight reads the values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 36), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 6).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Attends(Logits):
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).unflatten(2, (2, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_queries_and_keys_count_by_what_they_add_to_the_logits() -> None:
+    torch.manual_seed(0)
+    model, data = Logits().eval().double(), torch.randn(400, 5, 8).double()
+    graph, scores = scores_of(model, data, methods.OBS(per_mac=False))
+    (group,), (found,) = graph.prunable, (s for s in scores if s is not None)
+    with torch.no_grad():
+        q, k = model.q(data), model.k(data)
+    (rows,) = (f.rows()[0].tolist() for f in graph.by_name["q.weight"].labels if f.dim == 0)
+    channels = [rows.index(c) for c in group.channels.reshape(-1)]
+    order = [channels[i] for i in np.argsort(found.reshape(-1), kind="stable")]
+    alone = torch.einsum("bic,bjc->bijc", q, k).square().sum((1, 2)).mean(0)
+    assert order[0] == int(alone.argmin())
+    assert float(found.min()) == pytest.approx(float(alone.min()), rel=0.05)
+
+    def gone(which: list[int]) -> float:
+        return float((q[..., which] @ k[..., which].transpose(1, 2)).square().sum((1, 2)).mean())
+
+    added = {c: gone([order[0], c]) - gone(order[:1]) for c in channels if c != order[0]}
+    assert added[order[1]] < 1.1 * min(added.values())
+
+
+def test_a_head_dimension_that_adds_nothing_goes_first() -> None:
+    """Query channels are large where the key channel is zero, so no norm of weights tells."""
+    torch.manual_seed(0)
+    model, data = Attends().eval(), torch.randn(60, 5, 8)
+    with torch.no_grad():
+        idle = [0, 2, 3, 7, 8, 11]  # three of each head
+        model.k.weight[idle], model.k.bias[idle] = 0, 0
+        model.q.weight[idle] *= 100
+    keep_v = fxprune.Options(max_ratio={"v": 0.0})
+    given = {"data": data, "channels": 0.7, "round_to": 1, "progress": False, "options": keep_v}
+    small = fxprune.prune(model, data[:1], method=methods.OBS(per_mac=False), **given)
+    kept = small.meta["fxprune"].plan.kept["q.weight"][0]
+    assert not set(kept) & set(idle)
+    assert len(kept) == 6
+    with torch.no_grad():
+        torch.testing.assert_close(small(data), model(data), rtol=1e-4, atol=1e-5)
+
+
+def test_queries_and_keys_that_are_packed_with_values() -> None:
+    torch.manual_seed(0)
+    model, data = Packed().eval(), torch.randn(100, 5, 8)
+    idle = [0, 2, 7, 10]  # two of each head
+    with torch.no_grad():
+        for rows in (model.qkv.weight, model.qkv.bias):
+            rows[12:24][idle] = 0
+            rows[24:][idle] = 0
+            rows[:12][idle] *= 100
+    given = {"data": data, "channels": 0.7, "round_to": 1, "progress": False}
+    small = fxprune.prune(model, data[:1], method="obs", **given)
+    kept = small.meta["fxprune"].plan.kept["qkv.weight"][0]
+    assert set(kept) == {row for row in range(36) if row % 12 not in idle}
+    with torch.no_grad():
+        torch.testing.assert_close(small(data), model(data), rtol=1e-4, atol=1e-5)
+
+
+def test_what_gradients_tell_nothing_of_stays() -> None:
+    class Signs(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+            self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.out((self.q(x) @ self.k(x).transpose(1, 2)).softmax(-1) @ self.v(x))
+            return self.out(self.b(x)) + self.a(x).sign().mean(1, keepdim=True)
 
     torch.manual_seed(0)
-    data = torch.randn(60, 5, 8)
-    small = fxprune.prune(Scores().eval(), data[:1], method="obs", data=data, channels=0.8, round_to=1, progress=False)
-    widths = {row.name: (row.width, row.locked) for row in small.meta["fxprune"].rows}
-    assert widths["q"][0][1] == widths["k"][0][1] == 8
-    assert widths["v"][0][1] < 8
-    assert "the method gives these channels no score" in widths["q"][1]
+    data = torch.randn(60, 6)
+    small = fxprune.prune(Signs().eval(), data[:1], method="obs", data=data, channels=0.8, round_to=1, progress=False)
+    widths = {row.name: row.width for row in small.meta["fxprune"].rows}
+    assert widths["a"][1] == 8
+    assert widths["b"][1] < 8
 
 
 @pytest.mark.parametrize("as_pairs", [False, True])

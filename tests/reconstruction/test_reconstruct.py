@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,18 @@ def test_prune_reconstructs(net: Net, small: nn.Module, images: Tensor) -> None:
     assert fitted.meta["fxprune"].reconstruction.output_after < 0.5
 
 
+def test_prune_hands_over_what_it_recorded(net: Net, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("fxprune.reconstruction.front.recorded")
+    assert halved(net, images[:1], reconstruct=True, data=images).meta["fxprune"].reconstruction.output_after < 0.5
+
+
+def test_inference_mode_changes_nothing(net: Net, small: nn.Module, images: Tensor) -> None:
+    with torch.inference_mode():
+        fitted = fxprune.reconstruct(small, net, images.clone())
+    assert same(fitted, fxprune.reconstruct(small, net, images))
+    assert not any(p.is_inference() for p in fitted.parameters())
+
+
 def test_every_kind_of_data_is_the_same_data(net: Net, small: nn.Module, images: Tensor) -> None:
     parts = list(images.split(12))
     expected = fxprune.reconstruct(small, net, parts)
@@ -178,6 +191,7 @@ def test_a_few_samples_do_no_harm(net: Net, small: nn.Module, images: Tensor) ->
         (3, "data= is a int"),
         ({"x": torch.randn(4, 3, 8, 8)}, "data= is a dict"),
         ([torch.full((2, 3, 8, 8), float("nan"))] * 2, "Item 0 of data= holds NaN"),
+        ([torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), float("nan"))], "Item 1 of data= holds NaN"),
         (torch.randn(10, 4, 8, 8), "does not run on batch 0 of data"),
         ([torch.randn(2, 3, 8, 8), torch.randn(2, 5, 8, 8)], "does not run on batch 1 of data"),
         ([(torch.randn(2, 3, 8, 8),) * 3], "has 3 parts"),
@@ -214,6 +228,35 @@ def test_an_interruption_changes_nothing(net: Net, small: nn.Module, images: Ten
     with pytest.raises(KeyboardInterrupt):
         fxprune.reconstruct(small, net, data())
     assert same(small, before)
+
+
+def test_an_interruption_between_layers_changes_nothing(
+    net: Net, small: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = copy.deepcopy(small), copy.deepcopy(net)
+    solved = []
+
+    def solve(*args: object) -> object:
+        solved.append(args)
+        if len(solved) == 2:
+            raise KeyboardInterrupt
+        return original(*args)  # type: ignore[arg-type]
+
+    refit = importlib.import_module("fxprune.reconstruction.refit")  # the package has a function of that name
+    original = refit.solve
+    monkeypatch.setattr(refit, "solve", solve)
+    small.train()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fxprune.reconstruct(small, net, images)
+        assert len(solved) == 2
+        assert same(small, before[0])
+        assert same(net, before[1])
+        assert small.training
+        assert not net.training
+        assert not any(module._forward_pre_hooks for module in net.modules())
+    finally:
+        small.eval()
 
 
 def test_a_weight_that_something_else_reads_is_left_alone() -> None:
