@@ -43,8 +43,11 @@ SMOKE_TRAIN, SMOKE_TEST = 512, 64  # images
 class Settings(Protocol):
     """How a network is trained."""
 
-    epochs: int
-    batch: int
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def batch(self) -> int: ...
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer: ...
 

@@ -1,9 +1,5 @@
 """DHP beside slimming, scratch and l2 at equal MACs and epochs: accuracy of classifiers, PSNR of restoration networks.
 
-    python -m model_zoo.dhp_quality               all networks, seeds, methods and ratios; about an hour on one core
-    python -m model_zoo.dhp_quality --resume      what has no line in the result file yet
-    python -m model_zoo.dhp_quality --page        the page from the result file
-
 The rules, the same for all:
 
 - Every network trains for as many epochs in all: those of its *training* and of its *tuning*. Below its heading is how
@@ -20,7 +16,7 @@ The rules, the same for all:
 - ``scratch`` finds widths with gates on random weights, in epochs of its own. It, and the same share of every layer's
   channels, train with new weights for all epochs.
 - Rates are those that suit the dense network, and the same for all methods. Those of ResNet-20, and noise and epochs on
-  digits, are those of ``model_zoo.accuracy``, chosen there by test images of seed 0; the others were not tried out.
+  digits, are those of the study ``accuracy``, chosen there by test images of seed 0; the others were not tried out.
   What counts is the network after its last epoch.
 - The budget is the largest number of MACs at or under the ratio, counted by ``fxprune.analyze`` for all.
 - Networks and data are small, so that all of it is affordable on one core. The paper's figures are for larger networks
@@ -50,7 +46,6 @@ from model_zoo.comparison import (
     criterion,
     gated,
     learner,
-    mean_and_error,
     noisy,
     searcher,
     unchanged,
@@ -61,7 +56,7 @@ from model_zoo.papers.initial import he
 from model_zoo.recipes.common import AdamW, Images, Run, Sgd
 from model_zoo.recipes.dhp_restoration import Crops, Restoration, Whole, small
 from model_zoo.recipes.dhp_restoration import noisy as spoiled
-from model_zoo.records import Record
+from model_zoo.records import Record, mean_and_error
 
 RATIOS = (0.5, 0.25)
 SEEDS = 3
@@ -193,8 +188,5 @@ def against(network: str, records: Sequence[Record]) -> list[str]:
 
 
 RULES = (__doc__ or "").partition("The rules, the same for all:\n\n")[2].strip().replace("``MARGIN``", str(MARGIN))
-COMPARISON = Comparison("dhp_quality", __doc__ or "", RULES, NETWORKS, METHODS, RATIOS, SEEDS, BASELINES, against)
-main = COMPARISON.main
-
-if __name__ == "__main__":
-    main()
+COMPARISON = Comparison("dhp_quality", RULES, NETWORKS, METHODS, RATIOS, SEEDS, BASELINES, against)
+STUDY = COMPARISON.study("DHP beside slimming, scratch and l2, classifiers and restoration networks; an hour", __doc__)

@@ -1,6 +1,6 @@
-"""What the hypernetworks of DHP take: ``python -m model_zoo.dhp_overhead``.
+"""What the hypernetworks of DHP take in memory and time.
 
-Writes ``results/dhp_overhead.jsonl`` and ``.md``. Every line is a training with SGD and momentum in a process of its
+Every line is a training with SGD and momentum in a process of its
 own: the network as it is, with hypernetworks (``dhp``), and with hypernetworks whose intermediate tensors are kept for
 the backward pass instead of being computed anew (``dhp, kept``). One thread, float32, on the CPU.
 
@@ -11,11 +11,7 @@ step, the median.
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,10 +25,11 @@ from fxprune.methods import DHP
 from fxprune.rewriting.hypernetworks import Hypernetwork
 from model_zoo.papers import resnet
 from model_zoo.papers.resnet import Bottleneck
-from model_zoo.records import RESULTS, header
+from model_zoo.records import Layout, Record, Results, table
+from model_zoo.study import Options, Study, each
 
 
-class Case(NamedTuple):
+class Network(NamedTuple):
     """``shape``: of a batch of inputs."""
 
     make: Callable[[], nn.Module]
@@ -44,26 +41,34 @@ def block() -> nn.Module:
     return Bottleneck(2048, 512, 1)
 
 
-CASES = {
-    "ResNet-20": Case(lambda: resnet(20), (64, 3, 32, 32)),
-    "block of ResNet-50": Case(block, (16, 2048, 7, 7)),
-    "tiny": Case(lambda: resnet(8, width=0.5), (2, 3, 8, 8)),
+NETWORKS = {
+    "ResNet-20": Network(lambda: resnet(20), (64, 3, 32, 32)),
+    "block of ResNet-50": Network(block, (16, 2048, 7, 7)),
 }
+TINY = Network(lambda: resnet(8, width=0.5), (2, 3, 8, 8))
 WAYS = ("as it is", "dhp", "dhp, kept")
 MEGA = 2**20
 
 
-def measure(case: Case, way: str, steps: int) -> dict[str, Any]:
+class Case(NamedTuple):
+    network: str
+    way: str
+
+    def __str__(self) -> str:
+        return f"{self.network}, {self.way}"
+
+
+def measure(case: Case, options: Options) -> Record:
     """The columns of one line."""
-    torch.set_num_threads(1)
+    make, shape = NETWORKS[case.network]
     torch.manual_seed(0)
-    x = torch.randn(case.shape)
-    _train(CASES["tiny"].make(), torch.randn(CASES["tiny"].shape), "dhp", 1)  # what torch loads at first use
+    x = torch.randn(shape)
+    _train(TINY.make(), torch.randn(TINY.shape), "dhp", 1)  # what torch loads at first use
     before = _resident()
-    figures, seconds = _train(case.make(), x, way, steps)
+    figures, seconds = _train(make(), x, case.way, options.steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     figures |= {"peak_mib": round((peak - before) / MEGA), "step_ms": round(1000 * sorted(seconds)[len(seconds) // 2])}
-    return figures
+    return Record(str(case), {**case._asdict(), "shape": "x".join(map(str, shape)), **figures})
 
 
 def _resident() -> int:
@@ -112,62 +117,30 @@ def _nothing(optimizer: torch.optim.Optimizer) -> None:
     """What is to be done after a step of a network as it is."""
 
 
-def page(path: Path) -> str:
-    """The result file as a table."""
-    head, *lines = (json.loads(line) for line in path.read_text().splitlines())
-    made = ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")
+def page(results: Results) -> Sequence[str]:
+    lines = [record.figures for record in results.lines if not record.failures]
     dense = {line["network"]: line for line in lines if line["way"] == WAYS[0]}
-    rows = [
-        "| network, batch | weights | parameters | kept for backward, MiB | peak, MiB | CPU ms per step |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for line in lines:
         base = dense[line["network"]]
-
-        def shown(key: str, line: dict[str, Any] = line, base: dict[str, Any] = base) -> str:
-            return f"{line[key]:,}" + ("" if line is base else f" ({line[key] / max(base[key], 1e-9):.1f}x)")
-
-        figures = [shown(key) for key in ("parameters", "kept_mib", "peak_mib", "step_ms")]
-        rows.append(f"| {line['network']}, {line['shape']} | {line['way']} | {' | '.join(figures)} |")
-    return (
-        "\n\n".join([f"# {head['command']}", (__doc__ or "").partition("\n\n")[2].strip(), made, "\n".join(rows)])
-        + "\n"
-    )
+        cells = [
+            f"{line[key]:,}" + ("" if line is base else f" ({line[key] / max(base[key], 1e-9):.1f}x)")
+            for key in ("parameters", "kept_mib", "peak_mib", "step_ms")
+        ]
+        rows.append([f"{line['network']}, {line['shape']}", line["way"], *cells])
+    figures = dict.fromkeys(("parameters", "kept for backward, MiB", "peak, MiB", "CPU ms per step"), "---:")
+    rules = (__doc__ or "").partition("\n\n")[2].strip()
+    return [rules, table({"network, batch": "---", "weights": "---", **figures}, rows)]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--steps", type=int, default=3, help="the median of so many is shown")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=[name for name in CASES if name != "tiny"])
-    parser.add_argument("--one", nargs=2, metavar=("CASE", "WAY"), help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.one:
-        name, way = options.one
-        print(json.dumps(measure(CASES[name], way, options.steps)))
-        return
-    path = options.out / "dhp_overhead.jsonl"
-    lines = [header("python -m model_zoo.dhp_overhead")]
-    for name in options.cases:
-        for way in WAYS:
-            command = [
-                sys.executable,
-                "-m",
-                "model_zoo.dhp_overhead",
-                "--steps",
-                str(options.steps),
-                "--one",
-                name,
-                way,
-            ]
-            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            shape = "x".join(map(str, CASES[name].shape))
-            lines.append({"network": name, "shape": shape, "way": way, **json.loads(told)})
-            print(json.dumps(lines[-1]), flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    path.with_suffix(".md").write_text(page(path))
-
-
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    "dhp_overhead",
+    "what the hypernetworks of DHP take in memory and time",
+    lambda _: [Case(network, way) for network in NETWORKS for way in WAYS],
+    each(measure),
+    page,
+    options=lambda add: add("--steps", type=int, default=3, help="the median of so many is shown"),
+    doc=__doc__,
+    apart=True,
+    layout=Layout(named_by=("network", "way")),
+)
