@@ -124,7 +124,8 @@ def measure(
         whole = load(name).eval()
         args, kwargs = example_inputs(whole, size)
         model = whole.get_submodule(part) if part else whole
-        inputs = describe_inputs(*(part_of(whole, part, args, kwargs)[1] if part else (args, kwargs)))
+        given: Any = part_of(whole, part, args, kwargs)[1] if part else (args, kwargs)
+        inputs = describe_inputs(*given)
         randomise(model, inputs)
         state = copy.deepcopy(model.state_dict())  # with the versions of its modules
     if result.failures:
@@ -135,7 +136,7 @@ def measure(
             whole_pruned = fxprune.prune_submodule(whole, part, args, example_kwargs=kwargs, **how)
         else:
             whole_pruned = fxprune.prune(whole, args, example_kwargs=kwargs, **how)
-        pruned = whole_pruned.get_submodule(part)
+        pruned: Any = whole_pruned.get_submodule(part)
         dense = fxprune.record(model, *make_inputs(inputs))
         case = Case(spec, flops, model, state, dense, pruned, inputs, result.figures)
         if part:
@@ -260,7 +261,7 @@ def count_macs(module: nn.Module, args: Any, kwargs: Any) -> int:
     learned = [p for p in module.parameters() if p.requires_grad]  # the counter trips over a parameter that is an input
     fused, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     module.requires_grad_(False)
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):

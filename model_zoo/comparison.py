@@ -152,7 +152,7 @@ def _lasting(settings: Any, epochs: int | None) -> Settings:
     return result
 
 
-def recalibrated(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
+def recalibrated(model: nn.Module, batches: Iterable[tuple[Tensor, Any]]) -> nn.Module:
     """A copy whose norms have their statistics from ``RECALIBRATED`` batches, all of equal weight."""
     result = copy.deepcopy(model).train()
     for norm in result.modules():
@@ -308,8 +308,8 @@ class Comparison:
     verdict: Callable[[str, Sequence[Record]], list[str]]
 
     def study(self, about: str, doc: str | None, **others: Any) -> Study:
-        how = {"page": self.page, "plot": self.plot, "options": self.options, "told": self.told}
-        return Study(self.name, about, self.jobs, self.worker, doc=doc, **how, **others)
+        given: Any = {"plot": self.plot, "options": self.options, "told": self.told, "doc": doc, **others}
+        return Study(self.name, about, self.jobs, self.worker, self.page, **given)
 
     def ratios_of(self, method: str) -> tuple[float, ...]:
         return self.methods[method].ratios or self.ratios

@@ -19,11 +19,14 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, Any
+
+import torch
 
 from model_zoo.pictures import TimeUpError
 from model_zoo.records import Record, Results, append, begin, heading, read
@@ -173,26 +176,17 @@ def _command(study: Study, options: Options, parser: argparse.ArgumentParser) ->
 # -- running -----------------------------------------------------------------------------------------------------------
 
 
-class _quiet(warnings.catch_warnings):  # noqa: N801  a context manager, named as such
+@contextmanager
+def _quiet(threads: int) -> Iterator[None]:
     """Warnings are ignored, and torch has so many threads, inside."""
-
-    def __init__(self, threads: int):
-        super().__init__()
-        self._threads = threads
-
-    def __enter__(self) -> None:
-        import torch
-
-        super().__enter__()
+    before = torch.get_num_threads()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-
-    def __exit__(self, *error: object) -> None:
-        import torch
-
-        torch.set_num_threads(self._before)
-        super().__exit__(*error)
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def run(study: Study, cases: Mapping[str, Any], done: set[str], options: Options) -> Iterator[Record]:
@@ -340,9 +334,6 @@ def _works(module: str, name: str, options: Options, said: str, pipe: Connection
     os.dup2(output, 2)
     warnings.simplefilter("ignore")
     threading.Thread(target=_end_with_the_command, daemon=True).start()
-
-    import torch
-
     torch.set_num_threads(options.threads)
     study = found_in(module)[name]
     worker = study.worker(options)

@@ -58,6 +58,7 @@ class LlamaBlock(nn.Module):
         self.k, self.v = (nn.Linear(WIDTH, KEY_HEADS * width, bias=False) for _ in range(2))
         self.gate, self.up = (nn.Linear(WIDTH, 3 * WIDTH, bias=False) for _ in range(2))
         self.down = nn.Linear(3 * WIDTH, WIDTH, bias=False)
+        self.frequencies: Tensor
         self.register_buffer("frequencies", 10000.0 ** (-torch.arange(0, width, 2) / width), persistent=False)
 
     def _turned(self, x: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class Bench:
         self.model = load(spec).eval()
         self.args, self.kwargs = example_inputs(self.model)
         self.budget = BUDGET
-        self.graph = None
+        self.graph: Any = None
 
     def forward(self) -> dict[str, Any]:
         import torch
@@ -137,7 +137,7 @@ class Bench:
         from fxprune.deploy.stopwatch import bench
         from model_zoo.peers import prune_once
 
-        given = {"provider": "CPUExecutionProvider", "threads": 1}
+        given: Any = {"provider": "CPUExecutionProvider", "threads": 1}
         peer = prune_once(copy.deepcopy(self.model), self.args[0], CHANNELS)
         ours = bench(self.model, self.kept, self.args, **given)
         theirs = bench(self.model, peer, self.args, **given)
@@ -203,7 +203,7 @@ def measured(spec: str, rounds: int, timeout: float, latency: bool = False, work
         if held:  # later runs are given memory that the process has already
             figures[f"{what}_mib"] = max(held)
     for what in ("ours", "peer"):
-        said = next((f for f in reversed(found[what] or found[f"{what}, first"])), {})
+        said: dict[str, Any] = next((f for f in reversed(found[what] or found[f"{what}, first"])), {})
         figures |= {f"{what}_{key}": said[key] for key in ("macs", "dense_macs", "fails", "stages") if key in said}
     if ended:
         figures["peer_fails"] = ended

@@ -177,7 +177,7 @@ def _cut_of_dense(cut: Any, first: bool = False, peer: bool = False) -> Method:
 def _slimming(study: Trained, ratio: float) -> nn.Module:
     steps, epochs = _rates(Sgd(PAPERS, 64), 50_000), scaled(PAPERS, study.options)
     settings = Sgd(epochs, BATCH, 0.1, nesterov=True)
-    strength = 1e-5 * steps / _rates(settings, len(study.run.images))  # type: ignore[arg-type]
+    strength = 1e-5 * steps / _rates(settings, len(study.run.images))
     return learned(study, "slimming", Slimming(strength), ratio, epochs, usual(settings))
 
 
@@ -196,7 +196,7 @@ def _gsm(study: Trained, ratio: float) -> nn.Module:
     """The paper's rate and momentum; the decay of a whole training is that of the paper."""
     epochs, drops = scaled(600 / 500 * PAPERS, study.options), (2 / 3, 5 / 6)
     paper = _rates(Sgd(600, 64, 5e-3, drops=drops), 50_000)
-    here = _rates(Sgd(epochs, BATCH, 5e-3, drops=drops), len(study.run.images))  # type: ignore[arg-type]
+    here = _rates(Sgd(epochs, BATCH, 5e-3, drops=drops), len(study.run.images))
     method = GSM(structured=True, lr=5e-3, momentum=0.98, weight_decay=1e-4 * paper / here)
     stage = f"gsm-{ratio:g}"
     return learned(study, stage, method, ratio, epochs, {}, study.dense)
@@ -245,7 +245,7 @@ METHODS = {
     "l2": _cut_of_dense(criterion("l2").cut, first=True),
     "taylor": _cut_of_dense(criterion("taylor").cut, first=True),
     "fpgm": _cut_of_dense(criterion("fpgm").cut, first=True),
-    "dense, tuned": Method(unchanged().cut, _tuned, ("dense",), ratios=(1.0,)),  # type: ignore[arg-type]
+    "dense, tuned": Method(unchanged().cut, _tuned, ("dense",), ratios=(1.0,)),
     "Torch-Pruning group norm": _peer("group_norm"),
     "Torch-Pruning Taylor": _peer("taylor"),
     **{

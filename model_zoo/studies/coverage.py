@@ -40,8 +40,8 @@ def _told(record: Record) -> str:
 
 def networks_table(records: Iterable[Record]) -> str:
     """One line per network."""
-    columns = ("network", "GMACs", "pruned", "ratio", "parameters", "prunable MACs", "masked ≡ pruned", "ONNX")
-    columns += ("/".join(STAGES.values()) + " s", "all s", "GiB", "checks")
+    columns = ["network", "GMACs", "pruned", "ratio", "parameters", "prunable MACs", "masked ≡ pruned", "ONNX"]
+    columns += ["/".join(STAGES.values()) + " s", "all s", "GiB", "checks"]
     return table(dict.fromkeys(columns, "---:") | {"network": "---", "checks": "---"}, map(_cells, records))
 
 

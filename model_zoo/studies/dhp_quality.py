@@ -75,7 +75,8 @@ def glyphs(seed: int, count: int | None) -> tuple[Images, Images]:
 
 def photographs(spoil: Any, channels: int, crop: int, seed: int, count: int | None) -> tuple[Images, Images]:
     """Pairs of spoiled and clean images: random crops, spoiled anew every time, and whole pieces, spoiled once."""
-    train, test = ([image for (image,) in part] for part in data.patches(PATCH, min(count or PATCHES, PATCHES), seed))
+    parts: Any = data.patches(PATCH, min(count or PATCHES, PATCHES), seed)
+    train, test = ([image for (image,) in part] for part in parts)
     if channels == 1:
         train, test = ([image.mean(0, keepdim=True) for image in part] for part in (train, test))
     return Crops(train, spoil, crop, min(count or CROPS, CROPS)), Whole(test, spoil)
@@ -169,7 +170,8 @@ def against(network: str, records: Sequence[Record]) -> list[str]:
     for ratio in RATIOS:
         of = at(records, ratio)
         ours = by_seed(kind, [r for r in of if r.figures["method"] == "dhp"])
-        ahead, behind = [], []
+        ahead: list[str] = []
+        behind: list[str] = []
         for name in METHODS:
             theirs = by_seed(kind, [r for r in of if r.figures["method"] == name])
             pairs = [ours[seed] - found for seed, found in theirs.items() if seed in ours]

@@ -135,7 +135,8 @@ def begun(name: str, seed: int) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(seed)
     first = NETWORKS[name].make()
     dense = copy.deepcopy(first)
-    train(dense, *digits(SIDE, seed)[0].tensors, NETWORKS[name].dense, seed, 1)
+    images, labels = digits(SIDE, seed)[0].tensors
+    train(dense, images, labels, NETWORKS[name].dense, seed, 1)
     return first, dense
 
 

@@ -47,7 +47,7 @@ def measured(name: str, options: Options) -> Record:
     parameters = list(make().parameters())
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
-    kernels = [p for p in parameters if is_kernel(p)]
+    kernels: list[Any] = [p for p in parameters if is_kernel(p)]
     products = torch.cat([(p.detach() * p.grad).abs().flatten() for p in kernels])
     count = active_count(len(products), compression)
     given: Any = {"lr": 1e-9, "momentum": 0.9, "weight_decay": 1e-4, "foreach": True}

@@ -56,7 +56,8 @@ class Case:
 def _resnet(depth: int, folder: Path, images: int = 512) -> Case:
     model = resnet(depth, shortcut="pad")
     take_weights(model, folder / "weights", f"resnet{depth}-*")
-    train, test = data.load("cifar10", folder / "cifar10")
+    parts: Any = data.load("cifar10", folder / "cifar10")
+    train, test = parts
     mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET_STATISTICS)
 
     def normal(part: Any, index: Tensor) -> Tensor:

@@ -145,7 +145,8 @@ def stages(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | Non
         graph = timed("label", lambda: analyse_graph(module, args, kwargs))
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     state = ModelState(graph, tensors, 0)
-    scores = timed("score", lambda: score_groups(resolve("random" if on_meta else "l2"), state))
+    method: Any = resolve("random" if on_meta else "l2")
+    scores = timed("score", lambda: score_groups(method, state))
     options = Cut(Budget("flops", 0.5), verify=False)
     timed("select", lambda: choose(graph, scores, options))
     dense = Dense(module, runs, graph, args, kwargs, type(model).__name__, Stages(progress=False))
@@ -201,9 +202,8 @@ def _search(ratio: str) -> dict[str, Any]:
 
     model = timm.create_model("resnet152").eval()
     graph = fxprune.analyze(model)
-    scores = score_groups(
-        resolve("l2"), ModelState(graph, dict([*model.named_parameters(), *model.named_buffers()]), 0)
-    )
+    l2: Any = resolve("l2")
+    scores = score_groups(l2, ModelState(graph, dict([*model.named_parameters(), *model.named_buffers()]), 0))
     taken = []
     for _ in range(6):
         begun = time.process_time()

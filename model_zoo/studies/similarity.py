@@ -108,7 +108,7 @@ def _training(sizes: Sizes, seed: int, first: nn.Module, images: TensorDataset, 
     last = sizes.epochs[-1]
     schedule = MultiStepLR(optimizer, sorted({max(last // 2, 1), max(last * 3 // 4, 1)}))
     batches, _ = loaders(images, images, sizes.batch, seed)
-    found = {}
+    found: dict[int, Weights] = {}
     for epoch in range(1, last + 1):
         for x, y in batches:
             optimizer.zero_grad()
