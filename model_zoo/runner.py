@@ -352,38 +352,3 @@ def _end_with_the_command() -> None:
     assert command is not None
     command.join()
     os._exit(1)
-
-
-def in_new_process(work: Any, *given: Any, timeout: float) -> Any:
-    """What ``work(*given)`` returns in a new interpreter.
-
-    Raises:
-        RuntimeError: it raised something, or ended, or did not within ``timeout`` seconds.
-    """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_sends, args=(sender, work, given), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        if not receiver.poll(timeout):
-            raise RuntimeError(f"no end within {timeout:g} s")
-        found, error = receiver.recv()
-    except EOFError:
-        process.join()
-        raise RuntimeError(f"exit code {process.exitcode}") from None
-    finally:
-        process.kill()
-        process.join()
-        receiver.close()
-    if error:
-        raise RuntimeError(error)
-    return found
-
-
-def _sends(sender: Connection, work: Any, given: tuple[Any, ...]) -> None:
-    warnings.simplefilter("ignore")
-    try:
-        sender.send((work(*given), ""))
-    except Exception as error:
-        sender.send((None, f"{type(error).__name__}: {error}"))

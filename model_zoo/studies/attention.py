@@ -180,14 +180,8 @@ def _cases(options: Options) -> list[Case]:
 
 
 STUDY = Study(
-    "attention",
-    "attention blocks: PyTorch's own time after each way of cutting heads",
-    _cases,
-    each(measure),
-    page,
-    options=_options,
-    doc=__doc__,
+    "attention", "attention blocks: PyTorch's own time after each way of cutting heads", _cases, each(measure), page,
+    options=_options, doc=__doc__,
     head=lambda _: {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"},
-    file="attention.json",
-    layout=Layout("blocks", ("block", "length", "device")),
-)
+    file="attention.json", layout=Layout("blocks", ("block", "length", "device")),
+)  # fmt: skip

@@ -339,14 +339,7 @@ def _options(add: Add) -> None:
 
 
 STUDY = Study(
-    "benchmark",
-    "seconds and memory from a model to its pruned model, beside Torch-Pruning",
-    lambda _: NETWORKS,
-    each(lambda spec, options: measured(spec, options.rounds, options.timeout, options.latency)),
-    page,
-    plot,
-    _options,
-    needs=("torch-pruning",),
-    doc=__doc__,
-    open=True,
-)
+    "benchmark", "seconds and memory from a model to its pruned model, beside Torch-Pruning", lambda _: NETWORKS,
+    each(lambda spec, options: measured(spec, options.rounds, options.timeout, options.latency)), page, plot, _options,
+    needs=("torch-pruning",), doc=__doc__, open=True,
+)  # fmt: skip

@@ -445,19 +445,8 @@ def _anew(options: Options) -> None:
 
 
 STUDY = Study(
-    "cifar",
-    "every method on CIFAR-10 from trained weights, in processes that share a GPU",
-    jobs_of,
-    worker,
-    page,
-    options=_options,
-    needs=("--data DIR: CIFAR-10", "--weights DIR", "torch-pruning"),
-    doc=__doc__,
-    check=_check,
-    head=_head,
-    anew=_anew,
-    finished=lambda record: "run" not in record.checks and "process" not in record.checks,
-    after=waits_for,
-    told=told,
-    jobs=True,
-)
+    "cifar", "every method on CIFAR-10 from trained weights, in processes that share a GPU", jobs_of, worker, page,
+    options=_options, needs=("--data DIR: CIFAR-10", "--weights DIR", "torch-pruning"), doc=__doc__, check=_check,
+    head=_head, anew=_anew, finished=lambda record: "run" not in record.checks and "process" not in record.checks,
+    after=waits_for, told=told, jobs=True,
+)  # fmt: skip

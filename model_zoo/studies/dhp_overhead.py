@@ -134,13 +134,8 @@ def page(results: Results) -> Sequence[str]:
 
 
 STUDY = Study(
-    "dhp_overhead",
-    "what the hypernetworks of DHP take in memory and time",
-    lambda _: [Case(network, way) for network in NETWORKS for way in WAYS],
-    each(measure),
-    page,
-    options=lambda add: add("--steps", type=int, default=3, help="the median of so many is shown"),
-    doc=__doc__,
-    apart=True,
-    layout=Layout(named_by=("network", "way")),
-)
+    "dhp_overhead", "what the hypernetworks of DHP take in memory and time",
+    lambda _: [Case(network, way) for network in NETWORKS for way in WAYS], each(measure), page,
+    options=lambda add: add("--steps", type=int, default=3, help="the median of so many is shown"), doc=__doc__,
+    apart=True, layout=Layout(named_by=("network", "way")),
+)  # fmt: skip

@@ -185,20 +185,8 @@ def _check(options: Options) -> str:
 
 
 STUDY = Study(
-    "gpu_check",
-    "the 24 on a GPU: onnxruntime against torch there, in float32 and float16, and latencies",
-    lambda _: NETWORKS,
-    each(measured),
-    page,
-    options=_options,
-    needs=("a GPU",),
-    doc=__doc__,
-    check=_check,
-    head=lambda options: _place(options).described(),
-    finished=passed,
-    open=True,
-    strict=True,
-    jobs=True,
-    file="gpu.json",
-    layout=LAYOUT,
-)
+    "gpu_check", "the 24 on a GPU: onnxruntime against torch there, in float32 and float16, and latencies",
+    lambda _: NETWORKS, each(measured), page, options=_options, needs=("a GPU",), doc=__doc__, check=_check,
+    head=lambda options: _place(options).described(), finished=passed, open=True, strict=True, jobs=True,
+    file="gpu.json", layout=LAYOUT,
+)  # fmt: skip

@@ -192,12 +192,7 @@ def page(results: Results) -> Sequence[str]:
 
 
 STUDY = Study(
-    "gsm_digits",
-    "sparse momentum on LeNets, against magnitude pruning and lottery tickets",
-    lambda _: [Case(name, c, seed) for seed in SEEDS for name in NETWORKS for c in COMPRESSIONS],
-    worker,
-    page,
-    doc=__doc__,
-    told=lambda record: f"{record.name} { ({key: record.figures[key] for key in FIGURES}) }",
-    jobs=True,
-)
+    "gsm_digits", "sparse momentum on LeNets, against magnitude pruning and lottery tickets",
+    lambda _: [Case(name, c, seed) for seed in SEEDS for name in NETWORKS for c in COMPRESSIONS], worker, page,
+    doc=__doc__, told=lambda record: f"{record.name} { ({key: record.figures[key] for key in FIGURES}) }", jobs=True,
+)  # fmt: skip

@@ -126,12 +126,8 @@ def _options(add: Add) -> None:
 
 
 STUDY = Study(
-    "latency",
-    "milliseconds that half of the MACs, or half of the latency, leave of six networks; an hour",
-    lambda options: [Case(n, batch, cut) for batch in options.batches for n in MOST for cut in CUTS],
-    each(measured),
-    page,
-    options=_options,
-    doc=__doc__,
+    "latency", "milliseconds that half of the MACs, or half of the latency, leave of six networks; an hour",
+    lambda options: [Case(n, batch, cut) for batch in options.batches for n in MOST for cut in CUTS], each(measured),
+    page, options=_options, doc=__doc__,
     told=lambda r: f"{r.name}: MACs {r.figures['macs_ratio']:.3f}, latency {r.figures['ratio']:.3f} {r.failures or ''}",
-)
+)  # fmt: skip

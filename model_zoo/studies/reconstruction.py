@@ -326,16 +326,7 @@ def _options(add: Add) -> None:
 
 
 STUDY = Study(
-    "reconstruction",
-    "what refitting a pruned network gives back, on real images and trained weights, without labels",
-    jobs,
-    worker,
-    page,
-    plot,
-    _options,
-    needs=("--data DIR: images and weights",),
-    doc=__doc__,
-    check=lambda options: "" if options.data else "give --data DIR, with images and weights",
-    told=_told,
-    jobs=True,
-)
+    "reconstruction", "what refitting a pruned network gives back, on real images and trained weights, without labels",
+    jobs, worker, page, plot, _options, needs=("--data DIR: images and weights",), doc=__doc__,
+    check=lambda options: "" if options.data else "give --data DIR, with images and weights", told=_told, jobs=True,
+)  # fmt: skip

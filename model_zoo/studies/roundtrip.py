@@ -8,7 +8,9 @@ compared. The ``.pt2`` file is loaded and run without the class.
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,6 @@ from fxprune.verification import relative_error
 from model_zoo.checks import ONNX_TOLERANCE, SAME, randomise
 from model_zoo.networks import example_inputs, load
 from model_zoo.records import Record, Results, bullets, number, stage, state, table
-from model_zoo.runner import in_new_process
 from model_zoo.study import Options, Study, each, passed
 
 NETWORKS = (
@@ -51,7 +52,8 @@ def measure(spec: str, options: Options) -> Record:
             _write(spec, Path(name), record.figures)
         if not record.failures:
             with stage(record, "new process"):
-                told = in_new_process(_read, spec, Path(name), options.threads, timeout=TIMEOUT)
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    told = pool.apply_async(_read, (spec, Path(name), options.threads)).get(TIMEOUT)
                 record.figures |= told.figures
                 record.checks |= told.checks
                 record.seconds |= told.seconds
@@ -87,6 +89,7 @@ def _write(spec: str, folder: Path, figures: dict[str, Any]) -> None:
 
 def _read(spec: str, folder: Path, threads: int) -> Record:
     """What the new process does."""
+    warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     record, small = Record(spec), None
     torch.manual_seed(1)

@@ -384,14 +384,6 @@ def _options(add: Add) -> None:
 
 
 STUDY = Study(
-    "scaling",
-    "seconds and memory of the stages as networks grow; of a search, an import, consume=True",
-    points,
-    each(measured),
-    page,
-    plot,
-    _options,
-    doc=__doc__,
-    apart=True,
-    timeout=300,
-)
+    "scaling", "seconds and memory of the stages as networks grow; of a search, an import, consume=True", points,
+    each(measured), page, plot, _options, doc=__doc__, apart=True, timeout=300,
+)  # fmt: skip

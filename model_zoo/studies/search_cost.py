@@ -168,11 +168,6 @@ def _options(add: Add) -> None:
 
 
 STUDY = Study(
-    "search_cost",
-    "how long searches take: gates on random weights, against a training with a penalty; 15 minutes",
-    lambda _: NETWORKS,
-    each(measured),
-    page,
-    options=_options,
-    doc=__doc__,
-)
+    "search_cost", "how long searches take: gates on random weights, against a training with a penalty; 15 minutes",
+    lambda _: NETWORKS, each(measured), page, options=_options, doc=__doc__,
+)  # fmt: skip

@@ -251,12 +251,7 @@ def _anew(options: Options) -> None:
 STUDY = Study(
     "similarity",
     "how alike structures from random and from trained weights are: Pruning from Scratch, figure 2; 20 minutes",
-    lambda options: _sizes(options).structures(),
-    worker,
-    page,
-    plot,
-    lambda add: add("--smoke", action="store_true", help="the same code in seconds, on tiny sizes"),
-    doc=__doc__,
-    check=_check,
-    anew=_anew,
-)
+    lambda options: _sizes(options).structures(), worker, page, plot,
+    lambda add: add("--smoke", action="store_true", help="the same code in seconds, on tiny sizes"), doc=__doc__,
+    check=_check, anew=_anew,
+)  # fmt: skip
