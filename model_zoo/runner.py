@@ -111,7 +111,7 @@ def write_page(study: Study, options: Options) -> None:
             print("matplotlib is not installed (pip install '.[plots]'): no plot", file=sys.stderr)
         else:
             study.plot(results)
-    parts = [*heading(results.head), *study.page(results)]
+    parts = [*heading(results.head), *(study.page(results) if results.records else ["Nothing was measured yet."])]
     options.out.with_suffix(".md").write_text("\n\n".join(part for part in parts if part) + "\n")
 
 
@@ -202,16 +202,14 @@ def run(study: Study, cases: Mapping[str, Any], done: set[str], options: Options
                 return name, waiting.pop(name)
         return None
 
-    records = (
-        _apart(study, ready, options, len(waiting)) if study.apart or options.jobs > 1 else _here(study, ready, options)
-    )
-    for record in records:
+    how = _apart if study.apart or options.jobs > 1 else _here
+    for record in how(study, ready, options, len(waiting)):
         if study.finished(record):
             done.add(record.name)
         yield record
 
 
-def _here(study: Study, ready: Any, options: Options) -> Iterator[Record]:
+def _here(study: Study, ready: Any, options: Options, total: int) -> Iterator[Record]:
     """One after the other, in this process."""
     worker = None
     while (following := ready()) is not None:

@@ -57,6 +57,17 @@ class Settings(Protocol):
 S = TypeVar("S", bound=Settings)
 
 
+def rates(settings: Settings) -> list[float]:
+    """The learning rate of every epoch."""
+    optimizer = settings.optimizer([nn.Parameter(torch.zeros(1))])
+    schedule, found = settings.schedule(optimizer, settings.epochs), []
+    for _ in range(settings.epochs):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
 def vector(parameter: Tensor) -> bool:
     """Biases, and the parameters of norms."""
     return parameter.ndim < 2

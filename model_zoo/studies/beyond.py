@@ -131,7 +131,7 @@ STUDY = Study(
     lambda options: names(options.group),
     each(measure),
     page,
-    options=lambda add: add("--group", action="append", default=[], choices=[*GROUPS], help="a library; repeatable"),
+    options=lambda add: add("--group", nargs="+", action="extend", default=[], choices=[*GROUPS], help="libraries"),
     needs=("transformers, ultralytics, diffusers: what is missing is left out",),
     doc=__doc__,
     told=_told,

@@ -44,7 +44,7 @@ from model_zoo.papers import resnet
 from model_zoo.papers.initial import he
 from model_zoo.peers import torch_pruning
 from model_zoo.pictures import Batches, Pictures, TimeUpError
-from model_zoo.recipes.common import Run, Settings, Sgd, positive, split
+from model_zoo.recipes.common import Run, Settings, Sgd, positive, rates, split
 from model_zoo.records import Record, Results, bullets, mean_and_error, table
 from model_zoo.studies.dhp_quality import dhp
 from model_zoo.study import Add, Measure, Options, Study
@@ -183,13 +183,7 @@ def _slimming(study: Trained, ratio: float) -> nn.Module:
 
 def _rates(settings: Sgd, images: int) -> float:
     """The sum of the learning rates of all steps."""
-    optimizer = settings.optimizer([nn.Parameter(torch.zeros(1))])
-    schedule, total = settings.schedule(optimizer, settings.epochs), 0.0
-    for _ in range(settings.epochs):
-        total += optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        schedule.step()
-    return total * -(-images // settings.batch)
+    return sum(rates(settings)) * -(-images // settings.batch)
 
 
 def _gsm(study: Trained, ratio: float) -> nn.Module:

@@ -122,7 +122,7 @@ def page(results: Results) -> Sequence[str]:
     dense = {line["network"]: line for line in lines if line["way"] == WAYS[0]}
     rows = []
     for line in lines:
-        base = dense[line["network"]]
+        base = dense.get(line["network"], line)
         cells = [
             f"{line[key]:,}" + ("" if line is base else f" ({line[key] / max(base[key], 1e-9):.1f}x)")
             for key in ("parameters", "kept_mib", "peak_mib", "step_ms")

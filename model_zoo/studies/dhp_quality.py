@@ -31,7 +31,6 @@ from functools import partial
 from statistics import NormalDist, mean
 from typing import Any
 
-import torch
 from torch import nn
 
 from fxprune.methods import DHP, Scratch, Slimming
@@ -53,7 +52,7 @@ from model_zoo.comparison import (
 )
 from model_zoo.papers import dncnn, mobilenet_v2, resnet, srresnet
 from model_zoo.papers.initial import he
-from model_zoo.recipes.common import AdamW, Images, Run, Sgd
+from model_zoo.recipes.common import AdamW, Images, Run, Sgd, rates
 from model_zoo.recipes.dhp_restoration import Crops, Restoration, Whole, small
 from model_zoo.recipes.dhp_restoration import noisy as spoiled
 from model_zoo.records import Record, mean_and_error
@@ -141,16 +140,9 @@ NETWORKS = {
 
 def dhp(case: Case, ratio: float) -> DHP:
     """With the strength that is just enough; whether the budget is met is looked at often."""
-    search = case.searching
-    optimizer = search.optimizer([nn.Parameter(torch.zeros(1))])
-    schedule, rates = search.schedule(optimizer, search.epochs), []
-    for _ in range(search.epochs):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
     # MACs go with the square of the channels that stay; the sizes of normal latents are below x for 2 cdf(x) - 1.
     shrink = MARGIN * NormalDist().inv_cdf(1 - ratio**0.5 / 2)
-    return DHP(strength=shrink / (sum(rates) * len(case.batches())), every=5)
+    return DHP(strength=shrink / (sum(rates(case.searching)) * len(case.batches())), every=5)
 
 
 METHODS = {
