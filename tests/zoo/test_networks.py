@@ -271,7 +271,7 @@ def test_what_runs_apart_ends_with_the_command(tmp_path: Path) -> None:
     wait_for(lambda: not Path(f"/proc/{apart}").exists())
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
