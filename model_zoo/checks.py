@@ -8,13 +8,10 @@ mistakes.
 from __future__ import annotations
 
 import copy
-import gc
 import inspect
 import resource
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +28,7 @@ from fxprune.labels.records import Attention
 from fxprune.recording.inputs import describe_inputs, is_batched, make_inputs, map_leaves, specs_of, tensors_of
 from fxprune.verification import DOUBLE_TOLERANCE, relative_error, zero_slices
 from model_zoo.networks import example_inputs, load, split_part
-from model_zoo.records import Record
+from model_zoo.records import Record, stage
 
 BUDGET_SLACK = 0.01
 ORACLE_TOLERANCE = 1e-5
@@ -122,23 +119,24 @@ def measure(
     """
     result = Record(spec)
     name, part = split_part(spec)
-    with _stage(result, "load"):
+    with stage(result, "load"):
         torch.manual_seed(0)
         whole = load(name).eval()
         args, kwargs = example_inputs(whole, size)
         model = whole.get_submodule(part) if part else whole
-        inputs = describe_inputs(*(part_of(whole, part, args, kwargs)[1] if part else (args, kwargs)))
+        given: Any = part_of(whole, part, args, kwargs)[1] if part else (args, kwargs)
+        inputs = describe_inputs(*given)
         randomise(model, inputs)
         state = copy.deepcopy(model.state_dict())  # with the versions of its modules
     if result.failures:
         return result
-    with _stage(result, "prune"):
+    with stage(result, "prune"):
         how: dict[str, Any] = {"method": method, "flops": flops, "attention": attention, "progress": False}
         if part:
             whole_pruned = fxprune.prune_submodule(whole, part, args, example_kwargs=kwargs, **how)
         else:
             whole_pruned = fxprune.prune(whole, args, example_kwargs=kwargs, **how)
-        pruned = whole_pruned.get_submodule(part)
+        pruned: Any = whole_pruned.get_submodule(part)
         dense = fxprune.record(model, *make_inputs(inputs))
         case = Case(spec, flops, model, state, dense, pruned, inputs, result.figures)
         if part:
@@ -150,7 +148,7 @@ def measure(
     for name, function in CHECKS.items():
         if name in left_out:
             continue
-        with _stage(result, name):
+        with stage(result, name):
             result.checks[name] = function(case)
     result.figures["memory_gib"] = _peak_memory()
     return result
@@ -159,12 +157,12 @@ def measure(
 def measure_on_meta(spec: str, *, flops: float = 0.5, attention: Attention = "head_dim") -> Record:
     """Record, label, plan and rewrite without weights, with random scores; never raises."""
     result = Record(spec)
-    with _stage(result, "load"), torch.device("meta"):
+    with stage(result, "load"), torch.device("meta"):
         model = load(spec)
         args, kwargs = example_inputs(model)
     if result.failures:
         return result
-    with _stage(result, "prune"):
+    with stage(result, "prune"):
         pruned = fxprune.prune(
             model, args, example_kwargs=kwargs, method="random", flops=flops, attention=attention, progress=False
         )
@@ -178,7 +176,7 @@ def measure_on_meta(spec: str, *, flops: float = 0.5, attention: Attention = "he
         }
     if result.failures:
         return result
-    with _stage(result, "shapes"), torch.no_grad():
+    with stage(result, "shapes"), torch.no_grad():
         before, after = (_shapes_of(module.eval()(*args, **kwargs)) for module in (model, pruned))
         result.checks["shapes"] = "" if after == before else f"outputs {after} instead of {before}"
     result.checks["budget"] = _outside_budget(result.figures["ratio"], flops)
@@ -198,19 +196,6 @@ def _figures_of(report: fxprune.Report) -> dict[str, Any]:
 def _peak_memory() -> float:
     """GiB, of this process so far."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-
-
-@contextmanager
-def _stage(result: Record, name: str) -> Iterator[None]:
-    """Time a stage; what it raises becomes the reason of its failure. Copies of networks that it made are gone."""
-    start = time.perf_counter()
-    result.checks[name] = ""
-    try:
-        yield
-    except Exception as error:
-        result.checks[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-    result.seconds[name] = round(time.perf_counter() - start, 2)
-    gc.collect()  # graph modules refer to themselves
 
 
 def randomise(model: nn.Module, inputs: dict[str, Any] | Callable[[], tuple[Any, Any]], seed: int = 0) -> None:
@@ -276,7 +261,7 @@ def count_macs(module: nn.Module, args: Any, kwargs: Any) -> int:
     learned = [p for p in module.parameters() if p.requires_grad]  # the counter trips over a parameter that is an input
     fused, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     module.requires_grad_(False)
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):

@@ -7,19 +7,19 @@ and a panel of the figure per network.
 
 from __future__ import annotations
 
-import argparse
+import copy
 import importlib.util
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import fxprune
@@ -27,9 +27,11 @@ from fxprune.methods import Learner, needs_of, resolve
 from fxprune.training import fit, reset_parameters, seeded
 from model_zoo import data
 from model_zoo.recipes.common import Images, Run, Settings, positive
-from model_zoo.records import RESULTS, Record, append, begin, markdown, read
+from model_zoo.records import Record, Results, mean_and_error, table
+from model_zoo.study import Add, Measure, Options, Study
 
 SIDE, TEST_SHARE = 16, 0.7  # of digits: pixels; of the images
+RECALIBRATED = 50  # batches that norm statistics are taken from
 Then = Literal["tune", "anew", "converge"]
 
 
@@ -74,15 +76,15 @@ def noisy(noise: float, seed: int, count: int | None = None) -> tuple[TensorData
 class Case:
     """One network and seed: its data, its trainings, and the networks that several runs share."""
 
-    def __init__(self, command: str, name: str, network: Network, seed: int, options: argparse.Namespace):
+    def __init__(self, command: str, name: str, network: Network, seed: int, options: Options):
         self.network, self.seed, self._options = network, seed, options
         self.training = _lasting(network.train, options.train)
         self.gate_epochs = options.gates or network.gates
         chosen = {"network": name, "seed": seed, "train": self.training.epochs, "tune": self.after("tune").epochs}
-        rest = {"out": options.out, "smoke": False, "device": "cpu", "amp": False, "workers": 0, "resume": True}
+        rest = {"out": options.work, "smoke": False, "device": "cpu", "amp": False, "workers": 0, "resume": True}
         given = ("device", "until", "channels_last")
         rest |= {name: value for name in given if (value := getattr(options, name, None)) is not None}
-        namespace = argparse.Namespace(**chosen, **rest)
+        namespace = Options(**chosen, **rest)
         self.run = network.kind(command, namespace, *network.images(seed, options.images))
         if not options.resume:
             shutil.rmtree(self.run.file("."))
@@ -147,6 +149,19 @@ class Case:
 def _lasting(settings: Any, epochs: int | None) -> Settings:
     """The settings, with another number of epochs if there is one."""
     result: Settings = replace(settings, epochs=epochs or settings.epochs)
+    return result
+
+
+def recalibrated(model: nn.Module, batches: Iterable[tuple[Tensor, Any]]) -> nn.Module:
+    """A copy whose norms have their statistics from ``RECALIBRATED`` batches, all of equal weight."""
+    result = copy.deepcopy(model).train()
+    for norm in result.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean
+    with torch.no_grad():
+        for _, (images, _) in zip(range(RECALIBRATED), batches, strict=False):
+            result(images)
     return result
 
 
@@ -247,13 +262,33 @@ def uniform() -> Method:
 # -- a comparison ------------------------------------------------------------------------------------------------------
 
 
+class Job(NamedTuple):
+    """One run."""
+
+    network: str
+    seed: int
+    method: str
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"{self.network}, {self.method}, seed {self.seed}, {self.ratio:g}"
+
+
+def there(methods: Sequence[str], known: Mapping[str, Any]) -> list[str]:
+    """Those that can be run here; says which cannot."""
+    peers = [name for name in methods if known[name].peer]
+    if not peers or importlib.util.find_spec("torch_pruning") is not None:
+        return [*methods]
+    print(f"torch-pruning is not installed (pip install '.[bench]'): no {'; no '.join(peers)}")
+    return [name for name in methods if name not in peers]
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """What a command compares, and how its page reads.
+    """What a study compares, and how its page reads.
 
     Args:
-        name: of the command and its result file.
-        doc: of the command.
+        name: of the study.
         rules: for the page.
         networks: by name.
         methods: by name.
@@ -264,7 +299,6 @@ class Comparison:
     """
 
     name: str
-    doc: str
     rules: str
     networks: Mapping[str, Network]
     methods: Mapping[str, Method]
@@ -273,24 +307,15 @@ class Comparison:
     baselines: tuple[str, ...]
     verdict: Callable[[str, Sequence[Record]], list[str]]
 
+    def study(self, about: str, doc: str | None, **others: Any) -> Study:
+        given: Any = {"plot": self.plot, "options": self.options, "told": self.told, "doc": doc, **others}
+        return Study(self.name, about, self.jobs, self.worker, self.page, **given)
+
     def ratios_of(self, method: str) -> tuple[float, ...]:
         return self.methods[method].ratios or self.ratios
 
-    def main(self, argv: Sequence[str] | None = None) -> None:
-        options = self._arguments().parse_args(argv)
-        if not options.page:
-            torch.set_num_threads(1)
-            self._measure(options)
-        self._write_page(options.results)
-
-    def _arguments(self) -> argparse.ArgumentParser:
-        result = argparse.ArgumentParser(description=self.doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-        add = result.add_argument
-        file = RESULTS / f"{self.name}.jsonl"
-        add("--results", type=Path, default=file, metavar="FILE", help="one line per run; only grows")
-        add("--out", type=Path, default=Path("runs"), metavar="DIR", help="for checkpoints (default: runs)")
-        add("--resume", action="store_true", help="go on with what is there, lines and checkpoints")
-        add("--page", action="store_true", help="only make the page of the result file")
+    def options(self, add: Add) -> None:
+        add("--work", type=Path, default=Path("runs"), metavar="DIR", help="for checkpoints (default: runs)")
         add("--networks", nargs="+", choices=self.networks, default=list(self.networks))
         add("--methods", nargs="+", choices=self.methods, default=list(self.methods))
         add("--seeds", type=positive, default=self.seeds, help="how many")
@@ -299,37 +324,25 @@ class Comparison:
         add("--gates", type=positive, help="epochs of gates on random weights")
         add("--search", type=positive, help="epochs, at most, of a search that ends at the budget")
         add("--images", type=positive, help="use only so many, to train on and to test on")
-        return result
 
-    def _measure(self, options: argparse.Namespace) -> None:
+    def jobs(self, options: Options) -> list[Job]:
         """Seed by seed, and ratio by ratio, so that what is complete is complete for all methods."""
-        if not (options.resume and options.results.exists()):
-            begin(options.results, f"python -m model_zoo.{self.name}")
-        known = read(options.results)[1]
-        peers = [name for name in options.methods if self.methods[name].peer]
-        if peers and importlib.util.find_spec("torch_pruning") is None:
-            print(f"torch-pruning is not installed (pip install '.[bench]'): no {'; no '.join(peers)}")
-            options.methods = [name for name in options.methods if name not in peers]
-        for seed in range(options.seeds):
-            for network in options.networks:
-                wanted = sorted(
-                    ((m, r) for m in options.methods for r in self.ratios_of(m)), key=lambda run: run[1], reverse=True
-                )
-                wanted = [(m, r) for m, r in wanted if name_of(network, m, seed, r) not in known]
-                case = Case(self.name, network, self.networks[network], seed, options) if wanted else None
-                for method, ratio in wanted:
-                    assert case is not None
-                    record = self._measured(case, network, method, ratio)
-                    append(options.results, record)
-                    print(told(self.networks[network].kind, record), flush=True)
+        methods = there(options.methods, self.methods)
+        wanted = sorted(((m, r) for m in methods for r in self.ratios_of(m)), key=lambda run: -run[1])
+        return [Job(n, seed, m, r) for seed in range(options.seeds) for n in options.networks for m, r in wanted]
 
-    def _measured(self, case: Case, network: str, method: str, ratio: float) -> Record:
+    def worker(self, options: Options) -> Measure:
+        @lru_cache(maxsize=1)
+        def case(network: str, seed: int) -> Case:
+            return Case(self.name, network, self.networks[network], seed, options)
+
+        return lambda job: self.measured(job, case(job.network, job.seed))
+
+    def measured(self, job: Job, case: Case) -> Record:
         """One method at one ratio; a budget that it cannot reach is what its record says then."""
-        how, run = self.methods[method], case.run
-        record = Record(
-            name_of(network, method, case.seed, ratio),
-            {"network": network, "method": method, "seed": case.seed, "ratio": ratio},
-        )
+        method, ratio, run = job.method, job.ratio, case.run
+        how = self.methods[method]
+        record = Record(str(job), {"network": job.network, "method": method, "seed": job.seed, "ratio": ratio})
         case.dense  # noqa: B018  the time it takes is nobody's in particular
         begun = time.perf_counter()
         try:
@@ -348,43 +361,47 @@ class Comparison:
         record.seconds["train"] = round(time.perf_counter() - begun, 1)
         run.file(f"{stage}.checkpoint.pt").unlink()
         record.figures[run.metric] = run.quality(trained)
-        record.checks["budget"] = "" if record.figures["macs_ratio"] <= ratio else "more MACs than the budget"
+        record.checks["budget"] = over(record)
         return record
+
+    def told(self, record: Record) -> str:
+        f, kind = record.figures, self.networks[record.figures["network"]].kind
+        if kind.metric not in f:
+            return f"{record.name}: {record.checks['budget']}"
+        before = "" if f["before"] is None else f"{kind.scale * f['before']:.2f} -> "
+        after = f"{kind.scale * f[kind.metric]:.2f} ({kind.axis})"
+        return f"{record.name}: {before}{after} at {f['macs_ratio']:.4f}, {sum(record.seconds.values()):.0f} s"
 
     # -- the page ------------------------------------------------------------------------------------------------------
 
-    def _write_page(self, results: Path) -> None:
-        """The result file as a page beside it: rules, tables, verdicts."""
-        head, known = read(results)
-        records = list(known.values())
-        made = ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")
-        parts = [f"# {head['command']}", made, self.rules]
-        shown = [name for name in self.networks if any(r.figures["network"] == name for r in records)]
-        if importlib.util.find_spec("matplotlib") is not None:
-            self._draw(shown, records, results.with_suffix(".png"))
-            what = " or ".join(dict.fromkeys(self.networks[name].kind.axis.partition(",")[0] for name in shown))
-            parts.append(f"![{what} over the MACs that stay]({results.with_suffix('.png').name})")
-        for name in shown:
-            of = [r for r in records if r.figures["network"] == name]
-            seeds = f"Seeds: {len({r.figures['seed'] for r in of})}."
-            about = f"{self.networks[name].about} {seeds}".strip()
-            parts += [f"## {name}", about, self._table(self.networks[name].kind, of)]
-            if lines := self.verdict(name, of):
-                parts.append("\n".join(lines))
-        results.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
+    def _shown(self, results: Results) -> dict[str, list[Record]]:
+        """The records of every network that has some."""
+        found = {name: [r for r in results.lines if r.figures["network"] == name] for name in self.networks}
+        return {name: records for name, records in found.items() if records}
 
-    def _draw(self, networks: Sequence[str], records: Sequence[Record], file: Path) -> None:
+    def page(self, results: Results) -> Sequence[str]:
+        """Rules, tables, verdicts."""
+        shown = self._shown(results)
+        what = " or ".join(dict.fromkeys(self.networks[name].kind.axis.partition(",")[0] for name in shown))
+        parts = [self.rules, results.image(f"{what} over the MACs that stay")]
+        for name, of in shown.items():
+            about = f"{self.networks[name].about} Seeds: {len({r.figures['seed'] for r in of})}.".strip()
+            parts += [f"## {name}", about, self._table(self.networks[name].kind, of), "\n".join(self.verdict(name, of))]
+        return parts
+
+    def plot(self, results: Results) -> None:
         """The mean over the MACs that stay, a panel per network: baselines dotted, the peer dashed."""
         from matplotlib.figure import Figure
 
+        networks = self._shown(results)
         across = min(len(networks), 2)
         down = -(-len(networks) // across)
         figure = Figure(figsize=(4.5 * across + 2, 5 * down), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False).ravel()
-        for panel, network in zip(panels, networks, strict=False):
+        for panel, (network, records) in zip(panels, networks.items(), strict=False):
             kind = self.networks[network].kind
             for number, (method, how) in enumerate(self.methods.items()):
-                of = [r for r in records if r.figures["network"] == network and r.figures["method"] == method]
+                of = [r for r in records if r.figures["method"] == method]
                 found = {r: qualities(kind, at(of, r)) for r in self.ratios_of(method)}
                 means = {ratio: statistics.mean(values) for ratio, values in found.items() if values}
                 style = ":" if method in self.baselines else "--" if how.peer else "-"
@@ -395,34 +412,23 @@ class Comparison:
         for panel in panels[len(networks) :]:
             panel.set_axis_off()
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right", fontsize=7)
-        figure.savefig(file, dpi=80)
+        figure.savefig(results.plot, dpi=80)
 
     def _table(self, kind: type[Run], records: Sequence[Record]) -> str:
         """Mean and standard error over seeds, and in brackets what it was before it was trained on."""
         seeds = len({r.figures["seed"] for r in records})
-        columns = [f"{ratio:.0%} of the MACs" for ratio in self.ratios]
-        rows = [["method", *columns, "MACs used of the budget"], ["---", *["---:"] * (len(columns) + 1)]]
+        rows = []
         for method in self.methods:
-            of = [r for r in records if r.figures["method"] == method]
-            if of:
+            if of := [r for r in records if r.figures["method"] == method]:
                 used = [r.figures["macs_ratio"] / r.figures["ratio"] for r in of if "macs_ratio" in r.figures]
                 share = f"{min(used):.1%} to {max(used):.1%}" if used else "–"
-                cells = (cell(kind, at(of, ratio) or at(of, 1.0), seeds) for ratio in self.ratios)
-                rows.append([method, *cells, share])
-        return markdown(rows)
+                rows.append([method, *(cell(kind, at(of, r) or at(of, 1.0), seeds) for r in self.ratios), share])
+        return table(["method", *(f"{r:.0%} of the MACs" for r in self.ratios), "MACs used of the budget"], rows)
 
 
-def name_of(network: str, method: str, seed: int, ratio: float) -> str:
-    return f"{network}, {method}, seed {seed}, {ratio:g}"
-
-
-def told(kind: type[Run], record: Record) -> str:
-    f = record.figures
-    if kind.metric not in f:
-        return f"{record.name}: {record.checks['budget']}"
-    before = "" if f["before"] is None else f"{kind.scale * f['before']:.2f} -> "
-    after = f"{kind.scale * f[kind.metric]:.2f} ({kind.axis})"
-    return f"{record.name}: {before}{after} at {f['macs_ratio']:.4f}, {sum(record.seconds.values()):.0f} s"
+def over(record: Record) -> str:
+    """Whether a record's network has more MACs than it should: why it fails, or ""."""
+    return "" if record.figures["macs_ratio"] <= record.figures["ratio"] else "more MACs than the budget"
 
 
 def at(records: Iterable[Record], ratio: float) -> list[Record]:
@@ -442,12 +448,6 @@ def cell(kind: type[Run], records: Sequence[Record], seeds: int) -> str:
     before = qualities(kind, records, "before")
     cut = f" (cut: {statistics.mean(before):.1f})" if before else ""
     return mean_and_error(found) + cut + ("" if len(found) == seeds else f", {len(found)} of {seeds} seeds")
-
-
-def mean_and_error(values: Sequence[float]) -> str:
-    """With the standard error of the mean where there are several."""
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else mean
 
 
 def by_seed(kind: type[Run], records: Iterable[Record]) -> dict[int, float]:

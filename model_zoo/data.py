@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 from model_zoo.pictures import Batches, Folder, Pictures, Statistics, has_folders, read_folders
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]  # of floating point
 Split = tuple[Dataset[Any], Dataset[Any]]
 Loader = DataLoader[Any] | Batches
 

@@ -96,7 +96,7 @@ def prune_once(
     """``model`` itself without this share of its channels: its graph is built, and it is pruned once."""
     import torch_pruning as tp
 
-    attentions = [m for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")]
+    attentions: list[Any] = [m for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")]
     classifiers = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
     whole = [*classifiers, *(model.get_submodule(name) for name in ignored)]
     kinds = {"group_norm": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}

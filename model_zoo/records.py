@@ -1,16 +1,20 @@
-"""What a measurement leaves behind: one JSON object per network in a file that only grows, and a page made from it."""
+"""What a measurement leaves behind: one JSON object per case in a file that only grows."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from statistics import mean, stdev
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,13 +36,11 @@ _VERSIONS = (
     "torch-pruning",
     "numpy",
 )
-NEARLY_ALL = 0.9995
-_STAGES = {"recording": "record", "analysing": "label", "selecting": "select", "rewriting": "rewrite"}
 
 
 @dataclass
 class Record:
-    """One network's line in the result file. ``checks``: name -> the reason why it fails, or ""."""
+    """One case's line in the result file. ``checks``: name -> the reason why it fails, or ""."""
 
     name: str
     figures: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +54,48 @@ class Record:
     @property
     def passed(self) -> bool:
         return bool(self.checks) and not self.failures
+
+
+class Layout(NamedTuple):
+    """Of a result file: a header and a line per record, unless something else is said.
+
+    ``document``: the file is one JSON object, which has the records as a list under this key. ``named_by``: records are
+    their figures alone, of which these make the name.
+    """
+
+    document: str | None = None
+    named_by: tuple[str, ...] = ()
+
+    def record(self, entry: dict[str, Any]) -> Record:
+        if "name" in entry:
+            return Record(**entry)
+        return Record(", ".join(str(entry[key]) for key in self.named_by), entry)
+
+    def entry(self, record: Record) -> dict[str, Any]:
+        return record.figures if self.named_by and not record.failures else asdict(record)
+
+
+LINES = Layout()
+
+
+class Results(NamedTuple):
+    """What is in a result file: what it was made with, and the last record of every case."""
+
+    head: dict[str, Any]
+    records: dict[str, Record]
+    path: Path
+
+    @property
+    def lines(self) -> list[Record]:
+        return [*self.records.values()]
+
+    @property
+    def plot(self) -> Path:
+        return self.path.with_suffix(".png")
+
+    def image(self, what: str) -> str:
+        """The plot beside the file in a page, or "" where there is none."""
+        return f"![{what}]({self.plot.name})" if self.plot.exists() else ""
 
 
 def header(command: str) -> dict[str, Any]:
@@ -78,116 +122,92 @@ def _cpu() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-def begin(path: Path, command: str, **others: Any) -> None:
-    """A new result file: its first line says what it is made with, and ``others``."""
+def begin(path: Path, command: str, layout: Layout = LINES, **others: Any) -> None:
+    """A new result file: it first says what it is made with, and ``others``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(header(command) | others) + "\n")
+    head = header(command) | others
+    path.write_text((_document(head, layout, []) if layout.document else json.dumps(head)) + "\n")
 
 
-def append(path: Path, record: Record) -> None:
-    """One more line."""
+def append(path: Path, record: Record, layout: Layout = LINES) -> None:
+    """One record more."""
+    if layout.document:
+        head, records = read(path, layout)
+        records[record.name] = record
+        path.write_text(_document(head, layout, records.values()) + "\n")
+        return
     with path.open("a") as file:
-        file.write(json.dumps(asdict(record)) + "\n")
+        file.write(json.dumps(layout.entry(record)) + "\n")
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Record]]:
-    """The header and the last record of every network."""
-    head, *lines = (json.loads(line) for line in path.read_text().splitlines())
-    return head, {line["name"]: Record(**line) for line in lines if "name" in line}
+def _document(head: dict[str, Any], layout: Layout, records: Iterable[Record]) -> str:
+    return json.dumps({**head, str(layout.document): [*map(layout.entry, records)]}, indent=1)
 
 
-def markdown(rows: Iterable[Sequence[str]]) -> str:
-    """Rows of cells as a markdown table; the second row says how columns are aligned."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def read(path: Path, layout: Layout = LINES) -> tuple[dict[str, Any], dict[str, Record]]:
+    """The header and the last record of every case."""
+    if layout.document:
+        head = json.loads(path.read_text())
+        entries = head.pop(layout.document)
+    else:
+        head, *entries = (json.loads(line) for line in path.read_text().splitlines())
+    records = (layout.record(entry) for entry in entries if "name" in entry or layout.named_by)
+    return head, {record.name: record for record in records}
 
 
-def heading(head: dict[str, Any]) -> list[str]:
+@contextmanager
+def stage(record: Record, name: str) -> Iterator[None]:
+    """Time a stage; what it raises becomes the reason of its failure. Copies of networks that it made are gone."""
+    start = time.perf_counter()
+    record.checks[name] = ""
+    try:
+        yield
+    except Exception as error:
+        record.checks[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    record.seconds[name] = round(time.perf_counter() - start, 2)
+    gc.collect()  # graph modules refer to themselves
+
+
+# -- pages -------------------------------------------------------------------------------------------------------------
+
+
+def table(columns: Mapping[str, str] | Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    """A markdown table. ``columns``: heads, each with ``---`` or ``---:``; or heads, of which the first is a text."""
+    if not isinstance(columns, Mapping):
+        columns = dict(zip(columns, ["---", *["---:"] * (len(columns) - 1)], strict=True))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, columns.values(), *rows))
+
+
+def heading(head: Mapping[str, Any]) -> list[str]:
     """The first paragraphs of a page: the command, and what it was run with."""
-    return [f"# {head['command']}", ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")]
+    shown = (f"{key} {value}" for key, value in head.items() if key != "command" and not isinstance(value, dict))
+    return [f"# {head['command']}", ", ".join(shown)]
 
 
-def table(records: Iterable[Record]) -> str:
-    """A markdown table, one line per network."""
-    columns = {
-        "network": "---",
-        "GMACs": "---:",
-        "pruned": "---:",
-        "ratio": "---:",
-        "parameters": "---:",
-        "prunable MACs": "---:",
-        "masked ≡ pruned": "---:",
-        "ONNX": "---:",
-        "/".join(_STAGES.values()) + " s": "---:",
-        "all s": "---:",
-        "GiB": "---:",
-        "checks": "---",
-    }
-    rows = [columns, columns.values(), *map(_cells, records)]
-    return markdown(rows)
+def bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
-def _cells(record: Record) -> list[str]:
-    f, bad = record.figures, record.failures
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in bad.items()).replace("|", "\\|")
-    state = f"**fails** {reasons}" if bad else f"{len(record.checks)} pass"
-    stages = f.get("stages", {})
-    return [
-        record.name,
-        *([f"{f[key] / 1e9:.3f}" for key in ("macs_before", "macs_after")] if "macs_before" in f else "––"),
-        f"{f['ratio']:.4f}" if "ratio" in f else "–",
-        f"{f['params_before'] / 1e6:.2f} M → {f['params_after'] / 1e6:.2f} M" if "params_before" in f else "–",
-        f"{f['prunable_share']:.1%}" if "prunable_share" in f else "–",
-        *(f"{f[key]:.0e}" + _in_double(f, key) if f.get(key) is not None else "–" for key in ("oracle", "onnx")),
-        " / ".join(f"{stages[name]:.1f}" for name in _STAGES) if stages else "–",
-        f"{sum(record.seconds.values()):.0f}",
-        f"{f['memory_gib']:.1f}" if "memory_gib" in f else "–",
-        state,
-    ]
+def reasons(record: Record) -> str:
+    """The checks that fail, and why, for a cell of a table; "" if none does."""
+    return "; ".join(f"{name}: {reason}" for name, reason in record.failures.items()).replace("|", "\\|")
 
 
-def _in_double(figures: dict[str, Any], key: str) -> str:
-    double = figures.get(f"{key}_in_double")
-    return "" if double is None else f" (double: {double:.0e})"
+def state(record: Record) -> str:
+    return f"**fails** {reasons(record)}" if record.failures else f"{len(record.checks)} pass"
 
 
-def summary(records: Iterable[Record]) -> list[str]:
-    """What holds for all of them together, one sentence each."""
-    records = list(records)
-    ratios = [r.figures["ratio"] for r in records if "ratio" in r.figures]
-    shares = [r.figures["prunable_share"] for r in records if "prunable_share" in r.figures]
-    compiling = [sum(r.figures["stages"].get(s, 0) for s in _STAGES) for r in records if "stages" in r.figures]
-    lines = [f"{sum(r.passed for r in records)} of {len(records)} networks pass every check."]
-    for key, what in (("oracle", "Masked original and pruned model"), ("onnx", "PyTorch and onnxruntime")):
-        errors = [r.figures[key] for r in records if r.figures.get(key) is not None]
-        doubles = [r.figures[f"{key}_in_double"] for r in records if r.figures.get(f"{key}_in_double") is not None]
-        rounded = f"; {max(doubles):.0e} in double where float32 was above its tolerance" if doubles else ""
-        if errors:
-            lines.append(f"{what} differ by {max(errors):.0e} at most, relative to the largest output{rounded}.")
-    if ratios:
-        lines.append(f"MACs that stay: {min(ratios):.4f} to {max(ratios):.4f} of the dense model's.")
-        lines.append(f"At least 90 % of the MACs are prunable in {sum(s >= 0.9 for s in shares)} of {len(shares)}.")
-        lines.append(
-            f"Record, label, select and rewrite: {sorted(compiling)[len(compiling) // 2]:.1f} s at the median, "
-            f"{max(compiling):.1f} s at most."
-        )
-    return lines
+def number(value: float | None, form: str = "") -> str:
+    """In this form; a dash where there is none."""
+    return "–" if value is None else format(value, form)
 
 
-def held(records: Iterable[Record]) -> list[str]:
-    """Of the networks that have MACs which no cut can lower: what share, and why."""
-    return [
-        f"- {r.name}: {1 - r.figures['prunable_share']:.1%} of the MACs. {'; '.join(r.figures['held'])}"
-        for r in records
-        if r.figures.get("prunable_share", 1) < NEARLY_ALL
-    ]
+def mean_and_error(values: Sequence[float]) -> str:
+    """With the standard error of the mean where there are several."""
+    spread = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{spread}"
 
 
-def write_page(results: Path) -> None:
-    """The result file as a page beside it: what it was made with, the summary, the table, and what is not prunable."""
-    head, records = read(results)
-    made = ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")
-    parts = [f"# {head['command']}", made, "\n".join(f"- {line}" for line in summary(records.values()))]
-    parts.append(table(records.values()))
-    if lines := held(records.values()):
-        parts += ["## MACs that no cut can lower, and why", "\n".join(lines)]
-    results.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """With the standard deviation where there are several."""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")

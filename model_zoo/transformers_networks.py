@@ -102,12 +102,12 @@ def _sound(model: nn.Module) -> Subject:
     return Subject(model, make, BATCH, SOUND, OTHER_SOUNDS)
 
 
-def _spectrum(model: nn.Module) -> Subject:
+def _spectrum(model: Any) -> Subject:
     """Frames of a spectrogram [batch, bands, frames] or [batch, frames, bands], or the sound; and tokens."""
     takes, config = inspect.signature(model.forward).parameters, model.config
 
     def make(batch: int, frames: int, seed: int) -> Inputs:
-        bands = getattr(config, "num_mel_bins", 0)
+        bands: Any = getattr(config, "num_mel_bins", 0)
         given = {
             "input_features": _normal((batch, bands, frames) if bands_first else (batch, frames, width), seed),
             "input_values": _normal((batch, frames, bands) if bands else (batch, SOUND + frames - FRAMES), seed),
@@ -119,13 +119,13 @@ def _spectrum(model: nn.Module) -> Subject:
         return (), {key: value for key, value in given.items() if key in takes}
 
     bands_first = config.model_type == "whisper"
-    width = getattr(config, "feature_projection_input_dim", None) or getattr(config, "input_feat_per_channel", 0)
+    width: Any = getattr(config, "feature_projection_input_dim", None) or getattr(config, "input_feat_per_channel", 0)
     return Subject(
         model, make, BATCH, FRAMES, OTHER_FRAMES, partial(_next_token, model) if "decoder_input_ids" in takes else None
     )
 
 
-def _both(model: nn.Module) -> Subject:
+def _both(model: Any) -> Subject:
     """An image and a text."""
     takes, vision = inspect.signature(model.forward).parameters, getattr(model.config, "vision_config", model.config)
 
@@ -139,10 +139,11 @@ def _both(model: nn.Module) -> Subject:
     return Subject(model, make, BATCH, LENGTH, LONGER)
 
 
-def _prompt(model: nn.Module) -> Subject:
+def _prompt(model: Any) -> Subject:
     """A text that holds as many image tokens as the image has features, after the first token."""
     config = model.config
-    vision, image = config.vision_config, getattr(config, "image_token_id", None)
+    vision: Any = config.vision_config
+    image: Any = getattr(config, "image_token_id", None)
 
     def make(batch: int, length: int, seed: int) -> Inputs:
         pixels = _normal((batch, 3, *_sides(vision)), seed + 200)

@@ -34,9 +34,9 @@ from fxprune import cli, methods
 from fxprune.methods import registry
 from fxprune.ops import __main__ as ops
 from fxprune.ops.table import KINDS
-from model_zoo import benchmark, latency
-from model_zoo.coverage import LISTS
-from model_zoo.records import RESULTS, read, summary, table
+from model_zoo.records import RESULTS, read
+from model_zoo.studies import benchmark, latency
+from model_zoo.studies.coverage import LISTS, networks_table, summary
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -123,7 +123,7 @@ def results() -> str:
     versions = ", ".join(f"{name} {head[name]}" for name in ("torch", "torchvision", "timm", "onnxruntime-gpu"))
     machine = f"{head['cpu']}, {head['cores']} cores, threads: {head['threads']}"
     note = f"({head['date'][:10]}; {versions}, Python {head['python']}; {machine}.)"
-    return f"{table(records.values())}\n\n{note}"
+    return f"{networks_table(records.values())}\n\n{note}"
 
 
 def latencies() -> str:
@@ -131,7 +131,7 @@ def latencies() -> str:
     head, records = read(RESULTS / "latency.jsonl")
     first = next(iter(records.values())).figures
     threads = f"{first['threads']} thread of onnxruntime {first['onnxruntime_version']}"
-    return f"{latency.table(records)}\n\n({head['date'][:10]}; {head['cpu']}, {first['provider']}, {threads}.)"
+    return f"{latency.latencies(records)}\n\n({head['date'][:10]}; {head['cpu']}, {first['provider']}, {threads}.)"
 
 
 def speed() -> str:

@@ -37,7 +37,8 @@ class DenseNet(nn.Module):
     def __init__(self, layers: int, growth: int, first: int, num_classes: int, in_channels: int):
         super().__init__()
         self.stem = nn.Conv2d(in_channels, first, 3, padding=1, bias=False)
-        channels, parts = first, []
+        channels = first
+        parts: list[nn.Module] = []
         for block in range(3):
             if block:
                 parts.append(Transition(channels))

@@ -30,6 +30,8 @@ class SuperResolution(nn.Module):
     ``mean``: of the images, one number per channel; subtracted from the input, and added to the output.
     """
 
+    mean: Tensor
+
     def __init__(self, head: nn.Module, body: nn.Module, tail: nn.Module, mean: Sequence[float] = (0.0,)):
         super().__init__()
         self.head, self.body, self.tail = head, body, tail

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 import fxprune
 from fxprune.io.files import replacing
@@ -32,7 +32,7 @@ from model_zoo.pictures import Pictures
 from model_zoo.records import header
 
 T = TypeVar("T")
-Images = Dataset[Any]
+Images = Any  # data sets with a length, of pairs
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "imagenet": 1000}
 SMOKE_SIDES = {"cifar10": 16, "cifar100": 16, "mnist": 28, "imagenet": 64}  # pixels
@@ -43,8 +43,11 @@ SMOKE_TRAIN, SMOKE_TEST = 512, 64  # images
 class Settings(Protocol):
     """How a network is trained."""
 
-    epochs: int
-    batch: int
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def batch(self) -> int: ...
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer: ...
 
@@ -52,6 +55,17 @@ class Settings(Protocol):
 
 
 S = TypeVar("S", bound=Settings)
+
+
+def rates(settings: Settings) -> list[float]:
+    """The learning rate of every epoch."""
+    optimizer = settings.optimizer([nn.Parameter(torch.zeros(1))])
+    schedule, found = settings.schedule(optimizer, settings.epochs), []
+    for _ in range(settings.epochs):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
 
 
 def vector(parameter: Tensor) -> bool:
@@ -84,7 +98,8 @@ class Sgd:
     warmup: int = 0
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        decayed, others = [], []
+        decayed: list[Tensor] = []
+        others: list[Tensor] = []
         for parameter in parameters:
             (others if self.spared is not None and self.spared(parameter) else decayed).append(parameter)
         groups: list[dict[str, Any]] = [{"params": decayed}]
@@ -215,7 +230,7 @@ def split(images: Images, held: Sequence[int], test: Images) -> tuple[Images, Im
         chosen[list(held)] = True
         return images.part((~chosen).nonzero()[:, 0]), images.plain().part(list(held))
     out = set(held)
-    rest = [i for i in range(len(images)) if i not in out]  # type: ignore[arg-type]
+    rest = [i for i in range(len(images)) if i not in out]
     return Subset(images, rest), Subset(transformed(images, getattr(test, "transform", None)), held)
 
 

@@ -178,6 +178,8 @@ class Restoration(Run):
 def main(argv: Sequence[str] | None = None) -> None:
     options = (known := arguments()).parse_args(argv)
     network = NETWORKS[options.network]
+    train: Any
+    test: Any
     if options.smoke:
         train, test = (_drawn(part, network.channels) for part in data.patches(SMOKE_PATCH, 16))
     elif options.data is None:

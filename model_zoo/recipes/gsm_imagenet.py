@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from model_zoo.papers import resnet_50
 from model_zoo.recipes.common import Sgd, start, vector
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = (known := arguments(__doc__, "imagenet")).parse_args(argv)
     options.compression = options.compression or COMPRESSION
     run = start("gsm_imagenet", known, options)
-    gsm(run, partial(resnet_50, **run.pick({}, {"width": 0.0625})), BASE, SPARSE, options.compression)
+    gsm(run, partial(resnet_50, **run.pick(dict[str, Any](), {"width": 0.0625})), BASE, SPARSE, options.compression)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def scratch(
         epochs: of the pruned one, which is trained alike.
     """
     dense = run.network(network.make, gamma=network.gamma, **run.pick({}, network.narrow))
-    pruned = search(run, network, method, ratio, found)
+    pruned: Any = search(run, network, method, ratio, found)
     plan = pruned.meta["fxprune"].plan
     run.reseed()
     he(pruned, network.gamma)

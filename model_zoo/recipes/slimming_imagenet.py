@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from fxprune.methods import Slimming
 from model_zoo.papers import vgg_a_bn
@@ -25,7 +26,7 @@ TUNE = Sgd(epochs=5, batch=256, lr=1e-3, momentum=0.9, nesterov=True, weight_dec
 def main(argv: Sequence[str] | None = None) -> None:
     options = (known := arguments()).parse_args(argv)
     run = start("slimming_imagenet", known, options)
-    make = partial(vgg_a_bn, **run.pick({}, {"width": 0.0625}))
+    make = partial(vgg_a_bn, **run.pick(dict[str, Any](), {"width": 0.0625}))
     slimming(run, make, replace(METHOD, percent=options.percent), TRAIN, TUNE)
 
 

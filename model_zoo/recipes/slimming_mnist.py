@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from fxprune.methods import Slimming
 from model_zoo.papers import mlp_784_500_300_10
@@ -24,7 +25,7 @@ TUNE = TRAIN
 def main(argv: Sequence[str] | None = None) -> None:
     options = (known := arguments()).parse_args(argv)
     run = start("slimming_mnist", known, options)
-    make = partial(mlp_784_500_300_10, **run.pick({}, {"width": 0.2}))
+    make = partial(mlp_784_500_300_10, **run.pick(dict[str, Any](), {"width": 0.2}))
     slimming(run, make, METHOD, TRAIN, TUNE, channels=1 - options.percent, scope="uniform")
 
 

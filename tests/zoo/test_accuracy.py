@@ -13,12 +13,13 @@ from timm.models.vision_transformer import VisionTransformer
 
 import fxprune
 from fxprune.methods import Criterion, available, resolve
-from model_zoo.accuracy import METHODS, NETWORKS, main
-from model_zoo.comparison import criterion, name_of, noisy
+from model_zoo.comparison import Job, criterion, noisy
 from model_zoo.papers import resnet
 from model_zoo.peers import torch_pruning
 from model_zoo.recipes.common import Run
 from model_zoo.records import Record, append, begin, read
+from model_zoo.runner import main
+from model_zoo.studies.accuracy import METHODS, NETWORKS
 
 OURS = ("dense", "uniform, new weights", "l2", "taylor", "slimming", "scratch")
 tiny = partial(resnet, 8, in_channels=1, width=0.5)
@@ -41,8 +42,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(folder: Path, *methods: str, resume: bool = False) -> dict[str, Record]:
     size = ["--images", "24", "--train", "2", "--tune", "1", "--gates", "1", "--seeds", "1"]
-    where = ["--results", str(folder / "accuracy.jsonl"), "--out", str(folder / "runs"), "--networks", "resnet_20"]
-    main([*size, *where, *(["--resume"] if resume else []), "--methods", *methods])
+    where = ["--out", str(folder / "accuracy.jsonl"), "--work", str(folder / "runs"), "--networks", "resnet_20"]
+    main(["run", "accuracy", *size, *where, *(["--resume"] if resume else []), "--methods", *methods])
     return read(folder / "accuracy.jsonl")[1]
 
 
@@ -70,7 +71,11 @@ def test_every_method_trains_for_what_the_rules_say(tmp_path: Path, trained: lis
         assert figures["macs_ratio"] <= figures["ratio"]
         assert (figures["before"] is None) == (figures["method"] in ("uniform, new weights", "scratch"))
         assert figures["macs_ratio"] > 0.9 * figures["ratio"]
-    assert (tmp_path / "accuracy.md").read_text().startswith("# python -m model_zoo.accuracy\n")
+    assert (
+        (tmp_path / "accuracy.md")
+        .read_text()
+        .startswith("# python -m model_zoo run accuracy --networks resnet_20 --methods ")
+    )
 
 
 def test_a_run_goes_on_with_what_is_missing(tmp_path: Path, trained: list[tuple[str, int]]) -> None:
@@ -134,14 +139,14 @@ def test_noise_is_that_of_the_seed() -> None:
 
 def write(file: Path, *runs: tuple[str, int, float, float | None]) -> str:
     """The page of runs: method, seed, ratio, accuracy."""
-    begin(file, "python -m model_zoo.accuracy")
+    begin(file, "python -m model_zoo run accuracy")
     for method, seed, ratio, found in runs:
-        name = name_of("resnet_20", method, seed, ratio)
+        name = str(Job("resnet_20", seed, method, ratio))
         figures = {"network": "resnet_20", "method": method, "seed": seed, "ratio": ratio}
         if found is not None:
             figures |= {"accuracy": found, "before": 0.5, "macs_ratio": 0.99 * ratio}
         append(file, Record(name, figures, {}, {"budget": "" if found is not None else "not so small"}))
-    main(["--page", "--results", str(file)])
+    main(["page", "accuracy", "--out", str(file)])
     return file.with_suffix(".md").read_text()
 
 
@@ -206,5 +211,5 @@ def test_the_peer_says_when_a_budget_is_out_of_reach() -> None:
 def test_all_criteria_are_compared() -> None:
     known = {name for name in available() if isinstance(resolve(name), Criterion)}
     assert len(known) > 9
-    refitted = {"obs"}  # says what is left after a refit: compared there, by model_zoo/reconstruction.py
+    refitted = {"obs"}  # says what is left after a refit: compared there, by the study reconstruction
     assert known - refitted <= {*METHODS}, "add a line to METHODS"

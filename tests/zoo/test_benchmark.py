@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from model_zoo import benchmark
-from model_zoo.benchmark import Bench, main, measured
 from model_zoo.records import Record, read
+from model_zoo.runner import main
+from model_zoo.studies import benchmark
+from model_zoo.studies.benchmark import Bench, measured
 
 NET = """
 import torch
@@ -104,7 +105,7 @@ def test_the_page_names_what_was_missed(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(benchmark, "measured", said)
     out = tmp_path / "benchmark.jsonl"
-    main([*spoken, "--out", str(out), "--rounds", "1"])
+    main(["run", "benchmark", *spoken, "--out", str(out), "--rounds", "1"])
     assert [*read(out)[1]] == [*spoken]
     text = out.with_suffix(".md").read_text()
     assert "- never above 1: missed by timm:slow (1.50);" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import RecordError
-from model_zoo import beyond, calls, libraries, transformers_list
+from model_zoo import calls, libraries, runner, transformers_list
 from model_zoo.answers import Cell, NoCacheError, answer, compare, parting, values_in
 from model_zoo.calls import CALLS, Subject, measure
 from model_zoo.records import Record, read
+from model_zoo.runner import main
+from model_zoo.studies import beyond
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -302,7 +305,7 @@ def test_the_command_writes_a_line_and_a_page_and_resumes(
 ) -> None:
     (tmp_path / "nets.py").write_text(NETWORKS)
     names, out = [f"{tmp_path}/nets.py:{name}" for name in ("convolutions", "dies")], tmp_path / "beyond.jsonl"
-    assert beyond.main([*names, "--out", str(out)]) == 1
+    assert main(["run", "beyond", *names, "--out", str(out)]) == 1
     head, records = read(out)
     assert {"torch", "cpu", "command"} <= {*head}
     fine, dead = (records[name] for name in names)
@@ -315,9 +318,9 @@ def test_the_command_writes_a_line_and_a_page_and_resumes(
     assert "1 of 2 networks are recorded, 1 of them are nowhere wrong." in page
     assert "Another batch: free in 1 of the 1 networks whose model takes it." in page
     assert "| second, batch, size, values |  |  |" in page
-    monkeypatch.setattr(beyond, "run", lambda specs, *_: iter([Record(spec) for spec in specs]))
+    monkeypatch.setattr(runner, "run", lambda _, cases, done, __: (Record(c) for c in cases if c not in done))
     capsys.readouterr()
-    beyond.main([*names, "more", "--out", str(out), "--resume"])
+    main(["run", "beyond", *names, "more", "--out", str(out), "--resume"])
     assert next(line.split(":")[0] for line in capsys.readouterr().out.splitlines()) == "more"
     assert len(read(out)[1]) == 3
 
@@ -325,13 +328,16 @@ def test_the_command_writes_a_line_and_a_page_and_resumes(
 def test_a_network_that_hangs_is_a_line(tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(NETWORKS)
     out = tmp_path / "beyond.jsonl"
-    assert beyond.main([f"{tmp_path}/nets.py:hangs", "--out", str(out), "--timeout", "2"]) == 1
+    assert main(["run", "beyond", f"{tmp_path}/nets.py:hangs", "--out", str(out), "--timeout", "2"]) == 1
     assert next(iter(read(out)[1].values())).failures == {"process": "no end within 2 s"}
 
 
-def test_shards_share_the_networks() -> None:
+def test_shards_share_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(*words: str) -> list[str]:
-        return [*beyond._chosen(beyond._options([*words]))]
+        found: list[str] = []
+        monkeypatch.setattr(runner, "execute", lambda *given: found.extend(runner.chosen(*given)))
+        main(["run", "beyond", *words])
+        return found
 
     assert chosen("a", "b", "c", "d", "--shard", "1/2") == ["a", "c"]
     assert chosen("a", "b", "c", "d", "--shard", "2/2") == ["b", "d"]
@@ -346,7 +352,7 @@ def test_a_raised_error_of_another_kind_at_prune_is_a_reason(monkeypatch: pytest
 
     monkeypatch.setattr(calls, "untouched", untouched)
     monkeypatch.setattr(libraries, "load", lambda spec: subject())
-    record = beyond.measure("stub:decoder", {})
+    record = beyond.measure("stub:decoder", argparse.Namespace())
     assert record.failures["prune"].startswith("KeyError: 'index_put' (")
     assert "test_beyond.py" in record.failures["prune"]
 

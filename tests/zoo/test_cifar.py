@@ -12,11 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from model_zoo import cifar
-from model_zoo.cifar import METHODS, Job, jobs_of, main, measured
+from model_zoo.comparison import Job
 from model_zoo.papers import resnet
 from model_zoo.pictures import TimeUpError
 from model_zoo.records import Record, append, begin, read
+from model_zoo.runner import main
+from model_zoo.studies import cifar
+from model_zoo.studies.cifar import METHODS, jobs_of, measured, waits_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -41,7 +43,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(there: Path, out: Path, *more: str) -> list[str]:
     where = ["--data", str(there), "--weights", str(there), "--out", str(out / "a.jsonl"), "--work", str(out / "runs")]
-    return [*where, "--network", "resnet20", "--epochs", "1", "--device", "cpu", *more]
+    return ["run", "cifar", *where, "--network", "resnet20", "--epochs", "1", "--device", "cpu", *more]
 
 
 def run(there: Path, out: Path, *more: str) -> dict[str, Record]:
@@ -135,14 +137,14 @@ def test_what_others_wait_for() -> None:
     asked = argparse.Namespace(seeds=[0, 1], network=["resnet20", "resnet56"], methods=[*METHODS])
     jobs = jobs_of(asked)
     assert len(jobs) == len(set(jobs)) == 4 * (2 + 16 * 2)
-    assert [job.name for job in jobs[:4]] == [
+    assert [str(job) for job in jobs[:4]] == [
         "resnet20, dense, seed 0, 1", "resnet56, dense, seed 0, 1",
         "resnet20, dhp, seed 0, 0.5", "resnet56, dhp, seed 0, 0.5",
     ]  # fmt: skip
-    assert Job("resnet56", 1, "l2", 0.25).waits_for(jobs) == ["resnet56, dense, seed 1, 1"]
-    assert Job("resnet56", 1, "slimming", 0.25).waits_for(jobs) == ["resnet56, slimming, seed 1, 0.5"]
-    assert not Job("resnet56", 1, "slimming", 0.5).waits_for(jobs)
-    assert not Job("resnet56", 1, "dhp", 0.25).waits_for(jobs)
+    assert waits_for(Job("resnet56", 1, "l2", 0.25), jobs) == ["resnet56, dense, seed 1, 1"]
+    assert waits_for(Job("resnet56", 1, "slimming", 0.25), jobs) == ["resnet56, slimming, seed 1, 0.5"]
+    assert not waits_for(Job("resnet56", 1, "slimming", 0.5), jobs)
+    assert not waits_for(Job("resnet56", 1, "dhp", 0.25), jobs)
 
 
 @pytest.mark.parametrize(
@@ -197,14 +199,14 @@ def test_a_budget_out_of_reach_is_finished(there: Path, tmp_path: Path) -> None:
 def test_the_page_has_means_over_seeds(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     rules = {"epochs": 40, "lr": 0.05, "jobs": 8, "batch": 128, "papers": 160, "seen": 2048, "recalibrated": 50}
-    begin(file, "python -m model_zoo.cifar", device="a GPU", rules=rules)
+    begin(file, "python -m model_zoo run cifar", device="a GPU", rules=rules)
     for seed, accuracy in ((0, 0.9), (1, 0.92)):
         figures = {
             "network": "resnet20", "method": "l2", "seed": seed, "ratio": 0.5, "macs_ratio": 0.49, "params": 1000,
             "cut": 0.1, "recalibrated": 0.2, "accuracy": accuracy, "epochs": 40,
         }  # fmt: skip
         append(file, Record(f"l2 {seed}", figures, {"cut": 1, "train": 60}, {"budget": ""}))
-    main(["--page", "--out", str(file)])
+    main(["page", "cifar", "--out", str(file)])
     text = file.with_suffix(".md").read_text()
     row = "| 0.5 | l2 | 0.4900 | 1k | 10.00 ± 0.00 | 20.00 ± 0.00 | 91.00 ± 1.00 | 40 | 61 |"
     assert row in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import torch
 from torch import nn
 
 from fxprune.methods import DHP
-from model_zoo import dhp_quality
-from model_zoo.comparison import Case, name_of
-from model_zoo.dhp_quality import COMPARISON, METHODS, NETWORKS, main
+from model_zoo.comparison import Case, Job
 from model_zoo.papers import dncnn, resnet, srresnet
 from model_zoo.recipes.common import Run
 from model_zoo.records import Record, append, begin, read
+from model_zoo.runner import main
+from model_zoo.studies import dhp_quality
+from model_zoo.studies.dhp_quality import COMPARISON, METHODS, NETWORKS
 
 TINY: dict[str, Any] = {
     "resnet_20": partial(resnet, 8, in_channels=1, width=0.5),
@@ -36,8 +38,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(folder: Path, network: str, *methods: str) -> list[Record]:
-    where = ["--results", str(folder / "found.jsonl"), "--out", str(folder / "runs"), "--networks", network]
-    main([*SIZE, *where, "--methods", *methods])
+    where = ["--out", str(folder / "found.jsonl"), "--work", str(folder / "runs"), "--networks", network]
+    main(["run", "dhp_quality", *SIZE, *where, "--methods", *methods])
     return [*read(folder / "found.jsonl")[1].values()]
 
 
@@ -80,7 +82,10 @@ def test_all_train_for_as_many_epochs(
 
 def test_the_strength_shrinks_latents_by_what_the_ratio_needs(tmp_path: Path) -> None:
     """Applied step by step with the rates of the search, on normal latents: a share of 1 - sqrt(ratio) vanishes."""
-    options = COMPARISON._arguments().parse_args(["--out", str(tmp_path)])
+    arguments = argparse.ArgumentParser()
+    COMPARISON.options(arguments.add_argument)
+    options = arguments.parse_args(["--work", str(tmp_path)])
+    options.resume = False
     case = Case("test", "dncnn", NETWORKS["dncnn"], 0, options)
     latents = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).abs()
     for ratio in (0.5, 0.25):
@@ -109,7 +114,7 @@ def test_pairs_of_spoiled_and_clean_pieces() -> None:
 
 def test_the_page_compares_seed_by_seed(tmp_path: Path) -> None:
     file = tmp_path / "found.jsonl"
-    begin(file, "python -m model_zoo.dhp_quality")
+    begin(file, "python -m model_zoo run dhp_quality")
     for network, metric, method, seed, found in (
         ("resnet_20", "accuracy", "l2", 0, 0.90), ("resnet_20", "accuracy", "l2", 1, 0.92),
         ("resnet_20", "accuracy", "dhp", 0, 0.89), ("resnet_20", "accuracy", "dhp", 1, 0.89),
@@ -120,8 +125,8 @@ def test_the_page_compares_seed_by_seed(tmp_path: Path) -> None:
         figures |= {metric: found, "before": found / 2}
         if method == "dhp":
             figures["search"] = "search stopped by its rule after 9 steps" if seed else "search not stopped by its rule"
-        append(file, Record(name_of(network, method, seed, 0.5), figures, {}, {"budget": ""}))
-    main(["--page", "--results", str(file)])
+        append(file, Record(str(Job(network, seed, method, 0.5)), figures, {}, {"budget": ""}))
+    main(["page", "dhp_quality", "--out", str(file)])
     page = file.with_suffix(".md").read_text()
     assert "| dhp | 89.00 ± 0.00 (cut: 44.5) | – | 99.8% to 99.8% |" in page
     assert "- 50% of the MACs, seed by seed: dhp loses to l2 by 2.00 ± 1.00.\n" in page

@@ -8,8 +8,10 @@ import torch
 import fxprune
 from fxprune.deploy.runtime import CPU
 from fxprune.errors import ExportError
-from model_zoo import gpu_check
-from model_zoo.gpu_check import Place
+from model_zoo.records import begin
+from model_zoo.runner import main
+from model_zoo.studies import gpu_check
+from model_zoo.studies.gpu_check import LAYOUT
 
 NET = """
 from torch import nn
@@ -35,20 +37,31 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "results" / "gpu.json"
 
 
+def run(out: Path, *words: str, batches: tuple[str, ...] = ("1",)) -> int:
+    """On the processor."""
+    where = ["--out", str(out), "--device", "cpu", "--provider", CPU, "--batches", *batches]
+    return main(["run", "gpu_check", *words, *where])
+
+
+def refused(words: list[str]) -> object:
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "gpu_check", *words])
+    return stopped.value.code
+
+
 def test_without_a_gpu_it_says_so_and_writes_nothing(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu_check.main(["--out", str(out)]) == 2
-    assert capsys.readouterr() == (
-        "",
-        "gpu_check: nothing can be checked here, and nothing was written: torch finds no CUDA device\n",
-    )
+    assert refused(["--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "error: nothing can be checked here, and nothing was written: torch finds no CUDA device\n" in said.err
     assert not out.parent.exists()
 
 
 def test_a_provider_that_does_not_work(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu_check.run(["any"], out, "command", Place("cpu", "Abacus")) == 2
+    assert refused(["any", "--out", str(out), "--device", "cpu", "--provider", "Abacus"]) == 2
     assert "this onnxruntime has no execution provider 'Abacus'; it has " in capsys.readouterr().err
     assert not out.parent.exists()
 
@@ -78,15 +91,16 @@ def check_file(out: Path, spec: str, device: str) -> None:
 
 def test_the_same_code_on_the_cpu(out: Path, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "LEAST", 1)
-    assert gpu_check.run([spec], out, "command", Place("cpu", CPU), (1, 2)) == 0
+    assert run(out, spec, batches=("1", "2")) == 0
     check_file(out, spec, "cpu")
-    monkeypatch.setattr(gpu_check, "prepare", lambda *_: pytest.fail("it has passed"))
-    assert gpu_check.run([spec], out, "command", Place("cpu", CPU), (1, 2), resume=True) == 0
+    monkeypatch.setattr(gpu_check, "_networks", lambda *_: pytest.fail("it has passed"))
+    assert run(out, spec, "--resume", batches=("1", "2")) == 0
 
 
 def test_some_at_a_time(out: Path, spec: str) -> None:
-    assert gpu_check.run([spec, "timm:no_such"], out, "command", Place("cpu", CPU), (1,), jobs=2) == 1
-    good, bad = json.loads(out.read_text())["networks"]
+    assert run(out, spec, "timm:no_such", "--jobs", "2") == 1
+    found = {entry["name"]: entry for entry in json.loads(out.read_text())["networks"]}
+    good, bad = found[spec], found["timm:no_such"]
     assert not any(good["checks"].values()), good["checks"]
     assert "latency float32 1" in good["checks"]
     assert [*bad["checks"]] == ["prune"]
@@ -103,25 +117,24 @@ def test_what_fails_is_told_and_run_again(out: Path, spec: str, monkeypatch: pyt
 
     monkeypatch.setattr(fxprune, "export", export, raising=False)
     monkeypatch.setattr(gpu_check, "LEAST", 1)
-    assert gpu_check.run([spec], out, "command", Place("cpu", CPU), (1,)) == 1
+    assert run(out, spec) == 1
     (entry,) = json.loads(out.read_text())["networks"]
     assert entry["checks"]["pruned float16"] == "ExportError: off | by far"
     assert "latency float16 1" not in entry["checks"], "nothing wrong is timed"
     assert "**fails** dense float16: ExportError: off \\| by far" in out.with_suffix(".md").read_text()
     measured = []
-    monkeypatch.setattr(gpu_check, "prepare", lambda *given: measured.append(given[0]) or gpu_check.Record(spec))
-    gpu_check.run([spec], out, "command", Place("cpu", CPU), (1,), resume=True)
+    monkeypatch.setattr(gpu_check, "_networks", lambda *given: measured.append(given[0]) or {})
+    run(out, spec, "--resume")
     assert measured == [spec]
 
 
 def test_a_file_of_another_device_is_not_mixed_in(out: Path, spec: str, capsys: pytest.CaptureFixture[str]) -> None:
-    out.parent.mkdir()
-    gpu_check.write(out, {"device": "NVIDIA H100", "command": "command"}, {})
-    assert gpu_check.run([spec], out, "command", Place("cpu", CPU), resume=True) == 2
-    assert capsys.readouterr().err == f"gpu_check: {out} is of another device, NVIDIA H100; give another --out\n"
+    begin(out, "command", LAYOUT, device="NVIDIA H100")
+    assert refused([spec, "--out", str(out), "--device", "cpu", "--provider", CPU, "--resume"]) == 2
+    assert f"error: {out} is of another device, NVIDIA H100; give another --out\n" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
 def test_on_the_gpu(out: Path, spec: str) -> None:
-    assert gpu_check.main([spec, "--out", str(out), "--batches", "1", "2"]) == 0
+    assert main(["run", "gpu_check", spec, "--out", str(out), "--batches", "1", "2"]) == 0
     check_file(out, spec, torch.cuda.get_device_name())

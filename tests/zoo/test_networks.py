@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,12 @@ import timm
 import torch
 from torch import nn
 
-from model_zoo import checks, coverage
+from model_zoo import checks, runner
 from model_zoo.networks import NETWORKS, example_inputs
-from model_zoo.records import RESULTS, Record, read, table
+from model_zoo.records import RESULTS, Record, read
+from model_zoo.runner import main
+from model_zoo.studies.coverage import networks_table as table
+from model_zoo.study import load
 
 # network -> image size, None for the network's own
 SMALL = {
@@ -182,27 +185,26 @@ def test_a_dropout_that_stays_on_or_off_is_noticed(
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def test_lines_are_appended_and_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lines_are_appended_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, ran = tmp_path / "new" / "coverage.jsonl", []
 
-    def run_apart(spec: str, options: object) -> Record:
-        ran.append(spec)
-        failed = spec == "timm:b" and len(ran) < 3
-        return Record(spec, checks={"load": "", "prune": "no budget" if failed else ""})
+    def apart(study: object, ready: Callable[[], tuple[str, str] | None], *_: object) -> Iterator[Record]:
+        while (following := ready()) is not None:
+            spec = following[1]
+            ran.append(spec)
+            failed = spec == "timm:b" and len(ran) < 3
+            yield Record(spec, checks={"load": "", "prune": "no budget" if failed else ""})
 
-    monkeypatch.setattr(coverage, "run_apart", run_apart)
-    assert coverage.main(["timm:a", "timm:b", "--out", str(out)]) == 1
+    monkeypatch.setattr(runner, "_apart", apart)
+    assert main(["run", "coverage", "timm:a", "timm:b", "--out", str(out)]) == 1
     head, records = read(out)
     assert {"torch", "timm", "python", "cpu", "cores", "date", "command"} <= {*head}
     assert {name: record.passed for name, record in records.items()} == {"timm:a": True, "timm:b": False}
-    assert coverage.main(["timm:a", "timm:b", "--out", str(out), "--resume"]) == 0
+    assert main(["run", "coverage", "timm:a", "timm:b", "--out", str(out), "--resume"]) == 0
     assert ran == ["timm:a", "timm:b", "timm:b"]
     assert len(out.read_text().splitlines()) == 4, "a line is never taken back"
-    capsys.readouterr()
-    assert coverage.main(["--table", "--out", str(out)]) == 0
-    assert capsys.readouterr().out.count("| 2 pass |") == 2
+    assert main(["page", "coverage", "--out", str(out)]) == 0
+    assert out.with_suffix(".md").read_text().count("| 2 pass |") == 2
 
 
 HOSTILE = """
@@ -234,7 +236,10 @@ def test_a_network_that_harms_its_process_is_a_line_with_the_reason(
 ) -> None:
     (tmp_path / "hostile.py").write_text(HOSTILE)
     spec = f"{tmp_path}/hostile.py:{factory}"
-    found = coverage.run_apart(spec, coverage._options([spec, *limits])).failures
+    options = runner._parser(load()).parse_args(["run", "coverage", *limits])
+    options.until, options.threads, options.parser = None, 1, None
+    (record,) = runner.run(load()["coverage"], {spec: spec}, set(), options)
+    found = record.failures
     assert [*found] == [*reason]
     assert all(text in found[name] for name, text in reason.items())
 
@@ -249,7 +254,9 @@ def test_what_runs_apart_ends_with_the_command(tmp_path: Path) -> None:
     words = [
         sys.executable,
         "-m",
-        "model_zoo.coverage",
+        "model_zoo",
+        "run",
+        "coverage",
         f"{tmp_path}/hostile.py:hangs",
         "--out",
         f"{tmp_path}/out.jsonl",
@@ -264,7 +271,7 @@ def test_what_runs_apart_ends_with_the_command(tmp_path: Path) -> None:
     wait_for(lambda: not Path(f"/proc/{apart}").exists())
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -273,12 +280,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 def test_networks_run_apart_and_the_page_says_what_came_of_them(tmp_path: Path) -> None:
     names, out = ["timm:test_vit", "timm:no_such_network"], tmp_path / "some.jsonl"
-    assert coverage.main([*names, "--meta", "--out", str(out), "--jobs", "2"]) == 1
+    assert main(["run", "coverage", *names, "--meta", "--out", str(out), "--jobs", "2"]) == 1
     head, records = read(out)
-    assert (
-        head["command"]
-        == f"python -m model_zoo.coverage {' '.join(names)} --flops 0.5 --attention head_dim --meta --jobs 2"
-    )
+    assert head["command"] == f"python -m model_zoo run coverage {' '.join(names)} --jobs 2 --meta"
     assert {name: record.passed for name, record in records.items()} == dict(zip(names, (True, False), strict=True))
     assert {*records["timm:test_vit"].checks} == {"load", "prune", "shapes", "budget"}
     page = out.with_suffix(".md").read_text()

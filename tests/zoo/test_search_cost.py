@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from model_zoo import search_cost
 from model_zoo.papers import resnet, vgg16_bn
 from model_zoo.records import Record, append, begin, read
-from model_zoo.search_cost import NETWORKS, main
+from model_zoo.runner import main
+from model_zoo.studies import search_cost
+from model_zoo.studies.search_cost import NETWORKS
 
 SIZE = ["--images", "16", "--gates", "1", "--train", "2", "--tune", "1"]
 
@@ -37,8 +38,8 @@ def test_both_searches_are_timed_in_turns_and_end_at_the_budget(
 
     monkeypatch.setattr(search_cost, "fit", noted)
     file = tmp_path / "cost.jsonl"
-    where = ["--results", str(file), "--out", str(tmp_path / "runs")]
-    main([*SIZE, *where, "--networks", "resnet_20"])
+    where = ["--out", str(file), "--work", str(tmp_path / "runs")]
+    main(["run", "search_cost", "resnet_20", *SIZE, *where])
     assert fits == [("scratch", 1), ("slimming", 2), ("scratch", 1)]
     figures, seconds = (record := read(file)[1]["resnet_20"]).figures, record.seconds
     assert {*seconds} == {"scratch wall", "scratch cpu", "slimming wall", "slimming cpu"}
@@ -49,7 +50,7 @@ def test_both_searches_are_timed_in_turns_and_end_at_the_budget(
         assert 0.45 < of["macs"] / figures["dense_macs"] <= 0.5
         assert 0 <= of["accuracy"] <= 1
     fits.clear()
-    main([*SIZE, *where, "--resume", "--networks", "resnet_20", "vgg16_bn"])
+    main(["run", "search_cost", "resnet_20", "vgg16_bn", *SIZE, *where, "--resume"])
     assert len(fits) == 3, "resnet_20 is there already"
     known = read(file)[1]
     assert [*known] == ["resnet_20", "vgg16_bn"]
@@ -58,13 +59,13 @@ def test_both_searches_are_timed_in_turns_and_end_at_the_budget(
 
 def test_the_page(tmp_path: Path) -> None:
     file = tmp_path / "cost.jsonl"
-    begin(file, "python -m model_zoo.search_cost")
+    begin(file, "python -m model_zoo run search_cost")
     of = {"macs": 50, "accuracy": 0.9, "before": 0.1, "params": 1}
     figures = {"dense_macs": 100, "gates": 10, "train": 160, "times_wall": 12.3, "times_cpu": 14.5}
     figures |= {"scratch": {**of, "epochs": 200}, "slimming": {**of, "epochs": 40, "accuracy": 0.8}}
     seconds = {"scratch wall": 10.0, "scratch cpu": 8.0, "slimming wall": 123.0, "slimming cpu": 116.0}
     append(file, Record("vgg16_bn", figures, seconds))
-    main(["--page", "--results", str(file)])
+    main(["page", "search_cost", "--out", str(file)])
     page = file.with_suffix(".md").read_text()
     assert "| vgg16_bn | scratch | 10 | 10.0 | 8.0 | 50.00% | 200 | 90.00% |" in page
     assert "| vgg16_bn | slimming | 160 | 123.0 | 116.0 | 50.00% | 40 | 80.00% |" in page

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_zoo import similarity
 from model_zoo.records import read
-from model_zoo.similarity import SMALL, Similarity, findings, verdicts
+from model_zoo.runner import main
+from model_zoo.studies.similarity import SMALL, Similarity, findings, verdicts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_small_run_stopped_and_resumed(tmp_path: Path) -> None:
     out = tmp_path / "similarity.jsonl"
-    similarity.main(["--smoke", "--out", str(out)])
+    main(["run", "similarity", "--smoke", "--out", str(out)])
     head, records = read(out)
-    assert head["command"] == "python -m model_zoo.similarity --smoke"
+    assert head["command"] == "python -m model_zoo run similarity --smoke"
     assert sorted(records) == sorted(SMALL.names())
     assert all(0 < r.figures["ratio"] <= 0.5 for r in records.values())
     assert all(len(r.figures["kept"]) == 13 for r in records.values())
@@ -30,15 +30,15 @@ def test_a_small_run_stopped_and_resumed(tmp_path: Path) -> None:
     lines = out.read_text().splitlines()
     gone = [line for line in lines if json.loads(line).get("name") == "training 0, epoch 2"]
     out.write_text("\n".join(line for line in lines if line not in gone) + "\n")
-    similarity.main(["--smoke", "--out", str(out), "--page"])
+    main(["page", "similarity", "--out", str(out)])
     assert "Not run yet: training 0, epoch 2." in out.with_suffix(".md").read_text()
-    similarity.main(["--smoke", "--out", str(out), "--resume"])
+    main(["run", "similarity", "--smoke", "--out", str(out), "--resume"])
     again = out.read_text().splitlines()
     assert again[:-1] == [line for line in lines if line not in gone], "what was there stays"
     assert json.loads(again[-1])["figures"] == json.loads(gone[0])["figures"]
 
     with pytest.raises(SystemExit):
-        similarity.main(["--out", str(out), "--resume"])  # another command's file
+        main(["run", "similarity", "--out", str(out), "--resume"])  # another command's file
 
 
 def test_findings_are_means_over_pairs() -> None:

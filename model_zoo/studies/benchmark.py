@@ -1,11 +1,5 @@
 """Seconds from a model to its pruned model: fxprune and Torch-Pruning on the same networks, in turn.
 
-    python -m model_zoo.benchmark                       the ten networks, to model_zoo/results/benchmark.jsonl
-    python -m model_zoo.benchmark timm:resnet50         some
-    python -m model_zoo.benchmark --latency             onnxruntime's latency of both results as well, which is slow
-    python -m model_zoo.benchmark --resume              what has no line in the file yet
-    python -m model_zoo.benchmark --page                the file as a page with its plot
-
 Every network has a process of its own, in which both run in turn on fresh copies of it, on one thread. Given are the
 medians, of the time on the clock and of the processor time of the process, which what else runs on the machine disturbs
 less. Torch-Pruning prunes 30 % of the channels by their Euclidean norm over the whole network (building its graph and
@@ -20,7 +14,6 @@ it held before. *MACs* are those of the results, as counted by ``fxprune.analyze
 
 from __future__ import annotations
 
-import argparse
 import copy
 import gc
 import multiprocessing
@@ -34,7 +27,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read
+from model_zoo.records import Record, Results, bullets, number, table
+from model_zoo.study import Add, Study, each
 
 NETWORKS = [
     f"timm:{name}"
@@ -91,7 +85,7 @@ class Bench:
         self.model = load(spec).eval()
         self.args, self.kwargs = example_inputs(self.model)
         self.budget = BUDGET
-        self.graph = None
+        self.graph: Any = None
 
     def forward(self) -> dict[str, Any]:
         import torch
@@ -143,7 +137,7 @@ class Bench:
         from fxprune.deploy.stopwatch import bench
         from model_zoo.peers import prune_once
 
-        given = {"provider": "CPUExecutionProvider", "threads": 1}
+        given: Any = {"provider": "CPUExecutionProvider", "threads": 1}
         peer = prune_once(copy.deepcopy(self.model), self.args[0], CHANNELS)
         ours = bench(self.model, self.kept, self.args, **given)
         theirs = bench(self.model, peer, self.args, **given)
@@ -209,7 +203,7 @@ def measured(spec: str, rounds: int, timeout: float, latency: bool = False, work
         if held:  # later runs are given memory that the process has already
             figures[f"{what}_mib"] = max(held)
     for what in ("ours", "peer"):
-        said = next((f for f in reversed(found[what] or found[f"{what}, first"])), {})
+        said: dict[str, Any] = next((f for f in reversed(found[what] or found[f"{what}, first"])), {})
         figures |= {f"{what}_{key}": said[key] for key in ("macs", "dense_macs", "fails", "stages") if key in said}
     if ended:
         figures["peer_fails"] = ended
@@ -244,19 +238,16 @@ def _run(work: Any, given: tuple[Any, ...], timeout: float, found: dict[str, lis
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
-def page(results: Path) -> str:
-    """The result file as a page."""
-    head, records = read(results)
-    lines = list(records.values())
-    parts = heading(head)
-    parts += [(__doc__ or "").split("\n\n", 2)[2].strip(), _table(lines), _verdict(lines)]
-    if any("ours_ms" in r.figures for r in lines):
-        parts += ["## Latency in onnxruntime at equal MACs", _latencies(lines)]
-    fails = [f"- {r.name}: {r.figures['peer_fails']}" for r in lines if "peer_fails" in r.figures]
-    if fails:
-        parts += ["## Where Torch-Pruning gives no network", "\n".join(fails)]
-    parts.append(f"![seconds of both]({results.with_suffix('.png').name})")
-    return "\n\n".join(parts) + "\n"
+def page(results: Results) -> Sequence[str]:
+    lines = results.lines
+    parts = [(__doc__ or "").split("\n\n", 1)[1].strip(), _table(lines), _verdict(lines)]
+    if timed := [r for r in lines if "ours_ms" in r.figures]:
+        rows = ([r.name, *(f"{r.figures[key]:.2f}" for key in ("dense_ms", "ours_ms", "peer_ms"))] for r in timed)
+        heads = ["network", "dense ms", "fxprune ms", "Torch-Pruning ms"]
+        parts += ["## Latency in onnxruntime at equal MACs", table(heads, rows)]
+    if fails := [f"{r.name}: {r.figures['peer_fails']}" for r in lines if "peer_fails" in r.figures]:
+        parts += ["## Where Torch-Pruning gives no network", bullets(fails)]
+    return [*parts, results.image("seconds of both")]
 
 
 def _table(records: Sequence[Record]) -> str:
@@ -264,42 +255,35 @@ def _table(records: Sequence[Record]) -> str:
         "network", "forward s", "floor s", "fxprune s", "Torch-Pruning s", "ratio", "in processor time",
         "fxprune / floor", "verified s", "MiB fxprune", "MiB Torch-Pruning", "MACs fxprune", "MACs Torch-Pruning",
     ]  # fmt: skip
-    rows = [columns, ["---", *["---:"] * (len(columns) - 1)]]
+    rows = []
     for record in records:
         f = record.figures
         rows.append([
             record.name,
             *(_pair(f, what) for what in ("forward", "floor", "ours", "peer")),
             _quotient(f, "ours_s", "peer_s"), _quotient(f, "ours_cpu_s", "peer_cpu_s"),
-            _quotient(f, "ours_cpu_s", "floor_cpu_s"), _number(f.get("verified_s")),
-            *(f"{f[key]:.0f}" if key in f else "–" for key in ("ours_mib", "peer_mib")),
+            _quotient(f, "ours_cpu_s", "floor_cpu_s"), number(f.get("verified_s"), ".3g"),
+            *(number(f.get(key), ".0f") for key in ("ours_mib", "peer_mib")),
             *(f"{f[key] / f['ours_dense_macs']:.3f}" if key in f else "–" for key in ("ours_macs", "peer_macs")),
         ])  # fmt: skip
-    return markdown(rows) + "\n\n(In brackets: processor time.)"
+    return table(columns, rows) + "\n\n(In brackets: processor time.)"
 
 
 def short_table(records: Sequence[Record]) -> str:
     """Seconds of processor time and memory of both, a line per network."""
-    rows = [["network", "fxprune s", "Torch-Pruning s", "ratio", "fxprune MiB", "Torch-Pruning MiB"]]
-    rows.append(["---", *["---:"] * 5])
+    rows = []
     for record in records:
         f = record.figures
-        rows.append([
-            record.name.partition(":")[2], _number(f.get("ours_cpu_s")), _number(f.get("peer_cpu_s")),
-            _quotient(f, "ours_cpu_s", "peer_cpu_s"),
-            *(f"{f[key]:.0f}" if key in f else "–" for key in ("ours_mib", "peer_mib")),
-        ])  # fmt: skip
-    return markdown(rows)
+        seconds, mib = ([f.get(f"{who}_{what}") for who in ("ours", "peer")] for what in ("cpu_s", "mib"))
+        cells = [*(number(s, ".3g") for s in seconds), _quotient(f, "ours_cpu_s", "peer_cpu_s")]
+        rows.append([record.name.partition(":")[2], *cells, *(number(m, ".0f") for m in mib)])
+    return table(["network", "fxprune s", "Torch-Pruning s", "ratio", "fxprune MiB", "Torch-Pruning MiB"], rows)
 
 
 def _pair(figures: dict[str, Any], what: str) -> str:
     if f"{what}_s" not in figures:
         return "–"
-    return f"{_number(figures[f'{what}_s'])} ({_number(figures[f'{what}_cpu_s'])})"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    return f"{figures[f'{what}_s']:.3g} ({figures[f'{what}_cpu_s']:.3g})"
 
 
 def _quotient(figures: dict[str, Any], top: str, bottom: str) -> str:
@@ -323,21 +307,13 @@ def _verdict(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def _latencies(records: Sequence[Record]) -> str:
-    rows = [["network", "dense ms", "fxprune ms", "Torch-Pruning ms"], ["---", "---:", "---:", "---:"]]
-    for record in records:
-        f = record.figures
-        if "ours_ms" in f:
-            rows.append([record.name, *(f"{f[key]:.2f}" for key in ("dense_ms", "ours_ms", "peer_ms"))])
-    return markdown(rows)
-
-
-def plot(results: Path) -> None:
+def plot(results: Results) -> None:
     """Seconds of both, of a forward run and of the floor, one row per network."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    records = [r for r in read(results)[1].values() if "ours_s" in r.figures]
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.45 * len(records)), layout="constrained")
+    records = [r for r in results.lines if "ours_s" in r.figures]
+    figure = Figure(figsize=(8, 1 + 0.45 * len(records)), layout="constrained")
+    axes = figure.subplots()
     marks = {
         "peer": ("Torch-Pruning", "s"),
         "ours": ("fxprune", "o"),
@@ -353,40 +329,17 @@ def plot(results: Path) -> None:
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.legend()
-    figure.savefig(results.with_suffix(".png"), dpi=120)
-    plt.close(figure)
+    figure.savefig(results.plot, dpi=120)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "networks", nargs="*", default=NETWORKS, help="timm:NAME or torchvision:NAME (default: the ten)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=RESULTS / "benchmark.jsonl", help="one line per network, and a page"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each, in turn (default: 5)")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for one run (default: 300)")
-    parser.add_argument("--latency", action="store_true", help="onnxruntime's latency of both results as well")
-    parser.add_argument("--resume", action="store_true", help="keep the file, run what has no line in it")
-    parser.add_argument("--page", action="store_true", help="only write the page and the plot")
-    options = parser.parse_args(argv)
-    if not options.page:
-        done: dict[str, Record] = read(options.out)[1] if options.resume and options.out.exists() else {}
-        if not done:
-            begin(options.out, _command(options))
-        for spec in options.networks:
-            if spec not in done:
-                append(options.out, measured(spec, options.rounds, options.timeout, options.latency))
-                print(f"{spec}: done", flush=True)
-    plot(options.out)
-    options.out.with_suffix(".md").write_text(page(options.out))
+def _options(add: Add) -> None:
+    add("--rounds", type=int, default=5, help="runs of each, in turn (default: 5)")
+    add("--timeout", type=float, default=300, help="seconds for one run (default: 300)")
+    add("--latency", action="store_true", help="onnxruntime's latency of both results as well, which is slow")
 
 
-def _command(options: argparse.Namespace) -> str:
-    words = ["python -m model_zoo.benchmark", *(options.networks if options.networks != NETWORKS else [])]
-    return " ".join([*words, f"--rounds {options.rounds}", *(["--latency"] if options.latency else [])])
-
-
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    "benchmark", "seconds and memory from a model to its pruned model, beside Torch-Pruning", lambda _: NETWORKS,
+    each(lambda spec, options: measured(spec, options.rounds, options.timeout, options.latency)), page, plot, _options,
+    needs=("torch-pruning",), doc=__doc__, open=True,
+)  # fmt: skip

@@ -1,32 +1,26 @@
 """Attention blocks after pruning: the time of PyTorch itself, eager and compiled, beside the MACs that stay.
 
-    python -m model_zoo.attention                     on the CPU, and on a GPU where there is one
-
-A block as in ViT-B and a block as in Llama (grouped queries, rotary embedding, gated MLP), at three lengths. What is
-cut decides which kernel ``scaled_dot_product_attention`` takes: heads whose queries and values differ in width leave
-the fused one. Every time is the median of three medians, dense and pruned in turn.
+On the CPU, and on a GPU where there is one. A block as in ViT-B and a block as in Llama (grouped queries, rotary
+embedding, gated MLP), at three lengths. What is cut decides which kernel ``scaled_dot_product_attention`` takes: heads
+whose queries and values differ in width leave the fused one. Every time is the median of three medians, dense and
+pruned in turn.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from model_zoo.records import RESULTS, header, markdown
+from model_zoo.records import Layout, Record, Results, table
+from model_zoo.study import Add, Options, Study, each
 
-OUT = RESULTS / "attention.json"
 LENGTHS = (197, 384, 1024)
 WIDTH, HEADS, KEY_HEADS = 768, 12, 4
 PRUNED: dict[str, dict[str, Any]] = {
@@ -64,6 +58,7 @@ class LlamaBlock(nn.Module):
         self.k, self.v = (nn.Linear(WIDTH, KEY_HEADS * width, bias=False) for _ in range(2))
         self.gate, self.up = (nn.Linear(WIDTH, 3 * WIDTH, bias=False) for _ in range(2))
         self.down = nn.Linear(3 * WIDTH, WIDTH, bias=False)
+        self.frequencies: Tensor
         self.register_buffer("frequencies", 10000.0 ** (-torch.arange(0, width, 2) / width), persistent=False)
 
     def _turned(self, x: Tensor) -> Tensor:
@@ -88,29 +83,45 @@ class LlamaBlock(nn.Module):
 BLOCKS: dict[str, type[nn.Module]] = {"ViT-B-like": ViTBlock, "Llama-like": LlamaBlock}
 
 
-def measure(name: str, length: int, device: str, dtype: torch.dtype, batch: int, seconds: float) -> dict[str, Any]:
-    """One block at one length: milliseconds of the dense and of every pruned block, eager and compiled."""
+class Case(NamedTuple):
+    """One block at one length."""
+
+    block: str
+    length: int
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.block}, {self.length}, {self.device}"
+
+
+def measure(case: Case, options: Options) -> Record:
+    """Milliseconds of the dense and of every pruned block, eager and compiled."""
+    name, length, device = case
+    dtype, batch = (torch.bfloat16, 16) if device == "cuda" else (torch.float32, 1)
     torch.manual_seed(0)
     block = BLOCKS[name]().eval().to(device, dtype)
     x = torch.randn(batch, length, WIDTH, device=device, dtype=dtype)
     networks: dict[str, nn.Module] = {"dense": block}
-    found: dict[str, Any] = {"block": name, "length": length, "device": device, "dtype": str(dtype), "batch": batch}
-    ratios, widths, failed = (
-        found.setdefault("macs", {}),
-        found.setdefault("widths", {}),
-        found.setdefault("failed", {}),
-    )
-    for kind, options in PRUNED.items():
+    found: dict[str, Any] = {
+        **case._asdict(),
+        "dtype": str(dtype),
+        "batch": batch,
+        "macs": {},
+        "widths": {},
+        "failed": {},
+    }
+    for kind, given in PRUNED.items():
         try:
             small = fxprune.prune(
-                BLOCKS[name]().eval(), x.float().cpu(), flops=0.5, method="l2", progress=False, **options
+                BLOCKS[name]().eval(), x.float().cpu(), flops=0.5, method="l2", progress=False, **given
             )
         except fxprune.errors.FxpruneError as error:
-            failed[kind] = str(error)
+            found["failed"][kind] = str(error)
             continue
         report = small.meta["fxprune"]
-        ratios[kind] = report.macs_after / report.macs_before
-        widths[kind] = {n: [*p.shape] for n, p in small.named_parameters() if n.split(".")[0] in ("qkv", "q", "k", "v")}
+        found["macs"][kind] = report.macs_after / report.macs_before
+        cut = [(n, [*p.shape]) for n, p in small.named_parameters() if n.split(".")[0] in ("qkv", "q", "k", "v")]
+        found["widths"][kind] = dict(cut)
         networks[kind] = small.to(device, dtype)
     for how in ("eager", "compiled"):
         torch.compiler.reset()
@@ -119,9 +130,9 @@ def measure(name: str, length: int, device: str, dtype: torch.dtype, batch: int,
         with torch.no_grad():
             for _ in range(ROUNDS):
                 for kind, run in runs.items():
-                    times[kind].append(_milliseconds(lambda run=run: run(x), device, seconds))  # type: ignore[misc]
+                    times[kind].append(_milliseconds(lambda run=run: run(x), device, options.seconds))  # type: ignore[misc]
         found[how] = {kind: round(statistics.median(each), 4) for kind, each in times.items()}
-    return found
+    return Record(str(case), found)
 
 
 def _milliseconds(work: Callable[[], Any], device: str, seconds: float) -> float:
@@ -142,53 +153,35 @@ def _milliseconds(work: Callable[[], Any], device: str, seconds: float) -> float
     return statistics.median(found)
 
 
-def write(out: Path, command: str, entries: Sequence[dict[str, Any]]) -> None:
-    """All that was found, as JSON and as a page beside it."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"
-    head = {**header(command), "device": device}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**head, "blocks": list(entries)}, indent=1) + "\n")
-    rows = [["block", "length", "on", "cut", "MACs that stay", "eager: ms (of dense)", "compiled: ms (of dense)"]]
-    rows.append(["---", "---:", "---", "---", "---:", "---:", "---:"])
-    for entry in entries:
+def page(results: Results) -> Sequence[str]:
+    rows = []
+    for entry in (record.figures for record in results.lines):
         where = f"{entry['device']}, {entry['dtype'].removeprefix('torch.')}, batch {entry['batch']}"
         start = [entry["block"], str(entry["length"]), where]
         rows.append([*start, "dense", "1", *(f"{entry[how]['dense']:.3f}" for how in ("eager", "compiled"))])
         for kind, ratio in entry["macs"].items():
-            cells = [
-                f"{entry[how][kind]:.3f} ({entry[how][kind] / entry[how]['dense']:.2f})"
-                for how in ("eager", "compiled")
-            ]
-            rows.append([*start, kind, f"{ratio:.3f}", *cells])
+            pairs = [(entry[how][kind], entry[how]["dense"]) for how in ("eager", "compiled")]
+            rows.append([*start, kind, f"{ratio:.3f}", *(f"{ms:.3f} ({ms / dense:.2f})" for ms, dense in pairs)])
         rows += [[*start, kind, f"**fails** {why}", "–", "–"] for kind, why in entry["failed"].items()]
-    made = ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")
-    out.with_suffix(".md").write_text(f"# {command}\n\n{made}\n\n{markdown(rows)}\n")
+    columns = {"block": "---", "length": "---:", "on": "---", "cut": "---"}
+    columns |= dict.fromkeys(("MACs that stay", "eager: ms (of dense)", "compiled: ms (of dense)"), "---:")
+    return [table(columns, rows)]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m model_zoo.attention", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=OUT, help="result file (default: model_zoo/results/attention.json)")
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="tokens (197 384 1024)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="at least, for one median (1)")
-    parser.add_argument("--devices", nargs="+", choices=["cpu", "cuda"], help="default: those there are")
-    options = parser.parse_args(argv)
-    warnings.simplefilter("ignore")
-    devices = options.devices or ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    entries: list[dict[str, Any]] = []
-    for device in devices:
-        dtype, batch = (torch.bfloat16, 16) if device == "cuda" else (torch.float32, 1)
-        torch.set_num_threads(1)
-        for name in BLOCKS:
-            for length in options.lengths:
-                entries.append(measure(name, length, device, dtype, batch, options.seconds))
-                write(options.out, "python -m model_zoo.attention", entries)
-                print(
-                    {key: entries[-1][key] for key in ("block", "length", "device", "macs", "eager", "compiled")},
-                    flush=True,
-                )
-    return 0
+def _options(add: Add) -> None:
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    add("--lengths", type=int, nargs="+", default=[*LENGTHS], help="tokens (197 384 1024)")
+    add("--seconds", type=float, default=1.0, help="at least, for one median (1)")
+    add("--devices", nargs="+", choices=["cpu", "cuda"], default=there, help="default: those there are")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _cases(options: Options) -> list[Case]:
+    return [Case(name, length, device) for device in options.devices for name in BLOCKS for length in options.lengths]
+
+
+STUDY = Study(
+    "attention", "attention blocks: PyTorch's own time after each way of cutting heads", _cases, each(measure), page,
+    options=_options, doc=__doc__,
+    head=lambda _: {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"},
+    file="attention.json", layout=Layout("blocks", ("block", "length", "device")),
+)  # fmt: skip

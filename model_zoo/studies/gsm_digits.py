@@ -1,4 +1,4 @@
-"""Global Sparse Momentum on digits, and what it is compared with: ``python -m model_zoo.gsm_digits``.
+"""Global Sparse Momentum on digits, and what it is compared with.
 
 LeNet-300-100 and LeNet-5 on the digits of scikit-learn at 28 x 28 pixels; for every compression and seed:
 
@@ -8,19 +8,18 @@ LeNet-300-100 and LeNet-5 on the digits of scikit-learn at 28 x 28 pixels; for e
 - *ticket*: the dense network's first weights, with the zeros that GSM found, trained as the dense one was.
 
 Passive weights only vanish if ``lr * weight_decay / (1 - momentum)``, summed over all steps, is well above 1. These
-data give few steps, so the weight decay is larger than the paper's; the last column is that sum. ``--resume`` goes on
-where a run was stopped. Rates, weight decay and epochs were chosen in a few trials of seed 0, by the accuracy on its
-test images: there are none to spare for a validation set.
+data give few steps, so the weight decay is larger than the paper's; the last column is that sum. Rates,
+weight decay and epochs were chosen in a few trials of seed 0, by the accuracy on its test images: there are none to
+spare for a validation set.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from statistics import mean, stdev
+from functools import lru_cache
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +30,8 @@ from fxprune.methods.optim import GSM, active_count, hold_zero, is_kernel, magni
 from model_zoo.data import digits
 from model_zoo.papers import lenet_5, lenet_300_100
 from model_zoo.papers.lenet import SIDE
-from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read
+from model_zoo.records import Record, Results, bullets, mean_and_deviation, table
+from model_zoo.study import Measure, Options, Study
 
 COMPRESSIONS = (10, 60, 125)
 SEEDS = (0, 1, 2)
@@ -121,89 +121,78 @@ def held(model: nn.Module, masks: Sequence[Tensor]) -> nn.Module:
     return result
 
 
-def runs(name: str, seed: int, compressions: Sequence[int]) -> Iterator[Record]:
-    """What comes of one network and one seed at these compressions."""
+class Case(NamedTuple):
+    network: str
+    compression: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.network} {self.compression}x seed {self.seed}"
+
+
+def begun(name: str, seed: int) -> tuple[nn.Module, nn.Module]:
+    """The network with first weights, and after its training."""
+    torch.manual_seed(seed)
+    first = NETWORKS[name].make()
+    dense = copy.deepcopy(first)
+    images, labels = digits(SIDE, seed)[0].tensors
+    train(dense, images, labels, NETWORKS[name].dense, seed, 1)
+    return first, dense
+
+
+def measured(case: Case, first: nn.Module, dense: nn.Module) -> Record:
+    name, compression, seed = case
     (images, labels), test = (part.tensors for part in digits(SIDE, seed))
     plan = NETWORKS[name]
-    torch.manual_seed(seed)
-    first = plan.make()
-    dense = copy.deepcopy(first)
-    train(dense, images, labels, plan.dense, seed, 1)
     total = sum(p.numel() for p in first.parameters() if is_kernel(p))
-    settings = {stage: asdict(getattr(plan, stage)) for stage in ("dense", "sparse", "tune")}
-    decay = plan.sparse.decay(-(-len(labels) // BATCH))
-    for compression in compressions:
-        figures: dict[str, Any] = {"network": name, "compression": compression, "seed": seed, "weights": total}
-        figures |= {"kept": active_count(total, compression), "dense": accuracy(dense, *test)}
-        sparse = copy.deepcopy(dense)
-        train(sparse, images, labels, plan.sparse, seed, compression)
-        figures["before"] = accuracy(sparse, *test)
-        whole = [p.detach().clone() for p in sparse.parameters()]
-        masks = magnitude_cut(sparse.parameters(), compression)
-        figures["after"] = accuracy(sparse, *test)
-        lost = sum(float((w * ~mask).square().sum()) for w, mask in zip(whole, masks, strict=True))
-        figures["norm_cut"] = (lost / sum(float(w.square().sum()) for w in whole if is_kernel(w))) ** 0.5
-        tuned = held(dense, magnitude_cut(copy.deepcopy(dense).parameters(), compression))
-        figures["magnitude_cut"] = accuracy(tuned, *test)
-        train(tuned, images, labels, plan.tune, seed, 1)
-        figures["magnitude"] = accuracy(tuned, *test)
-        ticket = held(first, masks)
-        train(ticket, images, labels, plan.dense, seed, 1)
-        figures["ticket"] = accuracy(ticket, *test)
-        yield Record(_key(name, compression, seed), figures | {"decay": decay, "settings": settings})
+    figures: dict[str, Any] = {"network": name, "compression": compression, "seed": seed, "weights": total}
+    figures |= {"kept": active_count(total, compression), "dense": accuracy(dense, *test)}
+    sparse = copy.deepcopy(dense)
+    train(sparse, images, labels, plan.sparse, seed, compression)
+    figures["before"] = accuracy(sparse, *test)
+    whole = [p.detach().clone() for p in sparse.parameters()]
+    masks = magnitude_cut(sparse.parameters(), compression)
+    figures["after"] = accuracy(sparse, *test)
+    lost = sum(float((w * ~mask).square().sum()) for w, mask in zip(whole, masks, strict=True))
+    figures["norm_cut"] = (lost / sum(float(w.square().sum()) for w in whole if is_kernel(w))) ** 0.5
+    tuned = held(dense, magnitude_cut(copy.deepcopy(dense).parameters(), compression))
+    figures["magnitude_cut"] = accuracy(tuned, *test)
+    train(tuned, images, labels, plan.tune, seed, 1)
+    figures["magnitude"] = accuracy(tuned, *test)
+    ticket = held(first, masks)
+    train(ticket, images, labels, plan.dense, seed, 1)
+    figures["ticket"] = accuracy(ticket, *test)
+    figures["decay"] = plan.sparse.decay(-(-len(labels) // BATCH))
+    figures["settings"] = {stage: asdict(getattr(plan, stage)) for stage in ("dense", "sparse", "tune")}
+    return Record(str(case), figures)
 
 
-def _key(network: str, compression: int, seed: int) -> str:
-    return f"{network} {compression}x seed {seed}"
+def worker(_: Options) -> Measure:
+    networks = lru_cache(maxsize=1)(begun)
+    return lambda case: measured(case, *networks(case.network, case.seed))
 
 
-def page(results: Path) -> str:
-    """The result file as markdown: mean and deviation over seeds."""
-    head, records = read(results)
+def page(results: Results) -> Sequence[str]:
+    """Mean and deviation over seeds."""
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for record in records.values():
+    for record in results.lines:
         found.setdefault((record.figures["network"], record.figures["compression"]), []).append(record.figures)
-    columns = ["network", "compression", "weights kept", "seeds", *FIGURES.values(), "norm cut", "decay"]
-    rows = [columns, ["---", *["---:"] * (len(columns) - 1)]]
-    settings: dict[str, str] = {}
+    rows, settings = [], dict[str, str]()
     for (network, compression), figures in sorted(found.items()):
         kept = f"{figures[0]['kept']} of {figures[0]['weights']}"
-        cells = [_spread([100 * f[key] for f in figures]) for key in FIGURES]
+        cells = [mean_and_deviation([100 * f[key] for f in figures]) for key in FIGURES]
         last = [f"{mean(f['norm_cut'] for f in figures):.1e}", f"{figures[0]['decay']:.1f}"]
         rows.append([network, f"{compression}x", kept, str(len(figures)), *cells, *last])
         for stage, chosen in figures[0]["settings"].items():
             settings[f"{network}, {stage}"] = ", ".join(f"{name} {value}" for name, value in chosen.items())
-    parts = heading(head)
-    parts += [(__doc__ or "").partition("\n")[2].strip(), LEGEND]
-    parts += [markdown(rows)]
-    parts += [f"Batches of {BATCH} images.", "\n".join(f"- {name}: {chosen}" for name, chosen in settings.items())]
-    return "\n\n".join(parts) + "\n"
+    columns = ["network", "compression", "weights kept", "seeds", *FIGURES.values(), "norm cut", "decay"]
+    used = bullets(f"{name}: {chosen}" for name, chosen in settings.items())
+    rules = (__doc__ or "").partition("\n")[2].strip()
+    return [rules, LEGEND, table(columns, rows), f"Batches of {BATCH} images.", used]
 
 
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS / "gsm_digits.jsonl", help="one line per run, and a page")
-    parser.add_argument("--resume", action="store_true", help="keep what the file has")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[*NETWORKS])
-    parser.add_argument("--compressions", nargs="+", type=int, default=COMPRESSIONS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    if not (options.resume and options.out.exists()):
-        begin(options.out, "python -m model_zoo.gsm_digits")
-    for seed in options.seeds:
-        for name in options.networks:
-            done = read(options.out)[1]
-            missing = [c for c in options.compressions if _key(name, c, seed) not in done]
-            for record in runs(name, seed, missing) if missing else ():
-                append(options.out, record)
-                print(record.name, {key: record.figures[key] for key in FIGURES}, flush=True)
-    options.out.with_suffix(".md").write_text(page(options.out))
-
-
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    "gsm_digits", "sparse momentum on LeNets, against magnitude pruning and lottery tickets",
+    lambda _: [Case(name, c, seed) for seed in SEEDS for name in NETWORKS for c in COMPRESSIONS], worker, page,
+    doc=__doc__, told=lambda record: f"{record.name} { ({key: record.figures[key] for key in FIGURES}) }", jobs=True,
+)  # fmt: skip

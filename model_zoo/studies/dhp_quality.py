@@ -1,9 +1,5 @@
 """DHP beside slimming, scratch and l2 at equal MACs and epochs: accuracy of classifiers, PSNR of restoration networks.
 
-    python -m model_zoo.dhp_quality               all networks, seeds, methods and ratios; about an hour on one core
-    python -m model_zoo.dhp_quality --resume      what has no line in the result file yet
-    python -m model_zoo.dhp_quality --page        the page from the result file
-
 The rules, the same for all:
 
 - Every network trains for as many epochs in all: those of its *training* and of its *tuning*. Below its heading is how
@@ -20,7 +16,7 @@ The rules, the same for all:
 - ``scratch`` finds widths with gates on random weights, in epochs of its own. It, and the same share of every layer's
   channels, train with new weights for all epochs.
 - Rates are those that suit the dense network, and the same for all methods. Those of ResNet-20, and noise and epochs on
-  digits, are those of ``model_zoo.accuracy``, chosen there by test images of seed 0; the others were not tried out.
+  digits, are those of the study ``accuracy``, chosen there by test images of seed 0; the others were not tried out.
   What counts is the network after its last epoch.
 - The budget is the largest number of MACs at or under the ratio, counted by ``fxprune.analyze`` for all.
 - Networks and data are small, so that all of it is affordable on one core. The paper's figures are for larger networks
@@ -35,7 +31,6 @@ from functools import partial
 from statistics import NormalDist, mean
 from typing import Any
 
-import torch
 from torch import nn
 
 from fxprune.methods import DHP, Scratch, Slimming
@@ -50,7 +45,6 @@ from model_zoo.comparison import (
     criterion,
     gated,
     learner,
-    mean_and_error,
     noisy,
     searcher,
     unchanged,
@@ -58,10 +52,10 @@ from model_zoo.comparison import (
 )
 from model_zoo.papers import dncnn, mobilenet_v2, resnet, srresnet
 from model_zoo.papers.initial import he
-from model_zoo.recipes.common import AdamW, Images, Run, Sgd
+from model_zoo.recipes.common import AdamW, Images, Run, Sgd, rates
 from model_zoo.recipes.dhp_restoration import Crops, Restoration, Whole, small
 from model_zoo.recipes.dhp_restoration import noisy as spoiled
-from model_zoo.records import Record
+from model_zoo.records import Record, mean_and_error
 
 RATIOS = (0.5, 0.25)
 SEEDS = 3
@@ -80,7 +74,8 @@ def glyphs(seed: int, count: int | None) -> tuple[Images, Images]:
 
 def photographs(spoil: Any, channels: int, crop: int, seed: int, count: int | None) -> tuple[Images, Images]:
     """Pairs of spoiled and clean images: random crops, spoiled anew every time, and whole pieces, spoiled once."""
-    train, test = ([image for (image,) in part] for part in data.patches(PATCH, min(count or PATCHES, PATCHES), seed))
+    parts: Any = data.patches(PATCH, min(count or PATCHES, PATCHES), seed)
+    train, test = ([image for (image,) in part] for part in parts)
     if channels == 1:
         train, test = ([image.mean(0, keepdim=True) for image in part] for part in (train, test))
     return Crops(train, spoil, crop, min(count or CROPS, CROPS)), Whole(test, spoil)
@@ -145,16 +140,9 @@ NETWORKS = {
 
 def dhp(case: Case, ratio: float) -> DHP:
     """With the strength that is just enough; whether the budget is met is looked at often."""
-    search = case.searching
-    optimizer = search.optimizer([nn.Parameter(torch.zeros(1))])
-    schedule, rates = search.schedule(optimizer, search.epochs), []
-    for _ in range(search.epochs):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
     # MACs go with the square of the channels that stay; the sizes of normal latents are below x for 2 cdf(x) - 1.
     shrink = MARGIN * NormalDist().inv_cdf(1 - ratio**0.5 / 2)
-    return DHP(strength=shrink / (sum(rates) * len(case.batches())), every=5)
+    return DHP(strength=shrink / (sum(rates(case.searching)) * len(case.batches())), every=5)
 
 
 METHODS = {
@@ -174,7 +162,8 @@ def against(network: str, records: Sequence[Record]) -> list[str]:
     for ratio in RATIOS:
         of = at(records, ratio)
         ours = by_seed(kind, [r for r in of if r.figures["method"] == "dhp"])
-        ahead, behind = [], []
+        ahead: list[str] = []
+        behind: list[str] = []
         for name in METHODS:
             theirs = by_seed(kind, [r for r in of if r.figures["method"] == name])
             pairs = [ours[seed] - found for seed, found in theirs.items() if seed in ours]
@@ -193,8 +182,5 @@ def against(network: str, records: Sequence[Record]) -> list[str]:
 
 
 RULES = (__doc__ or "").partition("The rules, the same for all:\n\n")[2].strip().replace("``MARGIN``", str(MARGIN))
-COMPARISON = Comparison("dhp_quality", __doc__ or "", RULES, NETWORKS, METHODS, RATIOS, SEEDS, BASELINES, against)
-main = COMPARISON.main
-
-if __name__ == "__main__":
-    main()
+COMPARISON = Comparison("dhp_quality", RULES, NETWORKS, METHODS, RATIOS, SEEDS, BASELINES, against)
+STUDY = COMPARISON.study("DHP beside slimming, scratch and l2, classifiers and restoration networks; an hour", __doc__)

