@@ -3,6 +3,8 @@
 Results go to stdout, progress to stderr. An error of ours is one sentence on stderr and exit code 2. torch is imported
 only once there is something to do with it, so that ``--help`` and a mistyped option answer at once. With ``--json``
 stdout holds one JSON object.
+
+``words`` are the commands and what each is given, ``commands`` what they do.
 """
 
 import os
