@@ -1,10 +1,13 @@
-"""Pruning methods: a registry, and one file per method.
+"""Pruning methods: a registry, and one file per method; a file that is added registers its own.
 
 Examples:
     >>> assert "l2" in fxprune.methods.available()
     >>> mean = fxprune.methods.L2(aggregate="mean")
     >>> small = fxprune.prune(model, example_inputs, method=mean, flops=0.5, progress=False)
 """
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from fxprune.methods.activation import Activation
 from fxprune.methods.bn_scale import BNScale
@@ -66,3 +69,6 @@ __all__ = [
     "resolve",
     "score_groups",
 ]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
