@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nets import Attentive, Shuffled, Small, chain, image, make
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import InputError
@@ -135,6 +135,29 @@ def test_at_least_so_many_stay_along_every_dimension(least: int) -> None:
             keep = chosen(graph, scores_for(graph, seed), 0.7, min_channels=least).keep
             for extent in graph.extents:
                 assert keep[extent].sum() >= min(least, len(extent))
+
+
+class Picked(nn.Module):
+    """Of 8 channels the first two are picked one by one, and stay; a linear layer reads all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.h = nn.Linear(4, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.h(y) + y[:, :1] * y[:, 1:2]
+
+
+@pytest.mark.parametrize(("least", "stay"), [(1, [0, 1]), (2, [0, 1]), (3, [0, 1, 4]), (4, [0, 1, 4, 7])])
+def test_no_more_stay_than_must_and_those_are_the_best(least: int, stay: list[int]) -> None:
+    """Channels that may not be cut count, and of equal ones the last stays."""
+    graph = fxprune.analyze(make(Picked), np_image())
+    scores = [None if g.locked else np.array([[1.0, 2.0, 9.0, 4.0, 5.0, 5.0]]) for g in graph.groups]
+    selection = chosen(graph, scores, 1.0, threshold=np.inf, min_channels=least)
+    (outputs,) = (p.labels[0].ids for p in graph.parameters if p.name == "a.bias")
+    assert np.flatnonzero(selection.keep[outputs]).tolist() == stay
+    assert selection.guarded == (("a#2",) if len(stay) > 2 else ())
 
 
 def test_groups_left_alone_have_a_reason() -> None:
