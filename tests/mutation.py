@@ -31,10 +31,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def nets(*topics: str) -> list[str]:
-    """The groups of all nets, and the nets of these topics pruned."""
+    """The groups of the nets of these topics, and what they are pruned."""
     files = [ROOT / "tests" / "labels" / "nets" / f"{topic}.py" for topic in topics]
     names = [name for file in files for name in re.findall(r"^class ([A-Z]\w*)\(", file.read_text(), re.MULTILINE)]
-    return [f"labels/test_groups.py::{test}" for test in ("test_groups", *(f"test_pruned[{name}]" for name in names))]
+    return [f"labels/test_groups.py::{test}[{name}]" for test in ("test_groups", "test_pruned") for name in names]
 
 
 TARGETS: dict[str, list[str]] = {
@@ -46,8 +46,8 @@ TARGETS: dict[str, list[str]] = {
     "verification/oracle": ["verification"],
     "verification/sizes": ["recording/test_guards.py", "verification/test_probes.py"],
     "ops/movement": nets("movement", "limits"),
-    "ops/parts": nets("movement", "indexed"),
-    "ops/spatial": nets("movement", "convolution"),
+    "ops/parts": nets("movement", "indexed", "limits"),
+    "ops/spatial": nets("movement", "convolution", "limits"),
     "methods/state": ["methods/test_criteria.py"],
 }
 """Module in ``fxprune/`` -> its tests in ``tests/``, and further arguments of pytest."""

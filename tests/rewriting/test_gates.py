@@ -231,6 +231,7 @@ def test_only_the_chosen_groups_have_gates() -> None:
     gates = insert_gates(module, graph, inner)
     assert gates.of(inner[0]).shape == (1, 24)
     assert sum(isinstance(m, Gate) for m in module.modules()) == 1
+    assert module.state_dict().keys() - dense.state_dict().keys() == {"_fxprune_gates.values"}
     (node,) = (n for n in module.graph.nodes if str(n.target).startswith("_fxprune_gates"))
     assert node.args[0].target == "up.1"  # after the norm, before the activation
 

@@ -94,6 +94,18 @@ def np_image() -> Any:
     return image()[:, 0, 0, :4].contiguous()
 
 
+@pytest.mark.parametrize(("scope", "left"), [("global", [1, 3, 8]), ("uniform", [4, 4, 4]), ("isomorphic", [1, 7, 4])])
+def test_a_scope_says_what_is_ranked_together(scope: Any, left: list[int]) -> None:
+    """Two layers with a bias and one without, of scores on scales of their own."""
+    layers = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8, bias=False), nn.ReLU()]
+    graph = fxprune.analyze(nn.Sequential(*layers, nn.Linear(8, 2)), np_image())
+    assert [g.name for g in graph.prunable] == ["0", "2", "4"]
+    scale = {"0": 0.1, "2": 10.0, "4": 1000.0}
+    scores = [None if g.locked else np.arange(1.0, 9.0)[None] * scale[g.name] for g in graph.groups]
+    keep = chosen(graph, scores, 0.5, scope=scope).keep
+    assert [int(keep[g.channels].sum()) for g in graph.prunable] == left
+
+
 def test_ties_are_broken_by_position() -> None:
     graph = fxprune.analyze(make(), image())
     flat = [None if g.locked else np.ones(g.channels.shape) for g in graph.groups]
