@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from conftest import randomise
 from nets import Attentive, Shuffled, Small, image, make
 from torch import Tensor, fx, nn
@@ -101,18 +100,6 @@ class Halves(nn.Module):
         return self.head((self.norm(left) + right).mean((2, 3)))
 
 
-class SelfSimilar(nn.Module):
-    """What is made is read and passed on by one node, beside a norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.norm, self.head = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x)
-        return self.head((F.scaled_dot_product_attention(x, x, x) + self.norm(x)).mean(1))
-
-
 def small_timm(name: str) -> Callable[[], nn.Module]:
     return lambda: randomise(timm.create_model(name)).eval()
 
@@ -126,7 +113,6 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "pre-activation": (lambda: make(PreAct), (2, 3, 8, 8)),
     "separable": (lambda: make(Separable), (2, 3, 8, 8)),
     "halves": (lambda: make(Halves), (2, 3, 8, 8)),
-    "self-similar": (lambda: make(SelfSimilar), (2, 4, 6)),
     **{name: (small_timm(name), (2, 3, 64, 64)) for name in ("test_resnet", "test_efficientnet", "test_convnext")},
     "test_vit": (small_timm("test_vit"), (2, 3, 160, 160)),
 }

@@ -69,6 +69,40 @@ def test_nothing_more_can_be_put_back(ratio: float, round_to: int) -> None:
                 assert graph.macs(more) > limit, group.name
 
 
+@pytest.mark.parametrize("spare", range(11))
+def test_what_was_cut_too_much_comes_back_best_first(spare: int) -> None:
+    """Every channel of the first layer costs 1; the last unit to go costs 10, and ``spare`` of it are over."""
+    graph = fxprune.analyze(chain(4, 12, 2, 2), np_image())
+    cheap, dear = (g.channels[0] for g in graph.prunable)
+    scores = [None if g.locked else np.arange(1.0, 1 + g.channels.size)[None] for g in graph.groups]
+    scores[[g.name for g in graph.groups].index("2")] = np.array([[20.0, 30.0]])
+
+    def cost(keep: Any) -> int:
+        return int(keep[cheap].sum() + 10 * keep[dear].sum())
+
+    budget = Budget("flops", (11 + spare) / 32, whole=32, cost=cost)
+    keep = select(graph, scores, budget).keep
+    assert np.flatnonzero(keep[dear]).tolist() == ([1] if spare < 10 else [0, 1])
+    assert np.flatnonzero(keep[cheap]).tolist() == [*range(11 - spare % 10, 12)]
+
+
+@pytest.mark.parametrize(("limits", "left"), [
+    ({"0": 0.5, "*": 0.75}, [4, 2]), ({"2.bias": 0.25}, [1, 6]), ({"4": 0.0}, [1, 1]), ({"[02]": 0.3}, [6, 6]),
+    ({"0": 1.0, "2": 0.0}, [1, 8]),
+])  # fmt: skip
+def test_no_more_goes_of_a_layer_than_its_share(limits: dict[str, float], left: list[int]) -> None:
+    """The smallest share of all patterns that fit what a layer makes."""
+    graph = fxprune.analyze(chain(4, 8, 8, 2), np_image())
+    keep = chosen(graph, scores_for(graph), 1.0, threshold=np.inf, max_ratio=limits).keep
+    assert [int(keep[g.channels].sum()) for g in graph.prunable] == left
+
+
+def test_a_share_of_no_layer() -> None:
+    graph = fxprune.analyze(chain(4, 8, 2), np_image())
+    with pytest.raises(InputError, match=r"^max_ratio has the pattern 'x\*', which fits no layer that makes channels"):
+        chosen(graph, scores_for(graph), 0.5, max_ratio={"*": 0.5, "x*": 0.5})
+
+
 def test_a_budget_of_1_cuts_nothing() -> None:
     graph = fxprune.analyze(make(), image())
     for kind in ("flops", "params", "channels"):
