@@ -137,7 +137,7 @@ def test_channels_that_meet_are_named_and_no_others() -> None:
     after_relu(case.module, add_up)
     mismatch = case.mismatch()
     assert mismatch is not None
-    assert mismatch.text == "different channels meet"
+    assert (mismatch.node, mismatch.text) == ("a", "different channels meet")
     assert mismatch.channels == tuple(case.channels("a")[i] for i in (1, 2, 4, 5))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from nets import Attentive, Shuffled, Small, chain, image, make
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import InputError
+from fxprune.errors import BudgetError, InputError, ModelError
 from fxprune.selection.budget import Budget, Selection, select
 
 
@@ -71,19 +72,43 @@ def test_nothing_more_can_be_put_back(ratio: float, round_to: int) -> None:
 
 @pytest.mark.parametrize("spare", range(11))
 def test_what_was_cut_too_much_comes_back_best_first(spare: int) -> None:
-    """Every channel of the first layer costs 1; the last unit to go costs 10, and ``spare`` of it are over."""
-    graph = fxprune.analyze(chain(4, 12, 2, 2), np_image())
+    """Every channel of the first layer costs 1; the last unit to go costs 10, and ``spare`` of it are over.
+
+    If it does not fit, what went before it of its own group does not come back either.
+    """
+    graph = fxprune.analyze(chain(4, 12, 3, 2), np_image())
     cheap, dear = (g.channels[0] for g in graph.prunable)
-    scores = [None if g.locked else np.arange(1.0, 1 + g.channels.size)[None] for g in graph.groups]
-    scores[[g.name for g in graph.groups].index("2")] = np.array([[20.0, 30.0]])
+    values = {"0": np.arange(1.0, 13.0)[None], "2": np.array([[20.0, 30.0, 40.0]])}
 
     def cost(keep: Any) -> int:
-        return int(keep[cheap].sum() + 10 * keep[dear].sum())
+        return int(keep[cheap].sum() + keep[dear] @ [1, 10, 10])
 
-    budget = Budget("flops", (11 + spare) / 32, whole=32, cost=cost)
-    keep = select(graph, scores, budget).keep
-    assert np.flatnonzero(keep[dear]).tolist() == ([1] if spare < 10 else [0, 1])
+    budget = Budget("flops", (11 + spare) / 33, whole=33, cost=cost)
+    keep = select(graph, [values.get(g.name) if g.locked is None else None for g in graph.groups], budget).keep
+    assert np.flatnonzero(keep[dear]).tolist() == ([2] if spare < 10 else [1, 2])
     assert np.flatnonzero(keep[cheap]).tolist() == [*range(11 - spare % 10, 12)]
+
+
+@pytest.mark.parametrize("kind", ["flops", "params", "channels"])
+def test_the_smallest_ratio_that_can_be_reached_is_named(kind: str) -> None:
+    graph = fxprune.analyze(make(), image())
+    with pytest.raises(BudgetError, match="cannot be reached") as caught:
+        chosen(graph, scores_for(graph), 0.001, kind, min_channels=3)
+    (named,) = re.findall(r": the smallest reachable ratio is (0\.\d{4})\.", str(caught.value))
+    chosen(graph, scores_for(graph), float(named), kind, min_channels=3)
+    with pytest.raises(BudgetError):
+        chosen(graph, scores_for(graph), float(named) - 0.0001, kind, min_channels=3)
+
+
+def test_nothing_to_prune_says_what_holds_it() -> None:
+    few, many = (fxprune.analyze(chain(*[4] * n), np_image()) for n in (3, 8))
+    with pytest.raises(ModelError) as caught:
+        chosen(few, [None] * len(few.groups), 0.5)
+    held = [f"{g.name}: {g.locked}" for g in few.groups if g.locked]
+    held.append("0: the method gives these channels no score")
+    assert str(caught.value) == f"The model has no prunable channels. What holds them: {'; '.join(held)}."
+    with pytest.raises(ModelError, match=r"; 4: the method gives these channels no score; and 3 more\.$"):
+        chosen(many, [None] * len(many.groups), 0.5)
 
 
 @pytest.mark.parametrize(("limits", "left"), [
