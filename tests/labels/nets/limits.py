@@ -95,6 +95,36 @@ class SideBySide(_Between):
         return self.h(self.b(y).mean((2, 3)))
 
 
+class _Copies(_Between):
+    """Copies of what cannot be cut along a dimension of size 1: they cannot either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = conv(3, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.c(x).mean(2, keepdim=True).cumsum(1)
+        return self.h(self.b(self.a(x) + self.inner(rows)).mean((2, 3)))
+
+
+COPIES = (
+    *ENDS[1:], image("a[1] c[1]"), locked(8, "a[0] b[1]", "combined with something that cannot be cut"),
+    locked(8, "c[0]", "cumsum across channels"),
+)  # fmt: skip
+
+
+@net(*COPIES)
+class SumWithRepeated(_Copies):
+    def inner(self, x: Tensor) -> Tensor:
+        return x.repeat(1, 1, 8, 1)
+
+
+@net(*COPIES)
+class SumWithExpanded(_Copies):
+    def inner(self, x: Tensor) -> Tensor:
+        return x.expand(-1, -1, 8, -1)
+
+
 @net(*ENDS, exact(3, "a[0]"), exact(5, "a[0] b[1]"), left_alone="does not follow (shape ")
 class Cropped(_Between):
     """A padding below zero takes away: here the first two channels and the last."""

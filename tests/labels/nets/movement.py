@@ -314,7 +314,7 @@ class ExpandedAnew(_Between):
 
 @net(exact(8, "a[0] c[0] c[1] b[1]"), exact(4, "c[0] b[1]"), *ENDS)
 class PaddedUnevenly(_Between):
-    """One channel of zeros before, three after, and positions around them."""
+    """One channel of zeros before, three after, and positions around them, as many as there are images."""
 
     read = 12
 
@@ -323,7 +323,7 @@ class PaddedUnevenly(_Between):
         self.c = conv(8, 12)
 
     def inner(self, x: Tensor) -> Tensor:
-        return self.c(x) + F.pad(x, (2, 1, 0, 0, 1, 3))[..., 2:-1]
+        return self.c(x) + F.pad(x, (2, x.shape[0], 0, 0, 1, 3))[..., 2 : -x.shape[0]]
 
 
 @net(*ENDS, exact(8, "a[0] b[1]"))
@@ -394,3 +394,11 @@ class ComplexChannels(_Between):
 class ComplexPositions(_Between):
     def inner(self, x: Tensor) -> Tensor:
         return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))) * 1j).flatten(-2)
+
+
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class RepeatedForEveryChannel(_Between):
+    """There are as many copies as channels stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x) * x.mean(1, keepdim=True).repeat(1, 8, 1, 1))
