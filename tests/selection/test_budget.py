@@ -90,14 +90,15 @@ def test_what_was_cut_too_much_comes_back_best_first(spare: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["flops", "params", "channels"])
-def test_the_smallest_ratio_that_can_be_reached_is_named(kind: str) -> None:
+@pytest.mark.parametrize("least", [3, 15])
+def test_the_smallest_ratio_that_can_be_reached_is_named(kind: str, least: int) -> None:
     graph = fxprune.analyze(make(), image())
     with pytest.raises(BudgetError, match="cannot be reached") as caught:
-        chosen(graph, scores_for(graph), 0.001, kind, min_channels=3)
+        chosen(graph, scores_for(graph), 0.001, kind, min_channels=least)
     (named,) = re.findall(r": the smallest reachable ratio is (0\.\d{4})\.", str(caught.value))
-    chosen(graph, scores_for(graph), float(named), kind, min_channels=3)
+    chosen(graph, scores_for(graph), float(named), kind, min_channels=least)
     with pytest.raises(BudgetError):
-        chosen(graph, scores_for(graph), float(named) - 0.0001, kind, min_channels=3)
+        chosen(graph, scores_for(graph), float(named) - 0.0001, kind, min_channels=least)
 
 
 def test_nothing_to_prune_says_what_holds_it() -> None:
