@@ -47,13 +47,12 @@ class Gate(nn.Module):
 
 def insert_gates(module: fx.GraphModule, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> Gates:
     """Put gates for ``groups`` into ``module``, in place."""
-    index, position = {}, torch.full((graph.channel_count,), -1, dtype=torch.int64)
+    index, position = {}, torch.zeros(graph.channel_count, dtype=torch.int64)
     count = 0
     for group in groups:
         index[group.name] = torch.arange(count, count + group.channels.size).reshape(group.channels.shape)
         position[torch.from_numpy(group.channels)] = index[group.name]
         count += group.channels.size
-    position[position < 0] = count
     bank = GateBank(count)
     module.add_submodule(_BANK, bank)
     steps = flows(module, graph)

@@ -35,6 +35,8 @@ class Agreement:
 def relative_error(found: Any, expected: Any) -> float:
     """``max |found - expected| / max |expected|``, the largest over all output tensors; 1 where any flag differs.
 
+    Of finite numbers; infinity where the others are not the same.
+
     Raises:
         VerificationError: if the outputs differ in structure or shape.
     """
@@ -50,16 +52,21 @@ def relative_error(found: Any, expected: Any) -> float:
             raise VerificationError(f"The shape of an output differs: {shape} instead of {list(y.shape)}.")
         if y.numel() == 0:
             continue
-        x, y = strided(x.detach()), strided(y.detach())
-        if not torch.equal(x.isfinite(), y.isfinite()):
-            return float("inf")
-        finite = y.isfinite()
         kind = torch.complex128 if y.is_complex() else torch.float64
-        x, y = x[finite].to(kind), y[finite].to(kind)
+        x, y = strided(x.detach()).to(kind), strided(y.detach()).to(kind)
+        finite = y.isfinite()
+        if not torch.equal(x.isfinite(), finite) or not _same(x[~finite], y[~finite]):
+            return float("inf")
+        x, y = x[finite], y[finite]
         if y.numel():
             scale = float(y.abs().max())
             worst = max(worst, float((x - y).abs().max()) / (scale if scale > 0 else 1.0))
     return worst
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    """Are these numbers equal, where those that are none (NaN) are equal too?"""
+    return bool(((x == y) | (x.isnan() & y.isnan())).all())
 
 
 def strided(tensor: Tensor) -> Tensor:

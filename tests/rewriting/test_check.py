@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ import fxprune
 from fxprune import ops
 from fxprune.ops.table import OPS
 from fxprune.rewriting import check_rewrite, draft, run_on_meta
+from fxprune.rewriting.check import Mismatch
 
 
 class Net(nn.Module):
@@ -28,13 +29,45 @@ class Net(nn.Module):
         return self.h(self.b(x.view(x.shape[0], 8, 6, 6)).mean((2, 3)))
 
 
+@dataclass(frozen=True)
+class Case:
+    """A network rewritten without some of its channels, before its check."""
+
+    module: fx.GraphModule
+    graph: fxprune.ChannelGraph
+    keep: Any
+    x: Tensor
+
+    @classmethod
+    def of(cls, model: nn.Module, **left: list[int]) -> Case:
+        """``left``: of which groups of one block so many channels stay, and which."""
+        model, x = randomise(model).eval(), torch.randn(2, 3, 8, 8)
+        dense, graph = fxprune.record(model, x), fxprune.analyze(model, x)
+        keep = graph.everything()
+        for group in graph.groups:
+            if group.name in left:
+                keep[group.channels] = False
+                keep[group.channels[0, left[group.name]]] = True
+        numbers = run_on_meta(dense, (torch.randn(3, 3, 8, 8),), {}).numbers
+        return cls(draft(dense, graph, keep, numbers).module, graph, keep, x)
+
+    def channels(self, name: str) -> list[int]:
+        (group,) = (g for g in self.graph.groups if g.name == name)
+        return group.channels.reshape(-1).tolist()
+
+    def mismatch(self) -> Mismatch | None:
+        return check_rewrite(self.module, self.graph, self.keep, (self.x,), {})
+
+
 def after_relu(module: fx.GraphModule, change: Callable[[fx.Graph, fx.Node], fx.Node]) -> None:
     """Put something behind the relu."""
     graph = module.graph
+    before = set(graph.nodes)
     relu = next(n for n in graph.nodes if n.name == "relu")
-    with graph.inserting_after(relu):
+    with graph.inserting_before(relu.next):
         new = change(graph, relu)
-    relu.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+    made = set(graph.nodes) - before
+    relu.replace_all_uses_with(new, delete_user_cb=lambda user: user not in made)
     module.recompile()
 
 
@@ -66,53 +99,145 @@ def other_channels(module: fx.GraphModule) -> None:
 
 @pytest.mark.parametrize("fault", [None, wrong_order, wrong_size, wrong_literal, other_channels])
 def test_faults_are_found(fault: Callable[[fx.GraphModule], None] | None) -> None:
-    x = torch.randn(2, 3, 8, 8)
-    model = randomise(Net()).eval()
-    dense, graph = fxprune.record(model, x), fxprune.analyze(model, x)
-    keep = graph.everything()
-    group = next(g for g in graph.groups if g.name == "a")
-    keep[group.channels[0, [0, 3, 4, 6]]] = False
-    module = draft(dense, graph, keep, run_on_meta(dense, (torch.randn(3, 3, 8, 8),), {}).numbers).module
+    case = Case.of(Net(), a=[1, 2, 5, 7])
     if fault is None:
-        assert check_rewrite(module, graph, keep, (x,), {}) is None
+        assert case.mismatch() is None
         return
-    fault(module)
-    mismatch = check_rewrite(module, graph, keep, (x,), {})
+    fault(case.module)
+    mismatch = case.mismatch()
     assert mismatch is not None
     assert mismatch.text
-    assert set(mismatch.channels) & set(group.channels.reshape(-1).tolist())
+    assert set(mismatch.channels) & set(case.channels("a"))
 
 
-def test_a_wrong_order_is_named_with_the_line() -> None:
+@pytest.mark.parametrize("left", [[2, 3, 4, 5, 6, 7], [2, 5]])
+def test_a_wrong_order_is_named_with_the_line(left: list[int]) -> None:
     """Even where a second turn undoes it: every node must carry what was promised for it."""
-    x = torch.randn(2, 3, 8, 8)
-    model = randomise(Net()).eval()
-    dense, graph = fxprune.record(model, x), fxprune.analyze(model, x)
-    keep = graph.everything()
-    keep[next(g for g in graph.groups if g.name == "a").channels[0, :2]] = False
-    module = draft(dense, graph, keep, run_on_meta(dense, (torch.randn(3, 3, 8, 8),), {}).numbers).module
-    wrong_order(module)
-    relu = next(n for n in module.graph.nodes if n.name == "relu")
-    with module.graph.inserting_before(relu):
-        relu.args = (module.graph.call_function(torch.flip, (relu.args[0], [1])),)
-    mismatch = check_rewrite(module, graph, keep, (x,), {})
+    case = Case.of(Net(), a=left)
+    wrong_order(case.module)
+    code = case.module.graph
+    relu = next(n for n in code.nodes if n.name == "relu")
+    with code.inserting_before(relu):
+        relu.args = (code.call_function(torch.flip, (relu.args[0], [1])),)
+    mismatch = case.mismatch()
     assert mismatch is not None
     assert mismatch.text == "channels in another order along dim 1"
     assert (mismatch.node, mismatch.source.split(" in ")[1]) == ("relu", "forward")
 
 
+def test_channels_that_meet_are_named_and_no_others() -> None:
+    """Of the six that stay two are added to two others, and nothing else is different: not even a size."""
+    case = Case.of(Net(), a=[1, 2, 4, 5, 6, 7])
+
+    def add_up(code: fx.Graph, relu: fx.Node) -> fx.Node:
+        first, second, rest = (code.call_function(torch.narrow, (relu, 1, *part)) for part in ((0, 2), (2, 2), (2, 4)))
+        total = code.call_function(torch.add, (first, second))
+        return code.call_function(torch.cat, ([total, rest], 1))
+
+    after_relu(case.module, add_up)
+    mismatch = case.mismatch()
+    assert mismatch is not None
+    assert (mismatch.node, mismatch.text) == ("a", "different channels meet")
+    assert mismatch.channels == tuple(case.channels("a")[i] for i in (1, 2, 4, 5))
+
+
+def test_channels_that_stay_anyway_may_meet() -> None:
+    case = Case.of(Net(), a=[2, 3, 4, 5, 6, 7])
+    code = case.module.graph
+    given = next(n for n in code.nodes if n.op == "placeholder")
+    with code.inserting_before(given.next):
+        turned = code.call_function(torch.flip, (given, [1]))
+        total = code.call_function(torch.add, (given, turned))
+    given.replace_all_uses_with(total, delete_user_cb=lambda user: user not in (turned, total))
+    assert case.mismatch() is None
+
+
+def test_one_channel_has_none() -> None:
+    case = Case.of(Net(), a=[4], b=[1])
+    assert case.mismatch() is None
+    wrong_order(case.module)
+    assert case.mismatch() is None
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.h = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 6, 1), nn.Linear(14, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(torch.cat([self.a(x), self.c(x)], 1).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("left", [[2], [1, 4, 5]])
+def test_one_channel_beside_others_may_have_lost_its_label(left: list[int]) -> None:
+    """But the others have an order."""
+    case = Case.of(Pair(), a=[4], c=left)
+    assert case.mismatch() is None
+    if len(left) == 1:
+        return
+    code = case.module.graph
+    relu = next(n for n in code.nodes if n.name == "relu")
+    with code.inserting_before(relu):
+        relu.args = (code.call_function(torch.flip, (relu.args[0], [1])),)
+    with code.inserting_before(relu.next):
+        back = code.call_function(torch.flip, (relu, [1]))
+    relu.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
+    mismatch = case.mismatch()
+    assert mismatch is not None
+    assert (mismatch.node, mismatch.text) == ("relu", "channels in another order along dim 1")
+
+
+def test_a_shape_that_was_not_promised() -> None:
+    case = Case.of(Net(), a=[1, 2, 5, 7])
+    view = next(n for n in case.module.graph.nodes if n.target == "view")
+    view.args = (*view.args[:3], 4, 9)
+    mismatch = case.mismatch()
+    assert mismatch is not None
+    assert mismatch.text == "shape [2, 4, 4, 9] instead of [2, 4, 6, 6]"
+    assert mismatch.channels == tuple(case.channels("a"))
+
+
+def test_no_channels_where_some_were_promised() -> None:
+    case = Case.of(Net(), a=[1, 2, 5, 7])
+    after_relu(case.module, lambda code, relu: code.call_function(torch.cumsum, (relu, 1)))
+    mismatch = case.mismatch()
+    assert mismatch is not None
+    assert mismatch.text == "no channels along dim 1"
+    assert mismatch.channels == tuple(case.channels("a"))
+
+
+class Matrix(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.h = nn.Conv2d(3, 8, 1), nn.Linear(6, 5)
+        self.w = nn.Parameter(torch.randn(6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.a(x).mean((2, 3)) @ self.w.t())
+
+
+def test_the_other_dims_of_a_tensor_of_which_one_channel_is_left() -> None:
+    case = Case.of(Matrix(), a=[3], w=[1, 2, 4])
+    assert case.mismatch() is None
+    code = case.module.graph
+    turned = next(n for n in code.nodes if n.name == "t")
+    with code.inserting_before(turned):
+        turned.args = (code.call_function(torch.flip, (turned.args[0], [0])),)
+    with code.inserting_before(turned.next):
+        back = code.call_function(torch.flip, (turned, [1]))
+    turned.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
+    mismatch = case.mismatch()
+    assert mismatch is not None
+    assert (mismatch.node, mismatch.text) == ("t", "channels in another order along dim 1")
+
+
 def test_a_node_that_fails_is_a_mismatch_even_if_no_channels_come_out_of_it() -> None:
-    x = torch.randn(2, 3, 8, 8)
-    model = randomise(Net()).eval()
-    dense, graph = fxprune.record(model, x), fxprune.analyze(model, x)
-    keep = graph.everything()
-    group = next(g for g in graph.groups if g.name == "b")
-    keep[group.channels[0, :2]] = False
-    module = draft(dense, graph, keep, run_on_meta(dense, (torch.randn(3, 3, 8, 8),), {}).numbers).module
-    head = next(n for n in module.graph.nodes if n.name == "h")
-    with module.graph.inserting_before(head):
-        head.args = (module.graph.call_function(torch.narrow, (head.args[0], 1, 0, 3)),)
-    mismatch = check_rewrite(module, graph, keep, (x,), {})
+    case = Case.of(Net(), b=[2, 3, 4, 5])
+    code = case.module.graph
+    head = next(n for n in code.nodes if n.name == "h")
+    with code.inserting_before(head):
+        head.args = (code.call_function(torch.narrow, (head.args[0], 1, 0, 3)),)
+    mismatch = case.mismatch()
     assert mismatch is not None
     assert mismatch.node == "h"
     assert mismatch.text.startswith("RuntimeError: ")

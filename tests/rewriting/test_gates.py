@@ -88,6 +88,18 @@ class Separable(nn.Module):
         return self.head(self.point(self.depth(self.stem(x))).mean((2, 3)))
 
 
+class Halves(nn.Module):
+    """Of the two halves of an image one goes through a norm, the other past it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.a(x).relu().chunk(2, 3)
+        return self.head((self.norm(left) + right).mean((2, 3)))
+
+
 def small_timm(name: str) -> Callable[[], nn.Module]:
     return lambda: randomise(timm.create_model(name)).eval()
 
@@ -100,6 +112,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "dense": (lambda: make(Dense), (2, 3, 8, 8)),
     "pre-activation": (lambda: make(PreAct), (2, 3, 8, 8)),
     "separable": (lambda: make(Separable), (2, 3, 8, 8)),
+    "halves": (lambda: make(Halves), (2, 3, 8, 8)),
     **{name: (small_timm(name), (2, 3, 64, 64)) for name in ("test_resnet", "test_efficientnet", "test_convnext")},
     "test_vit": (small_timm("test_vit"), (2, 3, 160, 160)),
 }
@@ -168,7 +181,9 @@ def lets_through(module: fx.GraphModule, node: fx.Node, channel: int, graph: Cha
     return [False]
 
 
-@pytest.mark.parametrize("name", ["residual", "grouped", "dense", "pre-activation", "separable", "test_resnet"])
+@pytest.mark.parametrize("name", [
+    "residual", "grouped", "dense", "pre-activation", "separable", "halves", "test_resnet",
+])  # fmt: skip
 def test_a_gate_of_zero_is_a_channel_that_is_not_there(name: str) -> None:
     dense, module, graph, gates, x = gated(name)
     exact = [g for g in graph.prunable if g.exact]
@@ -202,8 +217,28 @@ def test_only_the_chosen_groups_have_gates() -> None:
     gates = insert_gates(module, graph, inner)
     assert gates.of(inner[0]).shape == (1, 24)
     assert sum(isinstance(m, Gate) for m in module.modules()) == 1
+    assert module.state_dict().keys() - dense.state_dict().keys() == {"_fxprune_gates.values"}
     (node,) = (n for n in module.graph.nodes if str(n.target).startswith("_fxprune_gates"))
     assert node.args[0].target == "up.1"  # after the norm, before the activation
+
+
+@pytest.mark.parametrize("name", ["dense", "pre-activation", "attention"])
+def test_channels_without_a_gate_beside_others_are_left_as_they_are(name: str) -> None:
+    build, shape = NETS[name]
+    x = torch.randn(shape)
+    dense = fxprune.record(build(), x).eval()
+    graph = analyse_graph(dense, (x,), {})
+    for group in graph.prunable:
+        module = copy.deepcopy(dense)
+        gates = insert_gates(module, graph, [group])
+        assert torch.equal(module(x), dense(x))
+        with torch.no_grad():
+            gates.values.zero_()
+            keep = graph.everything()
+            keep[group.channels] = False
+            if group.exact:
+                expected = masked_output(dense, graph, PruningPlan.of(graph, keep), keep, ((x,), {}))
+                torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_producers_are_counted() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 from nets import Attentive, Shuffled, Small, chain, image, make
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import InputError
+from fxprune.errors import BudgetError, InputError, ModelError
 from fxprune.selection.budget import Budget, Selection, select
 
 
@@ -69,6 +70,65 @@ def test_nothing_more_can_be_put_back(ratio: float, round_to: int) -> None:
                 assert graph.macs(more) > limit, group.name
 
 
+@pytest.mark.parametrize("spare", range(11))
+def test_what_was_cut_too_much_comes_back_best_first(spare: int) -> None:
+    """Every channel of the first layer costs 1; the last unit to go costs 10, and ``spare`` of it are over.
+
+    If it does not fit, what went before it of its own group does not come back either.
+    """
+    graph = fxprune.analyze(chain(4, 12, 3, 2), np_image())
+    cheap, dear = (g.channels[0] for g in graph.prunable)
+    values = {"0": np.arange(1.0, 13.0)[None], "2": np.array([[20.0, 30.0, 40.0]])}
+
+    def cost(keep: Any) -> int:
+        return int(keep[cheap].sum() + keep[dear] @ [1, 10, 10])
+
+    budget = Budget("flops", (11 + spare) / 33, whole=33, cost=cost)
+    keep = select(graph, [values.get(g.name) if g.locked is None else None for g in graph.groups], budget).keep
+    assert np.flatnonzero(keep[dear]).tolist() == ([2] if spare < 10 else [1, 2])
+    assert np.flatnonzero(keep[cheap]).tolist() == [*range(11 - spare % 10, 12)]
+
+
+@pytest.mark.parametrize("kind", ["flops", "params", "channels"])
+@pytest.mark.parametrize("least", [3, 15])
+def test_the_smallest_ratio_that_can_be_reached_is_named(kind: str, least: int) -> None:
+    graph = fxprune.analyze(make(), image())
+    with pytest.raises(BudgetError, match="cannot be reached") as caught:
+        chosen(graph, scores_for(graph), 0.001, kind, min_channels=least)
+    (named,) = re.findall(r": the smallest reachable ratio is (0\.\d{4})\.", str(caught.value))
+    chosen(graph, scores_for(graph), float(named), kind, min_channels=least)
+    with pytest.raises(BudgetError):
+        chosen(graph, scores_for(graph), float(named) - 0.0001, kind, min_channels=least)
+
+
+def test_nothing_to_prune_says_what_holds_it() -> None:
+    few, many = (fxprune.analyze(chain(*[4] * n), np_image()) for n in (3, 8))
+    with pytest.raises(ModelError) as caught:
+        chosen(few, [None] * len(few.groups), 0.5)
+    held = [f"{g.name}: {g.locked}" for g in few.groups if g.locked]
+    held.append("0: the method gives these channels no score")
+    assert str(caught.value) == f"The model has no prunable channels. What holds them: {'; '.join(held)}."
+    with pytest.raises(ModelError, match=r"; 4: the method gives these channels no score; and 3 more\.$"):
+        chosen(many, [None] * len(many.groups), 0.5)
+
+
+@pytest.mark.parametrize(("limits", "left"), [
+    ({"0": 0.5, "*": 0.75}, [4, 2]), ({"2.bias": 0.25}, [1, 6]), ({"4": 0.0}, [1, 1]), ({"[02]": 0.3}, [6, 6]),
+    ({"0": 1.0, "2": 0.0}, [1, 8]),
+])  # fmt: skip
+def test_no_more_goes_of_a_layer_than_its_share(limits: dict[str, float], left: list[int]) -> None:
+    """The smallest share of all patterns that fit what a layer makes."""
+    graph = fxprune.analyze(chain(4, 8, 8, 2), np_image())
+    keep = chosen(graph, scores_for(graph), 1.0, threshold=np.inf, max_ratio=limits).keep
+    assert [int(keep[g.channels].sum()) for g in graph.prunable] == left
+
+
+def test_a_share_of_no_layer() -> None:
+    graph = fxprune.analyze(chain(4, 8, 2), np_image())
+    with pytest.raises(InputError, match=r"^max_ratio has the pattern 'x\*', which fits no layer that makes channels"):
+        chosen(graph, scores_for(graph), 0.5, max_ratio={"*": 0.5, "x*": 0.5})
+
+
 def test_a_budget_of_1_cuts_nothing() -> None:
     graph = fxprune.analyze(make(), image())
     for kind in ("flops", "params", "channels"):
@@ -92,6 +152,18 @@ def test_the_lowest_scores_go_first() -> None:
 
 def np_image() -> Any:
     return image()[:, 0, 0, :4].contiguous()
+
+
+@pytest.mark.parametrize(("scope", "left"), [("global", [1, 3, 8]), ("uniform", [4, 4, 4]), ("isomorphic", [1, 7, 4])])
+def test_a_scope_says_what_is_ranked_together(scope: Any, left: list[int]) -> None:
+    """Two layers with a bias and one without, of scores on scales of their own."""
+    layers = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8, bias=False), nn.ReLU()]
+    graph = fxprune.analyze(nn.Sequential(*layers, nn.Linear(8, 2)), np_image())
+    assert [g.name for g in graph.prunable] == ["0", "2", "4"]
+    scale = {"0": 0.1, "2": 10.0, "4": 1000.0}
+    scores = [None if g.locked else np.arange(1.0, 9.0)[None] * scale[g.name] for g in graph.groups]
+    keep = chosen(graph, scores, 0.5, scope=scope).keep
+    assert [int(keep[g.channels].sum()) for g in graph.prunable] == left
 
 
 def test_ties_are_broken_by_position() -> None:
@@ -135,6 +207,29 @@ def test_at_least_so_many_stay_along_every_dimension(least: int) -> None:
             keep = chosen(graph, scores_for(graph, seed), 0.7, min_channels=least).keep
             for extent in graph.extents:
                 assert keep[extent].sum() >= min(least, len(extent))
+
+
+class Picked(nn.Module):
+    """Of 8 channels the first two are picked one by one, and stay; a linear layer reads all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.h = nn.Linear(4, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.h(y) + y[:, :1] * y[:, 1:2]
+
+
+@pytest.mark.parametrize(("least", "stay"), [(1, [0, 1]), (2, [0, 1]), (3, [0, 1, 4]), (4, [0, 1, 4, 7])])
+def test_no_more_stay_than_must_and_those_are_the_best(least: int, stay: list[int]) -> None:
+    """Channels that may not be cut count, and of equal ones the last stays."""
+    graph = fxprune.analyze(make(Picked), np_image())
+    scores = [None if g.locked else np.array([[1.0, 2.0, 9.0, 4.0, 5.0, 5.0]]) for g in graph.groups]
+    selection = chosen(graph, scores, 1.0, threshold=np.inf, min_channels=least)
+    (outputs,) = (p.labels[0].ids for p in graph.parameters if p.name == "a.bias")
+    assert np.flatnonzero(selection.keep[outputs]).tolist() == stay
+    assert selection.guarded == (("a#2",) if len(stay) > 2 else ())
 
 
 def test_groups_left_alone_have_a_reason() -> None:

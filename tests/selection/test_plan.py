@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from nets import Attentive, Shuffled, Small, image, make
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import PlanError
@@ -90,6 +90,45 @@ def test_the_mode_of_attention_belongs_to_the_plan() -> None:
     assert fxprune.apply(make(Attentive), heads, image()).meta["fxprune"].plan.attention == "heads"
     with pytest.raises(PlanError, match=r"The plan is inconsistent: .* with the attention mode and"):
         heads.channels(fxprune.analyze(make(Attentive), image(), attention="head_dim"))
+
+
+def test_a_plan_that_cuts_what_may_not_be_cut_is_refused() -> None:
+    """Of every locked group, as soon as one channel goes, also beside others that may."""
+    graph = fxprune.analyze(make(), image(), ignore=["up"])
+    locked = [g for g in graph.groups if g.locked]
+    assert [g.name for g in locked] == ["stem.0#2", "up.0", "head"]
+    for group in locked:
+        keep = graph.everything()
+        keep[group.channels[0, -1]] = False
+        keep[graph.prunable[0].channels[0, 0]] = False
+        with pytest.raises(PlanError) as caught:
+            PruningPlan.of(graph, keep).channels(graph)
+        assert str(caught.value) == f"The plan cuts channels of {group.name}, which cannot be cut here: {group.locked}."
+
+
+def test_blocks_of_a_plan_keep_equal_counts() -> None:
+    graph = fxprune.analyze(make(Shuffled), image())
+    group = next(g for g in graph.prunable if g.blocks == 2)
+    keep = graph.everything()
+    keep[group.channels[[0, 1], [2, 5]]] = False
+    assert np.array_equal(PruningPlan.of(graph, keep).channels(graph), keep)
+    keep[group.channels[1, 0]] = False
+    with pytest.raises(PlanError, match=r"^The plan is inconsistent: it keeps a channel in one layer and cuts it in"):
+        PruningPlan.of(graph, keep).channels(graph)
+
+
+def test_a_buffer_may_have_another_shape() -> None:
+    class Cached(Small):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.register_buffer("cache", torch.zeros(size))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.cache.sum()
+
+    graphs = [fxprune.analyze(Cached(size).eval(), image()) for size in (3, 4)]
+    first, second = (PruningPlan.of(graph, graph.everything()) for graph in graphs)
+    assert first.fingerprint == second.fingerprint
 
 
 def test_a_fingerprint_is_of_names_and_shapes_alone() -> None:

@@ -16,6 +16,7 @@ import fxprune
 from fxprune.errors import VerificationError
 from fxprune.rewriting import Draft
 from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, relative_error, zero_slices
+from fxprune.verification.compare import compared
 
 Tamper = Callable[[fx.GraphModule], None]
 
@@ -168,6 +169,42 @@ def test_relative_error() -> None:
         relative_error(x[:2], x)
     with pytest.raises(VerificationError, match=r"^The outputs differ in structure: 1 values instead of 2\.$"):
         relative_error(x, (x, x))
+
+
+def test_every_output_counts_and_of_every_kind() -> None:
+    x = torch.tensor([1.0, -4.0, 2.0])
+    near = x + torch.tensor([0.0, 0.0, 0.5])
+    assert relative_error((near, x), (x, x)) == relative_error((x, near), (x, x)) == 0.125
+    assert relative_error((torch.empty(0), near), (torch.empty(0), x)) == 0.125
+    assert relative_error((3, near), (4, x)) == 0.125, "what is no tensor is not compared"
+    flags = torch.tensor([True, False])
+    assert relative_error(flags, flags) == 0.0
+    assert relative_error(~flags, flags) == 1.0
+    imaginary = torch.tensor([2.0 + 0j, 4.0j])
+    assert relative_error(imaginary + 2.0j, imaginary) == 0.5
+    assert relative_error(torch.complex(imaginary.real, imaginary.imag + 2.0), imaginary) == 0.5
+    sparse = torch.tensor([[0.0, 2.0], [0.0, 0.0]]).to_sparse()
+    assert relative_error(sparse, sparse) == 0.0
+    assert relative_error(sparse * 2, sparse) == 1.0
+    with pytest.raises(VerificationError, match=r"^The shape of an output differs: int instead of \[3\]\.$"):
+        relative_error(3, x)
+
+
+def test_what_is_not_finite_must_be_the_same() -> None:
+    inf, nan = torch.inf, torch.nan
+    values = torch.tensor([1.0, inf, -inf, nan])
+    assert relative_error(values, values) == 0.0
+    assert relative_error(values * torch.tensor([1.5, 1, 1, 1]), values) == 0.5
+    for other in ([1.0, -inf, -inf, nan], [1.0, inf, -inf, inf], [1.0, inf, nan, nan], [1.0, 1.0, -inf, nan]):
+        assert relative_error(torch.tensor(other), values) == inf
+    assert relative_error(torch.tensor([nan, inf]), torch.tensor([nan, inf])) == 0.0
+
+
+def test_what_can_be_compared() -> None:
+    flags, numbers, nothing = torch.ones(2, dtype=torch.bool), torch.ones(2), torch.empty(0)
+    assert compared((flags, {"a": numbers})) == compared(numbers.long()) == "numbers"
+    assert compared((flags, nothing, 3)) == "flags"
+    assert compared((nothing, 3)) == compared(None) == "nothing"
 
 
 def test_zeroed_slices_are_those_that_the_plan_drops() -> None:

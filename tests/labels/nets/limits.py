@@ -56,6 +56,87 @@ class RolledChannels(_Between):
         return x.roll(1, 1)  # line: RolledChannels
 
 
+@net(*ENDS, locked(8, "a[0] b[1]", "channels are rolled by a fixed number"))
+class RolledWithPositions(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        return x.roll((2, 1), (-1, -3))  # line: RolledWithPositions
+
+
+@net(*ENDS, locked(8, "a[0]", "roll of a flattened tensor"), rigid(8, "b[1]"))
+class RolledFlat(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        return x.roll(3)  # line: RolledFlat
+
+
+@net(*ENDS, locked(8, "a[0] b[1]", "diagonal works by position"))
+class Diagonal(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        y = x.diagonal(0, 2, 3)  # line: Diagonal
+        return x * y.mean(-1)[..., None, None]
+
+
+@net(*ENDS, locked(8, "a[0]", "tril works by position"), rigid(8, "b[1]"))
+class TriangleOfChannels(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        return x.flatten(2).tril(40).view_as(x)  # line: TriangleOfChannels
+
+
+@net(*ENDS[1:], image("a[1] c[1]"), locked(8, "a[0] b[1]", "concatenated with something that cannot be cut"),
+     locked(8, "c[0]", "cumsum across channels"))  # fmt: skip
+class SideBySide(_Between):
+    """Positions beside others whose channels stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = conv(3, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.a(x), self.c(x).cumsum(1)], 3)  # line: SideBySide
+        return self.h(self.b(y).mean((2, 3)))
+
+
+class _Copies(_Between):
+    """Copies of what cannot be cut along a dimension of size 1: they cannot either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = conv(3, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.c(x).mean(2, keepdim=True).cumsum(1)
+        return self.h(self.b(self.a(x) + self.inner(rows)).mean((2, 3)))
+
+
+COPIES = (
+    *ENDS[1:], image("a[1] c[1]"), locked(8, "a[0] b[1]", "combined with something that cannot be cut"),
+    locked(8, "c[0]", "cumsum across channels"),
+)  # fmt: skip
+
+
+@net(*COPIES)
+class SumWithRepeated(_Copies):
+    def inner(self, x: Tensor) -> Tensor:
+        return x.repeat(1, 1, 8, 1)
+
+
+@net(*COPIES)
+class SumWithExpanded(_Copies):
+    def inner(self, x: Tensor) -> Tensor:
+        return x.expand(-1, -1, 8, -1)
+
+
+@net(*ENDS, exact(3, "a[0]"), exact(5, "a[0] b[1]"), left_alone="does not follow (shape ")
+class Cropped(_Between):
+    """A padding below zero takes away: here the first two channels and the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = conv(5, 6)
+
+    def inner(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, -2, -1))
+
+
 @net(*ENDS, locked(8, "a[0] b[1]", "combined with something that cannot be cut"))
 class SumWithPositions(_Between):
     """Something that depends on the position in the channel dimension."""

@@ -257,3 +257,148 @@ class GatesOneByOne(nn.Module):
         first, _ = self.g(x).split(1, 1)
         x, second = self.a(x), self.g(x)[:, 1:2]
         return self.b(x * first + x.relu() * second)
+
+
+class _Between(nn.Module):
+    """Something that moves positions, between two convolutions; ``b`` reads ``read`` channels."""
+
+    read = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 8), conv(self.read, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.inner(self.a(x)))
+
+    def inner(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+ENDS = (image("a[1]"), result("b[0]"))
+
+
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class Repeated(_Between):
+    """Copies behind one another, of channels and of positions."""
+
+    read = 16
+
+    def inner(self, x: Tensor) -> Tensor:
+        return x.repeat(1, 2, 3, 1)
+
+
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class Tiled(_Between):
+    """The same, with fewer numbers than dims."""
+
+    read = 24
+
+    def inner(self, x: Tensor) -> Tensor:
+        return x.tile((3, 1, 2))
+
+
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class RepeatedAnew(_Between):
+    """Copies along a dimension that was not there."""
+
+    def inner(self, x: Tensor) -> Tensor:
+        return x.repeat(2, 1, 1, 1, 1).sum(0)
+
+
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class ExpandedAnew(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True).expand(3, -1, -1, 8, 8).sum(0)
+
+
+@net(exact(8, "a[0] c[0] c[1] b[1]"), exact(4, "c[0] b[1]"), *ENDS)
+class PaddedUnevenly(_Between):
+    """One channel of zeros before, three after, and positions around them, as many as there are images."""
+
+    read = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = conv(8, 12)
+
+    def inner(self, x: Tensor) -> Tensor:
+        return self.c(x) + F.pad(x, (2, x.shape[0], 0, 0, 1, 3))[..., 2 : -x.shape[0]]
+
+
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class StackedInTurn(_Between):
+    """Copies of a channel come to lie next to it."""
+
+    read = 16
+
+    def inner(self, x: Tensor) -> Tensor:
+        return torch.stack([x, x.relu()], 2).flatten(1, 2)
+
+
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class StackedBehind(_Between):
+    read = 16
+
+    def inner(self, x: Tensor) -> Tensor:
+        return torch.stack([x, x.relu()], -4).flatten(1, 2)
+
+
+@net(*ENDS, exact(4, "a[0] b[1]", blocks=2))
+class ReversedInHalves(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (2, 4)).flip(2).flatten(1, 2)
+
+
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class Turned(_Between):
+    """Dims change places and come back."""
+
+    def inner(self, x: Tensor) -> Tensor:
+        x = x.movedim(1, -1).mT.permute(0, 2, -1, 1)
+        return x.transpose(-3, -1).swapaxes(1, 3)
+
+
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class PooledAndSqueezed(_Between):
+    """Squeezing takes away dims of size 1 alone."""
+
+    def inner(self, x: Tensor) -> Tensor:
+        return x * x.mean((2, 3), keepdim=True).squeeze((1, 2)).squeeze(-1).unsqueeze(-1).unsqueeze(2)
+
+
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class Triangles(_Between):
+    """Of matrices per channel."""
+
+    def inner(self, x: Tensor) -> Tensor:
+        return x.tril(1).triu(-2)
+
+
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class ShuffledPositions(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        return torch.channel_shuffle(x.transpose(1, 2), 4).transpose(1, 2)
+
+
+@net(*ENDS, exact(4, "a[0] b[1]"))
+class ComplexChannels(_Between):
+    """The first half of the channels are real parts, the second imaginary ones: a pair is one channel."""
+
+    def inner(self, x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.unflatten(1, (2, 4)).movedim(1, -1).contiguous())
+        return torch.view_as_real(pairs * 1j).movedim(-1, 1).flatten(1, 2)
+
+
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class ComplexPositions(_Between):
+    def inner(self, x: Tensor) -> Tensor:
+        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))) * 1j).flatten(-2)
+
+
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class RepeatedForEveryChannel(_Between):
+    """There are as many copies as channels stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x) * x.mean(1, keepdim=True).repeat(1, 8, 1, 1))
