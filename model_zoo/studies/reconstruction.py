@@ -280,9 +280,9 @@ def page(results: Results) -> Sequence[str]:
         rows.append([f"{case}, {alike[0]['unit']}", f"{ratio:g}", method, *cells])
     note = (
         "Calibration data are unlabelled, a fifth of them held out; a number is the mean over the seeds of calibration "
-        "data, with the standard deviation where there are several. *cut*: as fxprune.prune leaves it; *norm statistics "
-        "only*: batch norms measured anew on the same data; *refitted*: fxprune.reconstruct, where nothing is trained; "
-        "*tuned*: scales, shifts and biases trained afterwards (tune=)."
+        "data, with the standard deviation where there are several. *cut*: as fxprune.prune leaves it; *norm "
+        "statistics only*: batch norms measured anew on the same data; *refitted*: fxprune.reconstruct, where nothing "
+        "is trained; *tuned*: scales, shifts and biases trained afterwards (tune=)."
     )
     columns = {"case": "---", "MACs": "---:", "method": "---"}
     columns |= dict.fromkeys(("dense", "cut", "norm statistics only", "refitted", "tuned", "seconds"), "---:")
