@@ -19,6 +19,7 @@ STAGES = [
     "io",
     "arguments",
     "options",
+    "ops.refit",
     "ops.table",
     "ops.meta",
     "ops.call",

@@ -48,12 +48,13 @@ if TYPE_CHECKING:
     from fxprune.labels.propagation import Propagation
     from fxprune.ops.call import Call
     from fxprune.ops.convolution import convolve
-    from fxprune.ops.refit import Addition, Contraction, Followed, Product, Statistics, product, sliding
+    from fxprune.ops.refit import Addition, Affine, Contraction, Followed, Product, Statistics, product, sliding
     from fxprune.ops.registry import lookup, register
     from fxprune.ops.table import Op
 
 _HOMES = {
     "Addition": "ops.refit",
+    "Affine": "ops.refit",
     "Call": "ops.call",
     "Contraction": "ops.refit",
     "Factor": "labels.factors",
@@ -74,6 +75,7 @@ _HOMES = {
 }
 __all__ = [
     "Addition",
+    "Affine",
     "Call",
     "Contraction",
     "Factor",

@@ -14,7 +14,7 @@ from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
 from fxprune.ops.masks import normalised
 from fxprune.ops.meta import empty, fits, is_dense, is_plain, like
-from fxprune.ops.refit import NOT_FOLLOWED, Statistics
+from fxprune.ops.refit import NOT_FOLLOWED, Affine, Statistics
 from fxprune.ops.repair import Repair, argument, set_argument
 from fxprune.ops.table import Shape, adder, layer
 
@@ -220,7 +220,7 @@ def _masked_weight_norm(func: Any, on: Tensor, args: Any, kwargs: Any) -> Any:
 # -- the ops -----------------------------------------------------------------------------------------------------------
 
 _SIZES = "a recorded graph calls the function above it"
-_op = adder(__name__, refit="its statistics are those of its input: they follow by themselves")
+_op = adder(__name__, refit=Affine())
 _batch = adder(__name__, label=_batch_norm, mask=_masked_batch_norm, counted="batch_norm", refit=Statistics())
 
 _batch("native_batch_norm", takes="floats of one kind", meta={"default": _meta_batch_norm})
@@ -233,7 +233,7 @@ _op(
 )  # fmt: skip
 _op(
     "_fused_rms_norm", label=_layer_norm, mask=_masked_rms_norm, counted="rms_norm", takes="floats of one kind",
-    repair=_SIZES,
+    repair=_SIZES, refit=Affine(("weight",)),
 )  # fmt: skip
 _op(
     "native_group_norm", label=_group_norm, mask=_masked_group_norm, counted="group_norm", repair=_SIZES,

@@ -10,7 +10,7 @@ from fxprune.labels.factors import Factor, Labels
 from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
-from fxprune.ops.refit import EVERY_POSITION, Addition, Followed
+from fxprune.ops.refit import EVERY_POSITION, Addition, Affine, Followed
 from fxprune.ops.table import Shape, adder, layer
 
 
@@ -57,6 +57,7 @@ _op(
     pointwise=True,
 )  # fmt: skip
 _op("add", refit=Addition())
+_op("mul", refit=Affine(("self", "other")))
 _op("where", "masked_fill", "copy", pointwise=True, takes="anything")
 _op("_to_copy", pointwise=True, takes="anything", moves=True, refit=Followed.COPIED)
 _op("lift_fresh", "lift", pointwise=True, moves=True, refit=Followed.COPIED)

@@ -61,13 +61,29 @@ class Statistics:
     mean: str = "running_mean"
     var: str = "running_var"
     scale: str = "weight"
+    shift: str = "bias"
     eps: str = "eps"
     training: str = "training"
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """The arguments that scale or shift channels."""
+        return self.scale, self.shift
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Scales or shifts channels by its arguments ``vectors``, and there is nothing to solve for: a norm whose
+    statistics are those of its input, a multiplication."""
+
+    vectors: tuple[str, ...] = ("weight", "bias")
 
 
 @dataclass(frozen=True)
 class Addition:
     """Adds two tensors position by position: what one of them lacks, a weight that makes the other can make up for."""
+
+    vectors: tuple[str, ...] = ("self", "other")
 
 
 class Followed(Enum):
@@ -81,7 +97,7 @@ class Followed(Enum):
     MOVED = "moved"
 
 
-Refit = Contraction | Statistics | Addition | Followed | str
+Refit = Contraction | Statistics | Affine | Addition | Followed | str
 
 EVERY_POSITION = "every position by itself: there is nothing to solve for"
 NOT_FOLLOWED = "a weight that comes out of it is left alone"

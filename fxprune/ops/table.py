@@ -77,7 +77,8 @@ class Op:
     For the refit:
 
     - ``refit``: a ``Contraction`` with a weight (``product``, ``sliding``), a norm with measured ``Statistics``, an
-      ``Addition``, or how entries of parameters are ``Followed``. In words, why it is none of these.
+      ``Affine`` map of channels, an ``Addition``, or how entries of parameters are ``Followed``. In words, why it is
+      none of these.
 
     For the recorder:
 

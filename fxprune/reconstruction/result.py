@@ -12,6 +12,8 @@ from fxprune.io.text import table
 _KNOWN = Either(None, Real())
 _LAYER = {"name": str, "op": str, "rows": Whole(), "before": _KNOWN, "after": _KNOWN, "ridge": _KNOWN, "kept": bool,
           "why": str}  # fmt: skip
+_TUNING = {"steps": Whole(), "parameters": Whole(), "before": Real(False), "after": Real(False), "seconds": Real(),
+           "why": str}  # fmt: skip
 FORM = {
     "layers": [_LAYER],
     "output_before": Real(False),
@@ -21,6 +23,7 @@ FORM = {
     "seconds": Real(),
     "not_applicable": str,
     "notes": [str],
+    "tuning": Either(None, _TUNING),
 }  # fmt: skip
 """Of ``Reconstruction.data()``."""
 
@@ -46,12 +49,37 @@ class LayerFit:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """Scales, shifts and biases, trained after the refit.
+
+    ``steps``: how many were taken. ``parameters``: how many tensors were trained. ``before``, ``after``: ``|pruned -
+    dense|^2 / |dense|^2`` of the network's outputs on held-out data; the latter is the best of what was measured on the
+    way. ``why``: the reason why nothing was trained, why it ended early or changed nothing, or "".
+    """
+
+    steps: int
+    parameters: int
+    before: float
+    after: float
+    seconds: float
+    why: str = ""
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        what = f"{self.parameters} scales, shifts and biases tuned for {self.steps} steps"
+        error = f"relative squared error of the outputs {self.before:.3g} -> {self.after:.3g}; {self.seconds:.1f} s"
+        return f"{f'{what}; {error}' if self.parameters else 'nothing tuned'}{self.why and f': {self.why}'}"
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """Weights refitted to the dense network's activations.
 
     ``layers``: in graph order. ``output_before``, ``output_after``: ``|pruned - dense|^2 / |dense|^2`` of the network's
-    outputs on held-out data. ``samples``, ``held_out``: how many were fitted, and how many were not, to judge by.
-    ``not_applicable``: why nothing could be refitted, or "".
+    outputs on held-out data, of what was given and of what came back. ``samples``, ``held_out``: how many were fitted,
+    and how many were not, to judge by. ``not_applicable``: why nothing could be refitted, or "". ``tuning``: what was
+    trained afterwards, None if that was not asked for.
     """
 
     layers: tuple[LayerFit, ...]
@@ -62,6 +90,7 @@ class Reconstruction:
     seconds: float
     not_applicable: str = ""
     notes: tuple[str, ...] = field(default=())
+    tuning: Tuning | None = None
 
     def data(self) -> dict[str, Any]:
         """Its fields, for JSON."""
@@ -71,18 +100,20 @@ class Reconstruction:
     def of_data(cls, data: Mapping[str, Any]) -> Reconstruction:
         """What ``data()`` gave, once it is known to have ``FORM``."""
         layers = tuple(LayerFit(**layer) for layer in data["layers"])
-        return cls(**{**data, "layers": layers, "notes": tuple(data["notes"])})
+        tuning = None if data["tuning"] is None else Tuning(**data["tuning"])
+        return cls(**{**data, "layers": layers, "notes": tuple(data["notes"]), "tuning": tuning})
 
     @property
     def summary(self) -> str:
         """One line."""
+        tuned = "" if self.tuning is None else f"; {self.tuning.summary}"
         if self.not_applicable:
-            return f"not applicable: {self.not_applicable}"
+            return f"not applicable: {self.not_applicable}{tuned}"
         kept = sum(layer.kept for layer in self.layers)
+        fitted = self.output_after if self.tuning is None else self.tuning.before
         return (
             f"{kept} of {len(self.layers)} weights refitted on {self.samples} samples; relative squared error of the "
-            f"outputs on {self.held_out} others {self.output_before:.3g} -> {self.output_after:.3g}; "
-            f"{self.seconds:.1f} s"
+            f"outputs on {self.held_out} others {self.output_before:.3g} -> {fitted:.3g}; {self.seconds:.1f} s{tuned}"
         )
 
     def __str__(self) -> str:

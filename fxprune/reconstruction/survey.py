@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from fxprune.ops.meta import OpMode, tensors_in
-from fxprune.ops.refit import Addition, Contraction, Product, Statistics
+from fxprune.ops.refit import Addition, Affine, Contraction, Product, Statistics
 from fxprune.ops.table import op_name, record_of
 from fxprune.reconstruction.entries import Entries
 from fxprune.reconstruction.lanes import Env, Lane, size_of
@@ -51,7 +51,8 @@ class Facts:
 
     ``odd``: node -> why a contraction in it cannot be solved for. ``sizes``: position -> bytes alive there.
     ``writes``: whether any op writes to an activation. ``same``: nodes that return what they are given. ``adds``: nodes
-    in which something is added.
+    in which something is added. ``vectors``: names of tensors that scale or shift channels: biases, and what norms,
+    multiplications and additions read as such.
     """
 
     calls: dict[Place, Call] = field(default_factory=dict)
@@ -63,6 +64,7 @@ class Facts:
     writes: bool = False
     same: set[str] = field(default_factory=set)
     adds: set[str] = field(default_factory=set)
+    vectors: set[str] = field(default_factory=set)
 
 
 class _Survey(OpMode):
@@ -95,27 +97,36 @@ class _Survey(OpMode):
         if func._schema.is_mutable and not entries.holds(given[0]):
             facts.writes = True
         read: list[Tensor | None] = []
-        known = refit_of(func)
+        known, arguments = refit_of(func), arguments_of(func, args, kwargs)
         if isinstance(known, Contraction):
             place = (self.node, self.counts[0])
             self.counts[0] += 1
-            arguments = arguments_of(func, args, kwargs)
             weights = [name for name in known.operands if entries.made(arguments[name])]
             product = known.read(arguments, outputs[0], weights[0]) if len(weights) == 1 else None
             call = None if product is None else self._call(op_name(func), place, weights[0], product)
             if call is not None and product is not None:
                 facts.calls[place], self.last = call, (place, outputs[0])
                 read = [product.weight, product.bias if call.vector is not None else None]
+            self._scales(None if product is None else product.bias)
         elif isinstance(known, Statistics):
-            self._norm(known, arguments_of(func, args, kwargs), outputs[0])
+            self._norm(known, arguments, outputs[0])
         elif isinstance(known, Addition):
             facts.adds.add(self.node)
+        if isinstance(known, Statistics | Affine | Addition):
+            self._scales(*(arguments.get(name) for name in known.vectors))
         taken = [id(t) for t in read if t is not None]
         for tensor in given:
             if id(tensor) not in taken and entries.holds(tensor):
                 numbers = entries.of(tensor)
                 for name in entries.names_of(numbers.reshape(-1)) if numbers is not None else ():
                     facts.elsewhere.setdefault(name, op_name(func))
+
+    def _scales(self, *vectors: Any) -> None:
+        """Note the parameters among these, which scale or shift channels."""
+        for vector in vectors:
+            numbers = self._entries.of(vector) if isinstance(vector, Tensor) else None
+            if numbers is not None:
+                self._facts.vectors.update(self._entries.names_of(numbers.reshape(-1)))
 
     def _call(self, op: str, place: Place, weight: str, product: Product) -> Call | None:
         numbers = self._entries.of(product.weight)

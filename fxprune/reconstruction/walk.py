@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -47,7 +48,7 @@ class Walk:
     def __init__(self, dense: fx.GraphModule, pruned: fx.GraphModule, pieces: Sequence[Piece], memory: int | None):
         """``memory``: bytes of activations to keep at most; half of what is free if None."""
         self.dense, self.pruned, self._pieces = Lane(dense), Lane(pruned), pieces
-        self._memory = _free(device_of(pruned)) // 2 if memory is None else memory
+        self._memory = room(device_of(pruned)) if memory is None else memory
         first = pieces[0]
         with on_item(first.item):
             self.facts, _ = survey(self.pruned, self.pruned.begin(first.args, first.kwargs))
@@ -96,11 +97,11 @@ class Walk:
                 env = cut.begin(piece.args, piece.kwargs)
                 cut.advance(env, 0, len(cut.nodes))
             lanes = (self.dense, state.dense), (self.pruned, state.pruned), (cut, env)
-            outputs = [[t for t in tensors_of(lane.output(e)) if t.is_floating_point()] for lane, e in lanes]
+            outputs = [floating(lane.output(e)) for lane, e in lanes]
             for y, now, then in zip(*outputs, strict=True):
                 whole += float(y.double().square().sum())
-                after += _square(now, y)
-                before += _square(then, y)
+                after += float(square(now, y))
+                before += float(square(then, y))
             self._states[index] = None
         return before / max(whole, 1e-300), after / max(whole, 1e-300)
 
@@ -127,11 +128,18 @@ class Walk:
         return sum(sizes) * piece.samples / self._pieces[0].samples
 
 
-def _square(now: Tensor, wanted: Tensor) -> float:
-    return float((now.double() - wanted.double()).square().sum())
+def floating(outputs: Any) -> list[Tensor]:
+    """The outputs whose errors count."""
+    return [t for t in tensors_of(outputs) if t.is_floating_point()]
 
 
-def _free(device: torch.device) -> int:
+def square(now: Tensor, wanted: Tensor) -> Tensor:
+    """``|now - wanted|^2``, a scalar in double."""
+    return (now.double() - wanted.double()).square().sum()
+
+
+def room(device: torch.device) -> int:
+    """Half of the bytes that are free."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

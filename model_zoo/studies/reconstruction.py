@@ -1,4 +1,4 @@
-"""Pruned networks refitted without labels or training: what comes back of the dense network's quality.
+"""Pruned networks refitted without labels: what comes back of the dense network's quality.
 
 ``--data``: a folder with ``cifar10`` (``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``), ``weights`` (the checkpoints of
 github akamaster/pytorch_resnet_cifar10, and ``efficientnet-lite0-*.pth`` of the package
@@ -34,6 +34,7 @@ from model_zoo.weights import take_weights
 
 METHODS = ("l2", "taylor", "obs")
 SIGMA = 25 / 255
+QUALITIES = ("dense", "cut", "norms", "refitted", "tuned")
 
 
 @dataclass(frozen=True)
@@ -229,11 +230,11 @@ def worker(options: Options) -> Measure:
         case = CASES[name][0](options.data)
         return case, case.quality(case.model)
 
-    return lambda job: measured(job, *made(job.case))
+    return lambda job: measured(job, *made(job.case), options.tune)
 
 
-def measured(job: Job, case: Case, dense: float) -> Record:
-    """One cut, with norm statistics taken anew, and refitted. ``dense``: quality of the dense network."""
+def measured(job: Job, case: Case, dense: float, steps: int) -> Record:
+    """One cut, with norm statistics taken anew, refitted, and tuned. ``dense``: quality of the dense network."""
     _, method, ratio, seed = job
     record = Record(str(job), {**job._asdict(), "unit": case.unit, "dense": dense})
     inputs = case.calibration(seed)
@@ -260,6 +261,11 @@ def measured(job: Job, case: Case, dense: float) -> Record:
         "samples": told.samples, "held_out": told.held_out,
         "layers": [[layer.name, layer.before, layer.after, layer.ridge, layer.kept] for layer in told.layers],
     }  # fmt: skip
+    if steps:
+        tuned = fxprune.reconstruct(small, case.model, inputs, seed=seed, tune=steps)
+        tuning = tuned.meta["fxprune"].reconstruction.tuning
+        record.seconds["tune"] = round(tuning.seconds, 1)
+        record.figures |= {"tuned": case.quality(tuned), "tuning": [tuning.steps, tuning.before, tuning.after]}
     record.checks["budget"] = over(record)
     return record
 
@@ -269,15 +275,17 @@ def page(results: Results) -> Sequence[str]:
     groups = list(dict.fromkeys((f["case"], f["ratio"], f["method"]) for f in known))
     for case, ratio, method in sorted(groups, key=lambda g: (list(CASES).index(g[0]), -g[1], METHODS.index(g[2]))):
         alike = [f for f in known if (f["case"], f["ratio"], f["method"]) == (case, ratio, method)]
-        cells = [mean_and_deviation([f[key] for f in alike]) for key in ("dense", "cut", "norms", "refitted", "s")]
+        seen = [[f[key] for f in alike if key in f] for key in (*QUALITIES, "s")]
+        cells = [mean_and_deviation(values) if values else "" for values in seen]
         rows.append([f"{case}, {alike[0]['unit']}", f"{ratio:g}", method, *cells])
     note = (
         "Calibration data are unlabelled, a fifth of them held out; a number is the mean over the seeds of calibration "
-        "data, with the standard deviation where there are several. Nothing is trained. *cut*: as fxprune.prune leaves "
-        "it; *norm statistics only*: batch norms measured anew on the same data; *refitted*: fxprune.reconstruct."
+        "data, with the standard deviation where there are several. *cut*: as fxprune.prune leaves it; *norm "
+        "statistics only*: batch norms measured anew on the same data; *refitted*: fxprune.reconstruct, where nothing "
+        "is trained; *tuned*: scales, shifts and biases trained afterwards (tune=)."
     )
     columns = {"case": "---", "MACs": "---:", "method": "---"}
-    columns |= dict.fromkeys(("dense", "cut", "norm statistics only", "refitted", "seconds"), "---:")
+    columns |= dict.fromkeys(("dense", "cut", "norm statistics only", "refitted", "tuned", "seconds"), "---:")
     return [note, table(columns, rows), results.image("quality by MACs")]
 
 
@@ -313,7 +321,7 @@ COLOURS = {"l2": "#0b62b5", "taylor": "#c2570c", "obs": "#1a7f37"}
 
 
 def _told(record: Record) -> str:
-    found = ", ".join(f"{key} {record.figures[key]:.2f}" for key in ("dense", "cut", "norms", "refitted"))
+    found = ", ".join(f"{key} {record.figures[key]:.2f}" for key in QUALITIES if key in record.figures)
     return f"{record.name}: {found} {record.figures['unit']}, {sum(record.seconds.values()):.0f} s"
 
 
@@ -322,6 +330,7 @@ def _options(add: Add) -> None:
     add("--case", nargs="+", choices=CASES, default=[*CASES])
     add("--method", nargs="+", choices=METHODS, default=[*METHODS])
     add("--ratio", nargs="+", type=float, help="instead of the case's own")
+    add("--tune", type=int, default=400, metavar="N", help="steps of tuning after the refit; 0: none")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration data")
 
 

@@ -16,7 +16,7 @@ from fxprune import ops
 from fxprune.labels.factors import Factor
 from fxprune.labels.propagation import Propagation, set_labels
 from fxprune.labels.run import Labelling
-from fxprune.ops.refit import Addition, Contraction, Followed, Statistics
+from fxprune.ops.refit import Addition, Affine, Contraction, Followed, Statistics
 from fxprune.ops.table import KINDS, OPS, Op, load
 from fxprune.reconstruction.survey import arguments_of
 
@@ -85,11 +85,13 @@ def test_every_op_says_what_it_is_for_the_refit(op: Op) -> None:
     if op.label is None and not op.reads_values:  # what it is made of says so
         assert op.refit is None
         return
-    assert isinstance(op.refit, Contraction | Statistics | Addition | Followed) or op.refit
+    assert isinstance(op.refit, Contraction | Statistics | Affine | Addition | Followed) or op.refit
     assert op.moves or not isinstance(op.refit, Followed)
     named = {
         Contraction: lambda known: {*known.operands},
-        Statistics: lambda known: {known.input, known.mean, known.var, known.scale, known.eps},
+        Statistics: lambda known: {known.input, known.mean, known.var, *known.vectors, known.eps},
+        Affine: lambda known: {*known.vectors},
+        Addition: lambda known: {*known.vectors},
     }.get(type(op.refit), lambda known: set())(op.refit)
     assert not named or any(named <= {a.name for a in f._schema.arguments} for f in overloads(op))
 

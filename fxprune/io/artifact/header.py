@@ -133,7 +133,9 @@ def parsed(text: str | bytes, path: Path, **more: Any) -> Artifact:
                 f"{str(path)!r} has format {data.get('format')!r}; fxprune {__version__} reads {_FORMAT}."
             )
         data.setdefault("budget", None)  # version 0.1 did not write these
-        data.setdefault("reconstruction", None)
+        told = data.setdefault("reconstruction", None)
+        if isinstance(told, dict):
+            told.setdefault("tuning", None)
         check(data, {**_FORM, **more})
     except FormError as error:
         raise ArtifactError(
