@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -129,6 +130,16 @@ def begin(path: Path, command: str, layout: Layout = LINES, **others: Any) -> No
     path.write_text((_document(head, layout, []) if layout.document else json.dumps(head)) + "\n")
 
 
+def go_on(path: Path, command: str, layout: Layout = LINES) -> None:
+    """Say in a result file that what follows was measured later, and with what else."""
+    if layout.document:
+        return
+    known = json.loads(path.read_text().partition("\n")[0])
+    now = header(command)
+    with path.open("a") as file:
+        file.write(json.dumps({key: now[key] for key in now if key == "date" or now[key] != known.get(key)}) + "\n")
+
+
 def append(path: Path, record: Record, layout: Layout = LINES) -> None:
     """One record more."""
     if layout.document:
@@ -145,12 +156,16 @@ def _document(head: dict[str, Any], layout: Layout, records: Iterable[Record]) -
 
 
 def read(path: Path, layout: Layout = LINES) -> tuple[dict[str, Any], dict[str, Record]]:
-    """The header and the last record of every case."""
+    """The header, with the dates of every time that it was gone on with, and the last record of every case."""
     if layout.document:
         head = json.loads(path.read_text())
         entries = head.pop(layout.document)
     else:
         head, *entries = (json.loads(line) for line in path.read_text().splitlines())
+        if not layout.named_by:
+            for later in (entry for entry in entries if "name" not in entry):
+                given = {k: v for k, v in later.items() if k != "command"}
+                head |= {key: f"{head[key]}, {value}" if key in head else value for key, value in given.items()}
     records = (layout.record(entry) for entry in entries if "name" in entry or layout.named_by)
     return head, {record.name: record for record in records}
 
@@ -182,6 +197,11 @@ def heading(head: Mapping[str, Any]) -> list[str]:
     """The first paragraphs of a page: the command, and what it was run with."""
     shown = (f"{key} {value}" for key, value in head.items() if key != "command" and not isinstance(value, dict))
     return [f"# {head['command']}", ", ".join(shown)]
+
+
+def days(head: Mapping[str, Any]) -> str:
+    """When the results of this header were measured."""
+    return " and ".join(dict.fromkeys(re.findall(r"\d{4}-\d\d-\d\d", head["date"])))
 
 
 def bullets(lines: Iterable[str]) -> str:

@@ -29,10 +29,15 @@ from typing import IO, Any
 import torch
 
 from model_zoo.pictures import TimeUpError
-from model_zoo.records import Record, Results, append, begin, heading, read
+from model_zoo.records import Record, Results, append, begin, go_on, heading, read
 from model_zoo.study import Options, Study, found_in, load
 
-UNTOLD = ("resume", "minutes", "threads")  # what results do not depend on, as on paths, or the header says itself
+UNTOLD = (
+    "resume",
+    "again",
+    "minutes",
+    "threads",
+)  # what results do not depend on, as on paths, or the header says itself
 GRACE = 30.0  # seconds after the time is up in which processes must have stopped by themselves
 SHOWN = 30  # names of cases in an error
 
@@ -63,11 +68,13 @@ def execute(study: Study, options: Options, parser: argparse.ArgumentParser) -> 
     options.threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
     cases = chosen(study, options, parser)
     with _quiet(options.threads):
-        if not (options.resume and options.out.exists()):
+        if (options.resume or options.again) and options.out.exists():
+            go_on(options.out, _command(study, options, parser), study.layout)
+        else:
             begin(options.out, _command(study, options, parser), study.layout, **study.head(options))
             study.anew(options)
         records = read(options.out, study.layout)[1]
-        done = {name for name, record in records.items() if study.finished(record)}
+        done = {name for name, record in records.items() if study.finished(record) and not options.again}
         try:
             for record in run(study, cases, done, options):
                 records[record.name] = record
@@ -137,6 +144,7 @@ def _declare(parser: argparse.ArgumentParser, study: Study) -> None:
     add("cases", nargs="*", metavar="CASE", help="names or patterns (default: all)")
     add("--out", type=Path, default=study.out, metavar="FILE", help="the result file; only grows")
     add("--resume", action="store_true", help="keep the file, run what is not finished in it")
+    add("--again", action="store_true", help="keep the file, measure the cases again: of each the last line counts")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="every Nth case, from the Ith")
     add("--minutes", type=float, help="stop by then")
     add("--threads", type=int, default=study.threads, help=f"of a case (default: {study.threads or 'the cores'})")

@@ -34,7 +34,7 @@ from fxprune import cli, methods
 from fxprune.methods import registry
 from fxprune.ops import __main__ as ops
 from fxprune.ops.table import KINDS
-from model_zoo.records import RESULTS, read
+from model_zoo.records import RESULTS, days, read
 from model_zoo.studies import benchmark, latency
 from model_zoo.studies.coverage import LISTS, networks_table, summary
 
@@ -112,9 +112,9 @@ def figures() -> str:
             rows.append(f"| {name} | {ratio:.1%} | – | {dense:.1f} → {pruned:.1f} |")
     first = next(iter(latencies.values())).figures
     threads = f"{first['threads']} thread of onnxruntime {first['onnxruntime_version']}, batch size 1"
-    note = f"milliseconds: {first['provider']}, {threads}, {timed['cpu']}, random weights, {timed['date'][:10]}"
+    note = f"milliseconds: {first['provider']}, {threads}, {timed['cpu']}, random weights, {days(timed)}"
     seeds = "accuracy: scikit-learn's digits with noise, means of several seeds"
-    return "\n".join([*rows, "", f'(`method="l2"`, defaults; {note}; {seeds}, {trained["date"][:10]}.)'])
+    return "\n".join([*rows, "", f'(`method="l2"`, defaults; {note}; {seeds}, {days(trained)}.)'])
 
 
 def results() -> str:
@@ -122,7 +122,7 @@ def results() -> str:
     head, records = read(RESULTS / "coverage.jsonl")
     versions = ", ".join(f"{name} {head[name]}" for name in ("torch", "torchvision", "timm", "onnxruntime-gpu"))
     machine = f"{head['cpu']}, {head['cores']} cores, threads: {head['threads']}"
-    note = f"({head['date'][:10]}; {versions}, Python {head['python']}; {machine}.)"
+    note = f"({days(head)}; {versions}, Python {head['python']}; {machine}.)"
     return f"{networks_table(records.values())}\n\n{note}"
 
 
@@ -131,16 +131,14 @@ def latencies() -> str:
     head, records = read(RESULTS / "latency.jsonl")
     first = next(iter(records.values())).figures
     threads = f"{first['threads']} thread of onnxruntime {first['onnxruntime_version']}"
-    return f"{latency.latencies(records)}\n\n({head['date'][:10]}; {head['cpu']}, {first['provider']}, {threads}.)"
+    return f"{latency.latencies(records)}\n\n({days(head)}; {head['cpu']}, {first['provider']}, {threads}.)"
 
 
 def speed() -> str:
     """Seconds of fxprune and Torch-Pruning, and what they were measured with."""
     head, records = read(RESULTS / "benchmark.jsonl")
     versions = f"torch {head['torch']}, timm {head['timm']}, Torch-Pruning {head['torch-pruning']}"
-    return (
-        f"{benchmark.short_table([*records.values()])}\n\n({head['date'][:10]}; {versions}; {head['cpu']}, 1 thread.)"
-    )
+    return f"{benchmark.short_table([*records.values()])}\n\n({days(head)}; {versions}; {head['cpu']}, 1 thread.)"
 
 
 LIBRARIES = {
@@ -160,9 +158,7 @@ def libraries() -> str:
             missing = [spec for spec in LISTS[name.removesuffix("-heads")]() if spec not in records]
             found = [f"Not run yet: {len(missing)} of {len(missing) + len(records)}."] if missing else []
             lines = "\n".join(f"  - {line}" for line in [*found, *summary(records.values())])
-            parts.append(
-                f"- [{what}](../model_zoo/results/{name}.md) (`{head['command']}`, {head['date'][:10]}):\n{lines}"
-            )
+            parts.append(f"- [{what}](../model_zoo/results/{name}.md) (`{head['command']}`, {days(head)}):\n{lines}")
     return "\n".join(parts)
 
 

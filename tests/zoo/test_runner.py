@@ -82,6 +82,10 @@ def test_what_is_not_finished_is_run_again(tmp_path: Path, capsys: pytest.Captur
     assert run(out, "2", "3", "4", "--resume") == ["3", "4"]
     assert out.read_text().splitlines()[:3] == lines, "it only grows"
     assert capsys.readouterr().err == "2 of 3 cases are finished\n"
+    assert run(out, "2", "4", "--again") == ["2", "4"]
+    head, records = read(out)
+    assert head["date"].count("UTC") == 3, "every time that it was gone on with is in the file"
+    assert [*records] == ["2", "3", "4"]
     assert run(out, "2") == ["2"], "without --resume it begins anew"
     assert len(out.read_text().splitlines()) == 2
 
