@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
 import time
 from collections import defaultdict
@@ -119,6 +120,38 @@ class Dense:
         return replace(self, module=module, args=args, kwargs=kwargs)
 
 
+_paused: list[bool] = []  # for every ``uncollected`` under way: was the search on before?
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's search for cycles, which would walk through all that is alive whenever much is made.
+
+    What has no cycle is freed at once as ever; the rest is found afterwards.
+    """
+    _paused.append(gc.isenabled())
+    gc.disable()
+    try:
+        yield
+    finally:
+        if _paused.pop():
+            gc.enable()
+
+
+@contextmanager
+def collected() -> Iterator[None]:
+    """The search goes on inside, for what takes long, runs the user's code or makes copies of weights."""
+    before = gc.isenabled()
+    if any(_paused):
+        gc.enable()
+    try:
+        yield
+    finally:
+        if not before:
+            gc.disable()
+
+
+@uncollected()
 @torch.inference_mode(False)
 def record_and_analyse(
     model: nn.Module, args: Any, kwargs: Any, attention: Attention, ignore: Sequence[str], stages: Stages,
@@ -132,7 +165,7 @@ def record_and_analyse(
     with stages("recording"):
         module, runs = recorded(model, args, kwargs)
     if verify and not any(p.is_meta for p in module.parameters()):
-        with stages("probing"):
+        with stages("probing"), collected():
             proven, proof = prove(model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs)
         if proven is not module:
             module, runs = proven, SizeRuns(proven, args, kwargs)
@@ -153,6 +186,7 @@ def recorded(
     return module, runs
 
 
+@uncollected()
 @torch.inference_mode(False)
 def compress(
     dense: Dense, scores: Sequence[Scores | None], options: Cut, method: str, notes: Sequence[str] = ()
@@ -312,7 +346,7 @@ def _finish(
     plan = PruningPlan.of(graph, keep)
     agreement = None
     if options.verify and not options.consume and not dense.on_meta:
-        with dense.stages("verifying"):
+        with dense.stages("verifying"), collected():
             inputs = _oracle_inputs(dense)
             try:
                 agreement = _compared(dense, pruned, graph, plan, keep, inputs, notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from fxprune.groups.cost import Keep
 from fxprune.methods import Criterion, Learner, ModelState, Outcome, needs_of, score_groups
 from fxprune.methods.state import Measured, Scores
 from fxprune.options import Keywords
-from fxprune.pipeline import Cut, Dense, Stages, choose, compress, record_and_analyse
+from fxprune.pipeline import Cut, Dense, Stages, choose, collected, compress, record_and_analyse, uncollected
 from fxprune.reconstruction import measure_reads, pieces_of
 from fxprune.recording.checks import checked_inputs
 from fxprune.recording.inputs import describe_inputs, device_of
@@ -26,6 +27,7 @@ from fxprune.training.distributed import from_first
 from fxprune.verification import zero_slices
 
 
+@uncollected()
 def pruned(
     model: nn.Module,
     args: Any,
@@ -42,9 +44,11 @@ def pruned(
     """
     verify = request.cut.verify
     dense = record_and_analyse(model, args, kwargs, request.attention, request.ignore, stages, verify=verify)
-    cut, finish = _timed(dense, request)
-    scores = _scores(dense, replace(request, cut=cut), keywords, steps)
-    return dense, finish(dense, scores, cut, request.name)
+    measures = request.latency is not None or keywords.data is not None or steps > 1
+    with collected() if measures else nullcontext():
+        cut, finish = _timed(dense, request)
+        scores = _scores(dense, replace(request, cut=cut), keywords, steps)
+        return dense, finish(dense, scores, cut, request.name)
 
 
 def attached(

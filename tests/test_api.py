@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import subprocess
@@ -76,6 +77,27 @@ def test_what_a_model_counts_stays_as_it_was(verify: bool) -> None:
     assert all(torch.equal(pruned.get_buffer(name), value) for name, value in counts.items())
     pruned(image())
     assert int(pruned.calls) == int(counts["calls"]) + 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_stays_as_it_was(enabled: bool) -> None:
+    """It pauses while graphs are made, and looks on while the model is run to compare."""
+    seen: list[bool] = []
+
+    class Watching(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(gc.isenabled())
+            return super().forward(x)
+
+    model, before = make(Watching), gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        prune(model)
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert seen[0] is False
+    assert seen[-1] is enabled
 
 
 def test_the_random_state_stays_as_it_was() -> None:
