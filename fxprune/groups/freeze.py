@@ -131,12 +131,16 @@ class _Numbers:
 
     def __init__(self, of_atom: Ids):
         self.of_atom = of_atom
-        self._labels: dict[tuple[int, int], Factor | None] = {}  # by identity: tensors share factors
+        self._known: dict[int, tuple[Ids, Ids, bool]] = {}  # by identity: many tensors share their factors
+        self._labels: dict[tuple[int, int], Factor | None] = {}
 
     def ids(self, ids: Ids) -> tuple[Ids, bool]:
         """Atoms as numbers, compact, and whether these are several channels and nothing else."""
-        result = compact(self.of_atom[ids])
-        return result, result.size > 1 and result.item(result.argmin()) >= 0
+        known = self._known.get(id(ids))
+        if known is None:
+            result = compact(self.of_atom[ids])
+            known = self._known[id(ids)] = ids, result, result.size > 1 and result.item(result.argmin()) >= 0
+        return known[1:]
 
     def labels(self, labels: Labels) -> Labels:
         """The factors that are several channels."""

@@ -17,7 +17,7 @@ from fxprune.labels.factors import pruned
 from fxprune.labels.parameters import label_parameter
 from fxprune.labels.propagation import Propagation, set_labels
 from fxprune.labels.run import Settings, Watch, propagate
-from fxprune.recording import clone_modules, evaluated, named_tensors, replace_tensors
+from fxprune.recording import clone_modules, evaluated, named_tensors, put_in_eval_mode, replace_tensors
 
 
 def placeholder_values(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -47,7 +47,7 @@ class ValueInterpreter(fx.Interpreter):
 def labelled_shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[nn.Module, list[tuple[Tensor, Parameter]]]:
     """Its modules over labelled meta tensors; integers stay real. Also returns each tensor with its description."""
     shadow = clone_modules(graph_module)
-    shadow.eval()
+    put_in_eval_mode(shadow)
     names: dict[int, list[str]] = defaultdict(list)
     for name, tensor in named_tensors(shadow).items():
         names[id(tensor)].append(name)

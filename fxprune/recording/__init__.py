@@ -23,6 +23,7 @@ from fxprune.recording.module import (
     evaluated,
     named_modules,
     named_tensors,
+    put_in_eval_mode,
     replace_tensors,
 )
 from fxprune.recording.options import Options
@@ -41,6 +42,7 @@ __all__ = [
     "evaluated",
     "named_modules",
     "named_tensors",
+    "put_in_eval_mode",
     "raised_at",
     "record",
     "recorded",

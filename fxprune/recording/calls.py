@@ -6,6 +6,7 @@ Python reaches tensors through methods, properties, reflected dunders and builti
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -151,6 +152,7 @@ def is_method(function: Any) -> bool:
     )
 
 
+@functools.lru_cache(maxsize=4096)
 def _nameable(function: Any) -> bool:
     """Whether generated code that spells the function's qualified name gets this very function."""
     if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)) or not _is_from_torch(function):

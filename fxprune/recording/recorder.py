@@ -11,7 +11,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from fxprune.recording.copies import Copier, forget
 from fxprune.recording.decisions import LAYOUT, Decisions
 from fxprune.recording.leaves import is_leaf, is_only_torch
 from fxprune.recording.modes import DispatchMode, FunctionMode, Unrecorded
-from fxprune.recording.module import TrainingFlag
+from fxprune.recording.module import TrainingFlag, have_their_own_modes
 from fxprune.recording.options import Options
 from fxprune.recording.parts import Parts
 from fxprune.recording.placing import Placing
@@ -160,11 +160,16 @@ class Recorder:
 
     def _put_in_eval_mode(self) -> None:
         """Through train mode, so that models which drop their caches in ``train()`` do."""
-        with self._function_mode.paused.lifted():
-            self.model.train(True)
-            self.model.eval()
+        modules = self.parts.modules.values()
+        if have_their_own_modes(modules):
+            with self._function_mode.paused.lifted():
+                self.model.train(True)
+                self.model.eval()
+        else:
+            for module in modules:
+                module.__dict__["training"] = False
         if self.options.clear_caches:
-            for cache in state.cached_tensor_dicts(self.parts.modules.values()):
+            for cache in state.cached_tensor_dicts(modules):
                 cache.clear()
         for path, name in self.options.cleared:
             unset(self.parts.modules[path], name)
@@ -413,6 +418,7 @@ class _NotTensorsError(Exception):
     """A leaf module returned something that a graph cannot take apart."""
 
 
+@lru_cache(maxsize=4096)
 def _gives_a_value(func: Any) -> bool:
     """Does the op give Python a number that a tensor holds?"""
     return torch.Tag.data_dependent_output in func.tags and not any(

@@ -231,7 +231,10 @@ class GraphWriter:
     def create(self, call: Call, instead: dict[int, Node] | None = None) -> Node:
         args = self.argument(call.args, instead)
         kwargs = self.argument(call.kwargs, instead) if call.kwargs else {}
-        node = self.graph.create_node(call.op, call.target, args, kwargs)
+        node = self.graph.create_node(call.op, call.target)
+        node.args = args  # passed above, every one is looked through for what never is among them
+        if kwargs:
+            node.kwargs = kwargs
         self.describe(node, None)
         return node
 

@@ -79,7 +79,7 @@ def _merged(roots: Any, locked: Any) -> set[int]:
 
 
 class _Comparison:
-    """The promise against what the new graph carries."""
+    """The promise against what the new graph carries. Tensors share their factors: each pair is compared once."""
 
     def __init__(self, graph: ChannelGraph, keep: Keep, roots: Ids, merged: set[int]):
         self._graph, self._keep, self._roots = graph, keep, roots
@@ -87,6 +87,8 @@ class _Comparison:
         # the one channel left of a group has no label where it is alone along a dimension, nor beside others after that
         left = np.bincount(graph.group_of[keep], minlength=len(graph.groups))
         self._sole = left[graph.group_of] == 1
+        self._promises: dict[tuple[int, ...], tuple[dict[int, int], Labels, str]] = {}
+        self._texts: dict[tuple[int, int], str] = {}
 
     def difference(self, expected: Any, found: Any) -> str:
         """What differs, or ''. Dimensions whose channels all stay need no comparison beyond their size."""
@@ -108,24 +110,29 @@ class _Comparison:
                     if self._sole[factor.ids].all():
                         continue
                     return f"no channels along dim {factor.dim}"
-                text = self._order(factor, carried[factor.dim])
-                if text:
-                    return text
+                pair = (id(factor), id(carried[factor.dim]))
+                if pair not in self._texts:
+                    self._texts[pair] = self._order(factor, carried[factor.dim])
+                if self._texts[pair]:
+                    return self._texts[pair]
         return ""
 
     def _promised(self, want: TensorLabels) -> tuple[dict[int, int], Labels, str]:
         """Of a dense tensor: the new sizes of dims, the factors whose order counts, and what is wrong with them."""
-        sizes = cut_sizes(want.shape, want.labels, self._keep)
-        try:
-            left, text = pruned(want.labels, self._keep), ""
-        except ValueError as error:
-            left, text = (), str(error)
-        if any(np.isin(f.ids, self._merged).any() for f in left if len(self._merged)):
-            text = _MEET
-        # blocks of one channel each: they lie along the dimension of the blocks, as far as a tensor shows
-        shown = [f.settled() if f.ids.shape[f.dim] == 1 else f for f in left]
-        counted = tuple(f for f in shown if not self._has_no_order(f))
-        return {f.dim: sizes[f.dim] for f in want.labels}, counted, text
+        key = tuple(map(id, want.labels))  # the graph keeps them alive
+        if key not in self._promises:
+            sizes = cut_sizes(want.shape, want.labels, self._keep)
+            try:
+                left, text = pruned(want.labels, self._keep), ""
+            except ValueError as error:
+                left, text = (), str(error)
+            if any(np.isin(f.ids, self._merged).any() for f in left if len(self._merged)):
+                text = _MEET
+            # blocks of one channel each: they lie along the dimension of the blocks, as far as a tensor shows
+            shown = [f.settled() if f.ids.shape[f.dim] == 1 else f for f in left]
+            counted = tuple(f for f in shown if not self._has_no_order(f))
+            self._promises[key] = ({f.dim: sizes[f.dim] for f in want.labels}, counted, text)
+        return self._promises[key]
 
     def _has_no_order(self, factor: Factor) -> bool:
         """All its channels stay, or it is one channel, however many positions that fills."""

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fxprune.groups import ValueInterpreter, placeholder_values
 from fxprune.ops.meta import MetaKernels, OpMode, tensors_in
-from fxprune.recording import clone_modules, replace_tensors
+from fxprune.recording import clone_modules, put_in_eval_mode, replace_tensors
 from fxprune.recording.guards import NUMBER, holds, is_guard
 from fxprune.recording.inputs import map_tensors, tensors_of
 from fxprune.recording.randomness import drawn, draws
@@ -111,7 +111,7 @@ def run_on_meta(
     ``example``: the run with the sizes that the graph was recorded with; without it no ``is_fixed`` is found.
     """
     shadow = clone_modules(graph_module)
-    shadow.eval()
+    put_in_eval_mode(shadow)
     replace_tensors(shadow, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"))
     run = _Sized(shadow, graph_module.graph)
     values = placeholder_values(graph_module, args, kwargs)
