@@ -131,13 +131,14 @@ def begin(path: Path, command: str, layout: Layout = LINES, **others: Any) -> No
 
 
 def go_on(path: Path, command: str, layout: Layout = LINES) -> None:
-    """Say in a result file that what follows was measured later, and with what else."""
+    """Say in a result file that what follows was measured on another day or with something else, if that is so."""
     if layout.document:
         return
-    known = json.loads(path.read_text().partition("\n")[0])
-    now = header(command)
-    with path.open("a") as file:
-        file.write(json.dumps({key: now[key] for key in now if key == "date" or now[key] != known.get(key)}) + "\n")
+    first, now = json.loads(path.read_text().partition("\n")[0]), header(command)
+    others = {key: value for key, value in now.items() if key not in ("command", "date") and value != first.get(key)}
+    if others or now["date"][:10] != first["date"][:10]:
+        with path.open("a") as file:
+            file.write(json.dumps({"date": now["date"], **others}) + "\n")
 
 
 def append(path: Path, record: Record, layout: Layout = LINES) -> None:
@@ -164,7 +165,7 @@ def read(path: Path, layout: Layout = LINES) -> tuple[dict[str, Any], dict[str, 
         head, *entries = (json.loads(line) for line in path.read_text().splitlines())
         if not layout.named_by:
             for later in (entry for entry in entries if "name" not in entry):
-                given = {k: v for k, v in later.items() if k != "command"}
+                given = {key: value for key, value in later.items() if key != "command"}
                 head |= {key: f"{head[key]}, {value}" if key in head else value for key, value in given.items()}
     records = (layout.record(entry) for entry in entries if "name" in entry or layout.named_by)
     return head, {record.name: record for record in records}
