@@ -25,10 +25,10 @@ from fxprune.groups.cost import Keep
 from fxprune.labels.classes import Reason
 from fxprune.labels.records import Attention, TensorLabels, channels_of
 from fxprune.methods.state import Scores
-from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of, make_inputs, map_tensors, tensors_of
+from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of, map_tensors
 from fxprune.reports.graph import group_rows, rows
 from fxprune.reports.report import Report
-from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check_rewrite, draft, run_on_meta
+from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check_rewrite, draft
 from fxprune.selection.budget import Budget, Scope, Selection, remaining, select
 from fxprune.selection.plan import PruningPlan
 from fxprune.verification import Agreement, Inputs, ReplayError, mask_oracle
@@ -103,13 +103,8 @@ class Dense:
         return any(p.is_meta for p in self.module.parameters())
 
     @cached_property
-    def other_batch(self) -> Inputs:
-        """Inputs like the example, with another batch size."""
-        return _other_batch(self.args, self.kwargs)
-
-    @cached_property
     def other_run(self) -> MetaRun:
-        """The run on them, without data."""
+        """The run with another batch size, without data."""
         return self.runs.other_batch()
 
     def trained(self, values: Mapping[str, torch.Tensor]) -> Dense:
@@ -304,7 +299,7 @@ def _rewrite(dense: Dense, graph: ChannelGraph, keep: Keep) -> tuple[Draft | Non
         return None, (_culprits(module, graph, mismatch.node, mismatch.channels), Reason(text, mismatch.source))
     other = with_numbers or any(REPAIRED in n.meta for n in pruned.graph.nodes)
     if other and dense.other_run.failed is None:
-        pruned_run = run_on_meta(pruned, *dense.other_batch)
+        pruned_run = dense.runs.other_batch(pruned)
         if pruned_run.failed is not None or pruned_run.shapes != dense.other_run.shapes:
             node = pruned_run.failed or next(n for n in pruned.graph.nodes if n.op == "output")
             reason = Reason("the rewritten graph fails with another batch size", str(node.meta.get("source", "")))
@@ -329,15 +324,6 @@ def _culprits(module: fx.GraphModule, graph: ChannelGraph, name: str, channels: 
         level = [n for node in level for n in node.all_input_nodes if n not in seen]
         seen.update(level)
     return free
-
-
-def _other_batch(args: Any, kwargs: Any) -> Inputs:
-    """Fresh inputs like the example, with another batch size."""
-    record = describe_inputs(args, kwargs)
-    first = next((t for t in tensors_of((args, kwargs)) if t.ndim), None)
-    batch = 2 if first is None or first.shape[0] != 2 else 3
-    device = first.device if first is not None else torch.device("cpu")
-    return make_inputs(record, device, batch=batch)
 
 
 def _finish(

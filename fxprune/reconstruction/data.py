@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fxprune.errors import FxpruneError, InputError
-from fxprune.recording.inputs import map_leaves, tensors_of
+from fxprune.recording.inputs import map_leaves, map_tensors, tensors_of
 from fxprune.training.batches import does_not_run
 
 _PIECE = 32  # samples
@@ -89,7 +89,7 @@ def on_item(number: int) -> Iterator[None]:
 
 def _piece(item: Any, number: int, record: Mapping[str, Any] | None, device: torch.device) -> Piece:
     inputs = _inputs_of(item, number, record)
-    inputs = map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
+    inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
     tensors = tensors_of(inputs)
     if not tensors:
         raise InputError(f"Item {number} of data= holds no tensor.")

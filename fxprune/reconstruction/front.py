@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxprune.errors import InputError, ModelError, check_count, is_real
 from fxprune.pipeline import recorded
@@ -18,7 +18,7 @@ from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.reconstruction.tune import tune as tuned
 from fxprune.recording import evaluated
 from fxprune.recording.checks import check_model
-from fxprune.recording.inputs import RECORD_KEY, device_of, like_parameters, make_inputs, map_leaves
+from fxprune.recording.inputs import RECORD_KEY, device_of, like_parameters, make_inputs, map_tensors
 from fxprune.reports.report import Report, pruned_part
 from fxprune.rewriting.into import check_same
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts
@@ -144,12 +144,12 @@ def _inside(model: nn.Module, part: nn.Module, pieces: Sequence[Piece]) -> list[
     current: list[Piece] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = map_leaves(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, (args, kwargs))
+        given = map_tensors(lambda tensor: tensor.detach().clone(), (args, kwargs))
         found.append(replace(current[0], args=given[0], kwargs=given[1]))
 
     hook = part.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        with evaluated(model), torch.no_grad():
+        with evaluated(model):
             for piece in pieces:
                 current[:] = [piece]
                 with on_item(piece.item):

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fxprune.groups import ValueInterpreter, placeholder_values
 from fxprune.recording.guards import is_guard
-from fxprune.recording.inputs import map_leaves, tensors_of
+from fxprune.recording.inputs import map_tensors, tensors_of
 
 Env = dict[fx.Node, Any]
 
@@ -46,7 +46,7 @@ class Lane:
     def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Env:
         """The values before the first node. Tensors are copies, which the graph may write to."""
         nodes = [n for n in self.module.graph.nodes if n.op == "placeholder"]
-        args, kwargs = map_leaves(lambda v: v.clone() if isinstance(v, Tensor) else v, (tuple(args), dict(kwargs)))
+        args, kwargs = map_tensors(Tensor.clone, (tuple(args), dict(kwargs)))
         return dict(zip(nodes, placeholder_values(self.module, args, kwargs), strict=True))
 
     def advance(

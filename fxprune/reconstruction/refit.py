@@ -251,7 +251,7 @@ def refit(
     """
     start = time.perf_counter()
     working = copy.deepcopy(pruned).eval()
-    with evaluated(dense), torch.no_grad():
+    with evaluated(dense):
         run = _Run(dense, working, pieces, cuts, ridge, memory, seed)
         run.run()
         reference = copy.deepcopy(pruned).eval()

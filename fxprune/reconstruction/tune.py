@@ -23,7 +23,7 @@ from fxprune.reconstruction.result import Tuning
 from fxprune.reconstruction.survey import survey
 from fxprune.reconstruction.walk import floating, room, square
 from fxprune.recording import evaluated
-from fxprune.recording.inputs import device_of, map_leaves
+from fxprune.recording.inputs import device_of, map_tensors
 
 _RATE = 0.003  # of Adam, at the first step
 _LOOKS = 10  # at the held-out data
@@ -53,7 +53,7 @@ def tune(
     """
     start = time.perf_counter()
     working = copy.deepcopy(fitted).eval().requires_grad_(False)
-    with evaluated(dense), torch.no_grad():
+    with evaluated(dense):
         aim = _Aim(dense, pieces, room(device_of(fitted)) if memory is None else memory)
         vectors = _vectors(working, pieces[0])
         taken, before, after, kept, why = _train(aim, working, vectors, steps, seed)
@@ -97,7 +97,7 @@ class _Aim:
 
 def _outputs(module: nn.Module, piece: Piece, values: Mapping[str, Tensor] | None = None) -> list[Tensor]:
     """``values``: instead of the module's own."""
-    given: Any = map_leaves(lambda v: v.clone() if isinstance(v, Tensor) else v, (piece.args, piece.kwargs))
+    given: Any = map_tensors(Tensor.clone, (piece.args, piece.kwargs))
     with on_item(piece.item):
         return floating(functional_call(module, dict(values or {}), *given))
 

@@ -8,7 +8,7 @@ survives copying, saving, compiling and exporting.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +144,7 @@ class Evidence:
         return all(numbers[name] == recorded[name] for numbers in runs for name in names if name in numbers)
 
 
-def settle(graph: fx.Graph, recorded: Mapping[str, Any], evidence: Sequence[Evidence]) -> None:
+def settle(graph: fx.Graph, recorded: Mapping[str, Any], evidence: Iterable[Evidence]) -> None:
     """Drop the guards on sizes that no input decides: neither what they compare differs, nor what that comes from.
 
     A remainder or a comparison may well be the same at all sizes that are tried, and another at the next.
@@ -152,15 +152,20 @@ def settle(graph: fx.Graph, recorded: Mapping[str, Any], evidence: Sequence[Evid
     Args:
         graph: with its guards; is changed.
         recorded: node name -> its number, on the example inputs; of a guard what it compares.
-        evidence: the same on inputs of other sizes, for each that may vary.
+        evidence: the same on inputs of other sizes, for each that may vary; taken until it speaks against all guards.
     """
-    for node in guards_of(graph):
-        sources = _sources(node)
-        if sources is None:
-            continue
-        names = [node.name, *(source.name for source in sources)]
-        if recorded.keys() >= set(names) and all(each.clears(names, recorded) for each in evidence):
-            erase(graph, node)
+    names: dict[fx.Node, list[str]] = {}
+    for guard in guards_of(graph):
+        sources = _sources(guard)
+        if sources is not None:
+            names[guard] = [guard.name, *(node.name for node in sources)]
+    cleared = [guard for guard in names if recorded.keys() >= set(names[guard])]
+    for each in evidence:
+        cleared = [guard for guard in cleared if each.clears(names[guard], recorded)]
+        if not cleared:
+            return
+    for guard in cleared:
+        erase(graph, guard)
 
 
 def is_of_sizes(guard: fx.Node) -> bool:

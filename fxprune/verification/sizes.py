@@ -10,6 +10,7 @@ from torch import fx
 from fxprune.recording import guards
 from fxprune.recording.inputs import describe_inputs, is_batched, make_inputs, specs_of, with_sizes
 from fxprune.rewriting import MetaRun, run_on_meta
+from fxprune.verification.oracle import Inputs
 
 Place = tuple[int, int]
 """A dim of an input tensor: (tensor, dim)."""
@@ -23,8 +24,7 @@ class SizeRuns:
 
     def __init__(self, module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self.record = describe_inputs(tuple(args), dict(kwargs))
-        self.graph = module.graph
-        self._module = module
+        self.module = module
         self._made: dict[Any, MetaRun] = {}
 
     def __call__(self, sizes: Mapping[Place, int]) -> MetaRun:
@@ -32,22 +32,29 @@ class SizeRuns:
         sizes = {(n, dim): size for (n, dim), size in sizes.items() if size != specs[n].shape[dim]}
         key = tuple(sorted(sizes.items()))
         if key not in self._made:
-            inputs = make_inputs(with_sizes(self.record, sizes), permute=False)
-            self._made[key] = run_on_meta(self._module, *inputs, example=self({}) if key else None)
+            self._made[key] = run_on_meta(self.module, *self._inputs(sizes), example=self({}) if key else None)
         return self._made[key]
 
-    def other_batch(self) -> MetaRun:
-        """The run with another batch size, or that of the example where no input has one."""
+    def _inputs(self, sizes: Mapping[Place, int]) -> Inputs:
+        return make_inputs(with_sizes(self.record, sizes), permute=False)
+
+    def other_batch(self, module: fx.GraphModule | None = None) -> MetaRun:
+        """The run with another batch size, or that of the example where no input has one.
+
+        ``module``: runs in place of the recording; nothing is remembered of it.
+        """
         batch = next(filter(is_batch, dims_together(self.record)), None)
-        return self({} if batch is None else next(other_sizes(self.record, batch)))
+        sizes = {} if batch is None else next(other_sizes(self.record, batch))
+        return self(sizes) if module is None else run_on_meta(module, *self._inputs(sizes))
 
 
 def settled(runs: SizeRuns) -> None:
     """Drop the guards on sizes that no input decides, from runs with every size that may vary."""
-    if not any(map(guards.is_of_sizes, guards.guards_of(runs.graph))):
+    graph = runs.module.graph
+    if not any(map(guards.is_of_sizes, guards.guards_of(graph))):
         return
-    evidence = [found for group in dims_together(runs.record) for found in _evidence(runs, group)]
-    guards.settle(runs.graph, runs({}).numbers, evidence)
+    groups = reversed(dims_together(runs.record))  # that of an image, of which most guards are, before its batch
+    guards.settle(graph, runs({}).numbers, (found for group in groups for found in _evidence(runs, group)))
 
 
 def _evidence(runs: SizeRuns, group: Sequence[Place]) -> list[guards.Evidence]:
@@ -79,7 +86,7 @@ def _and_what_follows(runs: SizeRuns, run: MetaRun) -> Mapping[str, Any]:
     example, numbers = runs({}), dict(run.numbers)
     same: set[fx.Node] = set()
     is_after = False
-    for node in runs.graph.nodes:
+    for node in runs.module.graph.nodes:
         if is_after or node is run.failed:
             is_same = run.is_fixed if node is run.failed else same.issuperset(node.all_input_nodes)
             is_after = True

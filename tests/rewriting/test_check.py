@@ -59,6 +59,15 @@ class Case:
         return check_rewrite(self.module, self.graph, self.keep, (self.x,), {})
 
 
+def flip_around(code: fx.Graph, node: fx.Node, before: int, after: int) -> None:
+    """The channels of ``node`` in reverse, and back behind it; along these dims of what it takes and gives."""
+    with code.inserting_before(node):
+        node.args = (code.call_function(torch.flip, (node.args[0], [before])),)
+    with code.inserting_before(node.next):
+        back = code.call_function(torch.flip, (node, [after]))
+    node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
+
+
 def after_relu(module: fx.GraphModule, change: Callable[[fx.Graph, fx.Node], fx.Node]) -> None:
     """Put something behind the relu."""
     graph = module.graph
@@ -177,11 +186,7 @@ def test_one_channel_beside_others_may_have_lost_its_label(left: list[int]) -> N
         return
     code = case.module.graph
     relu = next(n for n in code.nodes if n.name == "relu")
-    with code.inserting_before(relu):
-        relu.args = (code.call_function(torch.flip, (relu.args[0], [1])),)
-    with code.inserting_before(relu.next):
-        back = code.call_function(torch.flip, (relu, [1]))
-    relu.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
+    flip_around(code, relu, 1, 1)
     mismatch = case.mismatch()
     assert mismatch is not None
     assert (mismatch.node, mismatch.text) == ("relu", "channels in another order along dim 1")
@@ -221,11 +226,7 @@ def test_the_other_dims_of_a_tensor_of_which_one_channel_is_left() -> None:
     assert case.mismatch() is None
     code = case.module.graph
     turned = next(n for n in code.nodes if n.name == "t")
-    with code.inserting_before(turned):
-        turned.args = (code.call_function(torch.flip, (turned.args[0], [0])),)
-    with code.inserting_before(turned.next):
-        back = code.call_function(torch.flip, (turned, [1]))
-    turned.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
+    flip_around(code, turned, 0, 1)
     mismatch = case.mismatch()
     assert mismatch is not None
     assert (mismatch.node, mismatch.text) == ("t", "channels in another order along dim 1")
