@@ -11,7 +11,7 @@ from fxprune.rewriting.check import check_rewrite
 from fxprune.rewriting.gates import insert_gates
 from fxprune.rewriting.hypernetworks import Hypernetworks, insert_hypernetworks
 from fxprune.rewriting.literals import REPAIRED
-from fxprune.rewriting.on_meta import MetaRun, run_on_meta
+from fxprune.rewriting.on_meta import MetaRun, OnMeta
 from fxprune.rewriting.rewrite import Draft, draft
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, adapt, adapts_by_itself
 
@@ -22,6 +22,7 @@ __all__ = [
     "Draft",
     "Hypernetworks",
     "MetaRun",
+    "OnMeta",
     "UnrepairableError",
     "adapt",
     "adapts_by_itself",
@@ -29,5 +30,4 @@ __all__ = [
     "draft",
     "insert_gates",
     "insert_hypernetworks",
-    "run_on_meta",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,12 +39,12 @@ class MetaRun:
         return self.sizes.get(node.name, self.numbers.get(node.name))
 
 
-class _OnMeta(OpMode):
+class _Fast(OpMode):
     """Ops on meta tensors take the fast way."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: MetaKernels) -> None:
         super().__init__()
-        self._kernels = MetaKernels()
+        self._kernels = kernels
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -103,27 +103,37 @@ class _Sized(ValueInterpreter):
         return True
 
 
-def run_on_meta(
-    graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any], example: MetaRun | None = None
-) -> MetaRun:
-    """Run a graph in eval mode on inputs of these shapes, parameters and all on the meta device.
+class OnMeta:
+    """A graph in eval mode, parameters and all on the meta device, to be run on inputs of any size."""
 
-    ``example``: the run with the sizes that the graph was recorded with; without it no ``is_fixed`` is found.
-    """
-    shadow = clone_modules(graph_module)
-    put_in_eval_mode(shadow)
-    replace_tensors(shadow, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"))
-    run = _Sized(shadow, graph_module.graph)
-    values = placeholder_values(graph_module, args, kwargs)
-    values = [map_tensors(lambda tensor: tensor.to("meta"), v) for v in values]
-    with torch.no_grad(), _OnMeta():
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        self._module = graph_module
+        self._shadow = clone_modules(graph_module)
+        put_in_eval_mode(self._shadow)
+        replace_tensors(self._shadow, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"))
+        self._kernels = MetaKernels()
+
+    def run(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], example: Callable[[], MetaRun] | None = None
+    ) -> MetaRun:
+        """A run on inputs of these shapes.
+
+        ``example``: gives the run with the sizes that the graph was recorded with; without it no ``is_fixed`` is found.
+        """
+        run = _Sized(self._shadow, self._module.graph)
+        values = placeholder_values(self._module, args, kwargs)
+        values = [map_tensors(lambda tensor: tensor.to("meta"), v) for v in values]
         try:
-            result = run.run(*values)
+            with torch.no_grad(), _Fast(self._kernels):
+                result = run.run(*values)
         except Exception:  # bound to its example's batch size, or an op without a meta kernel: the caller compares
             so_far = MetaRun(run.numbers, run.sizes, (), run.current)
-            is_fixed = example is not None and run.current is not None and run.is_fixed(run.current, so_far, example)
-            return replace(so_far, is_fixed=is_fixed)
-    return MetaRun(run.numbers, run.sizes, _shapes(tensors_of(result)), None)
+            if example is None or run.current is None:
+                return so_far
+            recorded = example()
+            with torch.no_grad(), _Fast(self._kernels):
+                return replace(so_far, is_fixed=run.is_fixed(run.current, so_far, recorded))
+        return MetaRun(run.numbers, run.sizes, _shapes(tensors_of(result)), None)
 
 
 def _shapes(tensors: Sequence[Tensor]) -> Shapes:

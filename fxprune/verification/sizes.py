@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import fx
 
 from fxprune.recording import guards
 from fxprune.recording.inputs import describe_inputs, is_batched, make_inputs, specs_of, with_sizes
-from fxprune.rewriting import MetaRun, run_on_meta
+from fxprune.rewriting import MetaRun, OnMeta
 from fxprune.verification.oracle import Inputs
 
 Place = tuple[int, int]
@@ -27,12 +28,16 @@ class SizeRuns:
         self.module = module
         self._made: dict[Any, MetaRun] = {}
 
+    @cached_property
+    def _on_meta(self) -> OnMeta:
+        return OnMeta(self.module)
+
     def __call__(self, sizes: Mapping[Place, int]) -> MetaRun:
         specs = specs_of(self.record)
         sizes = {(n, dim): size for (n, dim), size in sizes.items() if size != specs[n].shape[dim]}
         key = tuple(sorted(sizes.items()))
         if key not in self._made:
-            self._made[key] = run_on_meta(self.module, *self._inputs(sizes), example=self({}) if key else None)
+            self._made[key] = self._on_meta.run(*self._inputs(sizes), example=(lambda: self({})) if key else None)
         return self._made[key]
 
     def _inputs(self, sizes: Mapping[Place, int]) -> Inputs:
@@ -45,7 +50,7 @@ class SizeRuns:
         """
         batch = next(filter(is_batch, dims_together(self.record)), None)
         sizes = {} if batch is None else next(other_sizes(self.record, batch))
-        return self(sizes) if module is None else run_on_meta(module, *self._inputs(sizes))
+        return self(sizes) if module is None else OnMeta(module).run(*self._inputs(sizes))
 
 
 def settled(runs: SizeRuns) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune import ops
 from fxprune.ops.table import OPS
-from fxprune.rewriting import check_rewrite, draft, run_on_meta
+from fxprune.rewriting import OnMeta, check_rewrite, draft
 from fxprune.rewriting.check import Mismatch
 
 
@@ -48,7 +48,7 @@ class Case:
             if group.name in left:
                 keep[group.channels] = False
                 keep[group.channels[0, left[group.name]]] = True
-        numbers = run_on_meta(dense, (torch.randn(3, 3, 8, 8),), {}).numbers
+        numbers = OnMeta(dense).run((torch.randn(3, 3, 8, 8),), {}).numbers
         return cls(draft(dense, graph, keep, numbers).module, graph, keep, x)
 
     def channels(self, name: str) -> list[int]:
