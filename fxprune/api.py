@@ -145,8 +145,8 @@ def prune(
             ``latency``: up to the power of two that the execution provider likes, which is timed once per device and
             kept.
         verify: run the mask oracle on the result (never on ``device="meta"``, where nothing can be computed).
-        reconstruct: refit the weights to the dense model's activations on ``data``, of which no targets are read; see
-            ``fxprune.reconstruct``, which has more options.
+        reconstruct: refit the weights to the dense model's activations on ``data``, of which no targets are read, or
+            on noise if there are none; see ``fxprune.reconstruct``, which has more options.
         seed: of random choices. Same seed, same versions: the same plan.
         progress: tell the stages on stderr.
         options: what is rarely needed, see ``Options``: steps, limits of what may go, the training loop, memory.
@@ -263,7 +263,7 @@ def prune_submodule(
     keywords |= {"ignore": below, "options": options}
     small = prune(part, inputs[0], example_kwargs=inputs[1], **keywords)
     pruned = with_part(model, submodule, small, args, kwargs)
-    return refitted(pruned, model, data, seed=small.meta["fxprune"].plan.seed) if reconstruct else pruned
+    return refitted(pruned, model, data, seed=keywords.get("seed", 0)) if reconstruct else pruned
 
 
 def attach(

@@ -209,7 +209,7 @@ class Keywords(Checked):
         round_to: keep channels in multiples of this (auto: the largest power of two up to 16 that leaves at most 1 % of
             the budget unused; measured: up to what the execution provider likes).
         verify: compare with the masked original.
-        reconstruct: refit the weights to the dense network's activations on the data.
+        reconstruct: refit the weights to the dense network's activations on the data, or on noise without.
         seed: same seed, same plan.
     """
 

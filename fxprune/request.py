@@ -122,7 +122,7 @@ def check_consumable(request: Request, optimizer: Any) -> None:
 
 
 def check_reconstructible(request: Request, keywords: Keywords, options: Options) -> Any:
-    """The data, to be read more than once."""
+    """The data, to be read more than once; None for noise."""
     if options.consume:
         raise InputError("reconstruct=True compares with the dense weights, which consume=True empties: leave one out.")
     if isinstance(request.method, Learner):
@@ -131,6 +131,4 @@ def check_reconstructible(request: Request, keywords: Keywords, options: Options
             "fxprune.reconstruct with the trained model."
         )
     data = keywords.data
-    if data is None:
-        raise InputError("reconstruct=True needs data=: a tensor of inputs, a list of them, or a loader.")
     return list(data) if isinstance(data, Iterator) else data

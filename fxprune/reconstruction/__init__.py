@@ -3,8 +3,8 @@
 What an op is for it, the table of ops says (``ops.refit``). ``entries`` follows parameters to where they are read,
 ``survey`` runs a graph once to learn where that is, ``sites`` pairs pruned with dense, ``lanes`` runs a graph in
 steps and ``walk`` both side by side, ``solve`` is the algebra, and ``refit`` puts them together. ``tune`` trains
-scales and shifts afterwards, if asked to. ``data`` makes pieces of what users pass, ``result`` is what is told,
-``reads`` is what criteria that know of the refit measure, ``front`` is what users call.
+scales and shifts afterwards, if asked to. ``data`` makes pieces of what users pass, ``noise`` does without; ``result``
+is what is told, ``reads`` what criteria that know of the refit measure, ``front`` what users call.
 """
 
 from fxprune.reconstruction.data import Piece, pieces_of

@@ -16,9 +16,9 @@ from fxprune.errors import FxpruneError, InputError
 from fxprune.recording.inputs import map_leaves, map_tensors, tensors_of
 from fxprune.training.batches import does_not_run
 
-_PIECE = 32  # samples
-_LEAST_PIECES = 10
-_HELD_OUT = 5  # every fifth piece
+PIECE = 32  # samples
+_LEASTPIECES = 10
+HELD_OUT = 5  # every fifth piece
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def pieces_of(data: Any, record: Mapping[str, Any] | None, samples: int | None, 
     if isinstance(data, Tensor):
         if not data.ndim or not len(data):
             raise InputError(f"data= is a tensor of shape {list(data.shape)}: pass [N, ...], N samples.")
-        data = list(data[:samples].split(max(1, min(_PIECE, len(data[:samples]) // _LEAST_PIECES))))
+        data = list(data[:samples].split(max(1, min(PIECE, len(data[:samples]) // _LEASTPIECES))))
     elif isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise InputError(
             f"data= is a {type(data).__name__}: pass a tensor, a list of inputs, or a loader of inputs or of "
@@ -63,12 +63,12 @@ def pieces_of(data: Any, record: Mapping[str, Any] | None, samples: int | None, 
         found.append(piece)
         if samples is not None and sum(p.samples for p in found) >= samples:
             break
-    if len(found) < _HELD_OUT:
-        found = [part for piece in found for part in _slices(piece, -(-piece.samples // _HELD_OUT))]
+    if len(found) < HELD_OUT:
+        found = [part for piece in found for part in _slices(piece, -(-piece.samples // HELD_OUT))]
     if len(found) < 2:
         have = "no inputs" if not found else "inputs of a single call"
         raise InputError(f"data= holds {have}. Reconstruction needs at least two: one to fit, one to judge by.")
-    step = min(_HELD_OUT, len(found))
+    step = min(HELD_OUT, len(found))
     return [replace(piece, held=index % step == step - 1) for index, piece in enumerate(found)]
 
 

@@ -14,6 +14,7 @@ from fxprune.errors import InputError, ModelError, check_count, is_real
 from fxprune.pipeline import recorded
 from fxprune.reconstruction.data import Piece, on_item, pieces_of
 from fxprune.reconstruction.lanes import Lane
+from fxprune.reconstruction.noise import noise_for, refit_on_noise
 from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.reconstruction.tune import tune as tuned
 from fxprune.recording import evaluated
@@ -28,7 +29,7 @@ from fxprune.verification.probes import prove
 def reconstruct(
     small: nn.Module,
     model: nn.Module,
-    data: Any,
+    data: Any = None,
     *,
     ridge: Ridge = "auto",
     samples: int | None = None,
@@ -47,12 +48,17 @@ def reconstruct(
         small: from ``fxprune.prune``, ``apply`` or ``load``, fine-tuned or not; it is not changed.
         model: the network that ``small`` was made from, unpruned.
         data: a tensor ``[N, ...]`` of N samples; a list of inputs; or a loader of inputs or of ``(inputs, target)``.
-            Targets are not read. Inputs of several tensors are a tuple, or a dict of keyword inputs.
+            Targets are not read. Inputs of several tensors are a tuple, or a dict of keyword inputs. None: there are
+            no data. Then the inputs are noise, and batch norms stand in for what it is not: with their statistics
+            measured on the noise, what the layers after them read has the mean and the variance of real data. That
+            gives back a part of what real data do, and no held-out data say how much: where the network has no batch
+            norms, measure before you rely on it.
         ridge: relative to the mean eigenvalue of the layer's Gram matrix ``X^T X``; ``"auto"``: chosen per layer.
-        samples: use so many samples at most; all of them if None.
+        samples: use so many samples at most; all of them if None, of noise 256.
         memory: keep so many bytes of activations at most, and compute again what is not kept; half of what is free if
             None.
-        seed: of the positions that are drawn where there are more than a weight needs, and of the order in ``tune``.
+        seed: of the noise, of the positions that are drawn where there are more than a weight needs, and of the order
+            in ``tune``.
         tune: afterwards train the scales and shifts of norms and the biases, and nothing else, for so many steps on
             what is not held out, to bring the outputs closer to the dense ones: Adam, with a rate that falls from 0.003
             to 0 along a cosine. What was best on the held-out data stays, so that the outputs never get worse there.
@@ -79,7 +85,7 @@ def reconstruct(
 def refitted(
     small: nn.Module,
     model: nn.Module,
-    data: Any,
+    data: Any = None,
     recording: fx.GraphModule | None = None,
     *,
     ridge: Ridge = "auto",
@@ -112,11 +118,16 @@ def refitted(
     device = device_of(part)
     if any(t.device != device for t in model.parameters()):
         raise InputError(f"small is on {device} and the model is not: move one of them to the other's device.")
-    pieces = pieces_of(data, None if name else part.meta[RECORD_KEY], samples, device)
-    if name:
-        pieces = _inside(model, original, pieces)
+    if data is None:
+        if steps:
+            raise InputError("tune= trains on data, of which there are none: pass data=, or leave tune= out.")
+        pieces = noise_for(part, samples, seed, device)
+    else:
+        pieces = pieces_of(data, None if name else part.meta[RECORD_KEY], samples, device)
+        pieces = _inside(model, original, pieces) if name else pieces
     dense = _recording(original, part, device) if recording is None else recording
-    fitted, told = refit(dense, part, pieces, cuts, ridge=ridge, memory=memory, seed=seed)
+    fit = refit_on_noise if data is None else refit
+    fitted, told = fit(dense, part, pieces, cuts, ridge=ridge, memory=memory, seed=seed)
     if steps:
         tuning = tuned(dense, fitted, pieces, steps, memory=memory, seed=seed)
         told = replace(told, output_after=tuning.after, tuning=tuning)

@@ -24,6 +24,7 @@ FORM = {
     "not_applicable": str,
     "notes": [str],
     "tuning": Either(None, _TUNING),
+    "of_noise": bool,
 }  # fmt: skip
 """Of ``Reconstruction.data()``."""
 
@@ -79,7 +80,7 @@ class Reconstruction:
     ``layers``: in graph order. ``output_before``, ``output_after``: ``|pruned - dense|^2 / |dense|^2`` of the network's
     outputs on held-out data, of what was given and of what came back. ``samples``, ``held_out``: how many were fitted,
     and how many were not, to judge by. ``not_applicable``: why nothing could be refitted, or "". ``tuning``: what was
-    trained afterwards, None if that was not asked for.
+    trained afterwards, None if that was not asked for. ``of_noise``: there were no data, and all figures are of noise.
     """
 
     layers: tuple[LayerFit, ...]
@@ -91,6 +92,7 @@ class Reconstruction:
     not_applicable: str = ""
     notes: tuple[str, ...] = field(default=())
     tuning: Tuning | None = None
+    of_noise: bool = False
 
     def data(self) -> dict[str, Any]:
         """Its fields, for JSON."""
@@ -110,9 +112,10 @@ class Reconstruction:
         if self.not_applicable:
             return f"not applicable: {self.not_applicable}{tuned}"
         kept = sum(layer.kept for layer in self.layers)
+        what = "samples of noise" if self.of_noise else "samples"
         fitted = self.output_after if self.tuning is None else self.tuning.before
         return (
-            f"{kept} of {len(self.layers)} weights refitted on {self.samples} samples; relative squared error of the "
+            f"{kept} of {len(self.layers)} weights refitted on {self.samples} {what}; relative squared error of the "
             f"outputs on {self.held_out} others {self.output_before:.3g} -> {fitted:.3g}; {self.seconds:.1f} s{tuned}"
         )
 

@@ -212,8 +212,6 @@ def test_other_arguments_that_cannot_be_used(net: Net, small: nn.Module, images:
         fxprune.reconstruct(net, net, images)
     with pytest.raises(PlanError, match="another model"):
         fxprune.reconstruct(small, TwoInputs(), images)
-    with pytest.raises(InputError, match="needs data="):
-        halved(net, images[:1], reconstruct=True)
     with pytest.raises(InputError, match="leave one out"):
         halved(copy.deepcopy(net), images[:1], reconstruct=True, data=images, options=fxprune.Options(consume=True))
 

@@ -136,6 +136,7 @@ def parsed(text: str | bytes, path: Path, **more: Any) -> Artifact:
         told = data.setdefault("reconstruction", None)
         if isinstance(told, dict):
             told.setdefault("tuning", None)
+            told.setdefault("of_noise", False)
         check(data, {**_FORM, **more})
     except FormError as error:
         raise ArtifactError(

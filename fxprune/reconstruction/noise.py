@@ -1,0 +1,169 @@
+"""Without data: noise in place of inputs, and norms with the statistics that they have on it.
+
+A network was not trained on noise, but its norms with measured statistics say what came to them: mean and variance of
+every channel. Where these are measured anew on the noise, what a norm gives has the moments that it has on real data,
+and so has what the next layer reads, to which its weight is refitted. Then the statistics that were measured on real
+data come back, with what the refit moved their means by.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.ops.meta import OpMode
+from fxprune.ops.refit import Statistics
+from fxprune.reconstruction.data import HELD_OUT, PIECE, Piece, on_item
+from fxprune.reconstruction.entries import Entries
+from fxprune.reconstruction.refit import Ridge, refit
+from fxprune.reconstruction.result import Reconstruction
+from fxprune.reconstruction.survey import arguments_of, refit_of
+from fxprune.recording import evaluated, named_tensors
+from fxprune.recording.inputs import RECORD_KEY, fixed_batch, make_inputs, map_tensors, specs_of
+from fxprune.recording.spec import TensorSpec
+from fxprune.rewriting.slicing import Cuts, cut
+
+SAMPLES = 256
+"""So many, if nobody says."""
+
+
+def noise_for(module: fx.GraphModule, samples: int | None, seed: int, device: torch.device) -> list[Piece]:
+    """Random inputs like those that a graph was recorded with, a fifth of them held out.
+
+    Integers and masks are near the example's (``make_inputs``). Floats are normal, of mean 0 and variance 1: white, or
+    of four dims and more with a spectrum that falls with the frequency along those from the third on, as that of images
+    does (Field 1987).
+    """
+    record, samples = module.meta[RECORD_KEY], SAMPLES if samples is None else samples
+    specs = specs_of(record)
+    fixed = fixed_batch(module, record) is not None
+    size = specs[0].shape[0] if fixed else max(1, min(PIECE, samples // HELD_OUT))
+    count = max(2, math.ceil(samples / size))
+    step = min(HELD_OUT, count)
+    pieces = []
+    for index in range(count):
+        inputs = make_inputs(record, device, None if fixed else size, seed * 1_000_003 + index)
+        args, kwargs = map_tensors(partial(_shaped, iter(specs)), inputs)
+        pieces.append(Piece(args, kwargs, size, index, index % step == step - 1))
+    return pieces
+
+
+def _shaped(specs: Iterator[TensorSpec], x: Tensor) -> Tensor:
+    """White noise with the spectrum of images, if it is noise and can be one. ``specs``: the next is its own."""
+    if next(specs).values is not None or not x.is_floating_point() or x.ndim < 4 or not x.numel():
+        return x
+    dims, square = list(range(2, x.ndim)), torch.zeros((), device=x.device)
+    for dim in dims:
+        frequency = torch.fft.fftfreq(x.shape[dim], device=x.device)
+        square = square + frequency.square().reshape([-1 if d == dim else 1 for d in dims])
+    amplitude = square.sqrt().clamp_min(1 / max(x.shape[2:])).reciprocal()
+    made: Tensor = torch.fft.ifftn(torch.fft.fftn(x.float(), dim=dims) * amplitude, dim=dims).real
+    return (made / made.square().mean().sqrt()).to(x.dtype)
+
+
+def refit_on_noise(
+    dense: fx.GraphModule,
+    pruned: fx.GraphModule,
+    pieces: Sequence[Piece],
+    cuts: Cuts,
+    *,
+    ridge: Ridge = "auto",
+    memory: int | None = None,
+    seed: int = 0,
+) -> tuple[fx.GraphModule, Reconstruction]:
+    """``refit`` where ``pieces`` are noise; the errors that it tells of are those on the noise.
+
+    Raises:
+        InputError: a graph does not run on it.
+    """
+    begun = time.perf_counter()
+    away = copy.deepcopy(dense)
+    measured = _measure_anew(away, pieces)
+    start = copy.deepcopy(pruned)
+    real, now, own, there = (named_tensors(module) for module in (dense, away, pruned, start))
+    labels = cuts.labels
+    with torch.no_grad():
+        for name, is_mean in measured.items():
+            before, after = (cut(t[name], labels.get(name, ()), cuts.keep).double() for t in (real, now))
+            value = own[name].double()
+            there[name].copy_(after + (value - before) if is_mean else after * (value / before))
+    fitted, told = refit(away, start, pieces, cuts, ridge=ridge, memory=memory, seed=seed)
+    result = named_tensors(fitted)
+    with torch.no_grad():
+        for name, is_mean in measured.items():
+            moved = result[name].double() - there[name].double() if is_mean else 0.0
+            result[name].copy_(own[name].double() + moved)
+    return fitted, replace(told, of_noise=True, seconds=time.perf_counter() - begun)
+
+
+def _measure_anew(module: fx.GraphModule, pieces: Sequence[Piece]) -> dict[str, bool]:
+    """Give the norms of a graph the statistics that they have on these inputs. Returns name -> is it a mean?"""
+    mode = _Measuring(Entries(module))
+    with torch.no_grad(), evaluated(module), mode:
+        for piece in pieces:
+            args, kwargs = map_tensors(Tensor.clone, (piece.args, piece.kwargs))
+            mode.samples = piece.samples
+            with on_item(piece.item):
+                module(*args, **kwargs)
+    return mode.write()
+
+
+@dataclass
+class _Moments:
+    """Of one norm: which entries its mean and variance are, both ``[C]``, and the sums of both over samples."""
+
+    entries: tuple[Tensor, Tensor]
+    sums: list[Any]
+    samples: int = 0
+
+
+class _Measuring(OpMode):
+    """Norms with measured statistics take those of what they are given, which are summed up."""
+
+    def __init__(self, entries: Entries) -> None:
+        super().__init__()
+        self._entries = entries
+        self._found: dict[bytes, _Moments] = {}
+        self.samples = 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        known = refit_of(func)
+        if not isinstance(known, Statistics):
+            return func(*args, **kwargs)
+        arguments = arguments_of(func, args, kwargs)
+        entries = self._own(known, arguments)
+        if entries is None:
+            return func(*args, **kwargs)
+        x: Tensor = arguments[known.input]
+        dims = [dim for dim in range(x.ndim) if dim != 1]
+        moments = x.double().mean(dims), x.double().var(dims, correction=0)
+        found = self._found.setdefault(entries[0].numpy().tobytes(), _Moments(entries, [0.0, 0.0]))
+        found.samples += self.samples
+        found.sums = [total + self.samples * value for total, value in zip(found.sums, moments, strict=True)]
+        like = arguments[known.mean]
+        return func(**{**arguments, known.mean: moments[0].to(like), known.var: moments[1].to(like)})
+
+    def _own(self, known: Statistics, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+        """The entries of a norm's statistics, None where they are not the module's, or those of its input anyway."""
+        mean, var = arguments.get(known.mean), arguments.get(known.var)
+        if mean is None or var is None or arguments.get(known.training):
+            return None
+        entries = self._entries.of(mean), self._entries.of(var)
+        return None if entries[0] is None or entries[1] is None else (entries[0], entries[1])
+
+    def write(self) -> dict[str, bool]:
+        names: dict[str, bool] = {}
+        for found in self._found.values():
+            for entries, total, is_mean in zip(found.entries, found.sums, (True, False), strict=True):
+                self._entries.write(entries, total / found.samples)
+                names.update(dict.fromkeys(self._entries.names_of(entries), is_mean))
+        return names

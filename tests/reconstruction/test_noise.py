@@ -1,0 +1,201 @@
+"""``reconstruct`` without data: noise in place of inputs, and norms that are told apart from it afterwards."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from twins import LastStay, settled, with_twins
+
+import fxprune
+from fxprune.errors import InputError
+from fxprune.reconstruction.noise import noise_for
+from fxprune.recording.inputs import RECORD_KEY, describe_inputs
+from fxprune.verification import relative_error
+
+CPU = torch.device("cpu")
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(11, 8), nn.LayerNorm(8)
+        self.up, self.down = nn.Linear(8, 24), nn.Linear(24, 8)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.table(ids) * mask.unsqueeze(-1)
+        return self.down(F.gelu(self.up(self.norm(x))))
+
+
+class Deep(nn.Module):
+    """Its statistics are those of data that are nothing like noise of mean 0 and variance 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs in (3, 24, 24, 24):
+            layers += [nn.Conv2d(inputs, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU()]
+        self.body, self.head = nn.Sequential(*layers), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def real(count: int, seed: int = 0) -> Tensor:
+    """Smooth images, bright and of low contrast."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 3, 4, 4, generator=generator)
+    return 5 + 0.3 * F.interpolate(coarse, size=(12, 12), mode="bilinear")
+
+
+@pytest.fixture(scope="module")
+def deep() -> nn.Module:
+    torch.manual_seed(0)
+    model = Deep()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            nn.init.normal_(module.bias, 0, 0.5)
+    with torch.no_grad():
+        for seed in range(8):
+            model(real(16, seed))
+    return model.eval()
+
+
+def cut(model: nn.Module, *inputs: Tensor, method: object = "l2", **options: object) -> nn.Module:
+    return fxprune.prune(model, inputs, method=method, flops=0.5, round_to=1, progress=False, **options)
+
+
+@torch.no_grad()
+def lacking(small: nn.Module, model: nn.Module, x: Tensor) -> float:
+    """``|small - model|^2 / |model - its mean|^2``."""
+    wanted = model(x)
+    return float((small(x) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
+
+
+def statistics(model: nn.Module, which: str) -> dict[str, Tensor]:
+    return {name: value for name, value in model.named_buffers() if name.endswith(which)}
+
+
+def test_what_is_linear_in_what_stays_is_exact_on_any_data() -> None:
+    torch.manual_seed(0)
+    example = torch.randn(2, 3, 12, 12)
+    model = with_twins(settled(Deep()), example)
+    small = cut(model, example, method=LastStay())
+    fitted = fxprune.reconstruct(small, model)
+    x = 3 * torch.randn(9, 3, 12, 12) - 1
+    assert relative_error(small(x), model(x)) > 0.01
+    assert relative_error(fitted(x), model(x)) < 1e-4
+
+
+def test_norms_make_up_for_what_noise_is_not(deep: nn.Module) -> None:
+    x = real(64, seed=99)
+    small = cut(deep, x[:1])
+    fitted = fxprune.reconstruct(small, deep)
+    blind = fxprune.reconstruct(small, deep, torch.randn(256, 3, 12, 12))
+    cut_only, without, with_them = (lacking(net, deep, x) for net in (small, blind, fitted))
+    assert with_them < 0.5 * cut_only
+    assert with_them < 0.5 * without
+    told = fitted.meta["fxprune"].reconstruction
+    assert told.of_noise
+    assert told.samples + told.held_out >= 256
+    assert "samples of noise" in told.summary
+
+
+def test_statistics_of_real_data_come_back(deep: nn.Module) -> None:
+    small = cut(deep, real(1))
+    fitted, before = fxprune.reconstruct(small, deep), copy.deepcopy(small.state_dict())
+    for name, value in statistics(small, "running_var").items():
+        assert torch.equal(value, statistics(fitted, "running_var")[name])
+    means = statistics(small, "running_mean")
+    moved = [name for name, value in statistics(fitted, "running_mean").items() if not torch.equal(value, means[name])]
+    assert moved, "norms take up the shift of convolutions without a bias"
+    assert all(torch.equal(value, small.state_dict()[name]) for name, value in before.items())
+
+
+def test_what_was_tuned_after_the_cut_stays(deep: nn.Module) -> None:
+    small = cut(deep, real(1))
+    tuned = copy.deepcopy(small)
+    for value in statistics(tuned, "running_mean").values():
+        value += 0.01
+    for value in statistics(tuned, "running_var").values():
+        value *= 1.1
+    fitted = fxprune.reconstruct(tuned, deep)
+    for name, value in statistics(tuned, "running_var").items():
+        torch.testing.assert_close(value, statistics(fitted, "running_var")[name])
+    x = real(32, seed=98)
+    assert lacking(fitted, deep, x) < lacking(tuned, deep, x)
+
+
+def test_prune_does_so_in_one_call_and_the_same_again(deep: nn.Module) -> None:
+    x = real(1)
+    one, two = (cut(deep, x, reconstruct=True).state_dict() for _ in range(2))
+    again = fxprune.reconstruct(cut(deep, x), deep).state_dict()
+    for name, value in one.items():
+        assert torch.equal(value, two[name])
+        assert torch.equal(value, again[name])
+
+
+def test_integers_and_masks_are_like_the_examples() -> None:
+    torch.manual_seed(0)
+    model = Tokens().eval()
+    ids, mask = torch.randint(0, 11, (2, 6)), torch.tensor([[1.0] * 6, [1.0] * 4 + [0.0] * 2])
+    small = cut(model, ids, mask)
+    pieces = noise_for(small, None, 0, CPU)
+    assert all(int(piece.args[0].max()) < 11 for piece in pieces)
+    assert {tuple(row) for piece in pieces for row in piece.args[1].tolist()} == {tuple(row) for row in mask.tolist()}
+    fitted = fxprune.reconstruct(small, model)
+    assert relative_error(fitted(ids, mask), model(ids, mask)) < relative_error(small(ids, mask), model(ids, mask))
+
+
+def test_a_part_of_a_model(deep: nn.Module) -> None:
+    whole = nn.Sequential(nn.AvgPool2d(1), deep)
+    x = real(32, seed=97)
+    given = {"flops": 0.5, "round_to": 1, "progress": False}
+    small = fxprune.prune_submodule(whole, "1", x[:1], **given)
+    for data in (None, real(40)):
+        fitted = fxprune.prune_submodule(whole, "1", x[:1], reconstruct=True, data=data, **given)
+        assert lacking(fitted, whole, x) < lacking(small, whole, x)
+        assert fitted[1].meta["fxprune"].reconstruction.of_noise == (data is None)
+
+
+def test_planes_are_smooth_and_all_else_is_white() -> None:
+    module = fxprune.record(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), torch.randn(2, 3, 16, 16))
+    assert RECORD_KEY in module.meta
+    plane, again = (noise_for(module, 64, 3, CPU)[0].args[0] for _ in range(2))
+    assert torch.equal(plane, again)
+    assert not torch.equal(plane, noise_for(module, 64, 4, CPU)[0].args[0])
+    assert float(plane.square().mean()) == pytest.approx(1, rel=1e-3)
+    for dim in (2, 3):
+        assert float(plane.diff(dim=dim).square().mean()) < 1, "of white noise it is 2"
+    module.meta[RECORD_KEY] = describe_inputs((torch.randn(2, 3, 50),), {})
+    line = noise_for(module, 64, 3, CPU)[0].args[0]
+    assert float(line.diff(dim=2).square().mean()) == pytest.approx(2, rel=0.2)
+
+
+def test_a_batch_that_is_fixed_stays() -> None:
+    class Fixed(Deep):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.shape[0] == 2 else x
+
+    model = settled(Fixed())
+    small = cut(model, torch.randn(2, 3, 12, 12))
+    pieces = noise_for(small, 20, 0, CPU)
+    assert [piece.samples for piece in pieces] == [2] * 10
+    assert fxprune.reconstruct(small, model, samples=20).meta["fxprune"].reconstruction.of_noise
+
+
+def test_training_needs_data(deep: nn.Module) -> None:
+    with pytest.raises(InputError, match="tune= trains on data"):
+        fxprune.reconstruct(cut(deep, real(1)), deep, tune=10)
+
+
+def test_a_file_says_that_it_was_noise(deep: nn.Module, tmp_path: Path) -> None:
+    fitted = cut(deep, real(1), reconstruct=True)
+    fxprune.save(fitted, tmp_path / "small.safetensors")
+    loaded = fxprune.load(tmp_path / "small.safetensors", deep)
+    assert loaded.meta["fxprune"].reconstruction.of_noise
