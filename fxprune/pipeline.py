@@ -193,7 +193,7 @@ def compress(
         BudgetError, ModelError, VerificationError: see ``fxprune.prune``.
     """
     graph, told = dense.graph, [*dense.graph.notes, *notes]
-    loosened = False
+    loosened, reason = False, Reason("")
     for _ in range(_ROUNDS):
         with dense.stages("selecting"):
             selection, unreachable = choose(graph, scores, options)
@@ -202,6 +202,9 @@ def compress(
         if found is not None:
             if unreachable is not None:
                 before, graph = graph, graph if loosened else _loosened(dense, graph, scores, options)
+                if graph is before and reason.text:  # with other channels, fewer may do
+                    text = f"{unreachable} A smaller plan could not be rewritten: {reason}."
+                    raise BudgetError(text, unreachable.floor)
                 if graph is before:
                     raise unreachable
                 loosened = True

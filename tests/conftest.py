@@ -1,5 +1,6 @@
 """What every test shares: fixed seeds, the ``gpu`` marker, and weights that hide nothing."""
 
+import functools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def ops_read_once() -> None:
+    """For modules that export much: torch.onnx reads onnxscript's ops anew for every file, a second each time."""
+    from torch.onnx._internal.exporter import _registration
+
+    apis = _registration.onnxscript_apis
+    apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ from conftest import randomise
 
 from fxprune import cli
 
+pytestmark = pytest.mark.usefixtures("ops_read_once")
+
 NET = """
 import torch
 from torch import nn

@@ -117,6 +117,12 @@ def test_a_plan_that_fails_leaves_other_plans(monkeypatch: pytest.MonkeyPatch) -
     assert fewer(report) == [
         "at least 2 of 0 stay: the rewritten graph does not follow (too few) (net.py:1 in forward)"
     ]
+    with pytest.raises(BudgetError) as error:
+        prune(model, torch.randn(2, 16), 0.001)
+    text = (
+        " A smaller plan could not be rewritten: the rewritten graph does not follow (too few) (net.py:1 in forward)."
+    )
+    assert str(error.value).endswith(text)
 
 
 def test_what_fails_with_a_few_channels_left_is_locked_after_two_rounds() -> None:

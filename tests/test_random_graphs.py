@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomise
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
@@ -757,14 +757,14 @@ def check_pruned(model: nn.Module, pruned: torch.fx.GraphModule, x: Tensor) -> N
 def check_unreachable(model: nn.Module, x: Tensor, error: BudgetError, budget: str, options: dict[str, Any]) -> None:
     """The message names the smallest reachable ratio: it can be reached, and a smaller one cannot.
 
-    Where channels were locked because no rewriting followed the smallest plan, only the first half is claimed.
+    Where it says that no rewriting followed a smaller plan, only the first half is claimed: it may with other channels.
     """
     found = re.search(r"the smallest reachable ratio is (\d\.\d+)\. It is held up by: \S", str(error))
     assert found, str(error)
     least = float(found[1])
     pruned = fxprune.prune(model, x, **{budget: least}, **options)
     assert pruned.meta["fxprune"].oracle_error is not None
-    if least > 0.0002 and "the rewritten graph does not follow" not in str(error):  # else another plan may go below
+    if least > 0.0002 and "A smaller plan could not be rewritten: " not in str(error):
         with pytest.raises(BudgetError):
             fxprune.prune(model, x, **{budget: round(least - 0.0002, 4)}, **options)
 
@@ -817,37 +817,38 @@ def check_prune(spec: NetSpec, plan: dict[str, Any]) -> bool:
 # -- the tests --------------------------------------------------------------------------------------------------------
 
 
-@settings(SETTINGS, max_examples=220)
-@given(spec=nets(BLOCKS), plan=plans)
-@example(  # fewer channels than heads: (C // heads) ** -0.5 has no value in the smaller graph
-    spec=NetSpec(4, ((Attention, 4, 2),), 0, 0),
-    plan={
-        "method": "random", "seed": 0, "budget": "channels", "ratio": 0.375, "scope": "global", "round_to": 1,
+@pytest.mark.parametrize("part", range(8))
+def test_a_random_plan_on_a_random_network(part: int) -> None:
+    @seed(part)  # of its own, so that all processes have a share
+    @settings(SETTINGS, max_examples=12)
+    @given(spec=nets(BLOCKS), plan=plans)
+    def check(spec: NetSpec, plan: dict[str, Any]) -> None:
+        check_prune(spec, plan)
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("spec", "budget", "ratio"),
+    [
+        # fewer channels than heads: (C // heads) ** -0.5 has no value in the smaller graph
+        (NetSpec(4, ((Attention, 4, 2),), 0, 0), "channels", 0.375),
+        # one channel is left of a slice that begins at the front, and it is not the first of what is left
+        (NetSpec(12, ((InPlace, 6, 3),), 0, 0), "flops", 0.5),
+        # what stays of every other channel is seldom evenly spaced
+        (NetSpec(6, ((Steps, 6, 3),), 0, 0), "flops", 0.5),
+        # a group of four of which two cannot stay alone, but three can
+        (NetSpec(4, ((Plain, 4, 0), (Steps, 4, 3), (Shared, 4, 0)), 0, 0), "params", 0.375),
+        # two of a group of four cannot stay, but another two can: what cannot be reached is told of the first two
+        (NetSpec(4, ((Plain, 4, 0), (Shared, 6, 0), (Steps, 4, 3)), 0, 0), "params", 0.5),
+    ],
+    ids=["heads", "slice", "steps", "least", "other"],
+)
+def test_plans_that_went_wrong(spec: NetSpec, budget: str, ratio: float) -> None:
+    plan = {
+        "method": "random", "seed": 0, "budget": budget, "ratio": ratio, "scope": "global", "round_to": 1,
         "min_channels": 1, "attention": "head_dim", "exact": False,
-    },
-)  # fmt: skip
-@example(  # one channel is left of a slice that begins at the front, and it is not the first of what is left
-    spec=NetSpec(12, ((InPlace, 6, 3),), 0, 0),
-    plan={
-        "method": "random", "seed": 0, "budget": "flops", "ratio": 0.5, "scope": "global", "round_to": 1,
-        "min_channels": 1, "attention": "head_dim", "exact": False,
-    },
-)  # fmt: skip
-@example(  # what stays of every other channel is seldom evenly spaced
-    spec=NetSpec(6, ((Steps, 6, 3),), 0, 0),
-    plan={
-        "method": "random", "seed": 0, "budget": "flops", "ratio": 0.5, "scope": "global", "round_to": 1,
-        "min_channels": 1, "attention": "head_dim", "exact": False,
-    },
-)  # fmt: skip
-@example(  # a group of four of which two cannot stay alone, but three can
-    spec=NetSpec(4, ((Plain, 4, 0), (Steps, 4, 3), (Shared, 4, 0)), 0, 0),
-    plan={
-        "method": "random", "seed": 0, "budget": "params", "ratio": 0.375, "scope": "global", "round_to": 1,
-        "min_channels": 1, "attention": "head_dim", "exact": False,
-    },
-)  # fmt: skip
-def test_a_random_plan_on_a_random_network(spec: NetSpec, plan: dict[str, Any]) -> None:
+    }  # fmt: skip
     check_prune(spec, plan)
 
 

@@ -38,6 +38,8 @@ from model_zoo.records import RESULTS, days, read
 from model_zoo.studies import benchmark, latency
 from model_zoo.studies.coverage import LISTS, networks_table, summary
 
+pytestmark = pytest.mark.usefixtures("ops_read_once")
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -156,6 +157,7 @@ def readers(
         places = {(name, f.dim): channels_in((f,)) for name in weights for f in graph.by_name[name].labels}
         computed = [i for i in node.all_input_nodes if i not in step.inputs and i.op != "get_attr"]
         other |= channels_in(tuple(f for i in computed for known in node_labels(graph, i) for f in known.labels))
+        taken_up = _taken_up(graph, step, node.name in contractions)
         for channel in step.out.union(*step.inputs.values()):
             here = {place for place, channels in places.items() if channel in channels}
             seen |= {(*place, channel) for place in here}
@@ -163,7 +165,7 @@ def readers(
                 found.setdefault(channel, set()).update(here)
             elif (
                 channel in step.reads
-                or _taken_up(graph, step, channel, node.name in contractions)
+                or channel in taken_up
                 or (channel in step.makes and len({name for name, _ in here}) < len(here))
             ):
                 other.add(channel)
@@ -174,13 +176,8 @@ def readers(
     return {channel: frozenset(places) for channel, places in found.items() if channel not in other}
 
 
-def _taken_up(graph: ChannelGraph, step: Flow, channel: int, contracts: bool) -> bool:
-    """Whether a node that does not read the channel with a weight does more than pass it on."""
-    carriers = [
-        factor
-        for source in step.inputs
-        for known in node_labels(graph, source)
-        for factor in known.labels
-        if channel in channels_in((factor,))
-    ]
-    return bool(carriers) and (channel not in step.out or (contracts and len(carriers) > 1))
+def _taken_up(graph: ChannelGraph, step: Flow, contracts: bool) -> set[int]:
+    """Channels of the inputs with which a node does more than pass them on, if it does not read them with a weight."""
+    factors = [f for source in step.inputs for known in node_labels(graph, source) for f in known.labels]
+    carriers = Counter(channel for factor in factors for channel in channels_in((factor,)))
+    return {channel for channel, count in carriers.items() if channel not in step.out or (contracts and count > 1)}

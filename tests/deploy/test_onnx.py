@@ -21,6 +21,8 @@ from fxprune.deploy.validation import _error
 from fxprune.errors import ExampleInputsError, ExportError, GuardError, InputError
 from fxprune.recording.inputs import DIMS_KEY, RECORD_KEY, describe_inputs
 
+pytestmark = pytest.mark.usefixtures("ops_read_once")
+
 
 class Net(nn.Module):
     def __init__(self) -> None:

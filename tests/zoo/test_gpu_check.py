@@ -13,6 +13,8 @@ from model_zoo.runner import main
 from model_zoo.studies import gpu_check
 from model_zoo.studies.gpu_check import LAYOUT
 
+pytestmark = pytest.mark.usefixtures("ops_read_once")
+
 NET = """
 from torch import nn
 
@@ -91,6 +93,7 @@ def check_file(out: Path, spec: str, device: str) -> None:
 
 def test_the_same_code_on_the_cpu(out: Path, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "LEAST", 1)
+    monkeypatch.setattr(gpu_check, "SECONDS", 0)
     assert run(out, spec, batches=("1", "2")) == 0
     check_file(out, spec, "cpu")
     monkeypatch.setattr(gpu_check, "_networks", lambda *_: pytest.fail("it has passed"))
@@ -117,6 +120,7 @@ def test_what_fails_is_told_and_run_again(out: Path, spec: str, monkeypatch: pyt
 
     monkeypatch.setattr(fxprune, "export", export, raising=False)
     monkeypatch.setattr(gpu_check, "LEAST", 1)
+    monkeypatch.setattr(gpu_check, "SECONDS", 0)
     assert run(out, spec) == 1
     (entry,) = json.loads(out.read_text())["networks"]
     assert entry["checks"]["pruned float16"] == "ExportError: off | by far"

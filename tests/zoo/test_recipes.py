@@ -28,6 +28,7 @@ from model_zoo.recipes import (
     dhp_cifar,
     dhp_restoration,
     gsm,
+    gsm_cifar,
     scratch_cifar,
     scratch_imagenet,
     slimming,
@@ -300,6 +301,12 @@ def steps(rate: float, *lengths: int) -> Any:
     return pytest.approx([rate / 10**drop for drop, length in enumerate(lengths) for _ in range(length)])
 
 
+def narrowed(monkeypatch: pytest.MonkeyPatch, recipe: Any, name: str) -> None:
+    """A recipe's network as narrow as in a smoke run: its settings are those of the whole network."""
+    network = recipe.NETWORKS[name]
+    monkeypatch.setitem(recipe.NETWORKS, name, network._replace(make=partial(network.make, **network.narrow)))
+
+
 # of the released code, in its expanded networks: 5280, 21 x 20, 63 x 20, 118 x 80, 7480, 10520
 GATES = {"vgg16_bn": 5280, "resnet_20": 420, "resnet_56": 1260}
 GATES |= {"resnet_50": 9440, "mobilenet_v1": 7480, "mobilenet_v2": 10520}
@@ -382,7 +389,8 @@ def check_decay(fit: Fit) -> None:
     assert not decays
 
 
-def test_rate_follows_the_batch(tmp_path: Path, fits: list[Fit]) -> None:
+def test_rate_follows_the_batch(tmp_path: Path, fits: list[Fit], monkeypatch: pytest.MonkeyPatch) -> None:
+    narrowed(monkeypatch, scratch_imagenet, "mobilenet_v1")
     run("scratch_imagenet", tmp_path, "--data", ".", "--network", "mobilenet_v1", "--batch", "64", "--no-baseline")
     assert fits[1].data.batch_size == 64
     assert fits[1].rates[0] == pytest.approx(0.05 / 4)
@@ -406,7 +414,10 @@ def check_slimming(fits: list[Fit], strength: float, batch: int) -> None:
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 @pytest.mark.parametrize("name", slimming_cifar.NETWORKS)
-def test_settings_of_slimming_cifar(tmp_path: Path, fits: list[Fit], name: str, dataset: str) -> None:
+def test_settings_of_slimming_cifar(
+    tmp_path: Path, fits: list[Fit], monkeypatch: pytest.MonkeyPatch, name: str, dataset: str
+) -> None:
+    narrowed(monkeypatch, slimming_cifar, name)
     (line,) = run("slimming_cifar", tmp_path, "--data", ".", "--network", name, "--dataset", dataset)
     check_slimming(fits, strength=1e-4 if name == "vgg19_bn" else 1e-5, batch=64)
     assert all(fit.rates == steps(0.1, 80, 40, 40) for fit in fits)
@@ -451,7 +462,10 @@ def check_sparse(fits: list[Fit], batch: int, compression: float, **settings: An
 
 
 @pytest.mark.parametrize(("name", "compression"), [("resnet_56", 10), ("densenet_40_12", 20 / 3)])
-def test_settings_of_gsm_cifar(tmp_path: Path, fits: list[Fit], name: str, compression: float) -> None:
+def test_settings_of_gsm_cifar(
+    tmp_path: Path, fits: list[Fit], monkeypatch: pytest.MonkeyPatch, name: str, compression: float
+) -> None:
+    narrowed(monkeypatch, gsm_cifar, name)
     run("gsm_cifar", tmp_path, "--data", ".", "--network", name, "--ticket")
     check_sparse(fits, 64, compression, momentum=0.98, weight_decay=1e-4, nesterov=False)
     assert fits[0].rates == warmed(0.1, 100, 100, 100, 100, 100)
@@ -467,17 +481,14 @@ def test_settings_of_gsm_mnist(tmp_path: Path, fits: list[Fit], name: str, compr
     assert line["weights_kept"] == {"lenet_300_100": 4436, "lenet_5": 3444}[name]
 
 
-def test_later_passes_go_on_from_the_weights_that_are_there(tmp_path: Path, fits: list[Fit]) -> None:
+def test_later_passes_go_on_from_the_weights_that_are_there(
+    tmp_path: Path, fits: list[Fit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrowed(monkeypatch, slimming_cifar, "vgg19_bn")
     run("slimming_cifar", tmp_path, "--data", ".", "--passes", "2", "--no-baseline")
     assert [fit.method for fit in fits] == ["slimming", "common"] * 2
     assert [fit.gammas == {0.5} for fit in fits] == [True, False, False, False]
     assert all(fit.rates == steps(0.1, 80, 40, 40) for fit in fits)
-
-
-def narrowed(monkeypatch: pytest.MonkeyPatch, recipe: Any, name: str) -> None:
-    """A recipe's network as narrow as in a smoke run: its settings are those of the whole network."""
-    network = recipe.NETWORKS[name]
-    monkeypatch.setitem(recipe.NETWORKS, name, network._replace(make=partial(network.make, **network.narrow)))
 
 
 @pytest.mark.parametrize(
