@@ -202,11 +202,11 @@ def compress(
         if found is not None:
             if unreachable is not None:
                 before, graph = graph, graph if loosened else _loosened(dense, graph, scores, options)
-                if graph is before and reason.text:  # with other channels, fewer may do
-                    text = f"{unreachable} A smaller plan could not be rewritten: {reason}."
-                    raise BudgetError(text, unreachable.floor)
                 if graph is before:
-                    raise unreachable
+                    if not reason.text:
+                        raise unreachable
+                    text = f"{unreachable} A smaller plan could not be rewritten: {reason}."
+                    raise BudgetError(text, unreachable.floor)  # with other channels, fewer may do
                 loosened = True
                 continue
             with dense.stages("rewriting"):

@@ -4,6 +4,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -41,10 +42,11 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ops_read_once() -> None:
     """For modules that export much: torch.onnx reads onnxscript's ops anew for every file, a second each time."""
-    from torch.onnx._internal.exporter import _registration
+    with suppress(ImportError, AttributeError):  # names of torch's own: without them it takes longer, and no more
+        from torch.onnx._internal.exporter import _registration
 
-    apis = _registration.onnxscript_apis
-    apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
+        apis = _registration.onnxscript_apis
+        apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
 
 
 @pytest.fixture(autouse=True)
