@@ -130,7 +130,8 @@ def _scores(dense: Dense, request: Request, keywords: Keywords, steps: int) -> l
                 measured = measure(copy.deepcopy(module), graph, needs, keywords.data, keywords.loss_fn)
             if "reads" in needs:
                 pieces = pieces_of(keywords.data, describe_inputs(dense.args, dense.kwargs), None, device_of(module))
-                measured = replace(measured, reads=measure_reads(copy.deepcopy(module), graph, pieces, cut.seed))
+                reads, trial = measure_reads(copy.deepcopy(module), graph, pieces, cut.seed)
+                measured = replace(measured, reads=reads, trial=trial)
             tensors = dict([*module.named_parameters(), *module.named_buffers()])
             state = ModelState(graph, tensors, cut.seed, measured, kept)
             scores: list[Scores | None] = from_first(score_groups(criterion, state))

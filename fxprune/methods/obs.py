@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ class OBS:
     included. Of a pair of query and key channels that is the energy of ``q_c k_c^T``, every logit weighed by how much
     the outputs depend on it. Where gradients tell nothing of them they stay. The fewer data there are for the inputs of
     a weight, the less its refit is trusted: a ridge of as much as there are inputs per independent position.
+    Slopes hold for small changes, so when half of a group has gone the outputs' error is measured, with its readers
+    refitted, and the scores of the group are scaled to that.
     ``per_mac=False``: the error itself, not divided by the MACs that go with the channel.
     """
 
@@ -52,16 +54,34 @@ class OBS:
             parts.append(_Gated.of(gates[0], unread))
         scores: dict[int, float] = {}
         at_once, least = max(1, len(left) // _ROUNDS), 0.0
+        half, expected, scale = len(left) // 2, 0.0, 1.0
         while left:
             losses = sum((part.losses(left) for part in parts), np.zeros(len(left)))
             going = [(left[index], float(losses[index])) for index in np.argsort(losses, kind="stable")[:at_once]]
             for channel, loss in going:
                 least = scores[channel] = max(least, loss)  # none comes before one that went earlier
-            left = [channel for channel in left if channel not in scores]
+                expected += loss
+            was, left = len(left), [channel for channel in left if channel not in scores]
             for part in parts if left else ():
                 part.remove([channel for channel, _ in going])
-        result = np.array([scores[channel] for channel in group.channels.reshape(-1).tolist()])
+            if left and was > half >= len(left) and expected > 0:
+                scale = _measured(parts, state) / expected or 1.0
+        result = scale * np.array([scores[channel] for channel in group.channels.reshape(-1).tolist()])
         return result.reshape(group.channels.shape) / (_macs(group, state) if self.per_mac else 1.0)
+
+
+def _measured(parts: Sequence[_Part | _Gated], state: ModelState) -> float:
+    """The outputs' error without the channels that went, 0 where it cannot be known."""
+    if state.measured.trial is None:
+        return 0.0
+    weights: dict[str, Tensor] = {}
+    closed: dict[str, Any] = {}
+    for part in parts:
+        if isinstance(part, _Gated):
+            closed[part.gate.node] = part.gate.channels[part.gone]
+        else:
+            weights.setdefault(part.read.node, part.read.weight.clone())[part.index] = part.refitted()
+    return state.measured.trial(weights, closed)
 
 
 def _macs(group: ChannelGroup, state: ModelState) -> float:
@@ -78,12 +98,15 @@ class _Part:
     """One matrix that reads channels, and what is left of it while they go.
 
     ``inverse [K, K]``: of the Gram matrix. ``weight [K, O]``: in units of the network's outputs. ``places``: channel ->
-    its inputs.
+    its inputs. ``read``, ``index``: of which weight it is, which of its matrices. ``gone``: inputs of those that went.
     """
 
     inverse: Tensor
     weight: Tensor
     places: dict[int, list[int]]
+    read: Read
+    index: int
+    gone: list[int] = field(default_factory=list)
 
     def losses(self, channels: Sequence[int]) -> Scores:
         """Per channel what its going costs now, ``[n]``."""
@@ -102,11 +125,20 @@ class _Part:
     def remove(self, channels: Sequence[int]) -> None:
         """The weight as refitted without these, and the inverse of what is left of the Gram matrix."""
         rows = [row for channel in channels for row in self.places.get(channel, ())]
+        self.gone += rows
         if rows:
             across = self.inverse[:, rows]
             solved = torch.linalg.solve(across[rows], torch.cat([self.weight[rows], across.transpose(0, 1)], 1))
             self.weight = self.weight - across @ solved[:, : self.weight.shape[1]]
             self.inverse = self.inverse - across @ solved[:, self.weight.shape[1] :]
+
+    def refitted(self) -> Tensor:
+        """The weight without what went, ``[K, O]``."""
+        unit = self.read.sensitivity[self.index].sqrt()
+        own = self.read.weight[self.index]
+        found = torch.where(unit > 0, self.weight / unit, own.double())
+        found[self.gone] = 0
+        return found.to(own.dtype)
 
 
 @dataclass
@@ -116,6 +148,7 @@ class _Gated:
     ``places``: channel -> its place. ``gone``: places of those that went.
     """
 
+    gate: Gate
     energy: Scores
     places: dict[int, int]
     gone: list[int] = field(default_factory=list)
@@ -123,7 +156,7 @@ class _Gated:
     @classmethod
     def of(cls, gate: Gate, channels: Collection[int]) -> _Gated:
         places = {int(channel): place for place, channel in enumerate(gate.channels) if channel in channels}
-        return cls(gate.energy.cpu().numpy(), places)
+        return cls(gate, gate.energy.cpu().numpy(), places)
 
     def losses(self, channels: Sequence[int]) -> Scores:
         """Per channel how much its going adds to the error, ``[n]``; less than nothing where it undoes another's."""
@@ -152,5 +185,5 @@ def _parts(read: Read, group: ChannelGroup) -> list[_Part]:
             )  # some may never be other than zero
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
             weight = read.weight[index].double() * read.sensitivity[index].sqrt()
-            found.append(_Part(inverse, weight, dict(places)))
+            found.append(_Part(inverse, weight, dict(places), read, index))
     return found

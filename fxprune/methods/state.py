@@ -86,14 +86,23 @@ class Gate:
     energy: Tensor
 
 
+Trial = Callable[[Mapping[str, Tensor], Mapping[str, npt.NDArray[np.int64]]], float]
+"""``(weights, closed)``: node -> another weight ``[g, K, O]`` of a ``Read``, node -> channels of a ``Gate`` that are
+set to zero. Returns ``|change of the network's outputs|^2`` per sample, measured."""
+
+
 @dataclass(frozen=True)
 class Measured:
-    """What was collected over data. ``batches``: one ``T`` per batch. ``samples``: one per sample."""
+    """What was collected over data. ``batches``: one ``T`` per batch. ``samples``: one per sample.
+
+    ``trial``: of changes of what is in ``reads``.
+    """
 
     batches: Saliency | None = None
     samples: Saliency | None = None
     activations: Sequence[Activation] = ()
     reads: Sequence[Read | Gate] = ()
+    trial: Trial | None = None
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,16 @@ Channels that no weight reads meet other activations: of a query and a key chann
 ``q_c k_c^T``, linear in either. With ``s`` the gradient of the outputs along random signs, ``u_ic = q_ic ds/dq_ic`` is
 what it adds to them at token i, ``sum_j ds/dS_ij q_ic k_jc``, whatever scales, masks or rotates it on the way. The mean
 of ``sum_i u_ic^2`` over signs is ``sum_ij (q_ic k_jc)^2``, every logit weighed by what the outputs make of it.
+
+All of that is the first order: late layers are heard less than their slopes say, a softmax that has made up its mind
+more. So whoever ranks by it can measure what some change of weights and channels really does to the outputs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -19,26 +23,29 @@ from torch import Tensor, fx
 
 from fxprune.groups.channels import ChannelGraph
 from fxprune.labels.records import TensorLabels
-from fxprune.methods.state import Gate, Read
+from fxprune.methods.state import Gate, Read, Trial
 from fxprune.ops.refit import Product
 from fxprune.reconstruction.data import Piece, on_item
 from fxprune.reconstruction.entries import Entries
-from fxprune.reconstruction.lanes import Lane
+from fxprune.reconstruction.lanes import Env, Lane
 from fxprune.reconstruction.survey import Call, Observed, survey
+from fxprune.reconstruction.walk import floating, square
 from fxprune.recording import evaluated
 from fxprune.recording.inputs import tensors_of
 
 _ROWS_PER_INPUT = 16
 _LEAST_ROWS = 4096
+_TRIED = 32  # samples
 
 
 def measure_reads(
     module: fx.GraphModule, graph: ChannelGraph, pieces: Sequence[Piece], seed: int = 0
-) -> tuple[Read | Gate, ...]:
+) -> tuple[tuple[Read | Gate, ...], Trial]:
     """Run ``module``, of which only a copy should be given, over the data, and back along random directions.
 
-    A ``Read`` for every weight that reads channels; a ``Gate`` for every group with channels that no weight reads, if
-    one tensor holds every one of them once.
+    Returns:
+        A ``Read`` for every weight that reads channels, and a ``Gate`` for every group with channels that no weight
+        reads, if one tensor holds every one of them once; and what measures changes of them.
 
     Raises:
         InputError: it does not run on the data.
@@ -58,7 +65,8 @@ def measure_reads(
             with on_item(piece.item), torch.enable_grad():
                 _run(lane, piece, at, gates, piece.samples / total, generator)
     told = (gate.result(total) for gate in gates.values())
-    return (*(own.result(total) for own in at.values()), *(gate for gate in told if gate is not None))
+    trial = _Trials(lane, entries, pieces, at, gates)
+    return (*(own.result(total) for own in at.values()), *(gate for gate in told if gate is not None)), trial
 
 
 def _run(
@@ -89,6 +97,53 @@ def _run(
     if outputs:
         signs = [torch.randint(0, 2, t.shape, generator=generator).to(t) * 2 - 1 for t in outputs]
         torch.autograd.backward(outputs, signs)
+
+
+class _Trials:
+    """``fxprune.methods.state.Trial``, on a few samples."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        entries: Entries,
+        pieces: Sequence[Piece],
+        at: Mapping[str, _Sums],
+        gates: Mapping[str, _Energy],
+    ):
+        self._lane, self._entries, self._at, self._gates = lane, entries, at, gates
+        count = next((n for n, s in enumerate(accumulate(p.samples for p in pieces), 1) if s >= _TRIED), len(pieces))
+        self._pieces = pieces[:count]
+        self._samples = sum(piece.samples for piece in self._pieces)
+        self._wanted: list[list[Tensor]] = []
+
+    def __call__(self, weights: Mapping[str, Tensor], closed: Mapping[str, npt.NDArray[np.int64]]) -> float:
+        self._wanted = self._wanted or self._outputs({})
+        changed = {self._at[node].call.matrix.reshape(-1): weight.reshape(-1) for node, weight in weights.items()}
+        before = {numbers: self._entries.read(numbers) for numbers in changed}
+        try:
+            for numbers, values in changed.items():
+                self._entries.write(numbers, values)
+            found = self._outputs(closed)
+        finally:
+            for numbers, values in before.items():
+                self._entries.write(numbers, values)
+        pairs = (pair for both in zip(found, self._wanted, strict=True) for pair in zip(*both, strict=True))
+        return sum(float(square(now, wanted)) for now, wanted in pairs) / self._samples
+
+    def _outputs(self, closed: Mapping[str, npt.NDArray[np.int64]]) -> list[list[Tensor]]:
+        lane, found = self._lane, []
+        lane.forget()
+
+        def close(node: fx.Node, env: Env) -> None:
+            if node.name in closed:
+                env[node] = self._gates[node.name].without(closed[node.name], env[node])
+
+        for piece in self._pieces:
+            with evaluated(lane.module), on_item(piece.item), torch.no_grad():
+                env = lane.begin(piece.args, piece.kwargs)
+                lane.advance(env, 0, len(lane.nodes), after=close)
+                found.append(floating(lane.output(env)))
+        return found
 
 
 class _Sums:
@@ -156,6 +211,14 @@ class _Energy:
             self._energy = energy if self._energy is None else self._energy + energy
 
         value.register_hook(note)
+
+    def without(self, channels: npt.NDArray[np.int64], value: Tensor) -> Tensor:
+        """The node's tensor with zeros in these channels."""
+        places = torch.from_numpy(np.flatnonzero(np.isin(self._channels, channels))).to(value.device)
+        last = tuple(range(-len(self._varying), 0))
+        moved = value.movedim(self._varying, last)
+        flat = moved.flatten(-len(self._varying)).index_fill(-1, places, 0)
+        return flat.reshape(moved.shape).movedim(last, self._varying)
 
     def result(self, samples: int) -> Gate | None:
         """None where the outputs do not change with it, as far as gradients tell."""

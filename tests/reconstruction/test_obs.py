@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import methods
-from fxprune.methods.state import Measured
+from fxprune.methods import obs
+from fxprune.methods.state import Gate, Measured
 from fxprune.reconstruction import measure_reads, pieces_of
 
 
@@ -32,7 +33,7 @@ def scores_of(model: nn.Module, data: Tensor, method: methods.OBS) -> tuple[fxpr
     graph = fxprune.analyze(model, data[:1])
     module = fxprune.record(model, data[:1])
     record = {"args": (data[:1],), "kwargs": {}}
-    reads = measure_reads(module, graph, pieces_of(data, record, None, torch.device("cpu")))
+    reads, _ = measure_reads(module, graph, pieces_of(data, record, None, torch.device("cpu")))
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     state = methods.ModelState(graph, tensors, 0, Measured(reads=reads))
     return graph, [None if g.locked else method.score(g, state) for g in graph.groups]
@@ -111,6 +112,66 @@ def test_groups_compare_by_the_outputs_and_by_macs() -> None:
     )
     widths = {row.name: row.width for row in small.meta["fxprune"].rows}
     assert widths["b.0"][1] < 0.3 * widths["a.0"][1]
+
+
+class Saturated(nn.Module):
+    """Where one branch has made up its mind it has no slope; the other has one everywhere, and hardly counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)) for _ in range(2))
+        for layer in (*self.a, *self.b):
+            nn.init.eye_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(20 * self.a(x)) + 0.1 * self.b(x)
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_what_slopes_do_not_tell_is_measured(measured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not measured:
+        monkeypatch.setattr(obs, "_measured", lambda parts, state: 0.0)
+    torch.manual_seed(0)
+    data = torch.randn(300, 6).sign()
+    small = fxprune.prune(
+        Saturated().eval(), data[:1], method="obs", data=data, channels=0.6, round_to=1, progress=False
+    )
+    widths = {row.name: row.width[1] for row in small.meta["fxprune"].rows}
+    assert (widths["a.0"] > widths["b.0"]) == measured
+
+
+def test_trials_are_what_the_network_does() -> None:
+    """Another weight of a reader and channels of a gate at zero: as if somebody had written them."""
+    torch.manual_seed(0)
+    model, data = Logits().eval(), torch.randn(24, 5, 8)
+    module, graph = fxprune.record(model, data[:1]), fxprune.analyze(model, data[:1])
+    pieces = pieces_of(data, {"args": (data[:1],), "kwargs": {}}, None, torch.device("cpu"))
+    found, trial = measure_reads(module, graph, pieces)
+    gate = next(one for one in found if isinstance(one, Gate))
+    gone = gate.channels[:5]
+    closed = Logits().eval()
+    closed.load_state_dict(model.state_dict())
+    rows = [int(np.flatnonzero(gate.channels == c)[0]) for c in gone]
+    with torch.no_grad():
+        for linear in (closed.q, closed.k):
+            linear.weight[rows], linear.bias[rows] = 0, 0
+        wanted = float((closed(data) - model(data)).square().sum()) / len(data)
+    assert trial({}, {gate.node: gone}) == pytest.approx(wanted, rel=1e-4)
+    assert trial({}, {}) == 0
+
+    torch.manual_seed(0)
+    readers, images = TwoReaders().eval(), torch.randn(10, 3, 6, 6)
+    module, graph = fxprune.record(readers, images[:1]), fxprune.analyze(readers, images[:1])
+    pieces = pieces_of(images, {"args": (images[:1],), "kwargs": {}}, None, torch.device("cpu"))
+    found, trial = measure_reads(module, graph, pieces)
+    read = next(r for r in found if r.node == "other")
+    with torch.no_grad():
+        before = readers(images)
+        readers.other.weight *= 0.5
+        wanted = sum(float((a - b).square().sum()) for a, b in zip(readers(images), before, strict=True)) / 10
+        readers.other.weight *= 2
+    assert trial({read.node: read.weight / 2}, {}) == pytest.approx(wanted, rel=1e-4)
+    assert trial({}, {}) == 0, "the weight is put back"
 
 
 class Logits(nn.Module):
