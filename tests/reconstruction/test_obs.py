@@ -329,11 +329,12 @@ def test_outputs_of_another_shape_are_not_compared(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_forward_draws_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = (trial_of(monkeypatch, net("drawn"))[0] for _ in range(2))
-    assert one == two
-    model = net("drawn")
-    nn.init.zeros_(model.body[2].weight)
-    assert not any(trial_of(monkeypatch, model))
+    found = []
+    for seed in (1, 2):
+        model = net("drawn")
+        torch.manual_seed(seed)
+        found += trial_of(monkeypatch, model)[:1]
+    assert found[0] == found[1]
 
 
 def test_where_half_is_dead_it_is_measured_among_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
