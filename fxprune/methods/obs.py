@@ -61,11 +61,13 @@ class OBS:
             for channel, loss in going:
                 least = scores[channel] = max(least, loss)  # none comes before one that went earlier
                 expected += loss
-            was, left = len(left), [channel for channel in left if channel not in scores]
+            left = [channel for channel in left if channel not in scores]
             for part in parts if left else ():
                 part.remove([channel for channel, _ in going])
-            if left and was > half >= len(left) and expected > 0:
-                scale = _measured(parts, state) / expected or 1.0
+            if left and len(left) <= half:
+                error = _measured(parts, state) if expected > 0 else 0.0
+                # dead channels go first and tell nothing: then half of what is left is waited for
+                scale, half = (error / expected, 0) if error else (1.0, len(left) // 2)
         result = scale * np.array([scores[channel] for channel in group.channels.reshape(-1).tolist()])
         return result.reshape(group.channels.shape) / (_macs(group, state) if self.per_mac else 1.0)
 

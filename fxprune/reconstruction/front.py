@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from fxprune.errors import InputError, ModelError, check_count, is_real
 from fxprune.pipeline import recorded
 from fxprune.reconstruction.data import Piece, on_item, pieces_of
 from fxprune.reconstruction.lanes import Lane
-from fxprune.reconstruction.noise import noise_for, refit_on_noise
+from fxprune.reconstruction.noise import noise_for, noise_is_taken, refit_on_noise
 from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.reconstruction.tune import tune as tuned
 from fxprune.recording import evaluated
@@ -23,6 +24,7 @@ from fxprune.recording.inputs import RECORD_KEY, device_of, like_parameters, mak
 from fxprune.reports.report import Report, pruned_part
 from fxprune.rewriting.into import check_same
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts
+from fxprune.training.randomness import seeded
 from fxprune.verification.probes import prove
 
 
@@ -125,11 +127,14 @@ def refitted(
     else:
         pieces = pieces_of(data, None if name else part.meta[RECORD_KEY], samples, device)
         pieces = _inside(model, original, pieces) if name else pieces
-    dense = _recording(original, part, device) if recording is None else recording
     fit = refit_on_noise if data is None else refit
-    fitted, told = fit(dense, part, pieces, cuts, ridge=ridge, memory=memory, seed=seed)
+    with noise_is_taken() if data is None else nullcontext():
+        dense = _recording(original, part, device) if recording is None else recording
+        with seeded(seed):  # of what forward draws
+            fitted, told = fit(dense, part, pieces, cuts, ridge=ridge, memory=memory, seed=seed)
     if steps:
-        tuning = tuned(dense, fitted, pieces, steps, memory=memory, seed=seed)
+        with seeded(seed):
+            tuning = tuned(dense, fitted, pieces, steps, memory=memory, seed=seed)
         told = replace(told, output_after=tuning.after, tuning=tuning)
     report: Report = part.meta["fxprune"]
     fitted.meta["fxprune"] = replace(report, reconstruction=told)

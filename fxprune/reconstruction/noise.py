@@ -12,6 +12,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxprune.errors import GuardError, InputError
 from fxprune.ops.meta import OpMode
 from fxprune.ops.refit import Statistics
 from fxprune.reconstruction.data import HELD_OUT, PIECE, Piece, on_item
@@ -27,7 +29,7 @@ from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.reconstruction.result import Reconstruction
 from fxprune.reconstruction.survey import arguments_of, refit_of
 from fxprune.recording import evaluated, named_tensors
-from fxprune.recording.inputs import RECORD_KEY, fixed_batch, make_inputs, map_tensors, specs_of
+from fxprune.recording.inputs import RECORD_KEY, batch_size, fixed_batch, make_inputs, map_tensors, specs_of
 from fxprune.recording.spec import TensorSpec
 from fxprune.rewriting.slicing import Cuts, cut
 
@@ -45,7 +47,7 @@ def noise_for(module: fx.GraphModule, samples: int | None, seed: int, device: to
     record, samples = module.meta[RECORD_KEY], SAMPLES if samples is None else samples
     specs = specs_of(record)
     fixed = fixed_batch(module, record) is not None
-    size = specs[0].shape[0] if fixed else max(1, min(PIECE, samples // HELD_OUT))
+    size = (batch_size(record) if fixed else None) or max(1, min(PIECE, samples // HELD_OUT))
     count = max(2, math.ceil(samples / size))
     step = min(HELD_OUT, count)
     pieces = []
@@ -94,7 +96,8 @@ def refit_on_noise(
         for name, is_mean in measured.items():
             before, after = (cut(t[name], labels.get(name, ()), cuts.keep).double() for t in (real, now))
             value = own[name].double()
-            there[name].copy_(after + (value - before) if is_mean else after * (value / before))
+            changed = value - before if is_mean else torch.where(before == 0, torch.ones_like(value), value / before)
+            there[name].copy_(after + changed if is_mean else after * changed)
     fitted, told = refit(away, start, pieces, cuts, ridge=ridge, memory=memory, seed=seed)
     result = named_tensors(fitted)
     with torch.no_grad():
@@ -102,6 +105,21 @@ def refit_on_noise(
             moved = result[name].double() - there[name].double() if is_mean else 0.0
             result[name].copy_(own[name].double() + moved)
     return fitted, replace(told, of_noise=True, seconds=time.perf_counter() - begun)
+
+
+@contextmanager
+def noise_is_taken() -> Iterator[None]:
+    """Whoever passed no data is told what was run inside.
+
+    Raises:
+        InputError: the network does not run on noise.
+    """
+    try:
+        yield
+    except (GuardError, InputError) as error:
+        raise InputError(
+            f"Without data= the inputs are noise, which the model does not take: pass data. {error}"
+        ) from error
 
 
 def _measure_anew(module: fx.GraphModule, pieces: Sequence[Piece]) -> dict[str, bool]:
@@ -118,11 +136,17 @@ def _measure_anew(module: fx.GraphModule, pieces: Sequence[Piece]) -> dict[str, 
 
 @dataclass
 class _Moments:
-    """Of one norm: which entries its mean and variance are, both ``[C]``, and the sums of both over samples."""
+    """Of one norm: which entries its mean and variance are, both ``[C]``, and sums over samples: of x and x^2."""
 
     entries: tuple[Tensor, Tensor]
     sums: list[Any]
     samples: int = 0
+
+    @property
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance."""
+        mean, square = (total / self.samples for total in self.sums)
+        return mean, (square - mean**2).clamp_min(0)
 
 
 class _Measuring(OpMode):
@@ -145,10 +169,11 @@ class _Measuring(OpMode):
             return func(*args, **kwargs)
         x: Tensor = arguments[known.input]
         dims = [dim for dim in range(x.ndim) if dim != 1]
-        moments = x.double().mean(dims), x.double().var(dims, correction=0)
+        moments = x.double().mean(dims), x.double().square().mean(dims)
         found = self._found.setdefault(entries[0].numpy().tobytes(), _Moments(entries, [0.0, 0.0]))
         found.samples += self.samples
         found.sums = [total + self.samples * value for total, value in zip(found.sums, moments, strict=True)]
+        moments = found.result  # of all so far: of a batch of one and a single position there is no variance
         like = arguments[known.mean]
         return func(**{**arguments, known.mean: moments[0].to(like), known.var: moments[1].to(like)})
 
@@ -157,13 +182,15 @@ class _Measuring(OpMode):
         mean, var = arguments.get(known.mean), arguments.get(known.var)
         if mean is None or var is None or arguments.get(known.training):
             return None
+        if mean.untyped_storage().data_ptr() == var.untyped_storage().data_ptr():
+            return None  # a tensor is told apart as one of the two
         entries = self._entries.of(mean), self._entries.of(var)
         return None if entries[0] is None or entries[1] is None else (entries[0], entries[1])
 
     def write(self) -> dict[str, bool]:
         names: dict[str, bool] = {}
         for found in self._found.values():
-            for entries, total, is_mean in zip(found.entries, found.sums, (True, False), strict=True):
-                self._entries.write(entries, total / found.samples)
+            for entries, value, is_mean in zip(found.entries, found.result, (True, False), strict=True):
+                self._entries.write(entries, value)
                 names.update(dict.fromkeys(self._entries.names_of(entries), is_mean))
         return names

@@ -32,6 +32,7 @@ from fxprune.reconstruction.survey import Call, Observed, survey
 from fxprune.reconstruction.walk import floating, square
 from fxprune.recording import evaluated
 from fxprune.recording.inputs import tensors_of
+from fxprune.training.randomness import seeded
 
 _ROWS_PER_INPUT = 16
 _LEAST_ROWS = 4096
@@ -62,7 +63,7 @@ def measure_reads(
         total = sum(piece.samples for piece in pieces)
         for index, piece in enumerate(pieces):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-            with on_item(piece.item), torch.enable_grad():
+            with on_item(piece.item), seeded(seed), torch.enable_grad():
                 _run(lane, piece, at, gates, piece.samples / total, generator)
     told = (gate.result(total) for gate in gates.values())
     trial = _Trials(lane, entries, pieces, at, gates)
@@ -127,8 +128,11 @@ class _Trials:
         finally:
             for numbers, values in before.items():
                 self._entries.write(numbers, values)
-        pairs = (pair for both in zip(found, self._wanted, strict=True) for pair in zip(*both, strict=True))
-        return sum(float(square(now, wanted)) for now, wanted in pairs) / self._samples
+        pairs = [pair for both in zip(found, self._wanted, strict=True) for pair in zip(*both, strict=True)]
+        if any(now.shape != wanted.shape for now, wanted in pairs):
+            return 0.0  # of which shape they are depends on values
+        error = sum(float(square(now, wanted)) for now, wanted in pairs) / self._samples
+        return error if math.isfinite(error) else 0.0
 
     def _outputs(self, closed: Mapping[str, npt.NDArray[np.int64]]) -> list[list[Tensor]]:
         lane, found = self._lane, []
@@ -139,7 +143,7 @@ class _Trials:
                 env[node] = self._gates[node.name].without(closed[node.name], env[node])
 
         for piece in self._pieces:
-            with evaluated(lane.module), on_item(piece.item), torch.no_grad():
+            with evaluated(lane.module), on_item(piece.item), seeded(0), torch.no_grad():
                 env = lane.begin(piece.args, piece.kwargs)
                 lane.advance(env, 0, len(lane.nodes), after=close)
                 found.append(floating(lane.output(env)))

@@ -99,7 +99,7 @@ class Walk:
             lanes = (self.dense, state.dense), (self.pruned, state.pruned), (cut, env)
             outputs = [floating(lane.output(e)) for lane, e in lanes]
             for y, now, then in zip(*outputs, strict=True):
-                whole += float(y.double().square().sum())
+                whole += float(square(torch.zeros_like(y), y))
                 after += float(square(now, y))
                 before += float(square(then, y))
             self._states[index] = None
@@ -134,8 +134,9 @@ def floating(outputs: Any) -> list[Tensor]:
 
 
 def square(now: Tensor, wanted: Tensor) -> Tensor:
-    """``|now - wanted|^2``, a scalar in double."""
-    return (now.double() - wanted.double()).square().sum()
+    """``|now - wanted|^2``, a scalar in double; what should be infinite, as masked logits, is not compared."""
+    gap = now.double() - wanted.double()
+    return torch.where(wanted.isinf(), torch.zeros_like(gap), gap).square().sum()
 
 
 def room(device: torch.device) -> int:

@@ -199,3 +199,108 @@ def test_a_file_says_that_it_was_noise(deep: nn.Module, tmp_path: Path) -> None:
     fxprune.save(fitted, tmp_path / "small.safetensors")
     loaded = fxprune.load(tmp_path / "small.safetensors", deep)
     assert loaded.meta["fxprune"].reconstruction.of_noise
+
+
+def test_a_channel_without_variance_has_a_ratio_too(deep: nn.Module) -> None:
+    model = copy.deepcopy(deep)
+    for value in statistics(model, "running_var").values():
+        value[::5] = 0
+    fitted = cut(model, real(1), reconstruct=True)
+    told = fitted.meta["fxprune"].reconstruction
+    assert told.output_after < told.output_before
+
+
+class Pooled(nn.Module):
+    """A norm of a single position per sample, after a pool."""
+
+    def __init__(self, fixed: bool) -> None:
+        super().__init__()
+        self.fixed = fixed
+        self.a, self.b, self.norm = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+        self.c = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fixed and x.shape[0] != 1:
+            return x
+        return self.c(self.norm(self.b(F.relu(self.a(x)).mean((2, 3), keepdim=True))).relu().flatten(1))
+
+
+def test_a_batch_of_one_has_the_variance_of_all() -> None:
+    torch.manual_seed(0)
+    free = Pooled(False)
+    free.train()
+    with torch.no_grad():
+        for _ in range(50):
+            free(torch.randn(16, 3, 8, 8))
+    fixed = Pooled(True).eval()
+    fixed.load_state_dict(free.eval().state_dict())
+    x = torch.randn(32, 3, 8, 8)
+    errors = []
+    for model, split in ((free, 32), (fixed, 1)):
+        fitted = cut(model, torch.randn(split, 3, 8, 8), reconstruct=True)
+        found = torch.cat([fitted(part) for part in x.split(split)])
+        errors.append(float((found - free(x)).detach().square().sum()))
+    assert errors[1] < 1.5 * errors[0]
+
+
+def test_a_fixed_batch_is_that_of_the_first_tensor_that_has_one() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+        def forward(self, scale: Tensor, x: Tensor) -> Tensor:
+            return self.body(x) * scale if x.shape[0] == 2 else x
+
+    small = cut(Scaled().eval(), torch.tensor(2.0), torch.randn(2, 8))
+    assert {piece.samples for piece in noise_for(small, 20, 0, CPU)} == {2}
+
+
+def test_statistics_in_one_tensor_stay() -> None:
+    class Together(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c = nn.Linear(8, 16), nn.Linear(16, 4)
+            self.register_buffer("both", torch.stack([torch.zeros(16), torch.ones(16)]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(F.batch_norm(self.a(x), self.both[0], self.both[1]).relu())
+
+    told = cut(Together().eval(), torch.randn(2, 8), reconstruct=True).meta["fxprune"].reconstruction
+    assert told.output_after < told.output_before
+
+
+def test_what_forward_draws_is_the_same_again_and_masked_outputs_are_left_out() -> None:
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.body(F.dropout(x, 0.1, True))
+            return out.masked_fill(torch.tensor([True, False, False, False]), float("-inf"))
+
+    model = Drawing().eval()
+    small = cut(model, torch.randn(2, 8))
+    state = torch.get_rng_state()
+    one, two = (fxprune.reconstruct(small, model) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
+    told = one.meta["fxprune"].reconstruction
+    assert told.output_after < told.output_before
+
+
+def test_a_model_that_takes_no_noise_says_so() -> None:
+    class Positive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.min() < 0 else self.body(x)
+
+    model, x = Positive().eval(), torch.rand(2, 8)
+    with pytest.raises(InputError, match=r"Without data= the inputs are noise.*pass data\. .*goes another way"):
+        cut(model, x, verify=False, reconstruct=True)
+    with pytest.raises(InputError, match=r"Without data= the inputs are noise"):
+        fxprune.reconstruct(cut(model, x, verify=False), model)

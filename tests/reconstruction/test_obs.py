@@ -289,3 +289,58 @@ def test_targets_are_not_read(as_pairs: bool) -> None:
     assert plan.kept == fxprune.prune(
         model, batches[0], method="obs", data=list(itertools.chain(batches)), flops=0.5, round_to=1, progress=False
     ).meta["fxprune"].plan.kept  # fmt: skip
+
+
+def net(end: str) -> nn.Module:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if end == "drawn":
+                return self.body(F.dropout(x, 0.5, True))
+            out = self.body(x)
+            if end == "masked":
+                return out.masked_fill(torch.tensor([True, False, False, False, False]), float("-inf"))
+            return out[out > 0] if end == "picked" else out
+
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def trial_of(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> list[float]:
+    """What was measured while the network was cut."""
+    found: list[float] = []
+    measured = obs._measured
+    monkeypatch.setattr(obs, "_measured", lambda *given: found.append(measured(*given)) or found[-1])
+    data = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+    small = fxprune.prune(model, data[:2], method="obs", data=data, flops=0.5, round_to=1, progress=False)
+    assert len(small.get_parameter("body.0.weight")) < 32
+    return found
+
+
+def test_masked_outputs_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < trial_of(monkeypatch, net("masked"))[0] <= trial_of(monkeypatch, net("plain"))[0]
+
+
+def test_outputs_of_another_shape_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(trial_of(monkeypatch, net("picked"))) == {0.0}
+
+
+def test_what_forward_draws_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for seed in (1, 2):
+        model = net("drawn")
+        torch.manual_seed(seed)
+        found += trial_of(monkeypatch, model)[:1]
+    assert found[0] == found[1]
+
+
+def test_where_half_is_dead_it_is_measured_among_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net("plain")
+    with torch.no_grad():
+        model.body[0].bias[:20] = -1000
+    found = trial_of(monkeypatch, model)
+    assert found[0] == 0.0
+    assert found[-1] > 0
