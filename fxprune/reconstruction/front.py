@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from fxprune.errors import InputError, ModelError, check_count, is_real
+from fxprune.errors import ExampleInputsError, InputError, ModelError, check_count, is_real
 from fxprune.pipeline import recorded
 from fxprune.reconstruction.data import Piece, on_item, pieces_of
 from fxprune.reconstruction.lanes import Lane
@@ -20,10 +20,11 @@ from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.reconstruction.tune import tune as tuned
 from fxprune.recording import evaluated
 from fxprune.recording.checks import check_model
-from fxprune.recording.inputs import RECORD_KEY, device_of, like_parameters, make_inputs, map_tensors
+from fxprune.recording.inputs import RECORD_KEY, device_of, map_tensors
 from fxprune.reports.report import Report, pruned_part
 from fxprune.rewriting.into import check_same
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts
+from fxprune.training.batches import does_not_run
 from fxprune.training.randomness import seeded
 from fxprune.verification.probes import prove
 
@@ -129,7 +130,7 @@ def refitted(
         pieces = _inside(model, original, pieces) if name else pieces
     fit = refit_on_noise if data is None else refit
     with noise_is_taken() if data is None else nullcontext():
-        dense = _recording(original, part, device) if recording is None else recording
+        dense = _recording(original, part, pieces[0]) if recording is None else recording
         with seeded(seed):  # of what forward draws
             fitted, told = fit(dense, part, pieces, cuts, ridge=ridge, memory=memory, seed=seed)
     if steps:
@@ -145,10 +146,16 @@ def refitted(
     return result
 
 
-def _recording(model: nn.Module, pruned: fx.GraphModule, device: torch.device) -> fx.GraphModule:
-    """The dense graph that the pruned one was made from: the plain recording, or the one that proving leads to."""
-    args, kwargs = make_inputs(like_parameters(pruned.meta[RECORD_KEY], model), device, permute=False)
-    module, runs = recorded(model, args, kwargs)
+def _recording(model: nn.Module, pruned: fx.GraphModule, piece: Piece) -> fx.GraphModule:
+    """The dense graph that the pruned one was made from: the plain recording, or the one that proving leads to.
+
+    ``piece``: of the data, which the model may tell from other inputs.
+    """
+    args, kwargs = map_tensors(Tensor.clone, (piece.args, piece.kwargs))
+    try:
+        module, runs = recorded(model, args, kwargs)
+    except ExampleInputsError as error:
+        raise InputError(does_not_run(error, piece.item)) from error
     if not set(Lane(pruned).named) <= set(Lane(module).named):
         module, _ = prove(model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs)
     return module

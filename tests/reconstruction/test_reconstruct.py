@@ -297,3 +297,22 @@ def test_nothing_that_has_a_weight_reads_channels() -> None:
     assert [layer.why for layer in told.layers] == ["nothing before it changed"]
     told = fxprune.reconstruction.Reconstruction((), 1.0, 1.0, 2, 1, 0.0, "no weight can be solved for")
     assert str(told) == "not applicable: no weight can be solved for"
+
+
+def test_a_model_that_tells_data_from_noise() -> None:
+    class Positive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.min() < 0 else self.body(x)
+
+    torch.manual_seed(0)
+    model, data = Positive().eval(), torch.rand(60, 8)
+    small = halved(model, data[:2], verify=False)
+    with torch.no_grad():
+        fitted = fxprune.reconstruct(small, model, data)
+        assert relative_error(fitted(data), model(data)) < relative_error(small(data), model(data))
+    with pytest.raises(InputError, match="inputs are noise"):
+        fxprune.reconstruct(small, model)
