@@ -54,8 +54,8 @@ def reconstruct(
             Targets are not read. Inputs of several tensors are a tuple, or a dict of keyword inputs. None: there are
             no data. Then the inputs are noise, and batch norms stand in for what it is not: with their statistics
             measured on the noise, what the layers after them read has the mean and the variance of real data. That
-            gives back a part of what real data do, and no held-out data say how much: where the network has no batch
-            norms, measure before you rely on it.
+            gives back a part of what real data do, and no held-out data say how much: measure before you rely on it. A
+            network without batch norms needs data.
         ridge: relative to the mean eigenvalue of the layer's Gram matrix ``X^T X``; ``"auto"``: chosen per layer.
         samples: use so many samples at most; all of them if None, of noise 256.
         memory: keep so many bytes of activations at most, and compute again what is not kept; half of what is free if

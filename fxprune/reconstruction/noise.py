@@ -84,11 +84,13 @@ def refit_on_noise(
     """``refit`` where ``pieces`` are noise; the errors that it tells of are those on the noise.
 
     Raises:
-        InputError: a graph does not run on it.
+        InputError: a graph does not run on it, or has no norm with measured statistics.
     """
     begun = time.perf_counter()
     away = copy.deepcopy(dense)
     measured = _measure_anew(away, pieces)
+    if not measured:
+        raise InputError("no batch norm of this model says what real data are like.")
     start = copy.deepcopy(pruned)
     real, now, own, there = (named_tensors(module) for module in (dense, away, pruned, start))
     labels = cuts.labels
@@ -112,13 +114,13 @@ def noise_is_taken() -> Iterator[None]:
     """Whoever passed no data is told what was run inside.
 
     Raises:
-        InputError: the network does not run on noise.
+        InputError: noise does not do for the network.
     """
     try:
         yield
     except (GuardError, InputError) as error:
         raise InputError(
-            f"Without data= the inputs are noise, which the model does not take: pass data. {error}"
+            f"Without data= the inputs are noise, which does not do here, so pass data: {error}"
         ) from error
 
 

@@ -23,12 +23,12 @@ CPU = torch.device("cpu")
 class Tokens(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.norm = nn.Embedding(11, 8), nn.LayerNorm(8)
+        self.table, self.norm, self.stats = nn.Embedding(11, 8), nn.LayerNorm(8), nn.BatchNorm1d(24)
         self.up, self.down = nn.Linear(8, 24), nn.Linear(24, 8)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         x = self.table(ids) * mask.unsqueeze(-1)
-        return self.down(F.gelu(self.up(self.norm(x))))
+        return self.down(F.gelu(self.stats(self.up(self.norm(x)).transpose(1, 2)).transpose(1, 2)))
 
 
 class Deep(nn.Module):
@@ -142,7 +142,12 @@ def test_prune_does_so_in_one_call_and_the_same_again(deep: nn.Module) -> None:
 
 def test_integers_and_masks_are_like_the_examples() -> None:
     torch.manual_seed(0)
-    model = Tokens().eval()
+    model = Tokens()
+    model.stats.momentum = None
+    with torch.no_grad():
+        for _ in range(8):
+            model(torch.randint(0, 11, (16, 6)), torch.ones(16, 6))
+    model.eval()
     ids, mask = torch.randint(0, 11, (2, 6)), torch.tensor([[1.0] * 6, [1.0] * 4 + [0.0] * 2])
     small = cut(model, ids, mask)
     pieces = noise_for(small, None, 0, CPU)
@@ -187,6 +192,14 @@ def test_a_batch_that_is_fixed_stays() -> None:
     pieces = noise_for(small, 20, 0, CPU)
     assert [piece.samples for piece in pieces] == [2] * 10
     assert fxprune.reconstruct(small, model, samples=20).meta["fxprune"].reconstruction.of_noise
+
+
+def test_without_batch_norms_nothing_stands_in_for_data() -> None:
+    model, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval(), torch.randn(4, 6)
+    with pytest.raises(InputError, match="no batch norm of this model"):
+        fxprune.reconstruct(cut(model, x), model)
+    with pytest.raises(InputError, match="pass data"):
+        cut(model, x, reconstruct=True)
 
 
 def test_training_needs_data(deep: nn.Module) -> None:
@@ -260,10 +273,11 @@ def test_statistics_in_one_tensor_stay() -> None:
     class Together(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.c = nn.Linear(8, 16), nn.Linear(16, 4)
+            self.first, self.a, self.c = nn.BatchNorm1d(8), nn.Linear(8, 16), nn.Linear(16, 4)
             self.register_buffer("both", torch.stack([torch.zeros(16), torch.ones(16)]))
 
         def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
             return self.c(F.batch_norm(self.a(x), self.both[0], self.both[1]).relu())
 
     told = cut(Together().eval(), torch.randn(2, 8), reconstruct=True).meta["fxprune"].reconstruction
@@ -280,10 +294,10 @@ def test_what_forward_draws_is_the_same_again_and_masked_outputs_are_left_out() 
             out = self.body(F.dropout(x, 0.1, True))
             return out.masked_fill(torch.tensor([True, False, False, False]), float("-inf"))
 
-    model = Drawing().eval()
-    small = cut(model, torch.randn(2, 8))
+    model, data = Drawing().eval(), torch.randn(60, 8)
+    small = cut(model, data[:2])
     state = torch.get_rng_state()
-    one, two = (fxprune.reconstruct(small, model) for _ in range(2))
+    one, two = (fxprune.reconstruct(small, model, data) for _ in range(2))
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
     told = one.meta["fxprune"].reconstruction
@@ -300,7 +314,7 @@ def test_a_model_that_takes_no_noise_says_so() -> None:
             return x if x.min() < 0 else self.body(x)
 
     model, x = Positive().eval(), torch.rand(2, 8)
-    with pytest.raises(InputError, match=r"Without data= the inputs are noise.*pass data\. .*goes another way"):
+    with pytest.raises(InputError, match=r"Without data= the inputs are noise.*pass data: .*goes another way"):
         cut(model, x, verify=False, reconstruct=True)
     with pytest.raises(InputError, match=r"Without data= the inputs are noise"):
         fxprune.reconstruct(cut(model, x, verify=False), model)
