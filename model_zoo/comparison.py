@@ -8,7 +8,6 @@ and a panel of the figure per network.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import shutil
 import statistics
 import time
@@ -26,6 +25,7 @@ import fxprune
 from fxprune.methods import Learner, needs_of, resolve
 from fxprune.training import fit, reset_parameters, seeded
 from model_zoo import data
+from model_zoo.peers import is_here
 from model_zoo.recipes.common import Images, Run, Settings, positive
 from model_zoo.records import Record, Results, mean_and_error, table
 from model_zoo.study import Add, Measure, Options, Study
@@ -277,7 +277,7 @@ class Job(NamedTuple):
 def there(methods: Sequence[str], known: Mapping[str, Any]) -> list[str]:
     """Those that can be run here; says which cannot."""
     peers = [name for name in methods if known[name].peer]
-    if not peers or importlib.util.find_spec("torch_pruning") is not None:
+    if not peers or is_here():
         return [*methods]
     print(f"torch-pruning is not installed (pip install '.[bench]'): no {'; no '.join(peers)}")
     return [name for name in methods if name not in peers]

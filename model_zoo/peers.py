@@ -9,6 +9,7 @@ smallest ratio is sought whose network has at most so many MACs, counted by ``fx
 from __future__ import annotations
 
 import copy
+import importlib.util
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -22,6 +23,11 @@ import fxprune
 STEPS = 10  # ratios that are tried from small to large; too large a one makes it skip layers, and MACs rise again
 HALVINGS = 6  # of the interval before the first that is good: it ends 0.2 % of the channels wide
 Importance = Literal["group_norm", "taylor"]
+
+
+def is_here() -> bool:
+    """Whether Torch-Pruning is installed."""
+    return importlib.util.find_spec("torch_pruning") is not None
 
 
 def torch_pruning(

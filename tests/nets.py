@@ -32,6 +32,21 @@ class Small(nn.Module):
         return self.head(self.dropout(x.mean((2, 3))))
 
 
+class Perceptron(nn.Module):
+    """8 -> 16 -> 4 channels in ``body``; how it is called is up to the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+class Positive(Perceptron):
+    """Goes another way for inputs that are not all positive."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.min() < 0 else self.body(x)
+
+
 class Shuffled(nn.Module):
     """Grouped convolutions with a channel shuffle between them."""
 

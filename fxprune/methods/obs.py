@@ -82,7 +82,9 @@ def _measured(parts: Sequence[_Part | _Gated], state: ModelState) -> float:
         if isinstance(part, _Gated):
             closed[part.gate.node] = part.gate.channels[part.gone]
         else:
-            weights.setdefault(part.read.node, part.read.weight.clone())[part.index] = part.refitted()
+            if part.read.node not in weights:
+                weights[part.read.node] = part.read.weight.clone()
+            weights[part.read.node][part.index] = part.refitted()
     return state.measured.trial(weights, closed)
 
 

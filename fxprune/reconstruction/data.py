@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from fxprune.recording.inputs import map_leaves, map_tensors, tensors_of
 from fxprune.training.batches import does_not_run
 
 PIECE = 32  # samples
-_LEASTPIECES = 10
+_LEAST_PIECES = 10
 HELD_OUT = 5  # every fifth piece
 
 
@@ -30,6 +30,11 @@ class Piece:
     samples: int
     item: int
     held: bool = False
+
+    def copied(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The inputs in memory of their own, which a network may write to."""
+        args, kwargs = map_tensors(Tensor.clone, (self.args, self.kwargs))
+        return args, kwargs
 
 
 def pieces_of(data: Any, record: Mapping[str, Any] | None, samples: int | None, device: torch.device) -> list[Piece]:
@@ -48,7 +53,7 @@ def pieces_of(data: Any, record: Mapping[str, Any] | None, samples: int | None, 
     if isinstance(data, Tensor):
         if not data.ndim or not len(data):
             raise InputError(f"data= is a tensor of shape {list(data.shape)}: pass [N, ...], N samples.")
-        data = list(data[:samples].split(max(1, min(PIECE, len(data[:samples]) // _LEASTPIECES))))
+        data = list(data[:samples].split(max(1, min(PIECE, len(data[:samples]) // _LEAST_PIECES))))
     elif isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise InputError(
             f"data= is a {type(data).__name__}: pass a tensor, a list of inputs, or a loader of inputs or of "
@@ -68,8 +73,13 @@ def pieces_of(data: Any, record: Mapping[str, Any] | None, samples: int | None, 
     if len(found) < 2:
         have = "no inputs" if not found else "inputs of a single call"
         raise InputError(f"data= holds {have}. Reconstruction needs at least two: one to fit, one to judge by.")
-    step = min(HELD_OUT, len(found))
-    return [replace(piece, held=index % step == step - 1) for index, piece in enumerate(found)]
+    return held_out(found)
+
+
+def held_out(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces, every fifth of them to judge by; of fewer the last."""
+    step = min(HELD_OUT, len(pieces))
+    return [replace(piece, held=index % step == step - 1) for index, piece in enumerate(pieces)]
 
 
 @contextmanager

@@ -6,10 +6,11 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxprune.errors import ExampleInputsError, InputError, ModelError, check_count, is_real
 from fxprune.pipeline import recorded
@@ -128,11 +129,13 @@ def refitted(
     else:
         pieces = pieces_of(data, None if name else part.meta[RECORD_KEY], samples, device)
         pieces = _inside(model, original, pieces) if name else pieces
-    fit = refit_on_noise if data is None else refit
+    fit = partial(refit, ridge=ridge, memory=memory, seed=seed)
+    if data is None:
+        fit = partial(refit_on_noise, fit)
     with noise_is_taken() if data is None else nullcontext():
         dense = _recording(original, part, pieces[0]) if recording is None else recording
         with seeded(seed):  # of what forward draws
-            fitted, told = fit(dense, part, pieces, cuts, ridge=ridge, memory=memory, seed=seed)
+            fitted, told = fit(dense, part, pieces, cuts)
     if steps:
         with seeded(seed):
             tuning = tuned(dense, fitted, pieces, steps, memory=memory, seed=seed)
@@ -151,7 +154,7 @@ def _recording(model: nn.Module, pruned: fx.GraphModule, piece: Piece) -> fx.Gra
 
     ``piece``: of the data, which the model may tell from other inputs.
     """
-    args, kwargs = map_tensors(Tensor.clone, (piece.args, piece.kwargs))
+    args, kwargs = piece.copied()
     try:
         module, runs = recorded(model, args, kwargs)
     except ExampleInputsError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,9 +23,8 @@ from torch import Tensor, fx
 from fxprune.errors import GuardError, InputError
 from fxprune.ops.meta import OpMode
 from fxprune.ops.refit import Statistics
-from fxprune.reconstruction.data import HELD_OUT, PIECE, Piece, on_item
+from fxprune.reconstruction.data import HELD_OUT, PIECE, Piece, held_out, on_item
 from fxprune.reconstruction.entries import Entries
-from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.reconstruction.result import Reconstruction
 from fxprune.reconstruction.survey import arguments_of, refit_of
 from fxprune.recording import evaluated, named_tensors
@@ -49,13 +48,12 @@ def noise_for(module: fx.GraphModule, samples: int | None, seed: int, device: to
     fixed = fixed_batch(module, record) is not None
     size = (batch_size(record) if fixed else None) or max(1, min(PIECE, samples // HELD_OUT))
     count = max(2, math.ceil(samples / size))
-    step = min(HELD_OUT, count)
     pieces = []
     for index in range(count):
         inputs = make_inputs(record, device, None if fixed else size, seed * 1_000_003 + index)
         args, kwargs = map_tensors(partial(_shaped, iter(specs)), inputs)
-        pieces.append(Piece(args, kwargs, size, index, index % step == step - 1))
-    return pieces
+        pieces.append(Piece(args, kwargs, size, index))
+    return held_out(pieces)
 
 
 def _shaped(specs: Iterator[TensorSpec], x: Tensor) -> Tensor:
@@ -71,17 +69,14 @@ def _shaped(specs: Iterator[TensorSpec], x: Tensor) -> Tensor:
     return (made / made.square().mean().sqrt()).to(x.dtype)
 
 
+Fit = Callable[[fx.GraphModule, fx.GraphModule, Sequence[Piece], Cuts], tuple[fx.GraphModule, Reconstruction]]
+"""``refit`` with its options: (dense, pruned, pieces, cuts) -> what it returns."""
+
+
 def refit_on_noise(
-    dense: fx.GraphModule,
-    pruned: fx.GraphModule,
-    pieces: Sequence[Piece],
-    cuts: Cuts,
-    *,
-    ridge: Ridge = "auto",
-    memory: int | None = None,
-    seed: int = 0,
+    fit: Fit, dense: fx.GraphModule, pruned: fx.GraphModule, pieces: Sequence[Piece], cuts: Cuts
 ) -> tuple[fx.GraphModule, Reconstruction]:
-    """``refit`` where ``pieces`` are noise; the errors that it tells of are those on the noise.
+    """``fit`` where ``pieces`` are noise; the errors that it tells of are those on the noise.
 
     Raises:
         InputError: a graph does not run on it, or has no norm with measured statistics.
@@ -100,7 +95,7 @@ def refit_on_noise(
             value = own[name].double()
             changed = value - before if is_mean else torch.where(before == 0, torch.ones_like(value), value / before)
             there[name].copy_(after + changed if is_mean else after * changed)
-    fitted, told = refit(away, start, pieces, cuts, ridge=ridge, memory=memory, seed=seed)
+    fitted, told = fit(away, start, pieces, cuts)
     result = named_tensors(fitted)
     with torch.no_grad():
         for name, is_mean in measured.items():
@@ -127,9 +122,9 @@ def noise_is_taken() -> Iterator[None]:
 def _measure_anew(module: fx.GraphModule, pieces: Sequence[Piece]) -> dict[str, bool]:
     """Give the norms of a graph the statistics that they have on these inputs. Returns name -> is it a mean?"""
     mode = _Measuring(Entries(module))
-    with torch.no_grad(), evaluated(module), mode:
+    with evaluated(module), mode:
         for piece in pieces:
-            args, kwargs = map_tensors(Tensor.clone, (piece.args, piece.kwargs))
+            args, kwargs = piece.copied()
             mode.samples = piece.samples
             with on_item(piece.item):
                 module(*args, **kwargs)

@@ -66,7 +66,8 @@ def measure_reads(
             with on_item(piece.item), seeded(seed), torch.enable_grad():
                 _run(lane, piece, at, gates, piece.samples / total, generator)
     told = (gate.result(total) for gate in gates.values())
-    trial = _Trials(lane, entries, pieces, at, gates)
+    matrices = {node: own.call.matrix.reshape(-1) for node, own in at.items()}
+    trial = _Trials(lane, entries, pieces, matrices, gates)
     return (*(own.result(total) for own in at.values()), *(gate for gate in told if gate is not None)), trial
 
 
@@ -101,17 +102,17 @@ def _run(
 
 
 class _Trials:
-    """``fxprune.methods.state.Trial``, on a few samples."""
+    """``fxprune.methods.state.Trial``, on a few samples. ``matrices``: node -> the entries of its weight, ``[n]``."""
 
     def __init__(
         self,
         lane: Lane,
         entries: Entries,
         pieces: Sequence[Piece],
-        at: Mapping[str, _Sums],
+        matrices: Mapping[str, Tensor],
         gates: Mapping[str, _Energy],
     ):
-        self._lane, self._entries, self._at, self._gates = lane, entries, at, gates
+        self._lane, self._entries, self._matrices, self._gates = lane, entries, matrices, gates
         count = next((n for n, s in enumerate(accumulate(p.samples for p in pieces), 1) if s >= _TRIED), len(pieces))
         self._pieces = pieces[:count]
         self._samples = sum(piece.samples for piece in self._pieces)
@@ -119,7 +120,7 @@ class _Trials:
 
     def __call__(self, weights: Mapping[str, Tensor], closed: Mapping[str, npt.NDArray[np.int64]]) -> float:
         self._wanted = self._wanted or self._outputs({})
-        changed = {self._at[node].call.matrix.reshape(-1): weight.reshape(-1) for node, weight in weights.items()}
+        changed = {self._matrices[node]: weight.reshape(-1) for node, weight in weights.items()}
         before = {numbers: self._entries.read(numbers) for numbers in changed}
         try:
             for numbers, values in changed.items():
@@ -142,11 +143,12 @@ class _Trials:
             if node.name in closed:
                 env[node] = self._gates[node.name].without(closed[node.name], env[node])
 
-        for piece in self._pieces:
-            with evaluated(lane.module), on_item(piece.item), seeded(0), torch.no_grad():
-                env = lane.begin(piece.args, piece.kwargs)
-                lane.advance(env, 0, len(lane.nodes), after=close)
-                found.append(floating(lane.output(env)))
+        with evaluated(lane.module):
+            for piece in self._pieces:
+                with on_item(piece.item), seeded(0):
+                    env = lane.begin(piece.args, piece.kwargs)
+                    lane.advance(env, 0, len(lane.nodes), after=close)
+                    found.append(floating(lane.output(env)))
         return found
 
 
@@ -201,6 +203,7 @@ class _Energy:
 
     def __init__(self, node: str, channels: npt.NDArray[np.int64], varying: tuple[int, ...]):
         self._node, self._channels, self._varying = node, channels, varying
+        self._last = tuple(range(-len(varying), 0))
         self._energy: Tensor | None = None
 
     def watch(self, value: Any) -> None:
@@ -209,8 +212,7 @@ class _Energy:
         kept = value.detach().clone()  # what comes later may write to it
 
         def note(gradient: Tensor) -> None:
-            last = tuple(range(-len(self._varying), 0))
-            change = (kept * gradient).double().movedim(self._varying, last).reshape(-1, len(self._channels))
+            change = (kept * gradient).double().movedim(self._varying, self._last).reshape(-1, len(self._channels))
             energy = change.transpose(0, 1) @ change
             self._energy = energy if self._energy is None else self._energy + energy
 
@@ -219,10 +221,9 @@ class _Energy:
     def without(self, channels: npt.NDArray[np.int64], value: Tensor) -> Tensor:
         """The node's tensor with zeros in these channels."""
         places = torch.from_numpy(np.flatnonzero(np.isin(self._channels, channels))).to(value.device)
-        last = tuple(range(-len(self._varying), 0))
-        moved = value.movedim(self._varying, last)
+        moved = value.movedim(self._varying, self._last)
         flat = moved.flatten(-len(self._varying)).index_fill(-1, places, 0)
-        return flat.reshape(moved.shape).movedim(last, self._varying)
+        return flat.reshape(moved.shape).movedim(self._last, self._varying)
 
     def result(self, samples: int) -> Gate | None:
         """None where the outputs do not change with it, as far as gradients tell."""

@@ -10,7 +10,6 @@ import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,7 +22,7 @@ from fxprune.reconstruction.result import Tuning
 from fxprune.reconstruction.survey import survey
 from fxprune.reconstruction.walk import floating, room, square
 from fxprune.recording import evaluated
-from fxprune.recording.inputs import device_of, map_tensors
+from fxprune.recording.inputs import device_of
 
 _RATE = 0.003  # of Adam, at the first step
 _LOOKS = 10  # at the held-out data
@@ -97,9 +96,8 @@ class _Aim:
 
 def _outputs(module: nn.Module, piece: Piece, values: Mapping[str, Tensor] | None = None) -> list[Tensor]:
     """``values``: instead of the module's own."""
-    given: Any = map_tensors(Tensor.clone, (piece.args, piece.kwargs))
     with on_item(piece.item):
-        return floating(functional_call(module, dict(values or {}), *given))
+        return floating(functional_call(module, dict(values or {}), *piece.copied()))
 
 
 def _vectors(module: fx.GraphModule, piece: Piece) -> list[list[str]]:

@@ -5,7 +5,6 @@ The networks are those of ``model_zoo/trained.py``, and ``--data`` is the folder
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.errors import InputError
 from model_zoo.comparison import over, recalibrated
-from model_zoo.peers import torch_pruning
+from model_zoo.peers import is_here, torch_pruning
 from model_zoo.records import Record, Results, mean_and_deviation, table
 from model_zoo.study import Add, Measure, Options, Study
 from model_zoo.trained import NETWORKS, Trained
@@ -116,7 +115,7 @@ def cut(job: Job, case: Trained, inputs: Tensor) -> nn.Module:
     if job.method == PEER:
         macs = int(job.ratio * fxprune.analyze(case.model, inputs[:1]).macs())
         return torch_pruning(case.model, inputs[:1], macs, "group_norm", ignored=case.outputs).eval()
-    given: dict[str, Any] = {"data": inputs, "reconstruct": False} if job.method == "obs" else {}
+    given: dict[str, Any] = {"data": inputs} if job.method == "obs" else {}
     if job.method == "taylor":  # without labels: the dense outputs, with noise, as targets that have a gradient
         with torch.no_grad():
             wanted = torch.cat([case.model(batch) for batch in inputs.split(16)])
@@ -174,7 +173,7 @@ def told(record: Record) -> str:
 
 
 def options(add: Add) -> None:
-    here = [method for method in METHODS if method != PEER or importlib.util.find_spec("torch_pruning") is not None]
+    here = [method for method in METHODS if method != PEER or is_here()]
     add("--data", type=Path, metavar="DIR", help="the folder")
     add("--case", nargs="+", choices=NETWORKS, default=[*NETWORKS])
     add("--method", nargs="+", choices=METHODS, default=here, help=f"{PEER} only where it is installed")

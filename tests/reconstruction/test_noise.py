@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import Perceptron, Positive
 from torch import Tensor, nn
 from twins import LastStay, settled, with_twins
 
@@ -257,11 +258,7 @@ def test_a_batch_of_one_has_the_variance_of_all() -> None:
 
 
 def test_a_fixed_batch_is_that_of_the_first_tensor_that_has_one() -> None:
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
-
+    class Scaled(Perceptron):
         def forward(self, scale: Tensor, x: Tensor) -> Tensor:
             return self.body(x) * scale if x.shape[0] == 2 else x
 
@@ -285,11 +282,7 @@ def test_statistics_in_one_tensor_stay() -> None:
 
 
 def test_what_forward_draws_is_the_same_again_and_masked_outputs_are_left_out() -> None:
-    class Drawing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
-
+    class Drawing(Perceptron):
         def forward(self, x: Tensor) -> Tensor:
             out = self.body(F.dropout(x, 0.1, True))
             return out.masked_fill(torch.tensor([True, False, False, False]), float("-inf"))
@@ -305,14 +298,6 @@ def test_what_forward_draws_is_the_same_again_and_masked_outputs_are_left_out() 
 
 
 def test_a_model_that_takes_no_noise_says_so() -> None:
-    class Positive(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x if x.min() < 0 else self.body(x)
-
     model, x = Positive().eval(), torch.rand(2, 8)
     with pytest.raises(InputError, match=r"Without data= the inputs are noise.*pass data: .*goes another way"):
         cut(model, x, verify=False, reconstruct=True)

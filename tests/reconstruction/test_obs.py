@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import methods
 from fxprune.methods import obs
-from fxprune.methods.state import Gate, Measured
+from fxprune.methods.state import Gate, Measured, Read, Trial
 from fxprune.reconstruction import measure_reads, pieces_of
 
 
@@ -29,11 +29,14 @@ class TwoReaders(nn.Module):
         return self.one(x), 3 * self.other(x)
 
 
-def scores_of(model: nn.Module, data: Tensor, method: methods.OBS) -> tuple[fxprune.ChannelGraph, list]:
-    graph = fxprune.analyze(model, data[:1])
-    module = fxprune.record(model, data[:1])
+def measured_on(model: nn.Module, data: Tensor) -> tuple[fxprune.ChannelGraph, tuple[Read | Gate, ...], Trial]:
+    graph, module = fxprune.analyze(model, data[:1]), fxprune.record(model, data[:1])
     record = {"args": (data[:1],), "kwargs": {}}
-    reads, _ = measure_reads(module, graph, pieces_of(data, record, None, torch.device("cpu")))
+    return graph, *measure_reads(module, graph, pieces_of(data, record, None, torch.device("cpu")))
+
+
+def scores_of(model: nn.Module, data: Tensor, method: methods.OBS) -> tuple[fxprune.ChannelGraph, list]:
+    graph, reads, _ = measured_on(model, data)
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     state = methods.ModelState(graph, tensors, 0, Measured(reads=reads))
     return graph, [None if g.locked else method.score(g, state) for g in graph.groups]
@@ -144,9 +147,7 @@ def test_trials_are_what_the_network_does() -> None:
     """Another weight of a reader and channels of a gate at zero: as if somebody had written them."""
     torch.manual_seed(0)
     model, data = Logits().eval(), torch.randn(24, 5, 8)
-    module, graph = fxprune.record(model, data[:1]), fxprune.analyze(model, data[:1])
-    pieces = pieces_of(data, {"args": (data[:1],), "kwargs": {}}, None, torch.device("cpu"))
-    found, trial = measure_reads(module, graph, pieces)
+    _, found, trial = measured_on(model, data)
     gate = next(one for one in found if isinstance(one, Gate))
     gone = gate.channels[:5]
     closed = Logits().eval()
@@ -161,9 +162,7 @@ def test_trials_are_what_the_network_does() -> None:
 
     torch.manual_seed(0)
     readers, images = TwoReaders().eval(), torch.randn(10, 3, 6, 6)
-    module, graph = fxprune.record(readers, images[:1]), fxprune.analyze(readers, images[:1])
-    pieces = pieces_of(images, {"args": (images[:1],), "kwargs": {}}, None, torch.device("cpu"))
-    found, trial = measure_reads(module, graph, pieces)
+    _, found, trial = measured_on(readers, images)
     read = next(r for r in found if r.node == "other")
     with torch.no_grad():
         before = readers(images)

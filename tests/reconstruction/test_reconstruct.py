@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import Positive
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -300,14 +301,6 @@ def test_nothing_that_has_a_weight_reads_channels() -> None:
 
 
 def test_a_model_that_tells_data_from_noise() -> None:
-    class Positive(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x if x.min() < 0 else self.body(x)
-
     torch.manual_seed(0)
     model, data = Positive().eval(), torch.rand(60, 8)
     small = halved(model, data[:2], verify=False)
