@@ -16,6 +16,7 @@ from fxprune.errors import RecordError
 from model_zoo import calls, libraries, runner, transformers_list
 from model_zoo.answers import Cell, NoCacheError, answer, compare, parting, values_in
 from model_zoo.calls import CALLS, Subject, measure
+from model_zoo.pages import beyond as page
 from model_zoo.records import Record, read
 from model_zoo.runner import main
 from model_zoo.studies import beyond
@@ -361,7 +362,7 @@ def test_the_page_counts_columns() -> None:
     cells = {"batch": {"state": "free"}, "size": {"state": "guarded", "line": "net.py:3"}}
     worse = {"batch": {"state": "wrong", "error": 0.5, "where": ".cache"}, "size": {"state": "model refuses"}}
     records = [Record("a:x", {"cells": cells}), Record("a:y", {"cells": worse}, checks={"batch": "off by 0.5"})]
-    found = beyond.columns(records)
+    found = page.columns(records)
     assert (found["batch"]["free"], found["batch"]["wrong"], found["batch"]["in objects"]) == (1, 1, 1)
-    assert "Another size: free in 0 of the 1 networks whose model takes it." in beyond.summary(records)
-    assert "| a:x | batch | size: net.py:3 |  |" in beyond.networks_table(records)
+    assert "Another size: free in 0 of the 1 networks whose model takes it." in page.summary(records)
+    assert "| a:x | batch | size: net.py:3 |  |" in page.networks_table(records)

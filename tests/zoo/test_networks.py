@@ -16,9 +16,9 @@ from torch import nn
 
 from model_zoo import checks, runner
 from model_zoo.networks import NETWORKS, example_inputs
+from model_zoo.pages.coverage import networks_table as table
 from model_zoo.records import RESULTS, Record, read
 from model_zoo.runner import main
-from model_zoo.studies.coverage import networks_table as table
 from model_zoo.study import load
 
 # network -> image size, None for the network's own
