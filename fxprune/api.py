@@ -134,7 +134,8 @@ def prune(
         ignore: module names or modules whose output channels stay.
         exact: cut only channels whose removal changes no statistic (of a layer norm, for instance).
         attention: cut channels inside every head (``"head_dim"``: of 12 heads of 64, say, 12 of 40 stay) or whole heads
-            (``"heads"``: 7 of 64).
+            (``"heads"``: 7 of 64). Queries and values of one attention call keep heads of one width, as fused kernels
+            want it; with ``"uneven"`` they need not.
         scope: rank all channels together (``"global"``), cut every group by the same share (``"uniform"``), or rank
             together only groups of the same structure, each structure cut by the same share (``"isomorphic"``): of a
             transformer the hidden channels of all MLPs, and for themselves those of all heads.

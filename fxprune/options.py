@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
 Scope = Literal["global", "uniform", "isomorphic"]
-Attention = Literal["head_dim", "heads"]
+Attention = Literal["head_dim", "uneven", "heads"]
 RoundTo = int | Literal["auto", "measured"]
 
 BUDGET = "budget, one of (a ratio above 0 and at most 1)"
@@ -203,7 +203,7 @@ class Keywords(Checked):
         epochs: how long a method that trains does.
         ignore: modules whose output channels stay.
         exact: cut only channels whose removal changes no statistics.
-        attention: cut inside heads (head_dim) or whole heads (heads).
+        attention: cut inside heads (head_dim), there queries and values apart (uneven), or whole heads (heads).
         scope: rank all channels together (global), cut every group by the same share (uniform), or every structure of
             groups (isomorphic).
         round_to: keep channels in multiples of this (auto: the largest power of two up to 16 that leaves at most 1 % of

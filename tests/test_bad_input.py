@@ -132,9 +132,29 @@ def test_an_unreachable_budget_names_the_smallest_that_is_reachable(kind: str, o
 
 
 @pytest.mark.parametrize("net", [Shuffled, Attentive])
-@pytest.mark.parametrize("attention", ["head_dim", "heads"])
+@pytest.mark.parametrize("attention", ["head_dim", "uneven", "heads"])
 def test_the_smallest_reachable_ratio_with_blocks(net: type[nn.Module], attention: str) -> None:
     check_unreachable(make(net), "params", 0.01, attention=attention)
+
+
+class _MixedInsideHeads(nn.Module):
+    """One layer for the insides of all heads ties them together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.inside = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).unflatten(-1, (2, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(self.inside(q), self.inside(k), v)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+def test_heads_that_cannot_be_separated() -> None:
+    model, x = _MixedInsideHeads().eval(), torch.randn(2, 3, 8)
+    with pytest.raises(ModelError, match=r"the heads at .*test_bad_input\.py:\d+ in forward cannot be separated"):
+        fxprune.prune(model, x, flops=0.9, attention="heads", progress=False)
 
 
 def test_an_unreachable_budget_names_what_holds_it_up_with_its_line() -> None:
@@ -321,10 +341,12 @@ def test_missing_superfluous_and_mistyped_example_inputs() -> None:
 
 def test_values_of_options_list_the_known_ones() -> None:
     model = make()
-    assert message(InputError, model, attention="head") == "attention='head' is unknown. Known: head_dim, heads."
+    assert (
+        message(InputError, model, attention="head") == "attention='head' is unknown. Known: head_dim, uneven, heads."
+    )
     assert message(InputError, model, scope="local") == "scope='local' is unknown. Known: global, uniform, isomorphic."
     assert message(InputError, model, scope=None) == "scope=None is unknown. Known: global, uniform, isomorphic."
-    with pytest.raises(InputError, match=r"^attention='x' is unknown\. Known: head_dim, heads\.$"):
+    with pytest.raises(InputError, match=r"^attention='x' is unknown\. Known: head_dim, uneven, heads\.$"):
         fxprune.analyze(model, image(), attention="x")
 
 

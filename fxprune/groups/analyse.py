@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import fx
 
+from fxprune.errors import ModelError
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.freeze import freeze
 from fxprune.groups.order import settle_order
 from fxprune.groups.shadow import labelled_shadow, placeholder_values
-from fxprune.labels.blocks import BlockSets
+from fxprune.labels.blocks import BlockSets, alike
 from fxprune.labels.classes import Ids, distinct_rows
 from fxprune.labels.propagation import Propagation
 from fxprune.labels.records import Attention, Facts, Family
@@ -36,8 +37,11 @@ def analyse_graph(
         graph_module: from ``record``.
         args: example inputs; only shapes and dtypes matter.
         kwargs: example keyword inputs.
-        attention: cut inside heads, or whole heads.
+        attention: cut inside heads, those of one attention equally or not, or whole heads.
         ignore: names of modules and parameters whose output channels stay.
+
+    Raises:
+        ModelError: whole heads are wanted, and those of an attention cannot be separated.
     """
     values = placeholder_values(graph_module, args, kwargs)
     facts, settings = Facts(), Settings(tuple(ignore), kernels=MetaKernels())
@@ -65,6 +69,7 @@ def analyse_graph(
             before = run.classes.find(np.arange(owned))
             facts = replace(facts, joins=[(np.arange(owned), before)])
             continue
+        _check_heads(run)
         return freeze(run, graph_module, holders, blocks, [g[0] for g in gathers if g[0] is not None])
 
 
@@ -76,7 +81,7 @@ def _is_new(run: Propagation, owned: int, before: Ids | None) -> bool:
 
 def _settle_blocks(run: Propagation, gathered: set[str]) -> BlockSets:
     families: dict[bytes, Family] = {}
-    for family in run.families:
+    for family in [*run.families, *_alike(run)]:
         if family.movable and family.node in gathered:
             continue
         rows, _ = distinct_rows(run.classes.find(family.rows))
@@ -86,3 +91,25 @@ def _settle_blocks(run: Propagation, gathered: set[str]) -> BlockSets:
         if len(rows) > 1 and not run.classes.locked(rows).all():
             families.setdefault(rows.tobytes() + str(rows.shape).encode(), replace(family, rows=rows))
     return BlockSets.of(run.classes, list(families.values()))
+
+
+def _alike(run: Propagation) -> Iterator[Family]:
+    """The families of dimensions that keep one size."""
+    for pair in run.alikes:
+        one, other = run.canonical(pair.one), run.canonical(pair.other)
+        if (one.dim, other.dim) == (pair.one.dim, pair.other.dim) and one.varying and other.varying:
+            yield from alike(distinct_rows(one.rows())[0], distinct_rows(other.rows())[0], pair.node, pair.reason)
+        else:  # of one of them whole rows go, or nothing
+            for factor in (one, other):
+                run.classes.lock(factor.ids, pair.reason)
+
+
+def _check_heads(run: Propagation) -> None:
+    for factor, reason in run.heads:
+        final = run.canonical(factor)
+        if final.dim == factor.dim and final.varying and not run.all_locked(final):
+            raise ModelError(
+                f"attention='heads': the heads at {reason.source or 'the model'} cannot be separated: channels of "
+                "several of them are tied together. Pass attention='head_dim', or name the layers of this attention in "
+                "ignore=."
+            )

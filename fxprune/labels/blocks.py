@@ -9,12 +9,12 @@ does not fit is *realigned*: position j of every row becomes one channel, and th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from fxprune.labels.classes import Classes, Ids, distinct_rows
+from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows, same
 from fxprune.labels.records import Family
 
 
@@ -82,10 +82,13 @@ class _Blocks:
             self._unite([self._add(block) if k == [-1] else k[0] for k, block in zip(known, tile, strict=True)])
             return True
         unions = all(-1 not in k and sum(size) == len(b) for k, size, b in zip(known, sizes, tile, strict=True))
-        if unions and len({each for size in sizes for each in size}) == 1:  # of equally many equal blocks
+        if not unions:
+            return False
+        if len({each for size in sizes for each in size}) == 1:  # of equally many equal blocks
             self._unite([i for k in known for i in k])
             return True
-        return False
+        alike = [np.sort(self._alike.find(np.array(k))).tolist() for k in known]
+        return all(k == alike[0] for k in alike)  # of blocks that keep equal counts, row by row
 
     def _add(self, block: Ids) -> int:
         index = len(self._blocks)
@@ -103,6 +106,33 @@ class _Blocks:
         for root, block in zip(self._alike.find(np.arange(len(self._blocks))), self._blocks, strict=True):
             grouped[int(root)].append(block)
         return list(grouped.values())
+
+
+def alike(one: Ids, other: Ids, node: str, reason: Reason) -> Iterator[Family]:
+    """What keeps the rows of two dimensions equally long, ``[rows, n]`` each.
+
+    Where a channel of one takes several positions of its row, as the pairs that a rotary embedding turns, the positions
+    of the other are dealt out: of the first ones of all pairs as many stay as of the second ones.
+    """
+    lead, follow = (one, other) if _copies(one[0])[0].max() >= _copies(other[0])[0].max() else (other, one)
+    structures = [_copies(row) for row in lead]
+    often, which = structures[0]
+    uniform = all(same(often, o) and same(which, w) for o, w in structures)
+    if often.max() == 1 or not uniform or any(_copies(row)[0].max() > 1 for row in follow):
+        yield Family(np.concatenate([one, other]), node, reason)
+        return
+    for copies in np.unique(often):
+        places = [np.flatnonzero((often == copies) & (which == turn)) for turn in range(copies)]
+        yield Family(np.concatenate([lead[:, places[0]], *(follow[:, p] for p in places)]), node, reason)
+
+
+def _copies(row: Ids) -> tuple[Ids, Ids]:
+    """For every position: how many have its channel, and how many of these come before it."""
+    _, inverse, counts = np.unique(row, return_inverse=True, return_counts=True)
+    order = np.argsort(inverse, kind="stable")
+    turn = np.empty(len(row), dtype=np.int64)
+    turn[order] = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return counts[inverse], turn
 
 
 def _tiles(rows: Ids) -> list[list[Ids]] | None:

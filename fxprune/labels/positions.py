@@ -25,6 +25,8 @@ def join_positions(run: Propagation, operands: Sequence[Operand], shape: tuple[i
     ndim = len(shape)
     cuts: dict[int, list[Factor]] = defaultdict(list)
     lifted = [(sizes, [aligned(f, ndim) for f in labels]) for sizes, labels in operands]
+    if run.attention == "heads":
+        _join_whole_rows(run, lifted, ndim)
     for _, factors in lifted:
         for factor in factors:
             cuts[factor.dim].append(factor)
@@ -44,6 +46,18 @@ def join_positions(run: Propagation, operands: Sequence[Operand], shape: tuple[i
         if shape[factor.dim] > 1 and _is_rigid(run, lifted, factor.dim, ndim):
             run.lock(factor.ids, "combined with something that cannot be cut")
     return tuple(result)
+
+
+def _join_whole_rows(run: Propagation, operands: Sequence[tuple[tuple[int, ...], list[Factor]]], ndim: int) -> None:
+    """Rows that meet what is the same for all of them, as heads meet a table of rotations: they go whole, or stay."""
+    everything = [factor for _, factors in operands for factor in factors]
+    for dim in {f.dim for f in everything if f.carriers and not run.all_locked(f)}:
+        met = [f for f in everything if f.dim == dim]
+        shared = any(one.ids.shape[c] > other.ids.shape[c] == 1 for one in met for c in one.carriers for other in met)
+        if shared or _is_rigid(run, operands, dim, ndim):
+            for _, factors in operands:
+                factors[:] = [run.collapse(f, [dim]) if f.dim == dim else f for f in factors]
+            run.rows_joined = True
 
 
 def _is_rigid(run: Propagation, operands: Sequence[tuple[tuple[int, ...], list[Factor]]], dim: int, ndim: int) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from fxprune.labels.classes import Classes, Ids, Reason, distinct_rows, equal_runs, same
 from fxprune.labels.factors import Factor, Labels, narrow
 from fxprune.labels.records import (
+    Alike,
     Attention,
     Facts,
     Family,
@@ -35,6 +36,7 @@ _LABELS = "_fxprune_labels"
 _NAME = "_fxprune_name"
 _DEMANDS = "_fxprune_demands"
 _SHARED_FROM = 4096  # atoms
+_ONE_WIDTH = "heads of one width, that of queries and that of values, of which one cannot be cut"
 
 
 class Propagation:
@@ -61,6 +63,8 @@ class Propagation:
         self.terms: list[Term] = []
         self.statistics: list[Statistic] = []
         self.families: list[Family] = []
+        self.alikes: list[Alike] = []
+        self.heads: list[tuple[Factor, Reason]] = []  # that must go whole, cut along the channels inside
         self.interleaved: list[Interleaved] = []
         self.norm_scales: set[str] = set()
         self.consumed: set[tuple[str, int]] = set()
@@ -253,6 +257,19 @@ class Propagation:
     def family(self, rows: Ids, text: str) -> None:
         if len(rows) > 1:
             self.families.append(Family(distinct_rows(rows)[0], self.node_name, self.reason(text)))
+
+    def attend(self, query: Tensor, value: Tensor) -> None:
+        """One attention ``[..., heads, tokens, channels]``: heads go whole, or those of both keep one width."""
+        found = [next((f for f in self.labels(t) if f.dim == t.ndim - 1), None) for t in (query, value)]
+        one, other = found
+        if self.attention == "heads":
+            several = query.ndim > 2 and query.shape[-3] > 1
+            self.heads += [(f, self.reason("heads")) for f in found if f is not None and several]
+        elif self.attention == "head_dim" and query.shape[-1] == value.shape[-1]:
+            if one is not None and other is not None:
+                self.alikes.append(Alike(one, other, self.node_name, self.reason(_ONE_WIDTH)))
+            else:
+                self.lock_all([f for f in found if f is not None], _ONE_WIDTH)
 
     def count(self, op: str) -> None:
         """A call of ``op`` is under way, whose statistics the mask oracle takes: it counts the calls too."""

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten
 from fxprune.labels.classes import Ids, Reason
 from fxprune.labels.factors import Factor, Labels
 
-Attention = Literal["head_dim", "heads"]
+Attention = Literal["head_dim", "uneven", "heads"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,16 @@ class Family:
     reason: Reason
     movable: bool = False
     factor: Factor | None = None
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Two dimensions of one size that keep it: every row of ``one`` has as many positions as every row of ``other``."""
+
+    one: Factor
+    other: Factor
+    node: str
+    reason: Reason
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fxprune.labels.apply import apply
 from fxprune.labels.factors import Factor, vector
 from fxprune.labels.propagation import Propagation, describe, set_labels
 from fxprune.ops.meta import MetaKernels, OpMode, tensors_in
-from fxprune.ops.table import record_of
+from fxprune.ops.table import record_at, record_of
 from fxprune.recording.guards import NUMBER, is_guard
 from fxprune.recording.inputs import map_tensors, tensors_of
 from fxprune.recording.randomness import draws
@@ -150,6 +150,7 @@ class _Runner:
             result = self._locked_result(n, error)
         finally:
             run.leave()
+        self._attend(n)
         if self.settings.ignore:
             self._lock_by_name(n, [t for t in tree_flatten(result)[0] if isinstance(t, Tensor)])
         one = isinstance(result, Tensor)
@@ -184,6 +185,14 @@ class _Runner:
 
     def _arguments(self, n: fx.Node) -> Any:
         return fx.map_arg((n.args, n.kwargs), self._values.__getitem__)
+
+    def _attend(self, n: fx.Node) -> None:
+        record = record_at(n)
+        if record is not None and record.attends is not None:
+            found = (n.args[place] if place < len(n.args) else n.kwargs.get(name) for place, name in record.attends)
+            tensors = [self._values[node] for node in found if isinstance(node, fx.Node)]
+            with self.propagation.at(n):
+                self.propagation.attend(*tensors)
 
     def _lock_by_name(self, n: fx.Node, results: list[Tensor]) -> None:
         run = self.propagation

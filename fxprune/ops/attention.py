@@ -19,6 +19,6 @@ def _attention(repair: Repair, node: fx.Node) -> None:
         node.kwargs = {**node.kwargs, "scale": repair.dense(scale)}
 
 
-# Made of other ops; a recorded graph calls it.
+# Made of other ops; a recorded graph calls it. Its fused kernels take heads of one width.
 _call = adder(__name__)
-_call("scaled_dot_product_attention", repair=_attention)
+_call("scaled_dot_product_attention", repair=_attention, attends=((0, "query"), (2, "value")))

@@ -59,6 +59,7 @@ class Op:
     - ``parts``: takes a part of the dimension ``dim``, which numbers name.
     - ``rearranges``: every position is there afterwards, once, in the same order as before or in another.
     - ``multiplies``: the names of the two operands of a product or a convolution.
+    - ``attends``: it is an attention; the places and names of its queries and values.
 
     For the proof:
 
@@ -108,6 +109,7 @@ class Op:
     parts: bool = False
     rearranges: bool = False
     multiplies: tuple[str, str] | None = None
+    attends: tuple[tuple[int, str], tuple[int, str]] | None = None
     operand: int = 0
     counted: str = ""
     double: Callable[..., Any] | None = None

@@ -84,9 +84,12 @@ class _Comparison:
     def __init__(self, graph: ChannelGraph, keep: Keep, roots: Ids, merged: set[int]):
         self._graph, self._keep, self._roots = graph, keep, roots
         self._merged = np.array(sorted(merged), dtype=np.int64)
-        # the one channel left of a group has no label where it is alone along a dimension, nor beside others after that
+        # a channel that is left alone along a dimension has no label there, nor beside others after that
         left = np.bincount(graph.group_of[keep], minlength=len(graph.groups))
         self._sole = left[graph.group_of] == 1
+        if any(group.blocks == count > 1 for group, count in zip(graph.groups, left, strict=True)):
+            for row in (f.rows()[0] for p in graph.parameters for f in p.labels if not f.carriers):
+                self._sole[row] |= np.count_nonzero(keep[row]) == 1
         self._promises: dict[tuple[int, ...], tuple[dict[int, int], Labels, str]] = {}
         self._texts: dict[tuple[int, int], str] = {}
 

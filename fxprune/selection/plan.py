@@ -22,7 +22,7 @@ from fxprune.labels.factors import Factor
 
 Kept = dict[str, dict[int, list[Any]]]
 _FORMAT = 2
-_ATTENTION = Either("head_dim", "heads")
+_ATTENTION = Either("head_dim", "uneven", "heads")
 _INDICES = [Whole()]
 _WIDTHS = Such(
     (Whole(), Whole(1)), lambda counts: counts[0] <= counts[1], "how many channels are kept, and of how many"

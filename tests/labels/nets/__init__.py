@@ -65,7 +65,7 @@ class Case:
     build: Callable[[], nn.Module]
     groups: tuple[Expected, ...]
     inputs: Callable[[int], Any]
-    attention: Literal["head_dim", "heads"] = "head_dim"
+    attention: Literal["head_dim", "uneven", "heads"] = "head_dim"
     least: int = 1
     gathers: int = 0
     frozen: bool = False
@@ -85,9 +85,13 @@ def words(batch: int) -> Tensor:
 
 
 def net(
-    *groups: Expected, heads: tuple[Expected, ...] = (), inputs: Callable[[int], Any] = pixels, **options: Any
+    *groups: Expected,
+    uneven: tuple[Expected, ...] = (),
+    heads: tuple[Expected, ...] = (),
+    inputs: Callable[[int], Any] = pixels,
+    **options: Any,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """State the groups of a net, and with ``heads`` those for ``attention="heads"``.
+    """State the groups of a net, with ``uneven`` and ``heads`` those for ``attention="uneven"`` and ``"heads"``.
 
     ``frozen``: nothing can be pruned. ``gathers``: how many movements are replaced by a gather. ``counted``: whether
     torch's counter sees all MACs. ``left_alone``: why the rewriting may leave channels alone; otherwise it must not.
@@ -97,6 +101,8 @@ def net(
         name = kind.__name__
         assert name not in CASES, f"two nets {name}"
         CASES[name] = Case(kind, groups, inputs, **options)
+        if uneven:
+            CASES[f"{name}-uneven"] = Case(kind, uneven, inputs, "uneven", **options)
         if heads:
             CASES[f"{name}-heads"] = Case(kind, heads, inputs, "heads", **options)
         return kind

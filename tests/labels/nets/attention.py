@@ -68,11 +68,12 @@ SEPARATE = (exact(8, "e[0] q[1] k[1] v[1]"), exact(8, "o[0] h[1]"))
 
 
 @net(
-    *ENDS, *SEPARATE, exact(4, "q[0] k[0]", blocks=2), exact(4, "v[0] o[1]", blocks=2),
+    *ENDS, *SEPARATE, exact(4, "q[0] k[0] v[0] o[1]", blocks=4),
+    uneven=(*ENDS, *SEPARATE, exact(4, "q[0] k[0]", blocks=2), exact(4, "v[0] o[1]", blocks=2)),
     heads=(*ENDS, *SEPARATE, exact(2, "q[0] k[0] v[0] o[1]")),
 )  # fmt: skip
 class SeparateQKV(_Net):
-    """Fused attention, whose implicit scale must stay that of the dense head."""
+    """Fused attention, whose kernels want one width, and whose implicit scale must stay that of the dense head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +177,10 @@ class _GroupedQuery(_Net):
         raise NotImplementedError
 
 
-@net(*ENDS, *_GROUPED, *_GROUPED_IN, heads=(*ENDS, *_GROUPED, *_GROUPED_WHOLE))
+@net(
+    *ENDS, *_GROUPED, exact(4, "q[0] k[0] v[0] o[1]", blocks=4), uneven=(*ENDS, *_GROUPED, *_GROUPED_IN),
+    heads=(*ENDS, *_GROUPED, *_GROUPED_WHOLE),
+)  # fmt: skip
 class GroupedQueryExpand(_GroupedQuery):
     """As in Llama: a head of keys with the two heads of queries that use it."""
 
@@ -185,7 +189,10 @@ class GroupedQueryExpand(_GroupedQuery):
         return x[:, :, None].expand(b, heads, 2, n, d).reshape(b, heads * 2, n, d)
 
 
-@net(*ENDS, *_GROUPED, *_GROUPED_IN, heads=(*ENDS, *_GROUPED, *_GROUPED_WHOLE))
+@net(
+    *ENDS, *_GROUPED, exact(4, "q[0] k[0] v[0] o[1]", blocks=4), uneven=(*ENDS, *_GROUPED, *_GROUPED_IN),
+    heads=(*ENDS, *_GROUPED, *_GROUPED_WHOLE),
+)  # fmt: skip
 class GroupedQueryRepeat(_GroupedQuery):
     def repeated(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(2, dim=1)
@@ -220,12 +227,20 @@ class _Rotary(_Net):
         raise NotImplementedError
 
 
-_TURNED = (*ENDS, *SEPARATE, exact(4, "q[0] k[0] frequencies[0]"), exact(8, "v[0] o[1]", blocks=2))
+_TURNED = (*ENDS, *SEPARATE, exact(4, "q[0] k[0] frequencies[0] v[0] o[1]", blocks=5))
+_TURNED_UNEVEN = (*ENDS, *SEPARATE, exact(4, "q[0] k[0] frequencies[0]"), exact(8, "v[0] o[1]", blocks=2))
+_TURNED_WHOLE = (
+    *ENDS, *SEPARATE, locked(1, "frequencies[0]", "one channel fills a whole dimension"),
+    exact(2, "q[0] k[0] v[0] o[1]"),
+)  # fmt: skip
 
 
-@net(*_TURNED)
+@net(*_TURNED, uneven=_TURNED_UNEVEN, heads=_TURNED_WHOLE)
 class RotaryHalves(_Rotary):
-    """Position i and i + d/2 turn together, at one frequency for every head: one channel."""
+    """Position i and i + d/2 turn together, at one frequency for every head: one channel.
+
+    For each of them two channels of every head's values: one of its first half, and one of the second.
+    """
 
     def turned(self, x: Tensor, angles: Tensor) -> Tensor:
         angles = torch.cat([angles, angles], -1)
@@ -234,7 +249,7 @@ class RotaryHalves(_Rotary):
         return x * angles.cos() + rotated * angles.sin()
 
 
-@net(*_TURNED)
+@net(*_TURNED, uneven=_TURNED_UNEVEN, heads=_TURNED_WHOLE)
 class RotaryAfterNoPrefix(RotaryHalves):
     """The tokens before ``prefix`` do not turn; here there are none, and an empty tensor has channels too."""
 
@@ -245,7 +260,22 @@ class RotaryAfterNoPrefix(RotaryHalves):
         return torch.cat([before.reshape(*before.shape), super().turned(after, angles)], 2)
 
 
-@net(*_TURNED)
+@net(
+    *ENDS, *SEPARATE, exact(2, "q[0] k[0] frequencies[0] v[0] o[1]", blocks=5),
+    exact(4, "q[0] k[0] v[0] o[1]", blocks=4),
+)  # fmt: skip
+class RotaryInPart(RotaryHalves):
+    """The first half of every head turns: of the values, pairs are tied to its pairs, and the rest to the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frequencies = self.frequencies[::2].clone()
+
+    def turned(self, x: Tensor, angles: Tensor) -> Tensor:
+        return torch.cat([super().turned(x[..., :4], angles), x[..., 4:]], -1)
+
+
+@net(*_TURNED, uneven=_TURNED_UNEVEN, heads=_TURNED_WHOLE)
 class RotaryInterleaved(_Rotary):
     """Neighbours turn together."""
 
@@ -255,7 +285,7 @@ class RotaryInterleaved(_Rotary):
         return x * angles.cos() + rotated * angles.sin()
 
 
-@net(*_TURNED)
+@net(*_TURNED, uneven=_TURNED_UNEVEN, heads=_TURNED_WHOLE)
 class RotaryByPairs(_Rotary):
     """Neighbours as a dimension of their own."""
 
@@ -265,9 +295,13 @@ class RotaryByPairs(_Rotary):
         return torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1).flatten(-2)
 
 
-@net(*ENDS, *SEPARATE, locked(16, "q[0] k[0]", COMBINED), exact(8, "v[0] o[1]", blocks=2))
+@net(
+    *ENDS, *SEPARATE, locked(16, "q[0] k[0]", COMBINED), locked(16, "v[0] o[1]", "heads of one width"),
+    uneven=(*ENDS, *SEPARATE, locked(16, "q[0] k[0]", COMBINED), exact(8, "v[0] o[1]", blocks=2)),
+    heads=(*ENDS, *SEPARATE, exact(2, "q[0] k[0] v[0] o[1]")),
+)  # fmt: skip
 class RotaryByPosition(_Rotary):
-    """Frequencies computed from positions in the head: nothing can be cut that they meet. Values stay free."""
+    """Frequencies computed from positions in the head: nothing can be cut that they meet, but whole heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -366,7 +400,7 @@ INSIDE = "whole blocks of channels, where channels are pruned inside blocks"
 
 
 @net(
-    *ENDS, *SEPARATE, locked(2, "gain[0]", INSIDE), exact(4, "q[0] k[0]", blocks=2), exact(4, "v[0] o[1]", blocks=2),
+    *ENDS, *SEPARATE, locked(2, "gain[0]", INSIDE), exact(4, "q[0] k[0] v[0] o[1]", blocks=4),
     heads=(*ENDS, *SEPARATE, exact(2, "q[0] k[0] v[0] o[1] gain[0]")),
 )  # fmt: skip
 class GainPerHead(_Net):
@@ -404,7 +438,7 @@ def _two_streams(batch: int) -> tuple[Tensor, Tensor]:
 
 @net(
     *ENDS, exact(8, "e[0] q[1]"), rigid(6, "c[1]"), exact(8, "c[0] k[1] v[1]"), exact(8, "o[0] h[1]"),
-    exact(4, "q[0] k[0]", blocks=2), exact(4, "v[0] o[1]", blocks=2), inputs=_two_streams,
+    exact(4, "q[0] k[0] v[0] o[1]", blocks=4), inputs=_two_streams,
 )  # fmt: skip
 class CrossAttention(_Net):
     def __init__(self) -> None:
@@ -433,11 +467,17 @@ class OneHead(_Net):
 
 
 @net(
-    *ENDS, *SEPARATE, approximate(4, "q[0] k[0] qn[0] kn[0]", "layer_norm over channels"),
-    exact(4, "v[0] o[1]", blocks=2),
+    *ENDS, *SEPARATE, approximate(4, "q[0] k[0] qn[0] kn[0] v[0] o[1]", "layer_norm over channels", blocks=3),
+    uneven=(
+        *ENDS, *SEPARATE, approximate(4, "q[0] k[0] qn[0] kn[0]", "layer_norm over channels"),
+        exact(4, "v[0] o[1]", blocks=2),
+    ),
+    heads=(
+        *ENDS, *SEPARATE, exact(2, "q[0] k[0] v[0] o[1]"), locked(1, "qn[0]", COMBINED), locked(1, "kn[0]", COMBINED),
+    ),
 )  # fmt: skip
 class NormalisedQueries(_Net):
-    """One norm for all heads: position j of every head is one channel."""
+    """One norm for all heads: position j of every head is one channel. Whole heads leave the norm as it is."""
 
     def __init__(self) -> None:
         super().__init__()
