@@ -10,7 +10,7 @@ from fxprune.ops.repair import UnrepairableError
 from fxprune.rewriting.check import check_rewrite
 from fxprune.rewriting.gates import insert_gates
 from fxprune.rewriting.hypernetworks import Hypernetworks, insert_hypernetworks
-from fxprune.rewriting.literals import REPAIRED
+from fxprune.rewriting.literals import REPAIRED, RESIZED
 from fxprune.rewriting.on_meta import MetaRun, OnMeta
 from fxprune.rewriting.rewrite import Draft, draft
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, adapt, adapts_by_itself
@@ -18,6 +18,7 @@ from fxprune.rewriting.slicing import CUTS_KEY, Cuts, adapt, adapts_by_itself
 __all__ = [
     "CUTS_KEY",
     "REPAIRED",
+    "RESIZED",
     "Cuts",
     "Draft",
     "Hypernetworks",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from fxprune.io.text import some
 from fxprune.recording import cached_tensor_dicts, evaluated, named_tensors, raised_at, replace_tensors
 from fxprune.recording.inputs import RECORD_KEY, batch_size, device_of, like_parameters, make_inputs
 from fxprune.recording.randomness import repeatable
-from fxprune.rewriting import CUTS_KEY, REPAIRED, Cuts, adapt, adapts_by_itself
+from fxprune.rewriting import CUTS_KEY, REPAIRED, RESIZED, Cuts, adapt, adapts_by_itself
 from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_error
 
 _REMEDY = "Use the pruned GraphModule itself, or keep those channels with ignore=."
@@ -24,10 +26,11 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     """A copy of ``model``, of its own class, with the layers of ``pruned``: its weights, and the sizes to go with them.
 
     For code that needs what only the class has (``forward_features``, ``no_weight_decay``, ``default_cfg``). It works
-    where no line of the class's forward names a size that was cut; attributes of torch's own layers
-    (``in_features``, ``groups``, ``normalized_shape`` ...) follow, other numbers that a class keeps about itself
-    (``num_features``) stay as they are. The copy is compared with ``pruned`` on fresh inputs in eval mode, and must run
-    in train mode if ``model`` does.
+    where no line of the class's forward names a size that was cut, or where it reads that size from an attribute of its
+    own (``head_dim``, ``num_heads``): such attributes are set on the copy, and its ``fxprune_sizes`` tells them: name
+    -> (before, after). Attributes of torch's own layers (``in_features``, ``groups``, ``normalized_shape`` ...) follow,
+    other numbers that a class keeps about itself (``num_features``) stay as they are. The copy is compared with
+    ``pruned`` on fresh inputs in eval mode, and must run in train mode if ``model`` does.
 
     Args:
         model: the class that ``pruned`` was made from, with any weights; not changed.
@@ -57,14 +60,23 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
         cache.clear()
     _put_tensors(result, pruned)
     _put_sizes(result, pruned)
-    lines = sorted(set(_obstacles(result, pruned, cuts)))
-    if lines:
-        raise ConversionError(
-            f"{type(model).__name__} cannot hold the pruned layers: its code names sizes that were cut, at "
-            f"{some(lines)}. {_REMEDY}"
-        )
-    _compare(model, result, pruned)
-    return result
+    repaired = list(_repaired(result, pruned))
+    lines = sorted({_source(node) for node in (*repaired, *_outgrown(result, pruned, cuts))})
+    if not lines:
+        _compare(model, result, pruned)
+        return result
+    refusal = ConversionError(
+        f"{type(model).__name__} cannot hold the pruned layers: its code names sizes that were cut, at "
+        f"{some(lines)}. {_REMEDY}"
+    )
+    if any(True for _ in _outgrown(result, pruned, cuts)):
+        raise refusal
+    for sizes in _attempts(result, repaired):
+        with suppress(ConversionError):
+            attempt = _with_sizes(result, sizes)
+            _compare(model, attempt, pruned)
+            return attempt
+    raise refusal
 
 
 def check_same(model: nn.Module, cuts: Cuts) -> None:
@@ -110,17 +122,61 @@ def _put_sizes(result: nn.Module, pruned: nn.Module) -> None:
             adapt(module, (), ())
 
 
-def _obstacles(result: nn.Module, pruned: fx.GraphModule, cuts: Cuts) -> Iterator[str]:
-    """Source lines where the pruned graph says something that the class does not."""
+def _source(node: fx.Node) -> str:
+    return str(node.meta.get("source", node.name))
+
+
+def _repaired(result: nn.Module, pruned: fx.GraphModule) -> Iterator[fx.Node]:
+    """Nodes with which the pruned graph says something else than the class."""
+    for node in pruned.graph.nodes:
+        if node.meta.get(REPAIRED) and not adapts_by_itself(result.get_submodule(node.meta.get("module", ""))):
+            yield node
+
+
+def _outgrown(result: nn.Module, pruned: fx.GraphModule, cuts: Cuts) -> Iterator[fx.Node]:
+    """Nodes of tensors that the class makes by itself in another size."""
     known = named_tensors(result)
     for node in pruned.graph.nodes:
-        source = str(node.meta.get("source", node.name))
-        if node.meta.get(REPAIRED) and not adapts_by_itself(result.get_submodule(node.meta.get("module", ""))):
-            yield source
-        elif node.op == "get_attr" and node.target in cuts.shapes and node.target not in known:
+        if node.op == "get_attr" and node.target in cuts.shapes and node.target not in known:
             here = dict(pruned.named_buffers(remove_duplicate=False)).get(str(node.target))
             if here is not None and tuple(here.shape) != cuts.shapes[str(node.target)]:
-                yield source
+                yield node
+
+
+Sizes = dict[str, tuple[int, int]]  # module.attribute -> before, after
+
+
+def _attempts(result: nn.Module, repaired: Sequence[fx.Node]) -> Iterator[Sizes]:
+    """Attributes that may be what the numbers at these nodes were read from: all of them, else those of one name.
+
+    An attribute may be so if it has the value of such a number, which became the same new one wherever the module has
+    it.
+    """
+    after: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for node in repaired:
+        for old, new in node.meta.get(RESIZED, ()):
+            after[node.meta.get("module", ""), old].add(new)
+    found: Sizes = {}
+    for (path, old), news in after.items():
+        if len(news) == 1:
+            for key, value in vars(result.get_submodule(path)).items():
+                if type(value) is int and value == old:
+                    found[f"{path}.{key}" if path else key] = old, *news  # type: ignore[assignment]
+    names = dict.fromkeys(name.rpartition(".")[2] for name in found)
+    if found:
+        yield found
+    if len(names) > 1:
+        yield from ({n: s for n, s in found.items() if n.rpartition(".")[2] == own} for own in names)
+
+
+def _with_sizes(result: nn.Module, sizes: Sizes) -> nn.Module:
+    """A copy whose attributes have these sizes, and which tells them."""
+    changed = copy.deepcopy(result)
+    for name, (_, new) in sizes.items():
+        path, _, key = name.rpartition(".")
+        setattr(changed.get_submodule(path), key, new)
+    changed.fxprune_sizes = sizes  # type: ignore[assignment]
+    return changed
 
 
 def _compare(model: nn.Module, result: nn.Module, pruned: fx.GraphModule) -> None:

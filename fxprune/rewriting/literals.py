@@ -24,6 +24,9 @@ from fxprune.rewriting.slicing import adapt
 REPAIRED = "repaired"
 """In a node's ``meta``: the pruned graph says something here that the model's own code does not."""
 
+RESIZED = "resized"
+"""In a node's ``meta``, if that is so and these are all: the numbers that were others, as pairs of before and after."""
+
 
 class _Undefined:
     """A number that cannot be computed from the new sizes: it equals no size, and as a number the dense one is kept."""
@@ -57,6 +60,9 @@ class Literals(Repair):
                 self._freeze_numbers(node)
             if _changed(node, before):
                 node.meta[REPAIRED] = True
+                node.meta[RESIZED] = _resized(
+                    _spelling(*before), _spelling(node.op, node.target, node.args, node.kwargs)
+                )
             self.values[node] = self._value(node)
         for node in reversed([n for n, value in self.values.items() if value is UNDEFINED]):
             if node.users:
@@ -131,6 +137,13 @@ def _changed(node: fx.Node, before: tuple[str, Any, Any, Any]) -> bool:
 def _spelling(op: str, target: Any, args: Any, kwargs: Any) -> list[Any]:
     """What is called and with what, whatever the types of the sequences in it."""
     return [op, target, *tree_flatten((tuple(args), dict(kwargs)))[0]]
+
+
+def _resized(before: list[Any], now: list[Any]) -> tuple[tuple[int, int], ...]:
+    """Which numbers became others, or nothing if that is not all that changed."""
+    pairs = [(a, b) for a, b in zip(before, now, strict=False) if a is not b and a != b]
+    numbers = all(type(a) is type(b) is int for a, b in pairs)
+    return tuple(pairs) if numbers and len(before) == len(now) else ()
 
 
 def _repair_of(node: fx.Node) -> Fix | None:

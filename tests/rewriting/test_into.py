@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -236,3 +237,46 @@ def test_other_models_and_no_pruned_module() -> None:
         empty = Small()
     with pytest.raises(InputError, match="on the meta device, where nothing can be compared"):
         fxprune.into(empty, small)
+
+
+class Headed(nn.Module):
+    """Attention as libraries write it: the width of a head is an attribute, and the scale is one."""
+
+    def __init__(self, hint: str = "hint") -> None:
+        super().__init__()
+        self.head_dim, self.scale = 8, 8**-0.5
+        setattr(self, hint, 8)  # another number that is the same by chance
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(32, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        if getattr(self, "most", 8) != 8:
+            raise RuntimeError("this one is no width of a head")
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("hint", ["hint", "most"])
+def test_attributes_that_name_a_cut_size_are_set(hint: str) -> None:
+    model, x = make(partial(Headed, hint)), torch.randn(2, 5, 16)
+    small = pruned(model, x, flops=0.6, channels=None)
+    own = fxprune.into(model, small)
+    assert type(own) is Headed
+    assert same(own, small, x)
+    width = small.get_parameter("q.weight").shape[0] // 4
+    assert own.fxprune_sizes["head_dim"] == (8, width)
+    assert width < 8
+    assert "most" not in own.fxprune_sizes
+    assert model.head_dim == 8
+
+
+class _OnlyValues:
+    def score(self, group: Any, state: Any) -> Any:
+        return group.channels * 1.0 if group.name == "v" else None
+
+
+def test_one_attribute_cannot_be_two_sizes() -> None:
+    model, x = make(Headed), torch.randn(2, 5, 16)
+    small = pruned(model, x, params=0.7, channels=None, attention="uneven", method=_OnlyValues())
+    with pytest.raises(ConversionError, match=r"its code names sizes that were cut, at .*test_into\.py"):
+        fxprune.into(model, small)
