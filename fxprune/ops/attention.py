@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxprune.ops.repair import Repair
+from fxprune.labels.factors import cut_sizes
+from fxprune.ops.repair import RESCALED, Repair
 from fxprune.ops.table import adder
 
 
@@ -15,6 +16,7 @@ def _attention(repair: Repair, node: fx.Node) -> None:
     scale = node.kwargs.get("scale")
     if scale is None and repair.is_cut(query, dim):
         node.kwargs = {**node.kwargs, "scale": float(query.shape[dim]) ** -0.5}
+        node.meta[RESCALED] = (cut_sizes(query.shape, query.labels, repair.keep)[dim] / query.shape[dim]) ** 0.5
     elif isinstance(scale, fx.Node) and repair.value(scale) != repair.dense(scale):
         node.kwargs = {**node.kwargs, "scale": repair.dense(scale)}
 

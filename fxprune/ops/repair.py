@@ -172,6 +172,9 @@ class Repair:
 # -- for repairs ------------------------------------------------------------------------------------------------------
 
 
+RESCALED = "rescaled"
+"""In a node's ``meta``: it is told a factor that it took from a size before; of that one to what it would take now."""
+
 LEFT_ALONE = "not followed: where it names a size that is cut, the channels are left alone"
 
 

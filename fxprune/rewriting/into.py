@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import ConversionError, InputError, PlanError
 from fxprune.io.text import some
+from fxprune.ops.repair import RESCALED
 from fxprune.recording import cached_tensor_dicts, evaluated, named_tensors, raised_at, replace_tensors
 from fxprune.recording.inputs import RECORD_KEY, batch_size, device_of, like_parameters, make_inputs
 from fxprune.recording.randomness import repeatable
@@ -28,7 +29,8 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     For code that needs what only the class has (``forward_features``, ``no_weight_decay``, ``default_cfg``). It works
     where no line of the class's forward names a size that was cut, or where it reads that size from an attribute of its
     own (``head_dim``, ``num_heads``): such attributes are set on the copy, and its ``fxprune_sizes`` tells them: name
-    -> (before, after). Attributes of torch's own layers (``in_features``, ``groups``, ``normalized_shape`` ...) follow,
+    -> (before, after). Where the width of a head is the scale of an attention, the weights of the queries take up what
+    it was. Attributes of torch's own layers (``in_features``, ``groups``, ``normalized_shape`` ...) follow,
     other numbers that a class keeps about itself (``num_features``) stay as they are. The copy is compared with
     ``pruned`` on fresh inputs in eval mode, and must run in train mode if ``model`` does.
 
@@ -71,6 +73,7 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     )
     if any(True for _ in _outgrown(result, pruned, cuts)):
         raise refusal
+    _take_up_scales(result, pruned, repaired)
     for sizes in _attempts(result, repaired):
         with suppress(ConversionError):
             attempt = _with_sizes(result, sizes)
@@ -143,6 +146,34 @@ def _outgrown(result: nn.Module, pruned: fx.GraphModule, cuts: Cuts) -> Iterator
                 yield node
 
 
+@torch.no_grad()
+def _take_up_scales(result: nn.Module, pruned: fx.GraphModule, repaired: Sequence[fx.Node]) -> None:
+    """An attention whose scale the class leaves to the width of a head: the layers that make its queries take it up."""
+    for node in repaired:
+        if RESCALED in node.meta:
+            query = node.args[0] if node.args else node.kwargs["query"]
+            for layer in _makers(query):
+                for parameter in result.get_submodule(layer).parameters(recurse=False):
+                    parameter.mul_(node.meta[RESCALED])
+
+
+def _makers(value: Any) -> set[str]:
+    """The layers with parameters that are nearest before a node, on all ways to it."""
+    found, seen, waiting = set[str](), set[fx.Node](), [value]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "call_module" and any(
+            True for _ in node.graph.owning_module.get_submodule(node.target).parameters()
+        ):
+            found.add(str(node.target))
+        else:
+            waiting += [n for n in node.all_input_nodes if n.meta.get("shape") is not None]  # no sizes
+    return found
+
+
 Sizes = dict[str, tuple[int, int]]  # module.attribute -> before, after
 
 
@@ -163,8 +194,7 @@ def _attempts(result: nn.Module, repaired: Sequence[fx.Node]) -> Iterator[Sizes]
                 if type(value) is int and value == old:
                     found[f"{path}.{key}" if path else key] = old, *news  # type: ignore[assignment]
     names = dict.fromkeys(name.rpartition(".")[2] for name in found)
-    if found:
-        yield found
+    yield found
     if len(names) > 1:
         yield from ({n: s for n, s in found.items() if n.rpartition(".")[2] == own} for own in names)
 

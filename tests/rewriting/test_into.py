@@ -275,6 +275,23 @@ class _OnlyValues:
         return group.channels * 1.0 if group.name == "v" else None
 
 
+class Unscaled(Headed):
+    """The scale is left to the width of a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = None  # type: ignore[assignment]
+
+
+def test_a_scale_that_follows_the_width_of_a_head() -> None:
+    model, x = make(Unscaled), torch.randn(2, 5, 16)
+    small = pruned(model, x, flops=0.6, channels=None)
+    own = fxprune.into(model, small)
+    assert same(own, small, x)
+    assert not torch.equal(own.q.weight, small.get_parameter("q.weight"))
+    assert torch.equal(own.k.weight, small.get_parameter("k.weight"))
+
+
 def test_one_attribute_cannot_be_two_sizes() -> None:
     model, x = make(Headed), torch.randn(2, 5, 16)
     small = pruned(model, x, params=0.7, channels=None, attention="uneven", method=_OnlyValues())
