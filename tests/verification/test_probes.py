@@ -651,6 +651,23 @@ def test_a_branch_on_what_an_op_fixes_is_dropped_and_on_what_goes_past_it_is_not
         small(torch.randn(2, 12, 4))
 
 
+def test_a_branch_behind_an_op_that_fixes_one_side_of_an_image_is_dropped() -> None:
+    """No other square gets through; the sides one by one tell that the height behind the op is always 8."""
+
+    class Rows(Convs):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Parameter(torch.randn(8, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x) + self.rows
+            return y * 2 if y.shape[2] > 10 else y
+
+    small = prune(Rows(), torch.randn(2, 3, 8, 8), share=1.0)
+    assert not [node for node in guards.guards_of(small.graph) if node.args[2] == 10]
+    assert small(torch.randn(2, 3, 8, 20)).shape == (2, 4, 8, 20)
+
+
 def test_a_branch_on_values_before_an_op_that_takes_one_size_only_is_guarded_too() -> None:
     class Gated(Two):
         def forward(self, x: Tensor) -> Tensor:
