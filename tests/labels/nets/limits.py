@@ -151,6 +151,14 @@ class PickedChannel(_Between):
         return x * x[:, 2].sigmoid().unsqueeze(1)  # line: PickedChannel
 
 
+@net(*ENDS, locked(8, "a[0] b[1]", "a single channel is picked"))
+class ChannelsOneByOne(_Between):
+    """Every one of them is picked, though one is read."""
+
+    def inner(self, x: Tensor) -> Tensor:
+        return x * x.unbind(1)[2].sigmoid().unsqueeze(1)  # line: ChannelsOneByOne
+
+
 @net(*ENDS, locked(8, "a[0] b[1]", "distances between batches of two sizes"))
 class DistancesToOneBatch(_Between):
     def inner(self, x: Tensor) -> Tensor:
