@@ -325,6 +325,14 @@ class ExpandedAnew(_Between):
         return x.mean((2, 3), keepdim=True).expand(3, -1, -1, 8, 8).sum(0)
 
 
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class WindowsFromTheEnd(_Between):
+    """The dimension of windows is counted from the last one."""
+
+    def inner(self, x: Tensor) -> Tensor:
+        return x.unfold(-1, 3, 1).mean(-1)
+
+
 @net(exact(8, "a[0] c[0] c[1] b[1]"), exact(4, "c[0] b[1]"), *ENDS)
 class PaddedUnevenly(_Between):
     """One channel of zeros before, three after, and positions around them, as many as there are images."""
