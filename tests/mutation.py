@@ -44,11 +44,11 @@ TARGETS: dict[str, list[str]] = {
     "rewriting/gates": ["rewriting/test_gates.py"],
     "verification/compare": ["verification/test_oracle.py"],
     "verification/oracle": ["verification/test_oracle.py", "verification/test_oracle_kinds.py"],
-    "verification/sizes": ["verification/test_sizes.py", "recording/test_guards.py"],
+    "verification/sizes": ["verification/test_sizes.py", "recording/test_guards.py", "verification/test_probes.py"],
     "ops/movement": nets("movement", "limits"),
-    "ops/parts": nets("movement", "indexed", "limits"),
-    "ops/spatial": nets("movement", "convolution", "limits"),
-    "methods/state": ["methods/test_criteria.py"],
+    "ops/parts": ["rewriting/test_literals.py", *nets("structure", "movement", "indexed", "limits")],
+    "ops/spatial": nets("movement", "convolution", "indexed", "limits"),
+    "methods/state": ["methods/test_criteria.py", "methods/test_gsm.py"],
 }
 """Module in ``fxprune/`` -> its tests in ``tests/``, and further arguments of pytest."""
 

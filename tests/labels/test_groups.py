@@ -73,6 +73,7 @@ prunable = pytest.mark.parametrize("name", [name for name, case in CASES.items()
 def test_groups(name: str) -> None:
     model, graph = analysed(name)
     graph.check()
+    assert not [note for note in graph.notes if "cannot be interpreted" in note], "a rule failed"
     expected = CASES[name].groups
     found, wanted = Counter(map(row_of, graph.groups)), Counter(row_wanted(model, g) for g in expected)
     assert found == wanted, difference(found, wanted)

@@ -268,6 +268,34 @@ def test_a_criterion_scores_as_computed_the_long_way(name: str, aggregate: str) 
 APPROX = ("activation", "apoz", "wanda")  # activations are summed in float32
 
 
+@pytest.mark.parametrize("entries", [1, 30, 100])
+def test_large_weights_are_summed_a_few_rows_at_a_time(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = methods.score_groups(methods.L1(), state())
+    monkeypatch.setattr("fxprune.methods.state._ENTRIES_IN_CACHE", entries)
+    for found, expected in zip(methods.score_groups(methods.L1(), state()), whole, strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None:
+            np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_the_slices_of_channels_that_make_several_rows() -> None:
+    class Threefold(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.deep = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 12, 3, groups=4)
+            self.head = nn.Conv2d(12, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.deep(self.stem(x)))
+
+    model = randomise(Threefold()).eval()
+    found = fxprune.analyze(model, torch.randn(2, 3, 4, 4))
+    (group,) = found.prunable
+    slices = dict(methods.ModelState(found, dict(model.named_parameters())).slices(group))
+    assert slices.keys() == {"stem.weight", "deep.weight"}
+    torch.testing.assert_close(slices["deep.weight"], model.get_parameter("deep.weight").reshape(4, 27).double())
+
+
 def test_every_registered_criterion_is_among_these() -> None:
     criteria = {name for name in methods.available() if isinstance(methods.resolve(name), methods.Criterion)}
     assert criteria == {*CASES, "random", "obs"} - {"apoz"}  # of obs see tests/reconstruction

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomise
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxprune
+from fxprune.errors import BudgetError
 
 # ``size`` is that of channels that are cut, 8 in the dense model; ``y`` [batch, 16, 5] is not cut.
 USES: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -49,3 +50,39 @@ def test_a_size_borrowed_from_channels_that_are_cut_stays_what_it_was(use: Calla
     assert pruned.first.weight.shape[0] == 4
     assert not [note for note in pruned.meta["fxprune"].notes if note.startswith("locked")]
     torch.testing.assert_close(pruned(x)[1], model(x)[1])
+
+
+class EveryOther(nn.Module):
+    """Even channels go one way, odd ones another. The kept ones are 0, 1, 3 and 6, of which no slice takes 0 and 6."""
+
+    def __init__(self, relu: nn.Module) -> None:
+        super().__init__()
+        self.first, self.relu = nn.Conv1d(3, 8, 1), relu
+        self.even, self.odd = nn.Conv1d(4, 2, 1), nn.Conv1d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.relu(self.first(x))
+        return self.even(h[..., ::2, :]) + self.odd(h[:, 1::2])
+
+
+def without_even_spaces(inplace: bool) -> fx.GraphModule:
+    model = randomise(EveryOther(nn.ReLU(inplace))).eval()
+    with torch.no_grad():
+        for channel in (2, 4, 5, 7):
+            model.get_parameter("first.weight")[channel] *= 0.01
+            model.get_parameter("first.bias")[channel] *= 0.01
+            side = model.get_parameter("odd.weight" if channel % 2 else "even.weight")
+            side[:, channel // 2] *= 0.01
+    options = {"channels": 0.5, "round_to": 1, "progress": False, "ignore": ("even.bias", "odd.bias")}
+    return fxprune.prune(model, torch.randn(2, 3, 5), **options)
+
+
+def test_what_is_left_of_a_slice_is_picked_one_by_one() -> None:
+    pruned = without_even_spaces(inplace=False)
+    assert pruned.meta["fxprune"].plan.kept["first.weight"][0] == [0, 1, 3, 6]
+    assert next(pruned.buffers()).tolist() == [0, 3]
+
+
+def test_what_is_left_of_a_slice_is_not_picked_where_the_model_writes_to_tensors() -> None:
+    with pytest.raises(BudgetError, match="the channels that stay of a slice are not evenly spaced"):
+        without_even_spaces(inplace=True)

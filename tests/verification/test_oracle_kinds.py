@@ -107,6 +107,7 @@ SCALES: dict[str, Expression] = {
     "mean of the flipped channels": lambda h: h * h.flip(1).mean(1, keepdim=True),
     "logcumsumexp over the batch": lambda h: h.logcumsumexp(0),
     "largest integer": lambda h: h * (h * 9).long().amax(1, keepdim=True),
+    "what is divided by itself": lambda h: h / h.abs().amax(0),
 }
 
 

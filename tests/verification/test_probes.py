@@ -651,6 +651,51 @@ def test_a_branch_on_what_an_op_fixes_is_dropped_and_on_what_goes_past_it_is_not
         small(torch.randn(2, 12, 4))
 
 
+def test_a_branch_behind_an_op_that_fixes_one_side_of_an_image_is_dropped() -> None:
+    """No other square gets through; the sides one by one tell that the height behind the op is always 8."""
+
+    class Rows(Convs):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Parameter(torch.randn(8, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x) + self.rows
+            return y * 2 if y.shape[2] > 10 else y
+
+    small = prune(Rows(), torch.randn(2, 3, 8, 8), share=1.0)
+    assert not [node for node in guards.guards_of(small.graph) if node.args[2] == 10]
+    assert small(torch.randn(2, 3, 8, 20)).shape == (2, 4, 8, 20)
+
+
+def test_a_branch_on_a_size_that_only_1_gets_past_an_op_is_guarded() -> None:
+    """None of the sizes that are tried meets the positions; one token does, and goes the other way."""
+
+    class Positions(Two):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = nn.Parameter(torch.randn(6, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x + self.positions)
+            return y * 2 if x.shape[1] > 3 else y
+
+    small = prune(Positions(), torch.randn(2, 6, 4))
+    with pytest.raises(GuardError, match="where 1 > 3 would have held"):
+        small(torch.randn(2, 1, 4))
+
+
+def test_a_branch_on_channels_behind_an_op_that_takes_squares_only_is_dropped() -> None:
+    class Turned(Convs):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x + x.transpose(2, 3))
+            return y * 2 if y.shape[1] > 10 else y
+
+    small = prune(Turned(), torch.randn(2, 3, 8, 8))
+    assert not guards.guards_of(small.graph)
+    assert small(torch.randn(2, 3, 9, 9)).shape == (2, 4, 9, 9)
+
+
 def test_a_branch_on_values_before_an_op_that_takes_one_size_only_is_guarded_too() -> None:
     class Gated(Two):
         def forward(self, x: Tensor) -> Tensor:

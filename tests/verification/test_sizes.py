@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxprune
 from fxprune.recording.inputs import describe_inputs
-from fxprune.verification.sizes import SizeRuns, dims_together, other_sizes
+from fxprune.verification.sizes import SizeRuns, _is_equal, dims_together, other_sizes
 
 
 def record_of(*shapes: tuple[int, ...]) -> dict[str, Any]:
@@ -43,11 +44,16 @@ def test_other_lengths(size: int, tried: list[int]) -> None:
     assert [*other_sizes(record_of((2, size)), [(0, 1)])] == [{(0, 1): n} for n in tried]
 
 
+def test_a_first_dim_of_another_length_than_the_batch_is_no_batch() -> None:
+    assert [*other_sizes(record_of((2, 5), (3, 5)), [(1, 0)])] == [{(1, 0): n} for n in (2, 4, 6, 1)]
+
+
 def test_an_image_that_is_no_square_is_tried_first() -> None:
     height, width = (0, 2), (0, 3)
     sizes = [*other_sizes(record_of((2, 3, 64, 64)), [height, width])]
     assert sizes[:2] == [{height: 32, width: 96}, {height: 32, width: 32}]
     assert [*other_sizes(record_of((2, 1, 1, 1)), [height, width])] == [{height: 2, width: 2}]
+    assert next(other_sizes(record_of((2, 3, 2, 2)), [height, width])) == {height: 1, width: 3}
     for group in ([(0, 1), (0, 3)], [(0, 1), (1, 2)], [(0, 1), (0, 2), (0, 3)]):  # not a plane of one tensor
         assert next(other_sizes(record_of((2, 8, 8, 8), (2, 3, 8)), group)) == dict.fromkeys(group, 7)
 
@@ -63,8 +69,15 @@ def test_a_run_is_made_once_and_says_what_came_out() -> None:
     assert runs({}).shapes == ((6, 4),)
     assert runs({(0, 0): 5, (0, 2): 7}).shapes == ((15, 7),)
     assert runs({(0, 2): 7, (0, 0): 5}) is runs({(0, 0): 5, (0, 2): 7})
+    assert runs({(0, 0): 1, (0, 2): 3}).shapes == ((3, 3),)
     assert runs.other_batch().shapes == ((9, 4),)
     assert str(runs({(0, 1): 4}).failed) == "view"
     fixed = torch.randn(())
     alone = SizeRuns(fxprune.record(nn.ReLU(), fixed), (fixed,), {})
     assert alone.other_batch() is alone({})
+
+
+def test_what_cannot_say_whether_it_is_equal_counts_as_different() -> None:
+    assert _is_equal(((2, 3),), ((2, 3),))
+    assert not _is_equal(((2, 3),), ((2, 4),))
+    assert not _is_equal(np.ones(2), np.ones(2))

@@ -155,7 +155,8 @@ class Conv3d(nn.Module):
         self.h = nn.Linear(6, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.h(F.adaptive_avg_pool3d(self.b(self.n(self.a(x)).relu()), 1).flatten(1))
+        x = F.max_pool3d(self.n(self.a(x)).relu(), 1)
+        return self.h(F.adaptive_avg_pool3d(self.b(x), 1).flatten(1))
 
 
 class _StandardisedConv(nn.Conv2d):

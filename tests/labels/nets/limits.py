@@ -151,6 +151,14 @@ class PickedChannel(_Between):
         return x * x[:, 2].sigmoid().unsqueeze(1)  # line: PickedChannel
 
 
+@net(*ENDS, locked(8, "a[0] b[1]", "a single channel is picked"))
+class ChannelsOneByOne(_Between):
+    """Every one of them is picked, though one is read."""
+
+    def inner(self, x: Tensor) -> Tensor:
+        return x * x.unbind(1)[2].sigmoid().unsqueeze(1)  # line: ChannelsOneByOne
+
+
 @net(*ENDS, locked(8, "a[0] b[1]", "distances between batches of two sizes"))
 class DistancesToOneBatch(_Between):
     def inner(self, x: Tensor) -> Tensor:
@@ -165,6 +173,40 @@ class PooledChannels(_Between):
         y = x.mean((2, 3))
         y = F.avg_pool1d(y, 3, 1, 1)  # line: PooledChannels
         return x * y[:, :, None, None]
+
+
+class _Sideways(_Between):
+    """Positions in the channels' place, and channels along the height or the width."""
+
+    def inner(self, x: Tensor) -> Tensor:
+        return x * self.moved(x).mean((1, 2, 3))[:, None, None, None]
+
+    def moved(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@net(*ENDS, locked(8, "a[0] b[1]", "pixels become channels"))
+class ShuffledHeight(_Sideways):
+    def moved(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(x.transpose(1, 2), 2)  # line: ShuffledHeight
+
+
+@net(*ENDS, locked(8, "a[0] b[1]", "pixels become channels"))
+class ShuffledWidth(_Sideways):
+    def moved(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(x.transpose(1, 3), 2)  # line: ShuffledWidth
+
+
+@net(*ENDS, locked(8, "a[0] b[1]", "patches are unfolded"))
+class PatchesOfHeight(_Sideways):
+    def moved(self, x: Tensor) -> Tensor:
+        return F.unfold(x.transpose(1, 2), 2)[:, None]  # line: PatchesOfHeight
+
+
+@net(*ENDS, locked(8, "a[0] b[1]", "patches are folded"))
+class FoldedAlongChannels(_Sideways):
+    def moved(self, x: Tensor) -> Tensor:
+        return F.fold(x.flatten(2).transpose(1, 2), (2, 4), 1)  # line: FoldedAlongChannels
 
 
 GATES = "rnn.weight_ih_l0[0] rnn.weight_hh_l0[0] rnn.weight_hh_l0[1] rnn.bias_ih_l0[0] rnn.bias_hh_l0[0]"

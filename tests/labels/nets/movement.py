@@ -189,6 +189,19 @@ class Patches(nn.Module):
         return self.h(self.b(x).mean(1))
 
 
+@net(exact(8, "a[0] p[1]"), exact(6, "p[0] b[1]"), image("a[1]"), result("b[0]"))
+class PatchesAndBack(nn.Module):
+    """``fold``: the values of a patch are one channel again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.p, self.b = conv(3, 8), nn.Conv1d(32, 24, 1), conv(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.p(F.unfold(self.a(x), 2, stride=2))
+        return self.b(F.fold(x, (8, 8), 2, stride=2))
+
+
 @net(exact(8, "a[0] b[1]"), exact(6, "b[0] h[1]"), image("a[1]"), result("h[0]"))
 class Reversed(nn.Module):
     """Channels in reverse order."""
@@ -310,6 +323,14 @@ class RepeatedAnew(_Between):
 class ExpandedAnew(_Between):
     def inner(self, x: Tensor) -> Tensor:
         return x.mean((2, 3), keepdim=True).expand(3, -1, -1, 8, 8).sum(0)
+
+
+@net(*ENDS, exact(8, "a[0] b[1]"))
+class WindowsFromTheEnd(_Between):
+    """The dimension of windows is counted from the last one."""
+
+    def inner(self, x: Tensor) -> Tensor:
+        return x.unfold(-1, 3, 1).mean(-1)
 
 
 @net(exact(8, "a[0] c[0] c[1] b[1]"), exact(4, "c[0] b[1]"), *ENDS)
