@@ -17,7 +17,7 @@ from fxprune.methods import Learner, Method, needs_of
 from fxprune.options import Attention, LatencyBudget, Loop, Options, RoundTo, Scope, asked
 from fxprune.pipeline import Cut, Stages, record_and_analyse, recorded, rewrite_as
 from fxprune.reconstruction.front import refitted
-from fxprune.recording.checks import check_finite, check_model, checked_inputs, ignored_names
+from fxprune.recording.checks import check_finite, check_model, checked_inputs, chosen_names, names_in_part
 from fxprune.recording.inputs import RECORD_KEY, describe_inputs
 from fxprune.recording.part import part_of as part_of  # noqa: PLC0414 - for those who look for it here
 from fxprune.recording.part import with_part
@@ -60,6 +60,7 @@ def analyze(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     ignore: Sequence[str | nn.Module] = (),
+    keep: Sequence[str | nn.Module] = (),
     attention: Attention = "head_dim",
 ) -> ChannelGraph:
     """The channels of ``model``: which live or die together, what is locked and why.
@@ -68,7 +69,8 @@ def analyze(
         model: any module; it is left exactly as it was.
         example_inputs: a tensor or a tuple; inferred as by ``prune``.
         example_kwargs: keyword inputs.
-        ignore: module names or modules whose output channels stay.
+        ignore: see ``prune``.
+        keep: see ``prune``.
         attention: see ``prune``.
 
     Raises:
@@ -83,9 +85,9 @@ def analyze(
     """
     check_model(model)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
-    names = ignored_names(model, ignore)
+    ignored, kept = chosen_names(model, "ignore", ignore), chosen_names(model, "keep", keep)
     check_choice("attention", attention, get_args(Attention))
-    return record_and_analyse(model, args, kwargs, attention, names, Stages(progress=False)).graph
+    return record_and_analyse(model, args, kwargs, attention, ignored, Stages(progress=False), keep=kept).graph
 
 
 def prune(
@@ -103,6 +105,7 @@ def prune(
     loss_fn: Loss | None = None,
     epochs: int | None = None,
     ignore: Sequence[str | nn.Module] = (),
+    keep: Sequence[str | nn.Module] = (),
     exact: bool = False,
     attention: Attention = "head_dim",
     scope: Scope = "global",
@@ -131,7 +134,10 @@ def prune(
         data: batches ``(inputs, target)``, for methods that train or measure.
         loss_fn: ``loss_fn(output, target)``; cross entropy for classifiers if not given.
         epochs: how long a method that trains does.
-        ignore: module names or modules whose output channels stay.
+        ignore: modules whose output channels stay: names of modules or parameters, patterns of names such as
+            ``"layer4.*"``, or the modules themselves.
+        keep: modules that stay entirely: nothing of their parameters is cut, neither what they make nor what they read.
+            Given as for ``ignore``.
         exact: cut only channels whose removal changes no statistic (of a layer norm, for instance).
         attention: cut channels inside every head (``"head_dim"``: of 12 heads of 64, say, 12 of 40 stay) or whole heads
             (``"heads"``: 7 of 64). Queries and values of one attention call keep heads of one width, as fused kernels
@@ -216,6 +222,7 @@ def prune_submodule(
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     ignore: Sequence[str | nn.Module] = (),
+    keep: Sequence[str | nn.Module] = (),
     data: Any = None,
     reconstruct: bool = False,
     options: Options | None = None,
@@ -228,7 +235,8 @@ def prune_submodule(
         submodule: a name of ``model.named_modules()``. Its outputs keep their shapes.
         example_inputs: of the whole model, as for ``prune``.
         example_kwargs: keyword inputs.
-        ignore: names or modules of the whole model.
+        ignore: as for ``prune``, of the whole model.
+        keep: as for ``prune``, of the whole model.
         data: inputs of the whole model, for ``reconstruct`` alone.
         reconstruct: as for ``prune``.
         options: as for ``prune``.
@@ -257,11 +265,10 @@ def prune_submodule(
         raise InputError("A part is pruned without data: choose a method that needs none.")
     if isinstance(options, Options) and options.consume:
         raise InputError("consume=True empties the model, and a copy of all of it is returned here: leave it out.")
-    ignored = ignored_names(model, ignore)
+    chosen = {"ignore": chosen_names(model, "ignore", ignore), "keep": chosen_names(model, "keep", keep)}
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     part, inputs = part_of(model, submodule, args, kwargs)
-    below = tuple(name.removeprefix(f"{submodule}.") for name in ignored if name.startswith(f"{submodule}."))
-    keywords |= {"ignore": below, "options": options}
+    keywords |= {name: names_in_part(names, submodule) for name, names in chosen.items()} | {"options": options}
     small = prune(part, inputs[0], example_kwargs=inputs[1], **keywords)
     pruned = with_part(model, submodule, small, args, kwargs)
     return refitted(pruned, model, data, seed=keywords.get("seed", 0)) if reconstruct else pruned
@@ -279,6 +286,7 @@ def attach(
     channels: float | None = None,
     latency: float | LatencyBudget | None = None,
     ignore: Sequence[str | nn.Module] = (),
+    keep: Sequence[str | nn.Module] = (),
     exact: bool = False,
     attention: Attention = "head_dim",
     scope: Scope = "global",

@@ -201,7 +201,8 @@ class Keywords(Checked):
         data: a folder of images, or a loader of (inputs, target) or a function that makes one, in a Python file.
         loss_fn: a function of torch.nn.functional such as cross_entropy, or one of (output, target) in a Python file.
         epochs: how long a method that trains does.
-        ignore: modules whose output channels stay.
+        ignore: modules whose output channels stay, by name or pattern: ``layer4.*``.
+        keep: modules that stay entirely, what they read too, by name or pattern.
         exact: cut only channels whose removal changes no statistics.
         attention: cut inside heads (head_dim), there queries and values apart (uneven), or whole heads (heads).
         scope: rank all channels together (global), cut every group by the same share (uniform), or every structure of
@@ -225,6 +226,7 @@ class Keywords(Checked):
     )
     epochs: int | None = field(default=None, metadata=option(or_none(as_whole(1)), Flag(TRAINING, "N", int)))
     ignore: Any = field(default=(), metadata=option(anything, Flag(CHOICE, "MODULE", join=tuple)))
+    keep: Any = field(default=(), metadata=option(anything, Flag(CHOICE, "MODULE", join=tuple)))
     exact: bool = field(default=False, metadata=option(as_flag, Flag(CHOICE)))
     attention: Attention = field(default="head_dim", metadata=option(one_of(Attention), Flag(CHOICE, "MODE")))
     scope: Scope = field(default="global", metadata=option(one_of(Scope), Flag(CHOICE, "MODE")))

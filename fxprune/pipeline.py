@@ -151,7 +151,7 @@ def collected() -> Iterator[None]:
 @torch.inference_mode(False)
 def record_and_analyse(
     model: nn.Module, args: Any, kwargs: Any, attention: Attention, ignore: Sequence[str], stages: Stages,
-    *, verify: bool = False,
+    *, keep: Sequence[str] = (), verify: bool = False,
 ) -> Dense:  # fmt: skip
     """The first half of the pipeline: the model as a graph, and which of its channels belong together.
 
@@ -166,7 +166,7 @@ def record_and_analyse(
         if proven is not module:
             module, runs = proven, SizeRuns(proven, args, kwargs)
     with stages("analysing"):
-        graph = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore)
+        graph = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore, keep=keep)
     kinds = {name: type(m).__name__ for name, m in recording.named_modules(model)}
     return Dense(module, runs, replace(graph, kinds=kinds), args, kwargs, type(model).__name__, stages, proof)
 

@@ -15,7 +15,7 @@ from fxprune.io.files import check_writable
 from fxprune.methods import Learner, Method, name_of, needs_of, resolve
 from fxprune.options import Attention, Keywords, LatencyBudget, Options
 from fxprune.pipeline import COARSEST, Cut
-from fxprune.recording.checks import check_model, ignored_names
+from fxprune.recording.checks import check_model, chosen_names
 from fxprune.selection.budget import Budget
 from fxprune.training.distributed import from_first, is_first
 
@@ -29,6 +29,7 @@ class Request:
     cut: Cut
     attention: Attention
     ignore: tuple[str, ...]
+    keep: tuple[str, ...]
     latency: LatencyBudget | None
 
 
@@ -42,7 +43,7 @@ def requested(model: nn.Module, keywords: Keywords, options: Options) -> Request
     budget, latency = _budget(method, keywords), keywords.latency
     provider = None if latency is None else latency.provider
     check_model(model)
-    ignored = ignored_names(model, keywords.ignore)
+    ignored, kept = chosen_names(model, "ignore", keywords.ignore), chosen_names(model, "keep", keywords.keep)
     if latency is not None or keywords.round_to == "measured":
         check_provider(provider)
     cut = Cut(
@@ -50,7 +51,7 @@ def requested(model: nn.Module, keywords: Keywords, options: Options) -> Request
         min_channels=options.min_channels, max_ratio=options.limits, verify=keywords.verify,
         consume=options.consume, seed=keywords.seed,
     )  # fmt: skip
-    return Request(method, name_of(keywords.method), cut, keywords.attention, ignored, latency)
+    return Request(method, name_of(keywords.method), cut, keywords.attention, ignored, kept, latency)
 
 
 def _multiples(method: Method, keywords: Keywords, provider: str | None) -> tuple[int, ...]:

@@ -195,6 +195,72 @@ def test_ignored_layers_keep_their_outputs() -> None:
         prune(model, ignore=[model.stem, model.up[0]])
 
 
+class Chain(nn.Module):
+    """6 -> 16 -> 24 -> 20 -> 3 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.tail = nn.Linear(6, 16), nn.Linear(20, 3)
+        self.middle = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 20))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.middle(self.a(x).relu()).relu())
+
+
+def test_kept_layers_stay_in_all_dimensions() -> None:
+    model, x = make(Chain), torch.randn(2, 6)
+    for keep in ("middle.0", ["middle.0.*"], [model.middle[0]], ("middle.0.weight",), "*.0.weight"):
+        pruned = prune(model, x, keep=keep, channels=0.6)
+        for name in ("middle.0.weight", "middle.0.bias"):
+            assert torch.equal(pruned.get_parameter(name), model.get_parameter(name))
+        assert pruned.get_parameter("middle.2.weight").shape == (12, 24)
+    pruned = prune(make(Attentive), keep="mlp.3", channels=0.5)
+    assert pruned.get_parameter("mlp.3.weight").shape == (16, 32)
+    assert pruned.get_parameter("qkv.weight").shape[1] == 16 > pruned.get_parameter("proj.weight").shape[1]
+    rows = {row.name: row.locked for row in pruned.meta["fxprune"].rows}
+    assert rows["mlp.1"] == "kept by keep="
+
+
+def test_a_parameter_is_kept_in_the_dimensions_that_it_has() -> None:
+    pruned = prune(make(Chain), torch.randn(2, 6), keep=["middle.0.bias"], channels=0.5)
+    rows, columns = pruned.get_parameter("middle.0.weight").shape
+    assert rows == 24
+    assert columns < 16
+
+
+def test_a_tied_layer_is_kept_by_either_name() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+            self.head = nn.Linear(16, 3)
+            self.c.weight = self.b.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.c(self.b(self.a(x).relu()).relu()).relu())
+
+    for name in ("b", "c", "c.weight"):
+        with pytest.raises(fxprune.FxpruneError, match=r"What holds them: .*kept by keep="):
+            prune(make(Tied), torch.randn(2, 6), keep=[name])
+
+
+def test_a_kept_grouped_convolution_stays_whole() -> None:
+    pruned = prune(make(Shuffled), keep=["two"], channels=0.9)
+    assert pruned.get_parameter("two.weight").shape == (16, 8, 1, 1)
+
+
+def test_patterns_of_what_to_ignore() -> None:
+    by_pattern, by_name = (prune(make(), ignore=[given], channels=0.6) for given in ("up.*", "up"))
+    assert by_pattern.meta["fxprune"].plan == by_name.meta["fxprune"].plan
+    assert by_pattern.get_parameter("up.0.weight").shape[0] == 24
+    for ignore in (["*"], make()):
+        with pytest.raises(fxprune.FxpruneError):
+            prune(make(), ignore=ignore)
+    model = make()
+    with pytest.raises(fxprune.FxpruneError, match="no prunable channels"):
+        prune(model, ignore=model)
+
+
 def test_exact_leaves_channels_whose_statistics_would_change() -> None:
     everything = prune(make(Attentive), channels=0.6)
     exact = prune(make(Attentive), channels=0.8, exact=True)

@@ -415,6 +415,23 @@ def test_unknown_names_to_ignore_come_with_close_matches() -> None:
     assert message(InputError, model, ignore=3) == "ignore=3 must be a module, a name, or a list of them."
 
 
+def test_unknown_names_to_keep_and_patterns_that_fit_nothing() -> None:
+    model = make()
+    assert message(InputError, model, keep=["upp.0"]) == (
+        "keep names 'upp.0', which the model does not have. Did you mean up.0, up.2, up.1?"
+    )
+    for argument in ("keep", "ignore"):
+        assert message(InputError, model, **{argument: "upp.*"}) == (
+            f"{argument} has the pattern 'upp.*', which fits no name of the model. Did you mean up.*, up.2.*, up.1.*?"
+        )
+    assert message(InputError, model, keep="9*") == "keep has the pattern '9*', which fits no name of the model."
+    assert message(InputError, model, keep=3) == "keep=3 must be a module, a name, or a list of them."
+    assert message(InputError, model, keep=[nn.ReLU()]) == "keep holds a ReLU that is not part of the model."
+    said = ", which has no parameters. Its channels stay by ignore=."
+    assert message(InputError, model, keep="stem.2") == f"keep names 'stem.2'{said}"
+    assert message(InputError, model, keep=[model.stem[2]]) == f"keep names a ReLU{said}"
+
+
 # -- an op without a rule
 
 

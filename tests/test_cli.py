@@ -142,6 +142,7 @@ def test_every_option_reaches_prune(net: str, monkeypatch: pytest.MonkeyPatch) -
     code, out, _ = run(
         *("prune", net, "--input-size", "3,8,8", "--params", "0.25", "--method", "random", "--scope", "uniform"),
         *("--attention", "heads", "--exact", "--ignore", "0", "3", "--ignore", "4", "--round-to", "8"),
+        *("--keep", "layer4.*", "fc"),
         *("--min-channels", "2", "--seed", "7", "--no-verify", "--quiet", "--latency", "0.5", "--steps", "2"),
         *("--provider", "CPUExecutionProvider", "--threads", "3", "--batch", "4", "--flops", "0.1", "--channels", "1"),
         *("--max-ratio", "0.9", "layer.*=0.5", "--consume", "--epochs", "5", "--amp", "--clip", "1", "--device", "cpu"),
@@ -172,6 +173,7 @@ def test_every_option_reaches_prune(net: str, monkeypatch: pytest.MonkeyPatch) -
         "loss_fn": torch.nn.functional.mse_loss,
         "epochs": 5,
         "ignore": ("0", "3", "4"),
+        "keep": ("layer4.*", "fc"),
         "exact": True,
         "attention": "heads",
         "scope": "uniform",

@@ -36,7 +36,7 @@ def test_the_keywords_of_prune_are_those_of_the_record() -> None:
     parameters = inspect.signature(fxprune.prune).parameters
     rest = ["model", "example_inputs", "example_kwargs", "options", "old"]
     assert [name for name in parameters if name not in rest] == [each.name for each in fields(Keywords)]
-    assert len(parameters) == 23
+    assert len(parameters) == 24
     for each in fields(Keywords):
         assert parameters[each.name].default == each.default
     of_attach = inspect.signature(fxprune.attach).parameters
@@ -106,6 +106,14 @@ def test_a_part_of_a_model_is_pruned_with_the_inputs_that_it_gets() -> None:
         whole = fxprune.prune_submodule(model, "body", image(), flops=0.5, ignore=["body.up.0"], progress=False)
     assert type(whole) is Whole
     assert kept(whole.body) == kept(prune(model.body, ignore=["up.0"]))
+    for there, here in (
+        ({"ignore": ["*.up.0"]}, {"ignore": "up.0"}),
+        ({"keep": "body.up.0.b*"}, {"keep": "up.0.bias"}),
+    ):
+        whole = fxprune.prune_submodule(model, "body", image(), flops=0.5, progress=False, **there)
+        assert kept(whole.body) == kept(prune(model.body, **here))
+    with pytest.raises(fxprune.FxpruneError, match="no prunable channels"):
+        fxprune.prune_submodule(model, "body", image(), flops=0.5, keep=["body"], progress=False)
     with pytest.raises(InputError, match=r"submodule='bodi' is not part of the model\. Did you mean body"):
         fxprune.prune_submodule(model, "bodi", image(), flops=0.5)
     with pytest.raises(InputError, match="A part is pruned without data"):

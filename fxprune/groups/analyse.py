@@ -30,6 +30,7 @@ def analyse_graph(
     *,
     attention: Attention = "head_dim",
     ignore: Sequence[str] = (),
+    keep: Sequence[str] = (),
 ) -> ChannelGraph:
     """Find the channels of a recorded model.
 
@@ -39,12 +40,13 @@ def analyse_graph(
         kwargs: example keyword inputs.
         attention: cut inside heads, those of one attention equally or not, or whole heads.
         ignore: names of modules and parameters whose output channels stay.
+        keep: names of modules and parameters that stay in all dimensions.
 
     Raises:
         ModelError: whole heads are wanted, and those of an attention cannot be separated.
     """
     values = placeholder_values(graph_module, args, kwargs)
-    facts, settings = Facts(), Settings(tuple(ignore), kernels=MetaKernels())
+    facts, settings = Facts(), Settings(frozenset(ignore), frozenset(keep), kernels=MetaKernels())
     before: Ids | None = None  # the partition that was found last
     while True:
         run = Propagation(attention, facts)

@@ -21,6 +21,8 @@ from fxprune.labels.factors import Factor, vector
 from fxprune.labels.propagation import Propagation, describe, set_labels
 from fxprune.ops.meta import MetaKernels, OpMode, tensors_in
 from fxprune.ops.table import record_at, record_of
+from fxprune.recording import named_tensors
+from fxprune.recording.checks import is_within
 from fxprune.recording.guards import NUMBER, is_guard
 from fxprune.recording.inputs import map_tensors, tensors_of
 from fxprune.recording.randomness import draws
@@ -32,12 +34,13 @@ it returned."""
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one run. ``ignore``: names of modules and parameters whose outputs stay. ``kernels``: of an earlier run.
+    """Of one run. ``ignore``: names of modules and parameters whose outputs stay. ``keep``: of those that stay whole.
 
-    ``may_fail``: the only nodes that need not be interpretable; None: all.
+    ``kernels``: of an earlier run. ``may_fail``: the only nodes that need not be interpretable; None: all.
     """
 
-    ignore: tuple[str, ...] = ()
+    ignore: Set[str] = frozenset()
+    keep: Set[str] = frozenset()
     watch: Watch | None = None
     kernels: MetaKernels | None = None
     may_fail: Set[str] | None = None
@@ -202,7 +205,7 @@ class _Runner:
             layer = self.module.get_submodule(str(n.target))
             own += [f"{n.target}.{name}" for name, _ in layer.named_parameters()]
         with run.at(n):
-            if any(name == i or name.startswith(i + ".") for name in own for i in self.settings.ignore):
+            if any(is_within(name, self.settings.ignore) for name in own):
                 for tensor in results:
                     run.lock_all(run.labels(tensor), "ignored by the caller")
 
@@ -259,6 +262,10 @@ def propagate(
                     run.usage.add_input(ids)
                     run.lock(ids, input_lock)
                     set_labels(tensor, (Factor(vector(ids, 1, tensor.ndim), 1),))
+    if settings.keep:
+        for name, tensor in named_tensors(shadow).items():
+            if is_within(name, settings.keep):
+                run.lock_all(run.labels(tensor), "kept by keep=")
     run.made = len(run.classes)
     with torch.no_grad(), Labelling(run, settings):
         result = _Runner(shadow, graph, run, settings).run(values)

@@ -29,15 +29,30 @@ class Call(NamedTuple):
 
 _BINARY = "add sub mul truediv floordiv mod pow matmul lshift rshift and or xor"
 _IN_PLACE = "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift"
-_OTHERS = "getitem setitem delitem neg pos abs invert eq ne lt le gt ge"
-_OPERATORS: dict[str, Callable[..., Any]] = {
-    f"__{name}__": getattr(operator, f"__{name}__") for name in f"{_BINARY} {_IN_PLACE} {_OTHERS}".split()
+_OTHERS = "neg pos abs invert eq ne lt le gt ge"
+_OPERATORS: dict[str, tuple[Callable[..., Any], bool]] = {
+    **{f"__{n}__": (getattr(operator, f"__{n}__"), False) for n in f"{_BINARY} {_IN_PLACE} {_OTHERS}".split()},
+    **{f"__r{n}__": (getattr(operator, f"__{n}__"), True) for n in _BINARY.split()},
 }
-_OPERATORS["__div__"] = operator.truediv
-_OPERATORS["__idiv__"] = operator.itruediv
-_REFLECTED: dict[str, Callable[..., Any]] = {
-    f"__r{name}__": _OPERATORS[f"__{name}__"] for name in f"{_BINARY} div".split()
-}
+"""What Python looks up for an operator, the operator, and whether what it is looked up on stands on the right of it."""
+
+SLOTS = [slot for slot in _OPERATORS if hasattr(Tensor, slot)]
+"""Those of a tensor; torch tells its modes of the method that does the work instead, but for the following."""
+
+_OPERATORS |= {f"__{n}__": (getattr(operator, f"__{n}__"), False) for n in ("getitem", "setitem", "delitem")}
+_OPERATORS |= {"__div__": (operator.truediv, False), "__rdiv__": (operator.truediv, True)}
+_OPERATORS |= {"__idiv__": (operator.itruediv, False)}
+
+
+class Operator:
+    """``1 + x`` as it is written. Torch tells its modes of the method that does the work: ``x.add(1)``."""
+
+    def __init__(self, slot: str, method: Callable[..., Any]) -> None:
+        self.slot, self.method = slot, method
+        self.__name__ = _OPERATORS[slot][0].__name__
+
+    def __call__(self, *args: Any) -> Any:
+        return self.method(*args)
 
 
 class TorchFunction:
@@ -146,7 +161,8 @@ def is_method(function: Any) -> bool:
     if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         return False
     name = getattr(function, "__name__", "")
-    return getattr(Tensor, name, None) is function and (
+    found = getattr(Tensor, name, None)
+    return (found is function or getattr(found, "__wrapped__", None) is function) and (
         getattr(function, "__objclass__", None) is not None
         or getattr(function, "__qualname__", "").startswith("Tensor.")
     )
@@ -173,6 +189,8 @@ def written_as(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     getter = property_name(function)
     if getter is not None:
         return Call("call_function", getattr, (args[0], getter), {})
+    if isinstance(function, Operator):
+        return _method_form(function.slot, args, kwargs)
     name = getattr(function, "__name__", "")
     if is_method(function):
         return _method_form(name, args, kwargs)
@@ -183,9 +201,8 @@ def written_as(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def _method_form(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     if name in _OPERATORS and not kwargs:
-        return Call("call_function", _OPERATORS[name], args, {})
-    if name in _REFLECTED and not kwargs:
-        return Call("call_function", _REFLECTED[name], (args[1], args[0]), {})
+        target, is_reflected = _OPERATORS[name]
+        return Call("call_function", target, args[::-1] if is_reflected else args, {})
     if not args:  # every argument by name, the tensor too
         kwargs = dict(kwargs)
         args = (kwargs.pop("self" if "self" in kwargs else "input"),)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -101,32 +102,66 @@ def checked_inputs(model: nn.Module, example_inputs: Any, example_kwargs: Any) -
     return args, kwargs
 
 
-def ignored_names(model: nn.Module, ignore: Sequence[str | nn.Module]) -> tuple[str, ...]:
-    """The names of what ``ignore=`` lists.
+def chosen_names(model: nn.Module, argument: str, chosen: Any) -> tuple[str, ...]:
+    """The names of the modules and parameters that ``ignore=`` or ``keep=`` lists.
+
+    Args:
+        model: whose they are.
+        argument: ``"ignore"`` or ``"keep"``.
+        chosen: a name, a pattern of names as ``fnmatch`` has them, a module of the model, or a list of these.
 
     Raises:
-        InputError: it is no list of names and modules of the model.
+        InputError: it is no such list, or one of them is nothing that the model has; of ``keep``, nothing with tensors.
     """
-    if isinstance(ignore, tuple) and not ignore:
+    if isinstance(chosen, tuple) and not chosen:
         return ()
     modules = dict(model.named_modules(remove_duplicate=False))
-    known = {*modules, *dict(model.named_parameters(remove_duplicate=False))}
-    names = []
-    items = [ignore] if isinstance(ignore, (str, nn.Module)) else ignore
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    tensors = [name for name, _ in named]
+    items = [chosen] if isinstance(chosen, (str, nn.Module)) else chosen
     if not isinstance(items, (list, tuple, set, frozenset, Mapping, Iterator)):
-        raise InputError(f"ignore={ignore!r} must be a module, a name, or a list of them.")
+        raise InputError(f"{argument}={chosen!r} must be a module, a name, or a list of them.")
+    names: list[str] = []
     for item in items:
-        if isinstance(item, nn.Module):
-            found = [name for name, module in modules.items() if module is item]
-            if not found:
-                raise InputError(f"ignore holds a {type(item).__name__} that is not part of the model.")
-            names += found
-        elif isinstance(item, str) and item in known:
-            names.append(item)
-        else:
-            hint = suggestion(str(item), known)
-            raise InputError(f"ignore names {item!r}, which the model does not have.{hint}")
+        found = _found(modules, tensors, argument, item)
+        if argument == "keep" and not any(is_within(name, set(found)) for name in tensors):
+            what = f"a {type(item).__name__}" if isinstance(item, nn.Module) else repr(item)
+            raise InputError(f"keep names {what}, which has no parameters. Its channels stay by ignore=.")
+        names += found
     return tuple(names)
+
+
+def _found(modules: Mapping[str, nn.Module], tensors: Sequence[str], argument: str, item: Any) -> list[str]:
+    """The names that one item of ``ignore=`` or ``keep=`` stands for."""
+    if isinstance(item, nn.Module):
+        found = [name for name, module in modules.items() if module is item]
+        if not found:
+            raise InputError(f"{argument} holds a {type(item).__name__} that is not part of the model.")
+        return found
+    known = [*modules, *tensors]
+    if isinstance(item, str) and item in known:
+        return [item]
+    is_pattern = isinstance(item, str) and any(sign in item for sign in "*?[")
+    found = [name for name in known if name and fnmatchcase(name, item)] if is_pattern else []
+    if found:
+        return found
+    if is_pattern:
+        hint = suggestion(item, [*known, *(f"{name}.*" for name in modules if name)])
+        raise InputError(f"{argument} has the pattern {item!r}, which fits no name of the model.{hint}")
+    raise InputError(f"{argument} names {item!r}, which the model does not have.{suggestion(str(item), known)}")
+
+
+def is_within(name: str, chosen: Container[str]) -> bool:
+    """Whether the name of a module or a tensor is chosen, or lies below one that is; all lie below ""."""
+    while name and name not in chosen:
+        name = name.rpartition(".")[0]
+    return name in chosen
+
+
+def names_in_part(names: Sequence[str], part: str) -> tuple[str, ...]:
+    """Those of the whole model's names that are about a part, as names of the part; "" is all of it."""
+    below = [name.removeprefix(f"{part}.") for name in names if name.startswith(f"{part}.")]
+    return ("", *below) if is_within(part, names) else tuple(below)
 
 
 def check_finite(model: nn.Module) -> None:

@@ -32,20 +32,29 @@ class FunctionMode(TorchFunctionMode):
     ) -> Any:
         return self._seen(func, args, kwargs or {}, self)
 
+    def is_next(self) -> bool:
+        """Whether it is the first that sees what this thread calls."""
+        last = _len_torch_function_stack() - 1
+        return last >= 0 and _get_function_stack_at(last) is self
+
+    def see(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """Take a call as if torch had told of it; the mode is off meanwhile, as it is then."""
+        _pop_torch_function_stack()
+        try:
+            return self._seen(func, args, {}, self)
+        finally:
+            _push_on_torch_function_stack(self)
+
 
 class _Paused:
     """``with`` this, the mode is off, unless another one lies above it: it would only look on."""
 
-    def __init__(self, mode: TorchFunctionMode) -> None:
+    def __init__(self, mode: FunctionMode) -> None:
         self.mode = mode
         self.taken: list[bool] = []
 
-    def _is_on(self) -> bool:
-        last = _len_torch_function_stack() - 1
-        return last >= 0 and _get_function_stack_at(last) is self.mode
-
     def __enter__(self) -> None:
-        is_on = self._is_on()
+        is_on = self.mode.is_next()
         self.taken.append(is_on)
         if is_on:
             _pop_torch_function_stack()
@@ -56,7 +65,7 @@ class _Paused:
 
     def lifted(self) -> AbstractContextManager[Any]:
         """``with`` this, the mode is on again, if it was before."""
-        return self.mode if any(self.taken) and not self._is_on() else nullcontext()
+        return self.mode if any(self.taken) and not self.mode.is_next() else nullcontext()
 
 
 class DispatchMode(OpMode):

@@ -2,6 +2,7 @@
 
 Other threads never notice: every replacement does what the original does for them, and one thread records at a time.
 
+A torch function mode is told of ``x.add(1)`` where the model says ``1 + x``, so operators on tensors are replaced.
 ``nn.Module.__call__`` and ``autograd.Function.apply`` are not torch functions, so no mode sees them. ``int()`` and
 ``len()`` return exact ints whatever ``__int__`` and ``__len__`` give, so a size that passes through them would become
 a literal: the Python packages that define the model's layers see versions that keep the memory of a ``TracedInt``.
@@ -9,6 +10,7 @@ a literal: the Python packages that define the model's layers see versions that 
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import threading
@@ -19,8 +21,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fxprune.recording.calls import SLOTS, Operator
+from fxprune.recording.modes import FunctionMode
 from fxprune.recording.traced import traced_call, traced_float, traced_int
 
 _APPLY = "apply"
@@ -89,6 +93,32 @@ def intercepted_modules(handler: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def intercepted_operators(mode: FunctionMode) -> Iterator[None]:
+    """``mode`` is told of Python's operators on tensors as they are written, where no other mode comes before it."""
+    before = {slot: vars(Tensor).get(slot) for slot in SLOTS}
+    for slot in SLOTS:
+        setattr(Tensor, slot, _telling(mode, Operator(slot, getattr(Tensor, slot))))
+    try:
+        yield
+    finally:
+        for slot, own in before.items():
+            if own is None:  # it is inherited
+                delattr(Tensor, slot)
+            else:
+                setattr(Tensor, slot, own)
+
+
+def _telling(mode: FunctionMode, operator: Operator) -> Any:
+    @functools.wraps(operator.method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if kwargs or len(args) > 2 or not mode.is_next():
+            return operator.method(*args, **kwargs)
+        return mode.see(operator, args)
+
+    return call
 
 
 @contextmanager

@@ -101,6 +101,7 @@ class Recorder:
             hooks.enter_context(patches.watched([(torch, "is_grad_enabled")], self._asked_for_grad))
             hooks.enter_context(patches.intercepted_modules(self.seen_module))
             hooks.enter_context(patches.intercepted_apply(namespaces, self.seen_apply))
+            hooks.enter_context(patches.intercepted_operators(self._function_mode))
             hooks.enter_context(patches.intercepted_autocast(self.entered_autocast, self.left_autocast))
             if self.options.traced_builtins:
                 hooks.enter_context(patches.size_preserving_builtins(namespaces, self._decisions.builtins()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_the_implicit_scale_of_attention_stays_that_of_the_dense_head() -> None:
 def test_a_scale_computed_from_the_channels_stays_dense() -> None:
     model = cut("PackedQKV")
     assert weight(model, "qkv")[0] == 12
-    scales = [n.args[1] for n in model.graph.nodes if n.target in ("mul", torch.mul) and isinstance(n.args[1], float)]
+    scales = [n.args[1] for n in model.graph.nodes if n.target is operator.mul and isinstance(n.args[1], float)]
     assert scales == [pytest.approx(4**-0.5)]
 
 
