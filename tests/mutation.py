@@ -52,7 +52,7 @@ TARGETS: dict[str, list[str]] = {
     "verification/oracle": ["verification/test_oracle.py", "verification/test_oracle_kinds.py"],
     "verification/sizes": ["verification/test_sizes.py", "recording/test_guards.py", "verification/test_probes.py"],
     "ops/movement": nets("movement", "limits"),
-    "ops/parts": ["rewriting/test_literals.py", *nets("structure", "movement", "indexed", "limits")],
+    "ops/parts": ["rewriting/test_literals.py", *nets("structure", "usage", "movement", "indexed", "limits")],
     "ops/spatial": nets("movement", "convolution", "indexed", "limits"),
     "methods/state": ["methods/test_criteria.py", "methods/test_gsm.py"],
 }
