@@ -32,9 +32,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def nets(*topics: str) -> list[str]:
     """The groups of the nets of these topics, and what they are pruned."""
-    files = [ROOT / "tests" / "labels" / "nets" / f"{topic}.py" for topic in topics]
-    names = [name for file in files for name in re.findall(r"^class ([A-Z]\w*)\(", file.read_text(), re.MULTILINE)]
-    return [f"labels/test_groups.py::{test}[{name}]" for test in ("test_groups", "test_pruned") for name in names]
+    texts = [(ROOT / "tests" / "labels" / "nets" / f"{topic}.py").read_text() for topic in topics]
+    found = [
+        pair
+        for text in texts
+        for pair in re.findall(r"^@net\((.*?)^class ([A-Z]\w*)\(", text, re.MULTILINE | re.DOTALL)
+    ]
+    chosen = [("test_groups", name) for _, name in found]
+    chosen += [("test_pruned", name) for said, name in found if "frozen=True" not in said]
+    return [f"labels/test_groups.py::{test}[{name}]" for test, name in chosen]
 
 
 TARGETS: dict[str, list[str]] = {
@@ -46,7 +52,7 @@ TARGETS: dict[str, list[str]] = {
     "verification/oracle": ["verification/test_oracle.py", "verification/test_oracle_kinds.py"],
     "verification/sizes": ["verification/test_sizes.py", "recording/test_guards.py", "verification/test_probes.py"],
     "ops/movement": nets("movement", "limits"),
-    "ops/parts": ["rewriting/test_literals.py", *nets("structure", "movement", "indexed", "limits")],
+    "ops/parts": ["rewriting/test_literals.py", *nets("structure", "usage", "movement", "indexed", "limits")],
     "ops/spatial": nets("movement", "convolution", "indexed", "limits"),
     "methods/state": ["methods/test_criteria.py", "methods/test_gsm.py"],
 }
