@@ -38,15 +38,18 @@ class Dense(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def begun(model: nn.Module, x: Tensor | None = None, **options: Any) -> Training:
-    return fxprune.attach(model, image() if x is None else x, method=GSM(**options), progress=False)
+def begun(model: nn.Module, x: Tensor | None = None, attention: Any = "head_dim", **options: Any) -> Training:
+    given = image() if x is None else x
+    return fxprune.attach(model, given, method=GSM(**options), attention=attention, progress=False)
 
 
-def cut(model: nn.Module, x: Tensor | None = None, compression: float = 1.0) -> tuple[fx.GraphModule, nn.Module]:
+def cut(
+    model: nn.Module, x: Tensor | None = None, compression: float = 1.0, attention: Any = "head_dim"
+) -> tuple[fx.GraphModule, nn.Module]:
     """What the method makes of a model that is not trained, and the model after the same cut of weights."""
     zeroed = copy.deepcopy(model)
     optim.magnitude_cut(zeroed.parameters(), compression)
-    return begun(model, x, compression=compression).finish(), zeroed
+    return begun(model, x, attention, compression=compression).finish(), zeroed
 
 
 def check(small: fx.GraphModule, zeroed: nn.Module, x: Tensor) -> None:
@@ -221,9 +224,11 @@ def test_values_of_attention_go_and_queries_stay() -> None:
     model, x = randomise(Separate()).eval(), torch.randn(3, 5, 6)
     zero(model, "proj.weight", 1, 0, 4)  # the first channel of every head
     zero(model, "query.weight", 0, 1, 5)
-    small, zeroed = cut(model, x)
-    assert [small.get_parameter(f"{name}.weight").shape[0] for name in ("query", "key", "value")] == [8, 8, 6]
-    check(small, zeroed, x)
+    for attention, value in (("uneven", 6), ("head_dim", 8)):  # as wide as queries where a head has one width
+        small, zeroed = cut(model, x, attention=attention)
+        widths = [small.get_parameter(f"{name}.weight").shape[0] for name in ("query", "key", "value")]
+        assert widths == [8, 8, value]
+        check(small, zeroed, x)
     packed = make(Attentive)  # where values are cut with the queries that lie beside them
     zero(packed, "proj.weight", 1, 0, 4, 8, 12)
     small, zeroed = cut(packed)
