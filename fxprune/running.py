@@ -42,7 +42,7 @@ def pruned(
     Raises:
         BudgetError, ModelError, VerificationError: see ``fxprune.prune``.
     """
-    dense = _analysed(model, args, kwargs, request, stages)
+    dense = _analysed(model, args, kwargs, request, stages, request.cut.verify)
     measures = request.latency is not None or keywords.data is not None or steps > 1
     with collected() if measures else nullcontext():
         cut, finish = _timed(dense, request)
@@ -69,11 +69,11 @@ def attached(
     if wider is not None:
         if cut.budget.kind == "latency":
             raise InputError(f"{request.name} starts from a wider network here, for which there is no latency= budget.")
-        given = _analysed(model, args, kwargs, replace(request, cut=replace(cut, verify=False)), stages).graph
+        given = _analysed(model, args, kwargs, request, stages, verify=False).graph
         whole = given.macs() if cut.budget.kind == "flops" else given.params()
         cut = replace(cut, budget=replace(cut.budget, whole=whole))
         model = wider
-    dense = _analysed(model, args, kwargs, request, stages)
+    dense = _analysed(model, args, kwargs, request, stages, cut.verify)
     if dense.on_meta:
         raise ModelError("The weights are on the meta device, where nothing can be trained. Load them first.")
     if not dense.graph.prunable:
@@ -108,11 +108,10 @@ def attached(
     return Training(live, learner.attach(site), dense.graph, record, reference, finish, type(learner).__name__)
 
 
-def _analysed(model: nn.Module, args: Any, kwargs: Any, request: Request, stages: Stages) -> Dense:
-    """The first half of the pipeline, as it is asked for."""
-    return record_and_analyse(
-        model, args, kwargs, request.attention, request.ignore, stages, keep=request.keep, verify=request.cut.verify
-    )
+def _analysed(model: nn.Module, args: Any, kwargs: Any, request: Request, stages: Stages, verify: bool) -> Dense:
+    """The first half of the pipeline, with what is to stay."""
+    attention, ignore, keep = request.attention, request.ignore, request.keep
+    return record_and_analyse(model, args, kwargs, attention, ignore, stages, keep=keep, verify=verify)
 
 
 def _timed(dense: Dense, request: Request) -> tuple[Cut, Callable[..., fx.GraphModule]]:

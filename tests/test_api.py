@@ -221,6 +221,15 @@ def test_kept_layers_stay_in_all_dimensions() -> None:
     assert rows["mlp.1"] == "kept by keep="
 
 
+def test_what_else_takes_layers_to_keep() -> None:
+    graph = fxprune.analyze(make(Chain), torch.randn(2, 6), keep="middle.0")
+    assert [group.name for group in graph.prunable] == ["middle.2"]
+    assert str(next(group.locked for group in graph.groups if group.name == "a")) == "kept by keep="
+    small = fxprune.attach(make(), image(), method="slimming", channels=0.5, keep="up.0.b*", progress=False).finish()
+    assert small.get_parameter("up.0.weight").shape[0] == 24
+    assert small.get_parameter("stem.0.weight").shape[0] < 16
+
+
 def test_a_parameter_is_kept_in_the_dimensions_that_it_has() -> None:
     pruned = prune(make(Chain), torch.randn(2, 6), keep=["middle.0.bias"], channels=0.5)
     rows, columns = pruned.get_parameter("middle.0.weight").shape
