@@ -20,7 +20,7 @@ from fxprune.labels.apply import apply
 from fxprune.labels.factors import Factor, vector
 from fxprune.labels.propagation import Propagation, describe, set_labels
 from fxprune.ops.meta import MetaKernels, OpMode, tensors_in
-from fxprune.ops.table import record_at, record_of
+from fxprune.ops.table import argument, record_at, record_of
 from fxprune.recording import named_tensors
 from fxprune.recording.checks import is_within
 from fxprune.recording.guards import NUMBER, is_guard
@@ -192,8 +192,7 @@ class _Runner:
     def _attend(self, n: fx.Node) -> None:
         record = record_at(n)
         if record is not None and record.attends is not None:
-            found = (n.args[place] if place < len(n.args) else n.kwargs.get(name) for place, name in record.attends)
-            tensors = [self._values[node] for node in found if isinstance(node, fx.Node)]
+            tensors = [self._values[argument(n, place, name)] for place, name in record.attends]
             with self.propagation.at(n):
                 self.propagation.attend(*tensors)
 

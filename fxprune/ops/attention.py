@@ -6,12 +6,12 @@ from torch import fx
 
 from fxprune.labels.factors import cut_sizes
 from fxprune.ops.repair import RESCALED, Repair
-from fxprune.ops.table import adder
+from fxprune.ops.table import adder, argument
 
 
 def _attention(repair: Repair, node: fx.Node) -> None:
     """The implicit scale is that of the dense head dimension."""
-    query = repair.dense(node.args[0] if node.args else node.kwargs["query"])
+    query = repair.dense(argument(node, 0, "query"))
     dim = len(query.shape) - 1
     scale = node.kwargs.get("scale")
     if scale is None and repair.is_cut(query, dim):

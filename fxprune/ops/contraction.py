@@ -16,8 +16,8 @@ from fxprune.ops.call import Call
 from fxprune.ops.convolution import with_bias
 from fxprune.ops.meta import empty, fits, is_plain, is_within
 from fxprune.ops.refit import product
-from fxprune.ops.repair import Repair, UnrepairableError, argument
-from fxprune.ops.table import Shape, adder, layer
+from fxprune.ops.repair import Repair, UnrepairableError
+from fxprune.ops.table import Shape, adder, argument, layer
 
 
 def _note(run: Propagation, first: Tensor, second: Tensor) -> None:

@@ -17,8 +17,8 @@ from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
 from fxprune.ops.meta import channels_last_of, empty, fits, is_plain
 from fxprune.ops.refit import sliding
-from fxprune.ops.repair import Repair, argument, set_argument
-from fxprune.ops.table import Shape, adder, layer
+from fxprune.ops.repair import Repair, set_argument
+from fxprune.ops.table import Shape, adder, argument, layer
 
 
 def _convolution(run: Propagation, call: Call) -> Labels:

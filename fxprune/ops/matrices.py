@@ -11,8 +11,8 @@ from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
 from fxprune.ops.refit import NOT_FOLLOWED, Followed
-from fxprune.ops.repair import LEFT_ALONE, Repair, argument, set_argument
-from fxprune.ops.table import adder
+from fxprune.ops.repair import LEFT_ALONE, Repair, set_argument
+from fxprune.ops.table import adder, argument
 
 
 def _free_of(run: Propagation, tensor: Tensor, dims: Sequence[int], text: str) -> Labels:

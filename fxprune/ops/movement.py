@@ -13,8 +13,8 @@ from fxprune.labels.factors import Factor, Labels, aligned, along, expanded, mov
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
 from fxprune.ops.refit import NOT_FOLLOWED, Followed
-from fxprune.ops.repair import LEFT_ALONE, Repair, argument, set_argument, shape_after_self
-from fxprune.ops.table import adder
+from fxprune.ops.repair import LEFT_ALONE, Repair, set_argument, shape_after_self
+from fxprune.ops.table import adder, argument
 
 
 def _same(run: Propagation, call: Call) -> Labels:

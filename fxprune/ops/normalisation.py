@@ -15,8 +15,8 @@ from fxprune.ops.call import Call
 from fxprune.ops.masks import normalised
 from fxprune.ops.meta import empty, fits, is_dense, is_plain, like
 from fxprune.ops.refit import NOT_FOLLOWED, Affine, Statistics
-from fxprune.ops.repair import Repair, argument, set_argument
-from fxprune.ops.table import Shape, adder, layer
+from fxprune.ops.repair import Repair, set_argument
+from fxprune.ops.table import Shape, adder, argument, layer
 
 
 def _affine(run: Propagation, x: Tensor, labels: Labels, parameters: list[Tensor | None], dim: int) -> Labels:

@@ -15,8 +15,8 @@ from fxprune.labels.propagation import Propagation
 from fxprune.labels.records import TensorLabels, channels_of
 from fxprune.ops.call import Call
 from fxprune.ops.refit import Followed
-from fxprune.ops.repair import LEFT_ALONE, Repair, UnevenError, UnrepairableError, argument, new_constant, set_argument
-from fxprune.ops.table import adder, base_name
+from fxprune.ops.repair import LEFT_ALONE, Repair, UnevenError, UnrepairableError, new_constant, set_argument
+from fxprune.ops.table import adder, argument, base_name
 
 
 def _select(run: Propagation, call: Call) -> Labels:

@@ -188,10 +188,6 @@ def set_argument(node: fx.Node, place: int, name: str, value: Any) -> None:
         node.kwargs = {**node.kwargs, name: value}
 
 
-def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
-    return node.kwargs.get(name, node.args[place] if place < len(node.args) else default)
-
-
 def new_constant(module: nn.Module, name: str, value: torch.Tensor, before: fx.Node) -> fx.Node:
     """A ``get_attr`` node for a new non-persistent buffer of ``module``."""
     index = 0

@@ -262,6 +262,11 @@ def record_at(node: fx.Node) -> Op | None:
     return find(name) if name and not name.startswith("aten::") else find_call(base_name(node))
 
 
+def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
+    """What a node passes for one parameter, by position or by name."""
+    return node.kwargs.get(name, node.args[place] if place < len(node.args) else default)
+
+
 def is_movement(node: fx.Node | None) -> bool:
     """Does the node only move positions about?"""
     record = None if node is None else record_at(node)

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from fxprune.errors import ConversionError, InputError, PlanError
 from fxprune.io.text import some
 from fxprune.ops.repair import RESCALED
+from fxprune.ops.table import argument
 from fxprune.recording import cached_tensor_dicts, evaluated, named_tensors, raised_at, replace_tensors
 from fxprune.recording.inputs import RECORD_KEY, batch_size, device_of, like_parameters, make_inputs
 from fxprune.recording.randomness import repeatable
@@ -62,18 +63,18 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
         cache.clear()
     _put_tensors(result, pruned)
     _put_sizes(result, pruned)
-    repaired = list(_repaired(result, pruned))
-    lines = sorted({_source(node) for node in (*repaired, *_outgrown(result, pruned, cuts))})
-    if not lines:
+    repaired, outgrown = list(_repaired(result, pruned)), list(_outgrown(result, pruned, cuts))
+    if not (repaired or outgrown):
         _compare(model, result, pruned)
         return result
+    lines = sorted({str(node.meta.get("source", node.name)) for node in (*repaired, *outgrown)})
     refusal = ConversionError(
         f"{type(model).__name__} cannot hold the pruned layers: its code names sizes that were cut, at "
         f"{some(lines)}. {_REMEDY}"
     )
-    if any(True for _ in _outgrown(result, pruned, cuts)):
+    if outgrown:
         raise refusal
-    _take_up_scales(result, pruned, repaired)
+    _take_up_scales(result, repaired)
     for sizes in _attempts(result, repaired):
         with suppress(ConversionError):
             attempt = _with_sizes(result, sizes)
@@ -125,10 +126,6 @@ def _put_sizes(result: nn.Module, pruned: nn.Module) -> None:
             adapt(module, (), ())
 
 
-def _source(node: fx.Node) -> str:
-    return str(node.meta.get("source", node.name))
-
-
 def _repaired(result: nn.Module, pruned: fx.GraphModule) -> Iterator[fx.Node]:
     """Nodes with which the pruned graph says something else than the class."""
     for node in pruned.graph.nodes:
@@ -138,21 +135,20 @@ def _repaired(result: nn.Module, pruned: fx.GraphModule) -> Iterator[fx.Node]:
 
 def _outgrown(result: nn.Module, pruned: fx.GraphModule, cuts: Cuts) -> Iterator[fx.Node]:
     """Nodes of tensors that the class makes by itself in another size."""
-    known = named_tensors(result)
+    known, buffers = named_tensors(result), dict(pruned.named_buffers(remove_duplicate=False))
     for node in pruned.graph.nodes:
         if node.op == "get_attr" and node.target in cuts.shapes and node.target not in known:
-            here = dict(pruned.named_buffers(remove_duplicate=False)).get(str(node.target))
+            here = buffers.get(str(node.target))
             if here is not None and tuple(here.shape) != cuts.shapes[str(node.target)]:
                 yield node
 
 
 @torch.no_grad()
-def _take_up_scales(result: nn.Module, pruned: fx.GraphModule, repaired: Sequence[fx.Node]) -> None:
+def _take_up_scales(result: nn.Module, repaired: Sequence[fx.Node]) -> None:
     """An attention whose scale the class leaves to the width of a head: the layers that make its queries take it up."""
     for node in repaired:
         if RESCALED in node.meta:
-            query = node.args[0] if node.args else node.kwargs["query"]
-            for layer in _makers(query):
+            for layer in _makers(argument(node, 0, "query")):
                 for parameter in result.get_submodule(layer).parameters(recurse=False):
                     parameter.mul_(node.meta[RESCALED])
 

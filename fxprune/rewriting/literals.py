@@ -58,11 +58,9 @@ class Literals(Repair):
                 if repair is not None and labels_in([self.dense(n) for n in (node, *node.all_input_nodes)]):
                     repair(self, node)
                 self._freeze_numbers(node)
-            if _changed(node, before):
-                node.meta[REPAIRED] = True
-                node.meta[RESIZED] = _resized(
-                    _spelling(*before), _spelling(node.op, node.target, node.args, node.kwargs)
-                )
+            now = (node.op, node.target, node.args, node.kwargs)
+            if any(a is not b for a, b in zip(now, before, strict=True)):
+                _note_changes(node, _spelling(*before), _spelling(*now))
             self.values[node] = self._value(node)
         for node in reversed([n for n, value in self.values.items() if value is UNDEFINED]):
             if node.users:
@@ -128,22 +126,17 @@ class Literals(Repair):
         return torch.empty(cut_sizes(known.shape, known.labels, self.keep), dtype=known.dtype, device="meta")
 
 
-def _changed(node: fx.Node, before: tuple[str, Any, Any, Any]) -> bool:
-    """Whether a node calls something else than before, or with something else."""
-    now = (node.op, node.target, node.args, node.kwargs)
-    return any(a is not b for a, b in zip(now, before, strict=True)) and _spelling(*now) != _spelling(*before)
+def _note_changes(node: fx.Node, before: list[Any], now: list[Any]) -> None:
+    """Whether a node says something else than before, and the numbers in which that is all that changed."""
+    if now != before:
+        pairs = [(a, b) for a, b in zip(before, now, strict=False) if a is not b and a != b]
+        numbers = len(before) == len(now) and all(type(a) is type(b) is int for a, b in pairs)
+        node.meta |= {REPAIRED: True, RESIZED: tuple(pairs) if numbers else ()}
 
 
 def _spelling(op: str, target: Any, args: Any, kwargs: Any) -> list[Any]:
     """What is called and with what, whatever the types of the sequences in it."""
     return [op, target, *tree_flatten((tuple(args), dict(kwargs)))[0]]
-
-
-def _resized(before: list[Any], now: list[Any]) -> tuple[tuple[int, int], ...]:
-    """Which numbers became others, or nothing if that is not all that changed."""
-    pairs = [(a, b) for a, b in zip(before, now, strict=False) if a is not b and a != b]
-    numbers = all(type(a) is type(b) is int for a, b in pairs)
-    return tuple(pairs) if numbers and len(before) == len(now) else ()
 
 
 def _repair_of(node: fx.Node) -> Fix | None:

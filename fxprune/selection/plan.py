@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from fxprune.io.files import as_path, replacing
 from fxprune.io.forms import Either, FormError, Map, Such, Whole, anything, check, json_of
 from fxprune.labels.classes import Ids
 from fxprune.labels.factors import Factor
+from fxprune.labels.records import Attention
 
 Kept = dict[str, dict[int, list[Any]]]
 _FORMAT = 2
-_ATTENTION = Either("head_dim", "uneven", "heads")
+_ATTENTION = Either(*get_args(Attention))
 _INDICES = [Whole()]
 _WIDTHS = Such(
     (Whole(), Whole(1)), lambda counts: counts[0] <= counts[1], "how many channels are kept, and of how many"
