@@ -43,6 +43,7 @@ class Study:
         options: declares the study's own options.
         needs: what it takes besides the package, for the list.
         doc: of the module, for ``--help`` and the list of options.
+        rules: how it is measured; the page begins with it.
         check: why it cannot be run as asked, or "": said before anything is written.
         head: what the header has besides versions and machine.
         anew: removes what an earlier run left, before one that does not resume.
@@ -71,6 +72,7 @@ class Study:
     options: Callable[[Add], Any] = lambda add: None
     needs: tuple[str, ...] = ()
     doc: str | None = None
+    rules: str = ""
     check: Callable[[Options], str] = lambda options: ""
     head: Callable[[Options], dict[str, Any]] = lambda options: {}
     anew: Callable[[Options], None] = lambda options: None
@@ -92,6 +94,11 @@ class Study:
     @property
     def out(self) -> Path:
         return RESULTS / (self.file or f"{self.name}.jsonl")
+
+
+def rules(doc: str | None, after: str = "\n") -> str:
+    """What a module's docstring says below its first line, or after another text."""
+    return (doc or "").partition(after)[2].strip()
 
 
 def each(measure: Callable[[Any, Options], Record]) -> Callable[[Options], Measure]:

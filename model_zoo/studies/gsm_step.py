@@ -21,7 +21,7 @@ from torch import nn
 from fxprune.methods.optim import GSM, active_count, is_kernel, largest_left_out
 from model_zoo.papers import resnet, resnet_50
 from model_zoo.records import Record, Results, table
-from model_zoo.study import Options, Study, each
+from model_zoo.study import Options, Study, each, rules
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], float]] = {
     "resnet_56": (lambda: resnet(56), 10),
@@ -73,10 +73,11 @@ def page(results: Results) -> Sequence[str]:
     columns = ["network", "parameters", "compression", "SGD", "GSM", "top-k", "torch.topk", "(GSM - top-k) / SGD"]
     missed = [name for name, record in results.records.items() if record.figures["ratio"] > TARGET]
     verdict = f"The target is {TARGET} at most; missed by {', '.join(missed) or 'none'}."
-    return [(__doc__ or "").partition("\n")[2].strip(), table(columns, rows), verdict]
+    return [table(columns, rows), verdict]
 
 
 STUDY = Study(
     "gsm_step", "what a step of sparse momentum costs, against SGD", lambda _: NETWORKS, each(measured), page,
-    doc=__doc__, options=lambda add: add("--rounds", type=int, default=15, help="of all steps in turn (default: 15)"),
+    doc=__doc__, rules=rules(__doc__),
+    options=lambda add: add("--rounds", type=int, default=15, help="of all steps in turn (default: 15)"),
 )  # fmt: skip
