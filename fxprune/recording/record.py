@@ -72,7 +72,9 @@ def recorded(
         add_constant(root, name, tensor)
     recorder.forget()
     result = RecordedModule(root, writer.graph, type(model).__name__, compiled=compiled)
-    result.meta.update(notes=writer.notes, writes=recorder.writes, draws=recorder.draws)
+    result.meta.update(
+        notes=writer.notes, writes=recorder.writes, draws=recorder.draws, gradients=recorder.gradients
+    )
     return result
 
 
@@ -99,6 +101,12 @@ def _rehearsed(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, op
     return _noted(recorder)
 
 
+def _own_output(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, recorder: Recorder) -> Any:
+    """Without a recording, of a model of which ``recorder`` saw what it reads."""
+    again = Recorder(model, parts, recorder.options, private=True, gradients=recorder.gradients)
+    return again.run_unrecorded(bound)
+
+
 def _recorded(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, given: str, options: Options) -> Recorder:
     """Record; where a liberty taken by ``Options`` is what fails, record again without it."""
     caches = bool(state.cached_tensor_dicts(parts.modules.values()))
@@ -115,14 +123,14 @@ def _recorded(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, giv
                 continue
             fewer = _without_culprit(options, error)
             if fewer is None:
-                raise _explained(model, parts, bound, given, error) from error
+                raise _explained(model, parts, bound, given, error, recorder) from error
             options = fewer
             continue
         if recorder.memory.was_refused:
             private = True
             continue
         liberties = options.clear_caches or (options.own_hashes and recorder.writer.hashed)
-        if liberties and not _same(output, Recorder(model, parts, options, private=True).run_unrecorded(bound)):
+        if liberties and not _same(output, _own_output(model, parts, bound, recorder)):
             options = replace(options, clear_caches=False, own_hashes=False)
             continue
         if recorder.draws_seeded:
@@ -165,12 +173,12 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _explained(
-    model: nn.Module, parts: Parts, bound: inspect.BoundArguments, given: str, error: Exception
+    model: nn.Module, parts: Parts, bound: inspect.BoundArguments, given: str, error: Exception, recorder: Recorder
 ) -> FxpruneError:
     """The model's own failure as an ``ExampleInputsError``; a failure of the recording alone as a ``RecordError``."""
     name = type(model).__name__
     try:
-        Recorder(model, parts, Options(), private=True).run_unrecorded(bound)
+        _own_output(model, parts, bound, recorder)
     except Exception as own:
         return ExampleInputsError(
             f"{name}.forward raised {type(own).__name__}: {own}{_where(own)}. It was called with {given}. "

@@ -61,9 +61,9 @@ class Recorder:
     """One run of ``model``, written down by ``writer``."""
 
     def __init__(self, model: nn.Module, parts: Parts, options: Options, private: bool = False,
-                 rehearse: bool = False) -> None:  # fmt: skip
+                 rehearse: bool = False, gradients: bool = False) -> None:  # fmt: skip
         """``parts``: of the caller's ``model``, a copy of which is run. ``private``: its parameters are copied too."""
-        self.memory = state.Memory(parts, private)
+        self.memory = state.Memory(parts, private, gradients)
         self.rehearsal = Rehearsal(self.memory) if rehearse else None
         load("aten")  # before anything is patched
         if self.rehearsal is not None:
@@ -73,7 +73,7 @@ class Recorder:
         self._copies = copier
         self.parts = Parts.of(self.model)
         self.options = options
-        self.foreign_randomness = self.draws = self.writes = False
+        self.foreign_randomness = self.draws = self.writes = self.gradients = False
         self.draws_seeded = self._is_seeded = False
         self.writer = GraphWriter(self.parts, options.own_hashes, copier.original)
         for name, tensor in parts.tensors.items():
@@ -194,6 +194,9 @@ class Recorder:
         if getter == "device":
             with self._unrecorded:
                 return self.writer.device(args[0], self._run(func)(*args))
+        if getter == "grad":
+            self.gradients = True
+            self.memory.take_gradient(args[0])
         asked = _ASKED.get(str(getter or getattr(func, "__name__", "")))
         if asked is not None and caller_is_user_code():
             self.writer.note(f"forward asks {asked}; recorded as it is for the example")

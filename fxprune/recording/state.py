@@ -25,11 +25,15 @@ class Memory:
     Parameters are views of the caller's memory; everything else, buffers above all, is copied. A run that is about to
     write to a parameter is ended, to be made again with ``private`` memory, where parameters are copied too. What is
     neither the copy's nor made by the run (a tensor that a function keeps) is saved before its first write.
+
+    ``gradients``: copies have the gradients of their parameters. Where another thread trains the model, autograd writes
+    these without a lock, so they are not so much as read unless a forward asks for them (``take_gradient``).
     """
 
-    def __init__(self, parts: Parts, private: bool = False) -> None:
+    def __init__(self, parts: Parts, private: bool = False, gradients: bool = False) -> None:
         self.was_refused = False
-        self._private = private
+        self._private, self._gradients = private, gradients
+        self._originals: dict[int, Tensor] = {}
         self._views = {storage_id(tensor) for tensor in parts.parameters.values()} - {None}
         self._copies: dict[int, torch.UntypedStorage] = {}
         self._created: set[int] = set()
@@ -46,9 +50,17 @@ class Memory:
             own = self._copied(tensor, storage)
         if isinstance(tensor, nn.Parameter):
             own = nn.Parameter(own, requires_grad=False)
-            own.grad = tensor.grad
+            self._originals[id(own)] = tensor
+            if self._gradients:
+                self.take_gradient(own)
         own.__dict__.update(tensor.__dict__)
         return own
+
+    def take_gradient(self, own: Tensor) -> None:
+        """A parameter's copy gets its gradient, once."""
+        original = self._originals.pop(id(own), None)
+        if original is not None:
+            own.grad = original.grad
 
     def _copied(self, tensor: Tensor, storage: int) -> Tensor:
         """The same view of a copy of its memory: what shares memory goes on to share it."""

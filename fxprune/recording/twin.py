@@ -22,18 +22,25 @@ class Twin:
     """A copy of ``model`` that is called again and again, and keeps what it keeps from call to call.
 
     ``writes``: the model may write to its parameters, so every op is watched. ``draws``: its forward draws random
-    numbers, from generators that are seeded alike before every call; those of Python and NumPy are not.
+    numbers, from generators that are seeded alike before every call; those of Python and NumPy are not. ``gradients``:
+    its forward reads gradients.
     """
 
-    def __init__(self, model: nn.Module, *, writes: bool = True, draws: bool = True) -> None:
-        self._given, self._writes, self._draws = model, writes, draws
+    def __init__(self, model: nn.Module, *, writes: bool = True, draws: bool = True, gradients: bool = True) -> None:
+        self._given, self._writes, self._draws, self._gradients = model, writes, draws, gradients
         self._private = False
         self._calls = 0
         self._copy()
 
+    @classmethod
+    def of(cls, model: nn.Module, recorded: nn.Module) -> Twin:
+        """For what its recording saw it do."""
+        meta: Any = recorded.meta
+        return cls(model, writes=meta["writes"], draws=meta["draws"], gradients=meta["gradients"])
+
     def _copy(self) -> None:
         parts = Parts.of(self._given)
-        self._memory = state.Memory(parts, self._private)
+        self._memory = state.Memory(parts, self._private, self._gradients)
         self._copies = Copier(self._memory.stand_in)  # holds what is only referred to weakly
         self.model: nn.Module = self._copies(self._given)
         self._in_eval_mode = False

@@ -67,8 +67,8 @@ class Prober:
 
     def __init__(self, model: nn.Module, module: RecordedModule, example: Inputs, runs: SizeRuns) -> None:
         self.model, self.example, self.record = model, example, runs.record
-        self._options = {"writes": module.meta["writes"], "draws": module.meta["draws"]}
-        self.twin = Twin(model, **self._options)
+        self.recorded = module
+        self.twin = Twin.of(model, module)
         self.bound = boundary.bind(model, tuple(example[0]), dict(example[1])).arguments
         positional = [*boundary.signature_of(model).parameters]
         self.specs, self.names = specs_of(self.record), input_names(self.record, positional)
@@ -94,7 +94,7 @@ class Prober:
     def afresh(self, module: RecordedModule, outcome: Outcome) -> Outcome:
         """The same probe of the model as it was given: a call with other sizes may have left something in the twin."""
         try:
-            expected = Twin(self.model, **self._options)(*outcome.probe.inputs)
+            expected = Twin.of(self.model, self.recorded)(*outcome.probe.inputs)
         except Exception:  # it takes these only after other calls
             return outcome
         return outcome_of(module, replace(outcome.probe, expected=expected))

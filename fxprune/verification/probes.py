@@ -88,7 +88,7 @@ def _check_function(model: nn.Module, module: RecordedModule, prober: Prober, pr
     Raises:
         VerificationError: it does not, so no graph can be right.
     """
-    fresh = Twin(model, writes=module.meta["writes"], draws=module.meta["draws"])
+    fresh = Twin.of(model, module)
     first, second = fresh(*probe.inputs), fresh(*probe.inputs)
     if relative_error(second, first) <= TOLERANCE:
         return

@@ -492,7 +492,7 @@ def _check_unchanged(net: nn.Module, x: Tensor, *attempts: Callable[[], Any]) ->
 def test_nothing_of_the_callers_changes(name: str) -> None:
     net, x = _made(name), torch.randn(3, 4)
     module = recorded(net, x, compiled=False)
-    twin = Twin(net, writes=module.meta["writes"], draws=module.meta["draws"])
+    twin = Twin.of(net, module)
     _check_unchanged(
         net, x, lambda: recorded(net, x, compiled=False), lambda: recorded(net, x, rehearse=False, compiled=False),
         lambda: (twin((x,), {}), twin((x,), {})),

@@ -15,6 +15,8 @@ from conftest import randomise
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.recording import Twin
+from fxprune.recording.record import recorded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -159,6 +161,24 @@ def test_a_served_model_in_train_mode_keeps_its_gradients_and_its_modes() -> Non
         trainer.join(60)
     assert len(same) >= 10
     assert all(same)
+
+
+class Trained(nn.Parameter):
+    """Beside it, autograd writes its gradient in another thread, which nobody may read then."""
+
+    @property
+    def grad(self) -> Any:
+        raise AssertionError("its gradient was read")
+
+
+@pytest.mark.parametrize("rehearse", [True, False])
+def test_gradients_are_not_read_where_forward_does_not(rehearse: bool) -> None:
+    net = randomise(Net()).eval()
+    net.a.weight = Trained(net.a.weight.detach())
+    module = recorded(net, torch.ones(2, 3, 4), rehearse=rehearse)
+    Twin.of(net, module)((torch.ones(2, 3, 4),), {})
+    with pytest.raises(AssertionError, match="was read"):
+        Twin(net)
 
 
 def test_no_generator_moves() -> None:
