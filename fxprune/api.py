@@ -192,7 +192,7 @@ def prune(
         if learns:
             raise InputError(f"{request.name} trains other weights than the optimizer's state is for: leave it out.")
         held_names(optimizer, model)
-    calibration = keywords.data
+    calibration = None
     if keywords.reconstruct:
         calibration = check_reconstructible(request, keywords, options)
         keywords = replace(keywords, data=calibration if needs_of(request.method) else None)  # type: ignore[arg-type]
@@ -208,7 +208,7 @@ def prune(
             fit(training, data, loss_fn, keywords.epochs or 1, options.loop or Loop(), progress=keywords.progress)
         return training.finish()
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
-    dense, pruned = running.pruned(model, args, kwargs, request, keywords, options.steps, stages)
+    dense, pruned = running.pruned(model, args, kwargs, request, keywords, options.steps, stages, calibration)
     if keywords.reconstruct:
         with stages("reconstructing"):
             pruned = refitted(pruned, model, calibration, dense.module, seed=keywords.seed)

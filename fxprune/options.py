@@ -155,7 +155,8 @@ class Options(Checked):
     """What ``prune`` and ``attach`` can be told beyond their keywords.
 
     Args:
-        steps: reach the budget in so many steps, scoring what is left before each.
+        steps: reach the budget in so many steps, scoring what is left before each; refitted first, on the same data,
+            for ``obs`` and with ``reconstruct=True``.
         min_channels: at least so many channels stay along every dimension of every tensor.
         max_ratio: at most this share of a group's channels may go, or of those that some layers make: ``layer4.*=0.5``.
             That is how the command line has it; in Python patterns of names are a dict, ``{"layer4.*": 0.5}``.

@@ -13,14 +13,26 @@ from torch import fx, nn
 from fxprune.deploy.latency import Clock
 from fxprune.errors import InputError, ModelError
 from fxprune.groups.cost import Keep
+from fxprune.labels.classes import Reason
 from fxprune.methods import Criterion, Learner, ModelState, Outcome, needs_of, score_groups
 from fxprune.methods.state import Measured, Scores
 from fxprune.options import Keywords
-from fxprune.pipeline import Cut, Dense, Stages, choose, collected, compress, record_and_analyse, uncollected
-from fxprune.reconstruction import measure_reads, pieces_of
+from fxprune.pipeline import (
+    Cut,
+    Dense,
+    Stages,
+    choose,
+    collected,
+    compress,
+    record_and_analyse,
+    rewrite_as,
+    uncollected,
+)
+from fxprune.reconstruction import Piece, measure_reads, pieces_of, refit, spread
 from fxprune.recording.checks import checked_inputs
 from fxprune.recording.inputs import describe_inputs, device_of
 from fxprune.request import Request
+from fxprune.rewriting import CUTS_KEY
 from fxprune.selection.plan import PruningPlan
 from fxprune.training import Training, measure, plain_state, reset_parameters, site_of
 from fxprune.training.distributed import from_first
@@ -36,8 +48,11 @@ def pruned(
     keywords: Keywords,
     steps: int,
     stages: Stages,
+    calibration: Any = None,
 ) -> tuple[Dense, fx.GraphModule]:
     """The whole pipeline with a criterion: what was recorded, and what came out.
+
+    ``calibration``: data that the result will be refitted on, so what a step leaves is refitted before the next.
 
     Raises:
         BudgetError, ModelError, VerificationError: see ``fxprune.prune``.
@@ -46,8 +61,8 @@ def pruned(
     measures = request.latency is not None or keywords.data is not None or steps > 1
     with collected() if measures else nullcontext():
         cut, finish = _timed(dense, request)
-        scores = _scores(dense, replace(request, cut=cut), keywords, steps)
-        return dense, finish(dense, scores, cut, request.name)
+        scores, notes = _scores(dense, replace(request, cut=cut), keywords, steps, calibration)
+        return dense, finish(dense, scores, cut, request.name, notes)
 
 
 def attached(
@@ -122,19 +137,27 @@ def _timed(dense: Dense, request: Request) -> tuple[Cut, Callable[..., fx.GraphM
     return clock.within(request.cut), clock.compress
 
 
-def _scores(dense: Dense, request: Request, keywords: Keywords, steps: int) -> list[Scores | None]:
-    """Scores of a criterion; in several steps each time for what the step before has left."""
+def _scores(
+    dense: Dense, request: Request, keywords: Keywords, steps: int, calibration: Any
+) -> tuple[list[Scores | None], list[str]]:
+    """Scores of a criterion, and notes; in several steps each time for what the step before has left.
+
+    What is left is refitted where the result will be, or the criterion counts on it.
+    """
     graph, criterion, cut = dense.graph, request.method, request.cut
     assert isinstance(criterion, Criterion)
-    needs = needs_of(criterion)
+    needs, notes = needs_of(criterion), []
     module, kept = dense.module, None
+    data = keywords.data if "reads" in needs else calibration if steps > 1 else None
+    pieces: Sequence[Piece] = ()
+    if data is not None:
+        pieces = pieces_of(data, describe_inputs(dense.args, dense.kwargs), None, device_of(module))
     for step in range(1, steps + 1):
         with dense.stages("scoring"):
             measured = Measured()
             if needs - {"reads"}:
                 measured = measure(copy.deepcopy(module), graph, needs, keywords.data, keywords.loss_fn)
             if "reads" in needs:
-                pieces = pieces_of(keywords.data, describe_inputs(dense.args, dense.kwargs), None, device_of(module))
                 reads, trial = measure_reads(copy.deepcopy(module), graph, pieces, cut.seed)
                 measured = replace(measured, reads=reads, trial=trial)
             tensors = dict([*module.named_parameters(), *module.named_buffers()])
@@ -148,4 +171,17 @@ def _scores(dense: Dense, request: Request, keywords: Keywords, steps: int) -> l
         kept = selection.keep if kept is None else selection.keep & kept
         module = copy.deepcopy(dense.module)
         zero_slices(module, PruningPlan.of(graph, kept))
-    return scores
+        if pieces and (why := _refit(dense, kept, pieces, cut, module)):
+            notes.append(f"not refitted after step {step} of {steps}: {why}")
+    return scores, notes
+
+
+def _refit(dense: Dense, keep: Keep, pieces: Sequence[Piece], cut: Cut, module: fx.GraphModule) -> Reason | None:
+    """Write to ``module`` the weights that stay, refitted to the dense activations; or why that cannot be."""
+    small = rewrite_as(dense, keep, replace(cut, verify=False), "")
+    if isinstance(small, Reason):
+        return small
+    with dense.stages("reconstructing"):
+        cuts = small.meta[CUTS_KEY]
+        spread(refit(dense.module, small, pieces, cuts, seed=cut.seed)[0], module, cuts)
+    return None

@@ -8,8 +8,9 @@ is what is told, ``reads`` what criteria that know of the refit measure, ``front
 """
 
 from fxprune.reconstruction.data import Piece, pieces_of
+from fxprune.reconstruction.entries import spread
 from fxprune.reconstruction.reads import measure_reads
 from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.reconstruction.result import LayerFit, Reconstruction, Tuning
 
-__all__ = ["LayerFit", "Piece", "Reconstruction", "Ridge", "Tuning", "measure_reads", "pieces_of", "refit"]
+__all__ = ["LayerFit", "Piece", "Reconstruction", "Ridge", "Tuning", "measure_reads", "pieces_of", "refit", "spread"]

@@ -160,3 +160,15 @@ class Counterparts:
             place = torch.searchsorted(ordered, numbers.contiguous()).clamp_max(len(ordered) - 1)
             result = torch.where(ordered[place] == numbers, left[place], result)
         return None if bool((result < 0).any()) else result
+
+
+def spread(pruned: nn.Module, dense: nn.Module, cuts: Cuts) -> None:
+    """Write what a pruned module holds to the entries of the dense one that it was cut from; all others stay."""
+    own, whole = Entries(pruned), Entries(dense)
+    counterparts = Counterparts(whole, own, cuts)
+    with torch.no_grad():
+        for tensor in own.tensors.values():
+            numbers = own.of(tensor)
+            places = None if numbers is None else counterparts.dense(numbers.reshape(-1))
+            if numbers is not None and places is not None:
+                whole.write(places, own.read(numbers.reshape(-1)))

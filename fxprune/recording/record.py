@@ -72,9 +72,7 @@ def recorded(
         add_constant(root, name, tensor)
     recorder.forget()
     result = RecordedModule(root, writer.graph, type(model).__name__, compiled=compiled)
-    result.meta.update(
-        notes=writer.notes, writes=recorder.writes, draws=recorder.draws, gradients=recorder.gradients
-    )
+    result.meta.update(notes=writer.notes, writes=recorder.writes, draws=recorder.draws, gradients=recorder.gradients)
     return result
 
 
