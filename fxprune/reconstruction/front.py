@@ -136,7 +136,9 @@ def refitted(
         dense = _recording(original, part, pieces[0]) if recording is None else recording
         with seeded(seed):  # of what forward draws
             fitted, told = fit(dense, part, pieces, cuts)
-    if steps:
+    if steps and told.output_after is None:
+        told = replace(told, notes=(*told.notes, "not tuned: no output can be compared"))
+    elif steps:
         with seeded(seed):
             tuning = tuned(dense, fitted, pieces, steps, memory=memory, seed=seed)
         told = replace(told, output_after=tuning.after, tuning=tuning)

@@ -255,7 +255,7 @@ def refit(
         run = _Run(dense, working, pieces, cuts, ridge, memory, seed)
         run.run()
         reference = copy.deepcopy(pruned).eval()
-        before, after = run.walk.outputs_error(reference)
+        error = run.walk.outputs_error(reference)
     result = copy.deepcopy(pruned)
     own = Entries(result)
     with torch.no_grad():
@@ -267,12 +267,13 @@ def refit(
     ]
     told = Reconstruction(
         (*run.layers, *left_alone),
-        before,
-        after,
+        error.before,
+        error.after,
         sum(piece.samples for piece in pieces if not piece.held),
         sum(piece.samples for piece in pieces if piece.held),
         time.perf_counter() - start,
         "" if run.sites else _not_applicable(run.left_alone),
+        (f"{error.varying} outputs are not compared: their shapes depend on values",) if error.varying else (),
     )
     return result, told
 

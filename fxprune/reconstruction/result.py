@@ -16,8 +16,8 @@ _TUNING = {"steps": Whole(), "parameters": Whole(), "before": Real(False), "afte
            "why": str}  # fmt: skip
 FORM = {
     "layers": [_LAYER],
-    "output_before": Real(False),
-    "output_after": Real(False),
+    "output_before": Either(None, Real(False)),
+    "output_after": Either(None, Real(False)),
     "samples": Whole(),
     "held_out": Whole(),
     "seconds": Real(),
@@ -78,14 +78,15 @@ class Reconstruction:
     """Weights refitted to the dense network's activations.
 
     ``layers``: in graph order. ``output_before``, ``output_after``: ``|pruned - dense|^2 / |dense|^2`` of the network's
-    outputs on held-out data, of what was given and of what came back. ``samples``, ``held_out``: how many were fitted,
+    outputs on held-out data, of what was given and of what came back; None where no output has the dense one's shape,
+    because that depends on values. ``samples``, ``held_out``: how many were fitted,
     and how many were not, to judge by. ``not_applicable``: why nothing could be refitted, or "". ``tuning``: what was
     trained afterwards, None if that was not asked for. ``of_noise``: there were no data, and all figures are of noise.
     """
 
     layers: tuple[LayerFit, ...]
-    output_before: float
-    output_after: float
+    output_before: float | None
+    output_after: float | None
     samples: int
     held_out: int
     seconds: float
@@ -114,10 +115,11 @@ class Reconstruction:
         kept = sum(layer.kept for layer in self.layers)
         what = "samples of noise" if self.of_noise else "samples"
         fitted = self.output_after if self.tuning is None else self.tuning.before
-        return (
-            f"{kept} of {len(self.layers)} weights refitted on {self.samples} {what}; relative squared error of the "
-            f"outputs on {self.held_out} others {self.output_before:.3g} -> {fitted:.3g}; {self.seconds:.1f} s{tuned}"
-        )
+        error = "" if self.output_before is None else (
+            f"; relative squared error of the outputs on {self.held_out} others {self.output_before:.3g} -> {fitted:.3g}"
+        )  # fmt: skip
+        weights = f"{kept} of {len(self.layers)} weights refitted on {self.samples} {what}"
+        return f"{weights}{error}; {self.seconds:.1f} s{tuned}"
 
     def __str__(self) -> str:
         if self.not_applicable:

@@ -53,7 +53,7 @@ def tune(
     start = time.perf_counter()
     working = copy.deepcopy(fitted).eval().requires_grad_(False)
     with evaluated(dense):
-        aim = _Aim(dense, pieces, room(device_of(fitted)) if memory is None else memory)
+        aim = _Aim(dense, working, pieces, room(device_of(fitted)) if memory is None else memory)
         vectors = _vectors(working, pieces[0])
         taken, before, after, kept, why = _train(aim, working, vectors, steps, seed)
         for name, value in kept.items():
@@ -64,18 +64,23 @@ def tune(
 class _Aim:
     """The dense outputs of every piece, computed once where there is room for them."""
 
-    def __init__(self, dense: fx.GraphModule, pieces: Sequence[Piece], memory: int):
+    def __init__(self, dense: fx.GraphModule, small: nn.Module, pieces: Sequence[Piece], memory: int):
         self.fit, self._held = ([p for p in pieces if p.held == held] for held in (False, True))
         self._dense, self._kept, energies = dense, {}, {}
+        self._varying: set[int] = set()  # outputs whose shapes depend on values: they have no error
         for piece in pieces:
             outputs = _outputs(dense, piece)
-            energies[id(piece)] = sum(float(y.double().square().sum()) for y in outputs)
+            energies[id(piece)] = [float(y.double().square().sum()) for y in outputs]
+            pairs = enumerate(zip(_outputs(small, piece), outputs, strict=True))
+            self._varying.update(number for number, (now, y) in pairs if now.shape != y.shape)
             memory -= sum(y.nbytes for y in outputs)
             if memory >= 0:
                 self._kept[id(piece)] = outputs
-        self._energy, self._held_energy = (
-            max(sum(energies[id(p)] for p in part), 1e-300) for part in (self.fit, self._held)
-        )
+
+        def energy(piece: Piece) -> float:
+            return sum(e for number, e in enumerate(energies[id(piece)]) if number not in self._varying)
+
+        self._energy, self._held_energy = (max(sum(map(energy, part)), 1e-300) for part in (self.fit, self._held))
 
     def loss(self, small: nn.Module, piece: Piece, values: Mapping[str, Tensor]) -> Tensor:
         """``|pruned - dense|^2`` of one piece, relative to the mean of ``|dense|^2`` over those to fit."""
@@ -85,13 +90,20 @@ class _Aim:
         """``|pruned - dense|^2 / |dense|^2`` on held-out data."""
         return sum(float(self._square(small, piece, values or {})) for piece in self._held) / self._held_energy
 
+    def _wanted(self, piece: Piece) -> list[Tensor]:
+        kept = self._kept.get(id(piece))
+        if kept is not None:
+            return kept
+        with torch.no_grad():
+            return _outputs(self._dense, piece)
+
     def _square(self, small: nn.Module, piece: Piece, values: Mapping[str, Tensor]) -> Tensor:
-        wanted = self._kept.get(id(piece))
-        if wanted is None:
-            with torch.no_grad():
-                wanted = _outputs(self._dense, piece)
-        pairs = zip(_outputs(small, piece, values), wanted, strict=True)
-        return sum((square(now, y) for now, y in pairs), torch.zeros((), dtype=torch.double))
+        pairs = zip(_outputs(small, piece, values), self._wanted(piece), strict=True)
+        total = torch.zeros((), dtype=torch.double)
+        for number, (now, y) in enumerate(pairs):
+            if number not in self._varying:
+                total = total + (square(now, y) if now.shape == y.shape else math.inf)
+        return total
 
 
 def _outputs(module: nn.Module, piece: Piece, values: Mapping[str, Tensor] | None = None) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -34,6 +34,14 @@ class Stop:
     pruned: Env
     of_dense: Observed
     of_pruned: Observed
+
+
+class OutputsError(NamedTuple):
+    """``varying``: outputs whose shapes depend on values, which are not compared. None: there are no others."""
+
+    before: float | None
+    after: float | None
+    varying: int
 
 
 class Walk:
@@ -83,10 +91,11 @@ class Walk:
         if passed:
             self._states = [None] * len(self._pieces)
 
-    def outputs_error(self, reference: fx.GraphModule) -> tuple[float, float]:
+    def outputs_error(self, reference: fx.GraphModule) -> OutputsError:
         """``|pruned - dense|^2 / |dense|^2`` on held-out data: of ``reference``, and of what is now."""
         cut = Lane(reference)
-        before = after = whole = 0.0
+        sums: dict[int, list[float]] = {}
+        varying: set[int] = set()
         for index, piece in enumerate(self._pieces):
             if not piece.held:
                 continue
@@ -98,12 +107,18 @@ class Walk:
                 cut.advance(env, 0, len(cut.nodes))
             lanes = (self.dense, state.dense), (self.pruned, state.pruned), (cut, env)
             outputs = [floating(lane.output(e)) for lane, e in lanes]
-            for y, now, then in zip(*outputs, strict=True):
-                whole += float(square(torch.zeros_like(y), y))
-                after += float(square(now, y))
-                before += float(square(then, y))
+            for number, (y, now, then) in enumerate(zip(*outputs, strict=True)):
+                if not y.shape == now.shape == then.shape:
+                    varying.add(number)
+                    continue
+                found = [float(square(other, y)) for other in (torch.zeros_like(y), now, then)]
+                sums[number] = [a + b for a, b in zip(sums.get(number, [0.0] * 3), found, strict=True)]
             self._states[index] = None
-        return before / max(whole, 1e-300), after / max(whole, 1e-300)
+        compared = [own for number, own in sums.items() if number not in varying]
+        if not compared:
+            return OutputsError(None, None, len(varying))
+        whole, after, before = (sum(column) for column in zip(*compared, strict=True))
+        return OutputsError(before / max(whole, 1e-300), after / max(whole, 1e-300), len(varying))
 
     def _state(self, index: int, to: tuple[int, int] | None = None) -> _State:
         """The piece where it is now, to be moved on. If its values at ``to`` are too large to keep, a copy."""

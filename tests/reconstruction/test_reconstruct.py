@@ -309,3 +309,41 @@ def test_a_model_that_tells_data_from_noise() -> None:
         assert relative_error(fitted(data), model(data)) < relative_error(small(data), model(data))
     with pytest.raises(InputError, match="inputs are noise"):
         fxprune.reconstruct(small, model)
+
+
+class Found(Net):
+    """Rows that depend on values; with ``mean`` their mean before as well."""
+
+    def __init__(self, mean: bool) -> None:
+        super().__init__()
+        self.mean = mean
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = super().forward(x)
+        found = y[y[:, 0] > y[:, 0].mean()]
+        return (found, y.mean(1)) if self.mean else (found,)
+
+
+def test_outputs_whose_shapes_depend_on_values_are_not_compared(images: Tensor) -> None:
+    torch.manual_seed(0)
+    net = Found(mean=True).eval()
+    fitted = halved(net, images[:1], reconstruct=True, data=images)
+    told = fitted.meta["fxprune"].reconstruction
+    held = images[48:]
+    wanted, now = net(held)[1].detach(), fitted(held)[1].detach()
+    assert told.output_after == pytest.approx(float((now - wanted).square().sum() / wanted.square().sum()), rel=1e-4)
+    assert told.notes == ("1 outputs are not compared: their shapes depend on values",)
+    tuned = fxprune.reconstruct(halved(net, images[:1]), net, images, tune=3).meta["fxprune"].reconstruction
+    assert tuned.tuning.before == pytest.approx(told.output_after, rel=1e-6)
+
+
+def test_where_no_output_can_be_compared_no_error_is_told(images: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Found(mean=False).eval()
+    fitted = fxprune.reconstruct(halved(net, images[:1]), net, images, tune=3)
+    told = fitted.meta["fxprune"].reconstruction
+    assert told.output_before is told.output_after is told.tuning is None
+    assert "weights refitted on 48 samples; " in told.summary
+    assert told.notes[-1] == "not tuned: no output can be compared"
+    fxprune.save(fitted, tmp_path / "small.safetensors")
+    assert fxprune.load(tmp_path / "small.safetensors", net).meta["fxprune"].reconstruction == told
