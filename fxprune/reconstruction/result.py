@@ -115,9 +115,10 @@ class Reconstruction:
         kept = sum(layer.kept for layer in self.layers)
         what = "samples of noise" if self.of_noise else "samples"
         fitted = self.output_after if self.tuning is None else self.tuning.before
-        error = "" if self.output_before is None else (
-            f"; relative squared error of the outputs on {self.held_out} others {self.output_before:.3g} -> {fitted:.3g}"
-        )  # fmt: skip
+        error = ""
+        if self.output_before is not None:
+            figures = f"{_figure(self.output_before)} -> {_figure(fitted)}"
+            error = f"; relative squared error of the outputs on {self.held_out} others {figures}"
         weights = f"{kept} of {len(self.layers)} weights refitted on {self.samples} {what}"
         return f"{weights}{error}; {self.seconds:.1f} s{tuned}"
 
