@@ -97,11 +97,12 @@ def _settle_blocks(run: Propagation, gathered: set[str]) -> BlockSets:
 
 def _alike(run: Propagation) -> Iterator[Family]:
     """The families of dimensions that keep one size."""
-    for pair in run.alikes:
+    for pair in sorted(run.alikes, key=lambda pair: pair.optional):
         one, other = run.canonical(pair.one), run.canonical(pair.other)
         if (one.dim, other.dim) == (pair.one.dim, pair.other.dim) and one.varying and other.varying:
-            yield from alike(distinct_rows(one.rows())[0], distinct_rows(other.rows())[0], pair.node, pair.reason)
-        else:  # of one of them whole rows go, or nothing
+            rows = [distinct_rows(factor.rows())[0] for factor in (one, other)]
+            yield from alike(rows[0], rows[1], pair.node, pair.reason, pair.optional)
+        elif not pair.optional:  # of one of them whole rows go, or nothing
             for factor in (one, other):
                 run.classes.lock(factor.ids, pair.reason)
 

@@ -31,6 +31,8 @@ class BlockSets:
         result, blocks = cls(), _Blocks()
         candidates: list[tuple[list[Ids], Family]] = []
         for family in families:
+            if family.optional:
+                continue
             if classes.locked(family.rows).any():
                 classes.lock(family.rows, family.reason)
                 continue
@@ -43,6 +45,10 @@ class BlockSets:
         for tile, family in candidates:
             if not blocks.take(tile):
                 result._realign(classes, family)
+        for family in families:
+            if family.optional and not classes.locked(family.rows).any():
+                for tile in _tiles(family.rows) or ():
+                    blocks.take(tile)
         for block_set in blocks.sets():
             if len({len(b) for b in block_set}) == 1:
                 result.sets.append(block_set)
@@ -108,7 +114,7 @@ class _Blocks:
         return list(grouped.values())
 
 
-def alike(one: Ids, other: Ids, node: str, reason: Reason) -> Iterator[Family]:
+def alike(one: Ids, other: Ids, node: str, reason: Reason, optional: bool = False) -> Iterator[Family]:
     """What keeps the rows of two dimensions equally long, ``[rows, n]`` each.
 
     Where a channel of one takes several positions of its row, as the pairs that a rotary embedding turns, the positions
@@ -119,11 +125,12 @@ def alike(one: Ids, other: Ids, node: str, reason: Reason) -> Iterator[Family]:
     often, which = structures[0]
     uniform = all(same(often, o) and same(which, w) for o, w in structures)
     if often.max() == 1 or not uniform or any(_copies(row)[0].max() > 1 for row in follow):
-        yield Family(np.concatenate([one, other]), node, reason)
+        yield Family(np.concatenate([one, other]), node, reason, optional=optional)
         return
     for copies in np.unique(often):
         places = [np.flatnonzero((often == copies) & (which == turn)) for turn in range(copies)]
-        yield Family(np.concatenate([lead[:, places[0]], *(follow[:, p] for p in places)]), node, reason)
+        rows = np.concatenate([lead[:, places[0]], *(follow[:, p] for p in places)])
+        yield Family(rows, node, reason, optional=optional)
 
 
 def _copies(row: Ids) -> tuple[Ids, Ids]:

@@ -36,6 +36,7 @@ _LABELS = "_fxprune_labels"
 _NAME = "_fxprune_name"
 _DEMANDS = "_fxprune_demands"
 _SHARED_FROM = 4096  # atoms
+_ONE_SIZE = "equal parts of one dimension"
 _ONE_WIDTH = "heads of one width, that of queries and that of values, of which one cannot be cut"
 
 
@@ -270,6 +271,15 @@ class Propagation:
                 self.alikes.append(Alike(one, other, self.node_name, self.reason(_ONE_WIDTH)))
             else:
                 self.lock_all([f for f in found if f is not None], _ONE_WIDTH)
+
+    def parts(self, labels: Sequence[Labels], dim: int) -> None:
+        """Equal parts of one dimension keep one size, for which the code may have a single number."""
+        if self.attention == "uneven":
+            return
+        found = [f for factors in labels for f in factors if f.dim == dim and dim in f.varying]
+        if len(found) == len(labels):
+            alike = [Alike(found[0], f, self.node_name, self.reason(_ONE_SIZE), optional=True) for f in found[1:]]
+            self.alikes += alike
 
     def count(self, op: str) -> None:
         """A call of ``op`` is under way, whose statistics the mask oracle takes: it counts the calls too."""

@@ -48,6 +48,7 @@ class Statistic:
 class Family:
     """Rows of atoms ``[rows, n]`` that must keep equal counts. ``node``: where; ``movable``: only moved there.
 
+    ``optional``: if nothing has to be locked or joined for it.
     ``factor``: whose rows they are, where that may change: joins can leave fewer rows, or none, by the end of the run.
     """
 
@@ -56,16 +57,21 @@ class Family:
     reason: Reason
     movable: bool = False
     factor: Factor | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
 class Alike:
-    """Two dimensions of one size that keep it: every row of ``one`` has as many positions as every row of ``other``."""
+    """Two dimensions of one size that keep it: every row of ``one`` has as many positions as every row of ``other``.
+
+    ``optional``: if nothing has to be locked or joined for it.
+    """
 
     one: Factor
     other: Factor
     node: str
     reason: Reason
+    optional: bool = False
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,9 @@ def _split(run: Propagation, call: Call) -> list[Labels]:
         labels = [along(f, dim, lambda ids: narrow(ids, dim, first, size)) for f in run.labels(call.input)]  # noqa: B023
         result.append(_picked(run, labels, out))
         start += size
+    sizes = [out.shape[dim] for out in call.outputs]
+    for size in set(sizes):
+        run.parts([labels for labels, own in zip(result, sizes, strict=True) if own == size], dim)
     return result
 
 
@@ -91,6 +94,15 @@ def _repair_split(repair: Repair, node: fx.Node) -> None:
             return
     if 0 in sizes:
         raise UnrepairableError(node, "a part of a split would be empty", channels_of(repair.dense(node)))
+    if node.target in ("split", torch.split):  # as it is written, with other numbers
+        said: Any = argument(node, 1, "split_size", node.kwargs.get("split_size_or_sections"))
+        if isinstance(repair.value(said), int):
+            even = all(size == sizes[0] for size in sizes[:-1]) and sizes[-1] <= sizes[0]
+            said = repair.sizes(node, [said], sizes[:1])[0] if even else sizes
+        else:
+            said = repair.size_list(node, said, sizes)
+        node.args, node.kwargs = (source, said, dim), {}
+        return
     node.op, node.target = "call_function", torch.split
     node.args, node.kwargs = (source, sizes, dim), {}
 

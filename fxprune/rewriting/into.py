@@ -13,12 +13,11 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import ConversionError, InputError, PlanError
 from fxprune.io.text import some
-from fxprune.ops.repair import RESCALED
-from fxprune.ops.table import argument
 from fxprune.recording import cached_tensor_dicts, evaluated, named_tensors, raised_at, replace_tensors
 from fxprune.recording.inputs import RECORD_KEY, batch_size, device_of, like_parameters, make_inputs
 from fxprune.recording.randomness import repeatable
 from fxprune.rewriting import CUTS_KEY, REPAIRED, RESIZED, Cuts, adapt, adapts_by_itself
+from fxprune.rewriting.scales import take_up_scales
 from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_error
 
 _REMEDY = "Use the pruned GraphModule itself, or keep those channels with ignore=."
@@ -74,7 +73,7 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     )
     if outgrown:
         raise refusal
-    _take_up_scales(result, repaired)
+    take_up_scales(result, pruned, _fresh_inputs(pruned))
     for sizes in _attempts(result, repaired):
         with suppress(ConversionError):
             attempt = _with_sizes(result, sizes)
@@ -141,33 +140,6 @@ def _outgrown(result: nn.Module, pruned: fx.GraphModule, cuts: Cuts) -> Iterator
             here = buffers.get(str(node.target))
             if here is not None and tuple(here.shape) != cuts.shapes[str(node.target)]:
                 yield node
-
-
-@torch.no_grad()
-def _take_up_scales(result: nn.Module, repaired: Sequence[fx.Node]) -> None:
-    """An attention whose scale the class leaves to the width of a head: the layers that make its queries take it up."""
-    for node in repaired:
-        if RESCALED in node.meta:
-            for layer in _makers(argument(node, 0, "query")):
-                for parameter in result.get_submodule(layer).parameters(recurse=False):
-                    parameter.mul_(node.meta[RESCALED])
-
-
-def _makers(value: Any) -> set[str]:
-    """The layers with parameters that are nearest before a node, on all ways to it."""
-    found, seen, waiting = set[str](), set[fx.Node](), [value]
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.op == "call_module" and any(
-            True for _ in node.graph.owning_module.get_submodule(node.target).parameters()
-        ):
-            found.add(str(node.target))
-        else:
-            waiting += [n for n in node.all_input_nodes if n.meta.get("shape") is not None]  # no sizes
-    return found
 
 
 Sizes = dict[str, tuple[int, int]]  # module.attribute -> before, after

@@ -379,12 +379,15 @@ class RelativePositions(_Net):
 
 
 @net(
-    *ENDS, THROUGH_QKV, AFTER, locked(2, "scale[0]", COMBINED), exact(4, "qkv[0]", blocks=2),
-    exact(4, "qkv[0] proj[1]", blocks=2),
+    *ENDS, THROUGH_QKV, AFTER, locked(2, "scale[0]", COMBINED), exact(4, "qkv[0] proj[1]", blocks=4),
+    uneven=(
+        *ENDS, THROUGH_QKV, AFTER, locked(2, "scale[0]", COMBINED), exact(4, "qkv[0]", blocks=2),
+        exact(4, "qkv[0] proj[1]", blocks=2),
+    ),
     heads=(*ENDS, THROUGH_QKV, AFTER, exact(2, "qkv[0] proj[1] scale[0]")),
 )  # fmt: skip
 class ScalePerHead(_Net):
-    """A learned temperature for every head."""
+    """A learned temperature for every head. The three equal parts of one layer keep one size."""
 
     def __init__(self) -> None:
         super().__init__()

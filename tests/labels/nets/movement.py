@@ -23,12 +23,15 @@ class ShuffleByHand(nn.Module):
         return self.b(x)
 
 
+_BRANCHES = exact(4, "b[0] c[1]"), exact(6, "c[0] h[1]"), image("a[1]"), result("h[0]")
+
+
 @net(
-    exact(4, "a[0] c[1]"), exact(4, "a[0] b[1]"), exact(4, "b[0] c[1]"), exact(6, "c[0] h[1]"),
-    image("a[1]"), result("h[0]"), gathers=1,
+    exact(4, "a[0] b[1] c[1]", blocks=2), *_BRANCHES, gathers=1,
+    uneven=(exact(4, "a[0] c[1]"), exact(4, "a[0] b[1]"), *_BRANCHES),
 )  # fmt: skip
 class ShuffledBranches(nn.Module):
-    """ShuffleNet's unit."""
+    """ShuffleNet's unit. Its halves keep one size."""
 
     def __init__(self) -> None:
         super().__init__()

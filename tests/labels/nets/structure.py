@@ -67,12 +67,15 @@ class Split(nn.Module):
         return self.h((self.p(p) + self.q(q) + self.r(r)).mean((2, 3)))
 
 
+_HALVES = exact(4, "b[0] c[1]"), exact(6, "c[0] h[1]"), image("a[1]"), result("h[0]")
+
+
 @net(
-    exact(4, "a[0] c[1]"), exact(4, "a[0] b[1]"), exact(4, "b[0] c[1]"), exact(6, "c[0] h[1]"),
-    image("a[1]"), result("h[0]"),
+    exact(4, "a[0] b[1] c[1]", blocks=2), *_HALVES,
+    uneven=(exact(4, "a[0] c[1]"), exact(4, "a[0] b[1]"), *_HALVES),
 )  # fmt: skip
 class Chunk(nn.Module):
-    """One half passes by, as in CSP and GhostNet blocks."""
+    """One half passes by, as in CSP and GhostNet blocks; the code that parts them has one number for both."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,85 @@
+"""Attentions whose scale follows from the width of a head: in a class, where it cannot be told, the queries take it up.
+
+Scaled dot product attention divides by the root of the width that its queries have. A pruned graph says the dense
+network's scale; a class that leaves it out divides by another root, so its queries have to be larger or smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.groups.shadow import ValueInterpreter, placeholder_values
+from fxprune.ops.repair import RESCALED
+from fxprune.ops.table import argument
+from fxprune.recording import clone_modules, put_in_eval_mode
+
+
+def take_up_scales(result: nn.Module, pruned: fx.GraphModule, inputs: tuple[Any, Any]) -> None:
+    """Scale what makes the queries in ``result``, which has the weights of ``pruned``; nothing where no scale changed.
+
+    ``inputs``: that ``pruned`` takes.
+    """
+    makers = {node: _makers(argument(node, 0, "query")) for node in pruned.graph.nodes if RESCALED in node.meta}
+    if not makers:
+        return
+    run = _Queries(pruned, makers)
+    run.run(*placeholder_values(pruned, *inputs))
+    with torch.no_grad():
+        for name, factor in run.factors.items():
+            parameter = result.get_parameter(name)
+            parameter.mul_(factor.to(parameter))
+
+
+class _Queries(ValueInterpreter):
+    """Finds the outputs of layers that are parts of queries, by gradients; ``factors``: parameter -> of every entry."""
+
+    def __init__(self, pruned: fx.GraphModule, makers: Mapping[fx.Node, set[str]]):
+        shadow = clone_modules(pruned)
+        put_in_eval_mode(shadow)
+        self._makers = makers
+        self._own: dict[str, nn.Parameter] = {}
+        watched = set[str]().union(*makers.values())
+        for name, module in shadow.named_modules(remove_duplicate=False):
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    own = nn.Parameter(parameter.detach(), requires_grad=name in watched)
+                    module._parameters[key] = own
+                    if name in watched:
+                        self._own[f"{name}.{key}"] = own
+        self.factors: dict[str, Tensor] = {}
+        super().__init__(shadow, graph=pruned.graph)
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n in self._makers:
+            query = fx.map_arg(argument(n, 0, "query"), lambda node: self.env[node])
+            own = {k: p for k, p in self._own.items() if k.rpartition(".")[0] in self._makers[n]}
+            signs = torch.randint(0, 2, query.shape, generator=torch.Generator().manual_seed(0)).to(query) * 2 - 1
+            found = torch.autograd.grad(query, [*own.values()], signs, allow_unused=True, retain_graph=True) if own else ()
+            for (name, parameter), gradient in zip(own.items(), found, strict=True):
+                if gradient is not None:
+                    moves = gradient.reshape(len(gradient), -1).abs().amax(1) > 0
+                    factor = torch.where(moves, n.meta[RESCALED], 1.0).reshape(-1, *[1] * (parameter.ndim - 1))
+                    self.factors[name] = self.factors.get(name, torch.ones_like(factor)) * factor
+        value = super().run_node(n)
+        return value.detach() if n in self._makers else value
+
+
+def _makers(value: Any) -> set[str]:
+    """The layers with parameters that are nearest before a node, on all ways to it."""
+    found, seen, waiting = set[str](), set[fx.Node](), [value]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "call_module" and any(
+            True for _ in node.graph.owning_module.get_submodule(node.target).parameters()
+        ):
+            found.add(str(node.target))
+        else:
+            waiting += [n for n in node.all_input_nodes if n.target not in ("size", "stride", len)]
+    return found
