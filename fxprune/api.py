@@ -110,6 +110,7 @@ def prune(
     attention: Attention = "head_dim",
     scope: Scope = "global",
     round_to: RoundTo = "auto",
+    for_class: bool = False,
     verify: bool = True,
     reconstruct: bool = False,
     seed: int = 0,
@@ -151,6 +152,8 @@ def prune(
             scores and the budget alone, so it is the same on every machine. ``"measured"``, and ``"auto"`` with
             ``latency``: up to the power of two that the execution provider likes, which is timed once per device and
             kept.
+        for_class: cut only what the model's own class can hold, so that ``into(model, small)`` gives it back: what its
+            forward counts with and keeps in no attribute of its own stays. The report says what that locked, and where.
         verify: run the mask oracle on the result (never on ``device="meta"``, where nothing can be computed).
         reconstruct: refit the weights to the dense model's activations on ``data``, of which no targets are read, or
             on noise if there are none; see ``fxprune.reconstruct``, which has more options.
@@ -167,6 +170,7 @@ def prune(
         ExampleInputsError: inputs are missing or do not fit.
         ModelError: NaN or inf in the weights or the loss, or nothing to prune.
         BudgetError: the budget cannot be reached.
+        ConversionError: ``for_class``, and the class cannot hold any cut.
         VerificationError: the result is not what it should be (a fault of fxprune).
 
     Examples:
@@ -291,6 +295,7 @@ def attach(
     attention: Attention = "head_dim",
     scope: Scope = "global",
     round_to: RoundTo = "auto",
+    for_class: bool = False,
     verify: bool = True,
     seed: int = 0,
     progress: bool = True,

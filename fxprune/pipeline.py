@@ -7,7 +7,7 @@ import gc
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,6 +22,7 @@ from fxprune.errors import BudgetError, GuardError, ModelError, VerificationErro
 from fxprune.groups import analyse_graph
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.cost import Keep
+from fxprune.io.text import some
 from fxprune.labels.classes import Reason
 from fxprune.labels.records import Attention, TensorLabels, channels_of
 from fxprune.methods.state import Scores
@@ -41,6 +42,7 @@ _ENTRIES_IN_CACHE = 2**18
 COARSEST = 16
 """The largest multiple that channels are kept in without being asked for."""
 
+_NO_NUMBER = "no attribute of the class can say this size"
 _WASTE = 0.01  # of the budget that a plan may leave unused for the sake of a coarser multiple
 _WASTE_OF_LATENCY = 0.04  # which is measured, and then corrected
 
@@ -69,7 +71,8 @@ class Cut:
 
     ``round_to``: kept channels are a multiple of one of these, coarse to fine: of the first whose plan uses the budget
     up but for ``_WASTE`` of it, else of the last. ``max_ratio``: name pattern -> largest share of a group that may go.
-    ``threshold``: cut the scores up to this one, whatever the budget. ``consume``: the dense weights are emptied as
+    ``threshold``: cut the scores up to this one, whatever the budget. ``obstacles``: nodes of a rewritten module that
+    are not to be, so that what they cut is locked. ``consume``: the dense weights are emptied as
     they are cut, so nothing can be proven by running.
     """
 
@@ -83,6 +86,7 @@ class Cut:
     verify: bool = True
     consume: bool = False
     seed: int = 0
+    obstacles: Callable[[fx.GraphModule], Sequence[fx.Node]] = lambda module: ()
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,13 @@ def compress(
             selection, unreachable = choose(graph, scores, options)
         with dense.stages("rewriting"):
             found, blame = _rewrite(dense, graph, selection.keep)
+        refused = [] if found is None else options.obstacles(found.module)
+        if found is not None and refused:
+            before, (graph, note) = graph, _without_obstacles(dense, graph, selection.keep, refused)
+            if graph.groups == before.groups:
+                raise ModelError(f"The class cannot hold any cut: {note}.")
+            told.append(note)
+            continue
         if found is not None:
             if unreachable is not None:
                 before, graph = graph, graph if loosened else _loosened(dense, graph, scores, options)
@@ -223,6 +234,30 @@ def compress(
             raise VerificationError(f"The rewriting cannot follow the plan: {reason}. The model is unchanged.")
         told.append(note)
     raise VerificationError(f"No plan could be rewritten in {_ROUNDS} rounds; the last reason: {blame[1]}.")
+
+
+def _without_obstacles(
+    dense: Dense, graph: ChannelGraph, keep: Keep, nodes: Sequence[fx.Node]
+) -> tuple[ChannelGraph, str]:
+    """The graph without the cuts that these nodes of the rewritten module show, and what is told of it."""
+    recorded, lines = {n.name: n for n in dense.module.graph.nodes}, set[str]()
+    for node in nodes:
+        line = str(node.meta.get("source", node.name))
+        lines.add(line)
+        graph = graph.with_locked(_cut_around(graph, keep, recorded[node.name]), Reason(_NO_NUMBER, line))
+    return graph, f"locked: {_NO_NUMBER}, at {some(sorted(lines))}"
+
+
+def _cut_around(graph: ChannelGraph, keep: Keep, node: fx.Node) -> list[int]:
+    """What is cut of the tensor that a node gives, of those that it reads and those whose sizes it is told."""
+    found, waiting, seen = list[int](), [node], {node}
+    while waiting:
+        here = waiting.pop()
+        found += [c for c in channels_of(graph.nodes.get(here.name)) if not keep[c]]
+        if here is node or not isinstance(graph.nodes.get(here.name), TensorLabels):
+            waiting += [n for n in here.all_input_nodes if n not in seen]
+            seen.update(here.all_input_nodes)
+    return found
 
 
 def _loosened(dense: Dense, graph: ChannelGraph, scores: Sequence[Scores | None], options: Cut) -> ChannelGraph:

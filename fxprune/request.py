@@ -30,6 +30,7 @@ class Request:
     attention: Attention
     ignore: tuple[str, ...]
     keep: tuple[str, ...]
+    for_class: bool
     latency: LatencyBudget | None
 
 
@@ -51,7 +52,9 @@ def requested(model: nn.Module, keywords: Keywords, options: Options) -> Request
         min_channels=options.min_channels, max_ratio=options.limits, verify=keywords.verify,
         consume=options.consume, seed=keywords.seed,
     )  # fmt: skip
-    return Request(method, name_of(keywords.method), cut, keywords.attention, ignored, kept, latency)
+    return Request(
+        method, name_of(keywords.method), cut, keywords.attention, ignored, kept, keywords.for_class, latency
+    )
 
 
 def _multiples(method: Method, keywords: Keywords, provider: str | None) -> tuple[int, ...]:
@@ -115,6 +118,7 @@ def check_consumable(request: Request, optimizer: Any) -> None:
     reader = (
         f"{request.name} trains a copy" if isinstance(request.method, Learner)
         else "latency= measures the dense model" if request.latency is not None
+        else "for_class=True compares with the class" if request.for_class
         else "optimizer= compares its state with the dense parameters" if optimizer is not None
         else ""
     )  # fmt: skip

@@ -6,12 +6,13 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import fx, nn
 
 from fxprune.deploy.latency import Clock
-from fxprune.errors import InputError, ModelError
+from fxprune.errors import ConversionError, InputError, ModelError
 from fxprune.groups.cost import Keep
 from fxprune.labels.classes import Reason
 from fxprune.methods import Criterion, Learner, ModelState, Outcome, needs_of, score_groups
@@ -33,6 +34,8 @@ from fxprune.recording.checks import checked_inputs
 from fxprune.recording.inputs import describe_inputs, device_of
 from fxprune.request import Request
 from fxprune.rewriting import CUTS_KEY
+from fxprune.rewriting.into import into
+from fxprune.rewriting.into import obstacles as obstacles_to
 from fxprune.selection.plan import PruningPlan
 from fxprune.training import Training, measure, plain_state, reset_parameters, site_of
 from fxprune.training.distributed import from_first
@@ -62,7 +65,31 @@ def pruned(
     with collected() if measures else nullcontext():
         cut, finish = _timed(dense, request)
         scores, notes = _scores(dense, replace(request, cut=cut), keywords, steps, calibration)
-        return dense, finish(dense, scores, cut, request.name, notes)
+        return dense, _held(model, request, dense, lambda cut: finish(dense, scores, cut, request.name, notes), cut)
+
+
+def _held(
+    model: nn.Module, request: Request, dense: Dense, made: Callable[[Cut], fx.GraphModule], cut: Cut
+) -> fx.GraphModule:
+    """What comes out; if asked for the first that the class holds: with what no attribute says locked, or all of it.
+
+    Raises:
+        ConversionError: the class cannot hold any cut.
+    """
+    if not request.for_class:
+        return made(cut)
+    known = replace(cut, obstacles=partial(obstacles_to, model))
+    if dense.on_meta:
+        return made(known)  # nothing can be compared
+    for held in (cut, known, replace(cut, obstacles=partial(obstacles_to, model, strict=True))):
+        result = made(held)
+        try:
+            into(model, result)
+        except ConversionError as error:
+            refused = error
+        else:
+            return result
+    raise refused
 
 
 def attached(
@@ -108,7 +135,10 @@ def attached(
         outcome = from_first(outcome)
         trained = dense.trained(plain_state(live))
         chosen = replace(cut, threshold=outcome.threshold)
-        pruned = compressed(trained, list(outcome.scores), chosen, request.name, list(outcome.notes))
+        given = list(outcome.scores), list(outcome.notes)
+        pruned = _held(
+            model, request, dense, lambda cut: compressed(trained, given[0], cut, request.name, given[1]), chosen
+        )
         if outcome.reinitialise:
             drawn = reset_parameters(pruned, cut.seed)
             note = "weights initialised anew" + (f"; drawn like their values: {', '.join(drawn)}" if drawn else "")

@@ -3,7 +3,7 @@
 ``slicing`` cuts parameters and buffers, ``literals`` repairs every argument that named an old size, ``rewrite``
 composes them, ``check`` proves that every node of the result carries the channels that the analysis promised.
 ``on_meta`` runs a graph without data. ``gates`` and ``hypernetworks`` put into the dense graph what methods train.
-``carry_over`` takes an optimizer along, ``into`` the model's own class.
+``carry_over`` takes an optimizer along, ``into`` the model's own class, whose attentions keep their ``scales``.
 """
 
 from fxprune.ops.repair import UnrepairableError

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import ConversionError, InputError, PlanError
 from fxprune.io.text import some
+from fxprune.ops.repair import RESCALED
 from fxprune.recording import cached_tensor_dicts, evaluated, named_tensors, raised_at, replace_tensors
 from fxprune.recording.inputs import RECORD_KEY, batch_size, device_of, like_parameters, make_inputs
 from fxprune.recording.randomness import repeatable
@@ -20,7 +21,7 @@ from fxprune.rewriting import CUTS_KEY, REPAIRED, RESIZED, Cuts, adapt, adapts_b
 from fxprune.rewriting.scales import take_up_scales
 from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_error
 
-_REMEDY = "Use the pruned GraphModule itself, or keep those channels with ignore=."
+_REMEDY = "Prune with for_class=True, or use the pruned GraphModule itself."
 
 
 def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
@@ -62,14 +63,14 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
         cache.clear()
     _put_tensors(result, pruned)
     _put_sizes(result, pruned)
-    repaired, outgrown = list(_repaired(result, pruned)), list(_outgrown(result, pruned, cuts))
+    repaired, outgrown = list(_repaired(result, pruned)), list(_outgrown(result, pruned))
     if not (repaired or outgrown):
         _compare(model, result, pruned)
         return result
     lines = sorted({str(node.meta.get("source", node.name)) for node in (*repaired, *outgrown)})
     refusal = ConversionError(
         f"{type(model).__name__} cannot hold the pruned layers: its code names sizes that were cut, at "
-        f"{some(lines)}. {_REMEDY}"
+        f"{some(lines)}{_several(result, repaired)}. {_REMEDY}"
     )
     if outgrown:
         raise refusal
@@ -132,8 +133,9 @@ def _repaired(result: nn.Module, pruned: fx.GraphModule) -> Iterator[fx.Node]:
             yield node
 
 
-def _outgrown(result: nn.Module, pruned: fx.GraphModule, cuts: Cuts) -> Iterator[fx.Node]:
+def _outgrown(result: nn.Module, pruned: fx.GraphModule) -> Iterator[fx.Node]:
     """Nodes of tensors that the class makes by itself in another size."""
+    cuts: Cuts = pruned.meta[CUTS_KEY]
     known, buffers = named_tensors(result), dict(pruned.named_buffers(remove_duplicate=False))
     for node in pruned.graph.nodes:
         if node.op == "get_attr" and node.target in cuts.shapes and node.target not in known:
@@ -145,22 +147,58 @@ def _outgrown(result: nn.Module, pruned: fx.GraphModule, cuts: Cuts) -> Iterator
 Sizes = dict[str, tuple[int, int]]  # module.attribute -> before, after
 
 
+def obstacles(model: nn.Module, pruned: fx.GraphModule, strict: bool = False) -> list[fx.Node]:
+    """Nodes at which ``pruned`` cannot be put into the class of ``model``. ``strict``: attributes are not trusted."""
+    repaired = list(_repaired(model, pruned))
+    return [*_outgrown(model, pruned), *(repaired if strict else _homeless(model, repaired))]
+
+
+def _homeless(model: nn.Module, repaired: Sequence[fx.Node]) -> list[fx.Node]:
+    """Nodes at which something else than numbers changed, or a number that is no attribute, or became several."""
+    after = _numbers(repaired)
+
+    def is_held(node: fx.Node) -> bool:
+        path, pairs = node.meta.get("module", ""), node.meta.get(RESIZED, ())
+        one_each = all(len(after[path, old]) == 1 and _attributes(model, path, old) for old, _ in pairs)
+        return RESCALED in node.meta or (bool(pairs) and one_each)
+
+    return [node for node in repaired if not is_held(node)]
+
+
+def _several(model: nn.Module, repaired: Sequence[fx.Node]) -> str:
+    """Which attributes would have to be two numbers at once."""
+    found = [
+        f"{path + '.' if path else ''}{key}={old} became {' and '.join(map(str, sorted(news)))}"
+        for (path, old), news in _numbers(repaired).items()
+        for key in (_attributes(model, path, old) if len(news) > 1 else ())
+    ]
+    return f": {some(found)}" if found else ""
+
+
+def _numbers(repaired: Sequence[fx.Node]) -> dict[tuple[str, int], set[int]]:
+    """(module, number) -> what the number became at the nodes of the module."""
+    after: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for node in repaired:
+        for old, new in node.meta.get(RESIZED, ()):
+            after[node.meta.get("module", ""), old].add(new)
+    return after
+
+
+def _attributes(model: nn.Module, path: str, number: int) -> list[str]:
+    """Of a module those that are this number."""
+    return [k for k, value in vars(model.get_submodule(path)).items() if type(value) is int and value == number]
+
+
 def _attempts(result: nn.Module, repaired: Sequence[fx.Node]) -> Iterator[Sizes]:
     """Attributes that may be what the numbers at these nodes were read from: all of them, else those of one name.
 
     An attribute may be so if it has the value of such a number, which became the same new one wherever the module has
     it.
     """
-    after: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for node in repaired:
-        for old, new in node.meta.get(RESIZED, ()):
-            after[node.meta.get("module", ""), old].add(new)
     found: Sizes = {}
-    for (path, old), news in after.items():
-        if len(news) == 1:
-            for key, value in vars(result.get_submodule(path)).items():
-                if type(value) is int and value == old:
-                    found[f"{path}.{key}" if path else key] = old, *news  # type: ignore[assignment]
+    for (path, old), news in _numbers(repaired).items():
+        for key in _attributes(result, path, old) if len(news) == 1 else ():
+            found[f"{path}.{key}" if path else key] = old, *news  # type: ignore[assignment]
     names = dict.fromkeys(name.rpartition(".")[2] for name in found)
     yield found
     if len(names) > 1:

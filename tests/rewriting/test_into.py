@@ -13,7 +13,7 @@ from nets import Attentive, Shuffled, Small, Unchanged, image, make
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import ConversionError, InputError, PlanError
+from fxprune.errors import BudgetError, ConversionError, InputError, ModelError, PlanError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -137,7 +137,7 @@ def test_the_line_that_names_a_size(kind: type[nn.Module], text: str) -> None:
     said = refused(model, pruned(model))
     assert said.startswith(f"{kind.__name__} cannot hold the pruned layers: its code names sizes that were cut, at ")
     assert f"nets.py:{line_of(kind, text)} in forward" in said
-    assert said.endswith("Use the pruned GraphModule itself, or keep those channels with ignore=.")
+    assert said.endswith("Prune with for_class=True, or use the pruned GraphModule itself.")
 
 
 def test_what_no_cut_touches_is_no_obstacle() -> None:
@@ -292,8 +292,88 @@ def test_a_scale_that_follows_the_width_of_a_head() -> None:
     assert torch.equal(own.k.weight, small.get_parameter("k.weight"))
 
 
+class _Apart:
+    """Heads of values lose more than those of queries."""
+
+    def score(self, group: Any, state: Any) -> Any:
+        return group.channels % 8 * {"v": 1.0, "q": 1.5}[group.name] if group.name in ("q", "v") else None
+
+
 def test_one_attribute_cannot_be_two_sizes() -> None:
     model, x = make(Headed), torch.randn(2, 5, 16)
-    small = pruned(model, x, params=0.7, channels=None, attention="uneven", method=_OnlyValues())
+    given: Any = {"params": 0.7, "channels": None, "round_to": 1, "attention": "uneven"}
     with pytest.raises(ConversionError, match=r"its code names sizes that were cut, at .*test_into\.py"):
-        fxprune.into(model, small)
+        fxprune.into(model, pruned(model, x, method=_OnlyValues(), **given))
+    with pytest.raises(ConversionError, match=r"test_into\.py.*: head_dim=8 became 5 and 6, hint=8 became 5 and 6"):
+        fxprune.into(model, pruned(model, x, method=_Apart(), **given))
+
+
+# -- a plan that the class can hold
+
+
+class Merged(nn.Module):
+    """Two blocks whose heads are merged to the width of the stream, which no attribute holds, and one that is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.o = nn.Linear(6, 16), nn.Linear(16, 48), nn.Linear(16, 16)
+        self.up, self.down, self.head = nn.Linear(16, 48), nn.Linear(48, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, 2, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, scale=0.25)
+        x = x + self.o(y.transpose(1, 2).reshape(b, n, c))
+        return self.head(x + self.down(self.up(x).relu()))
+
+
+_PLANS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "merged": (Merged, torch.randn(2, 5, 6), {"flops": 0.8, "channels": None}),
+    "shuffled": (Shuffled, image(), {}),
+}
+
+
+@pytest.mark.parametrize("name", _PLANS)
+def test_a_plan_for_the_class(name: str) -> None:
+    kind, x, given = _PLANS[name]
+    model = make(kind)
+    with pytest.raises(ConversionError, match=r"Prune with for_class=True"):
+        fxprune.into(model, pruned(model, x, round_to=1, **given))
+    small = pruned(model, x, round_to=1, for_class=True, **given)
+    assert same(fxprune.into(model, small), small, x)
+    report = small.meta["fxprune"]
+    assert report.plan.kept
+    assert any("locked: no attribute of the class can say this size, at " in note for note in report.notes)
+
+
+def test_a_class_that_holds_no_cut_or_none_that_is_deep_enough() -> None:
+    with pytest.raises(BudgetError, match=r"held up by: .*no attribute of the class can say this size \(.*test_into"):
+        pruned(make(Merged), torch.randn(2, 5, 6), flops=0.2, channels=None, for_class=True)
+    given: Any = {"params": 0.7, "channels": None, "round_to": 1, "attention": "uneven", "method": _Apart()}
+    with pytest.raises(ModelError, match=r"no prunable channels.* q: no attribute of the class can say this size"):
+        pruned(make(Headed), torch.randn(2, 5, 16), for_class=True, **given)
+
+
+def test_what_trains_makes_a_plan_for_the_class() -> None:
+    model, x = make(Merged), torch.randn(2, 5, 6)
+    training = fxprune.attach(
+        model, x, method=fxprune.methods.GSM(structured=True), flops=0.8, round_to=1, for_class=True, progress=False
+    )
+    training.loss(training.model(x).square().mean()).backward()
+    training.after_backward()
+    training.after_step(training.optimizer())
+    small = training.finish()
+    assert same(fxprune.into(model, small), small, x)
+
+
+def test_for_class_reads_the_weights_that_consume_empties() -> None:
+    with pytest.raises(InputError, match="consume=True empties the model, and for_class=True compares with the class"):
+        pruned(make(Merged), torch.randn(2, 5, 6), for_class=True, options=fxprune.Options(consume=True))
+
+
+def test_for_class_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model, x = Merged().eval(), torch.randn(2, 5, 6)
+    small = pruned(model, x, flops=0.8, channels=None, for_class=True)
+    assert small.meta["fxprune"].plan.kept.keys() == {"up.weight", "up.bias", "down.weight"}
