@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -64,9 +63,6 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     _put_tensors(result, pruned)
     _put_sizes(result, pruned)
     repaired, outgrown = list(_repaired(result, pruned)), list(_outgrown(result, pruned))
-    if not (repaired or outgrown):
-        _compare(model, result, pruned)
-        return result
     lines = sorted({str(node.meta.get("source", node.name)) for node in (*repaired, *outgrown)})
     refusal = ConversionError(
         f"{type(model).__name__} cannot hold the pruned layers: its code names sizes that were cut, at "
@@ -75,12 +71,17 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     if outgrown:
         raise refusal
     take_up_scales(result, pruned, _fresh_inputs(pruned))
-    for sizes in _attempts(result, repaired):
-        with suppress(ConversionError):
-            attempt = _with_sizes(result, sizes)
+    first: ConversionError | None = None
+    for sizes in _attempts(model, result, repaired):
+        attempt = _with_sizes(result, sizes) if sizes else result
+        try:
             _compare(model, attempt, pruned)
+        except ConversionError as error:
+            first = first or error
+        else:
             return attempt
-    raise refusal
+    assert first is not None, "there is an attempt"
+    raise refusal if repaired else first
 
 
 def check_same(model: nn.Module, cuts: Cuts) -> None:
@@ -189,11 +190,11 @@ def _attributes(model: nn.Module, path: str, number: int) -> list[str]:
     return [k for k, value in vars(model.get_submodule(path)).items() if type(value) is int and value == number]
 
 
-def _attempts(result: nn.Module, repaired: Sequence[fx.Node]) -> Iterator[Sizes]:
+def _attempts(model: nn.Module, result: nn.Module, repaired: Sequence[fx.Node]) -> Iterator[Sizes]:
     """Attributes that may be what the numbers at these nodes were read from: all of them, else those of one name.
 
     An attribute may be so if it has the value of such a number, which became the same new one wherever the module has
-    it.
+    it. Numbers that a forward only compares are in no node: a module may have those that its own layers had.
     """
     found: Sizes = {}
     for (path, old), news in _numbers(repaired).items():
@@ -201,8 +202,32 @@ def _attempts(result: nn.Module, repaired: Sequence[fx.Node]) -> Iterator[Sizes]
             found[f"{path}.{key}" if path else key] = old, *news  # type: ignore[assignment]
     names = dict.fromkeys(name.rpartition(".")[2] for name in found)
     yield found
+    if others := {name: sizes for name, sizes in _of_layers(model, result).items() if name not in found}:
+        yield others | found
     if len(names) > 1:
         yield from ({n: s for n, s in found.items() if n.rpartition(".")[2] == own} for own in names)
+
+
+def _of_layers(model: nn.Module, result: nn.Module) -> Sizes:
+    """Attributes that are a size of layers right below: of one that has the same name, of inputs, or of any."""
+    after: dict[tuple[str, int], dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for name, layer in model.named_modules():
+        if name and adapts_by_itself(layer):
+            path = name.rpartition(".")[0]
+            while path and isinstance(model.get_submodule(path), (nn.Sequential, nn.ModuleList)):
+                path = path.rpartition(".")[0]
+            own = vars(result.get_submodule(name))
+            for key, old in vars(layer).items():
+                if type(old) is int:
+                    for kind in (key, key.partition("_")[0], ""):
+                        after[path, old][kind].add(own[key])
+    found: Sizes = {}
+    for (path, old), news in after.items():
+        for key in _attributes(model, path, old):
+            new = next((news[kind] for kind in (key, "", "in") if len(news.get(kind, ())) == 1), {old})
+            if new != {old}:
+                found[f"{path}.{key}" if path else key] = old, *new  # type: ignore[assignment]
+    return found
 
 
 def _with_sizes(result: nn.Module, sizes: Sizes) -> nn.Module:

@@ -18,7 +18,7 @@ from fxprune.labels.records import TensorLabels, channels_of, labels_in
 from fxprune.ops.repair import Repair, UnrepairableError
 from fxprune.ops.table import Fix, record_at
 from fxprune.recording import named_modules
-from fxprune.recording.guards import NUMBER, is_guard
+from fxprune.recording.guards import NUMBER, holds, is_guard, keeps
 from fxprune.rewriting.slicing import adapt
 
 REPAIRED = "repaired"
@@ -53,6 +53,8 @@ class Literals(Repair):
                 module = modules.pop(str(node.target), None)
                 if module is not None:  # the first call
                     self._adapt(node, module)
+            elif node.target is holds:
+                self._follow(node)
             elif node.op in ("call_method", "call_function"):
                 repair = _repair_of(node)
                 if repair is not None and labels_in([self.dense(n) for n in (node, *node.all_input_nodes)]):
@@ -79,6 +81,17 @@ class Literals(Repair):
             if isinstance(dim, int):
                 start = dim % len(first.shape)
                 module.unflattened_size = tuple(out[start : start + len(module.unflattened_size)])
+
+    def _follow(self, guard: fx.Node) -> None:
+        """A size that is compared and was cut is what it is now for all inputs that the example stands for."""
+        number, relation, recorded, source = guard.args
+        was, now = self.dense(number), self.value(number)
+        if now is UNDEFINED or type(was) is not int or type(now) is not int or now == was:
+            return
+        if relation == "==" and recorded == was:
+            guard.args = (number, relation, now, source)
+        elif not keeps(now, str(relation), recorded):
+            raise UnrepairableError(guard, f"forward compares a size with {recorded}")
 
     def _freeze_numbers(self, node: fx.Node) -> None:
         """Numbers used by a tensor op keep their dense value, unless they are sizes, which were repaired before."""

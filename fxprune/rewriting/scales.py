@@ -57,9 +57,9 @@ class _Queries(ValueInterpreter):
         if n in self._makers:
             query = fx.map_arg(argument(n, 0, "query"), lambda node: self.env[node])
             own = {k: p for k, p in self._own.items() if k.rpartition(".")[0] in self._makers[n]}
-            signs = torch.randint(0, 2, query.shape, generator=torch.Generator().manual_seed(0)).to(query) * 2 - 1
+            weights = torch.randn(query.shape, generator=torch.Generator().manual_seed(0)).to(query)
             given: Any = {"allow_unused": True, "retain_graph": True}
-            found = torch.autograd.grad(query, [*own.values()], signs, **given) if own else ()
+            found = torch.autograd.grad(query, [*own.values()], weights, **given) if own else ()
             for (name, parameter), gradient in zip(own.items(), found, strict=True):
                 if gradient is not None:
                     moves = gradient.reshape(len(gradient), -1).abs().amax(1) > 0

@@ -377,3 +377,60 @@ def test_for_class_on_the_meta_device() -> None:
         model, x = Merged().eval(), torch.randn(2, 5, 6)
     small = pruned(model, x, flops=0.8, channels=None, for_class=True)
     assert small.meta["fxprune"].plan.kept.keys() == {"up.weight", "up.bias", "down.weight"}
+
+
+class Asserted(nn.Module):
+    """Modules that only compare their sizes, as those of diffusers do; one number is that of inputs and of outputs."""
+
+    class Down(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.channels = self.out_channels = 16
+            self.conv = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[1] == self.channels
+            y = self.conv(x)
+            assert y.shape[1] == self.out_channels
+            return y
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down, self.head = nn.Conv2d(3, 16, 1), self.Down(), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.down(self.stem(x)).relu().mean((2, 3)))
+
+
+def test_numbers_that_a_forward_only_compares() -> None:
+    model = make(Asserted)
+    small = pruned(model, round_to=1)
+    own = fxprune.into(model, small)
+    assert same(own, small, image())
+    ins, outs = small.get_parameter("stem.weight").shape[0], small.get_parameter("head.weight").shape[1]
+    assert ins != outs
+    assert own.fxprune_sizes == {"down.channels": (16, ins), "down.out_channels": (16, outs)}
+
+
+class Packed(nn.Module):
+    """As timm writes it: one layer for all three, the scale left to the width, and many tokens whose sums may cancel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_dim, self.qkv, self.o = 8, nn.Linear(16, 96), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:-1], 3, 4, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_the_queries_of_a_packed_layer_take_up_the_scale() -> None:
+    model, x = make(Packed), torch.randn(2, 64, 16)
+    small = pruned(model, x, flops=0.7, channels=None)
+    own = fxprune.into(model, small)
+    assert same(own, small, x)
+    width = small.get_parameter("qkv.weight").shape[0] // 3
+    for name in ("qkv.weight", "qkv.bias"):
+        moved = (own.get_parameter(name) / small.get_parameter(name)).reshape(3, width, -1)
+        assert torch.allclose(moved[0], torch.tensor((width / 32) ** 0.5), atol=1e-5)
+        assert torch.equal(moved[1:], torch.ones_like(moved[1:]))

@@ -12,6 +12,9 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.errors import BudgetError
+from fxprune.groups import analyse_graph
+from fxprune.recording.guards import guards_of, holds
+from fxprune.rewriting import UnrepairableError, draft
 
 # ``size`` is that of channels that are cut, 8 in the dense model; ``y`` [batch, 16, 5] is not cut.
 USES: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -86,3 +89,30 @@ def test_what_is_left_of_a_slice_is_picked_one_by_one() -> None:
 def test_what_is_left_of_a_slice_is_not_picked_where_the_model_writes_to_tensors() -> None:
     with pytest.raises(BudgetError, match="the channels that stay of a slice are not evenly spaced"):
         without_even_spaces(inplace=True)
+
+
+def compared(relation: str, recorded: int) -> fx.GraphModule:
+    """Half of the channels are cut of a graph that compares how many there are, 8."""
+    net, x = randomise(nn.Sequential(nn.Conv1d(3, 8, 1), nn.Conv1d(8, 2, 1))).eval(), torch.randn(2, 3, 5)
+    module = fxprune.record(net, x)
+    first = next(node for node in module.graph.nodes if node.target == "0")
+    with module.graph.inserting_after(first):
+        size = module.graph.call_method("size", (first, 1))
+    with module.graph.inserting_after(size):
+        module.graph.call_function(holds, (size, relation, recorded, "net.py:7"))
+    module.recompile()
+    graph = analyse_graph(module, (x,), {})
+    keep = graph.everything()
+    keep[next(group.channels for group in graph.prunable if group.name == "0")[0, :4]] = False
+    return draft(module, graph, keep, {}).module
+
+
+@pytest.mark.parametrize(("relation", "recorded", "now"), [("==", 8, 4), (">=", 3, 3), ("!=", 20, 20)])
+def test_a_size_that_is_compared_may_be_cut(relation: str, recorded: int, now: int) -> None:
+    (guard,) = guards_of(compared(relation, recorded).graph)
+    assert guard.args[1:] == (relation, now, "net.py:7")
+
+
+def test_a_size_that_is_compared_and_would_go_the_other_way_stays() -> None:
+    with pytest.raises(UnrepairableError, match="forward compares a size with 6"):
+        compared(">", 6)
