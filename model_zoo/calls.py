@@ -1,7 +1,7 @@
 """Calls that the example did not show, and whether a pruned network answers them as its model does.
 
-A network comes as a ``Subject``, which makes inputs of any batch and size. With nothing cut, or with a model of the same
-pruned weights, every call must give the model's result (free) or an error of fxprune's that names a source line
+A network comes as a ``Subject``, which makes inputs of any batch and size. With nothing cut, or with a model that has
+the pruned weights itself, every call must give its result (free) or an error of fxprune's that names a source line
 (guarded). A call is a small function that gets the ``Case`` and compares both in full, tensors and numbers inside
 objects included.
 """

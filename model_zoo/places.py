@@ -1,6 +1,6 @@
 """A pruned network in its model's place: what code around the model does with it, and what kernels want of it.
 
-A check returns the reason why it fails, or "" ; None where it does not apply. What a class promises by itself
+A check returns the reason why it fails, or ""; None where it does not apply. What a class promises by itself
 (``OWN``) is asked of the dense model first: what that one does not do, nothing else need do.
 """
 
@@ -53,9 +53,9 @@ def pruned_to(subject: Subject, flops: float, method: str) -> tuple[fx.GraphModu
 # -- what the class promises by itself --------------------------------------------------------------------------------
 
 
-def generate(model: nn.Module, inputs: Inputs) -> str | None:
+def generate(model: Any, inputs: Inputs) -> str | None:
     """Greedy decoding with the cache gives the tokens that it gives without."""
-    if not hasattr(model, "can_generate") or not model.can_generate():
+    if not getattr(model, "can_generate", bool)():
         return None
     found = [_generated(copy.deepcopy(model), inputs, use_cache) for use_cache in (True, False)]
     return "" if torch.equal(*found) else f"with the cache {found[0].tolist()}, without {found[1].tolist()}"
@@ -68,18 +68,20 @@ def _generated(model: Any, inputs: Inputs, use_cache: bool) -> Tensor:
         given["decoder_start_token_id"] = int(inputs[1]["decoder_input_ids"][0, 0])
     torch.manual_seed(0)
     counts = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
-    tokens: Tensor = model.generate(**given, **counts, do_sample=False, num_beams=1, use_cache=use_cache, pad_token_id=0)
+    tokens: Tensor = model.generate(
+        **given, **counts, do_sample=False, num_beams=1, use_cache=use_cache, pad_token_id=0
+    )
     return tokens
 
 
-def save(model: nn.Module, inputs: Inputs) -> str | None:
+def save(model: Any, inputs: Inputs) -> str | None:
     """``save_pretrained`` and ``from_pretrained`` give a network that computes the same."""
     if not hasattr(model, "save_pretrained"):
         return None
     model = copy.deepcopy(model)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        loaded = type(model).from_pretrained(folder).eval()  # type: ignore[attr-defined]
+        loaded = type(model).from_pretrained(folder).eval()
     return compare(run(loaded, copy.deepcopy(inputs)), run(model, copy.deepcopy(inputs))).fault
 
 
@@ -93,7 +95,8 @@ def train_step(instance: nn.Module, pruned: fx.GraphModule, inputs: Inputs) -> s
     """The gradients of the class and of the graph are equal in train mode, where both have one or not."""
     fault = _gradients_apart(instance, pruned, inputs, train=True)
     if fault and not _gradients_apart(instance, pruned, inputs, train=False):
-        fault += "; equal in eval mode"
+        notes = [note for note in pruned.meta["fxprune"].notes if "self.training" in note]
+        fault = "; ".join([f"{fault}; equal in eval mode", *notes])
     return fault
 
 
@@ -116,7 +119,7 @@ def _gradients(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     torch.manual_seed(0)
     outputs = [value for value, _ in values_in(module(*args, **kwargs)).values() if isinstance(value, Tensor)]
     squares = [output.square().sum() for output in outputs if output.is_floating_point() and output.requires_grad]
-    torch.stack(squares).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack(squares).sum().backward()
     every = module.named_parameters(remove_duplicate=False)
     return {name: parameter.grad for name, parameter in every if parameter.grad is not None}
 

@@ -22,6 +22,7 @@ def counts(records: Iterable[Record]) -> dict[str, tuple[int, int, int]]:
 def counted(records: Iterable[Record]) -> str:
     """One line per check."""
     lines = []
+    records = sorted(records, key=lambda record: -len(record.checks))  # the checks in the order of one that has most
     for name, (fine, asked, guards) in counts(records).items():
         lines.append(f"{name}: {fine} of {asked}" + (f", {guards} of them guarded" if guards else ""))
     return bullets(lines)
@@ -29,39 +30,39 @@ def counted(records: Iterable[Record]) -> str:
 
 def short(records: Iterable[Record]) -> str:
     """One line per network and check that fails, or "" if there is none."""
-    rows = [[r.name, check, why.replace("|", "\\|")] for r in records for check, why in r.failures.items()]
-    return table(dict.fromkeys(("network", "check", "why"), "---"), rows) if rows else ""
+    return _whys((record.name, check, why) for record in records for check, why in record.failures.items())
 
 
-def other_budgets(records: Iterable[Record], usual: float) -> str:
-    """The networks that could not be pruned so far, and how far they were."""
-    ratios = {record.name: record.figures.get("flops", usual) for record in records}
-    told = [f"{name} {ratio:.2f}" for name, ratio in ratios.items() if ratio != usual]
-    return f"The smallest ratio that can be reached is larger than {usual:g}: {', '.join(told)}." if told else ""
+def other_budgets(records: Iterable[Record]) -> str:
+    """The networks that could not be pruned as far as asked, and how far they were."""
+    told = [f"{r.name} {r.figures['smallest']:.2f}" for r in records if "smallest" in r.figures]
+    return f"Pruned to the smallest ratio that can be reached: {', '.join(told)}." if told else ""
+
+
+def not_asked(records: Iterable[Record]) -> str:
+    """One line per network and check that the dense model does not pass itself, or "" if there is none."""
+    asked = ((record.name, record.figures.get("not asked", {})) for record in records)
+    return _whys((name, check, why) for name, reasons in asked for check, why in reasons.items())
 
 
 def page(results: Results) -> Sequence[str]:
     records = sorted(results.lines, key=lambda record: record.name)
-    usual = min((record.figures["flops"] for record in records if "flops" in record.figures), default=1.0)
-    groups = {group: [r for r in records if r.name.startswith(f"{group}:")] for group in _groups(records)}
     parts = [f"{sum(record.passed for record in records)} of {len(records)} networks fall short nowhere."]
-    for group, these in groups.items():
-        parts += [f"## {group}", counted(these)]
-    falls_short = short(records)
-    if falls_short:
-        parts += ["## What falls short", falls_short]
-    return [*parts, other_budgets(records, usual), _not_asked(records)]
+    for group in sorted({_group(record) for record in records}):
+        parts += [f"## {group}", counted(record for record in records if _group(record) == group)]
+    for heading, text in (
+        ("What falls short", short(records)),
+        ("What the dense model does not do itself, and is not asked", not_asked(records)),
+        ("Other budgets", other_budgets(records)),
+    ):
+        parts += [f"## {heading}", text] if text else []
+    return parts
 
 
-def _groups(records: Iterable[Record]) -> list[str]:
-    return sorted({record.name.rpartition(":")[0] for record in records})
+def _group(record: Record) -> str:
+    return record.name.rpartition(":")[0]
 
 
-def _not_asked(records: Iterable[Record]) -> str:
-    """What the dense model does not do by itself."""
-    rows = [[r.name, check, why] for r in records for check, why in r.figures.get("not asked", {}).items()]
-    if not rows:
-        return ""
-    return "## What the dense model does not do itself\n\n" + table(
-        dict.fromkeys(("network", "check", "why"), "---"), [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    )
+def _whys(rows: Iterable[tuple[str, str, str]]) -> str:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return table(dict.fromkeys(("network", "check", "why"), "---"), cells) if cells else ""

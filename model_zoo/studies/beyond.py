@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 
 from model_zoo.answers import place, told
-from model_zoo.libraries import GROUPS, names
+from model_zoo.libraries import GROUPS, PRELOAD, names
 from model_zoo.pages.beyond import page
 from model_zoo.records import Record
 from model_zoo.study import Options, Study, each
@@ -62,8 +62,5 @@ STUDY = Study(
     jobs=True,
     timeout=600,
     memory=16,
-    preload=(
-        "torchvision", "timm", "fxprune.api", "model_zoo.libraries", "transformers.models.llama.modeling_llama",
-        "transformers.models.auto.modeling_auto", "ultralytics.nn.tasks", "diffusers.models.unets",
-    ),
-)  # fmt: skip
+    preload=PRELOAD,
+)

@@ -20,7 +20,7 @@ from dataclasses import replace
 import fxprune
 from fxprune.errors import FxpruneError
 from model_zoo.answers import place, told
-from model_zoo.libraries import GROUPS, names
+from model_zoo.libraries import GROUPS, PRELOAD, names
 from model_zoo.pages.field import page
 from model_zoo.records import Record
 from model_zoo.study import Options, Study, each
@@ -33,31 +33,33 @@ def measure(spec: str, options: Options) -> Record:
     from model_zoo import calls, libraries, places
 
     record = Record(spec, {"group": spec.partition(":")[0], "not asked": {}})
-    checks, start = record.checks, time.perf_counter()
-    with _reason_in(record, "load"):
+    checks: dict[str, str | None] = {}
+    start = time.perf_counter()
+    with _reason_in(checks, "load"):
         subject = libraries.load(spec)
-    if not record.failures:
-        with _reason_in(record, "prune"):
-            pruned, record.figures["flops"] = places.pruned_to(subject, FLOPS, METHOD)
-    if not record.failures:
-        with _reason_in(record, "fused attention"):
+    if checks["load"] == "":
+        with _reason_in(checks, "prune"):
+            pruned, ratio = places.pruned_to(subject, FLOPS, METHOD)
+            record.figures |= {"smallest": ratio} if ratio != FLOPS else {}
+    if checks.get("prune") == "":
+        with _reason_in(checks, "fused attention"):
             checks["fused attention"] = places.fused_attention(subject, pruned)
-        with _reason_in(record, "class back"):
+        with _reason_in(checks, "class back"):
             instance = fxprune.into(subject.model, pruned)
     if checks.get("class back") == "":
-        with _reason_in(record, "calls"):
+        with _reason_in(checks, "calls"):
             cells, checks["calls"] = calls.measure(replace(subject, model=instance), pruned)
             record.figures["cells"] = {name: cell.entry for name, cell in cells.items()}
             checks |= {name: cell.fault for name, cell in cells.items() if cell.state != "model refuses"}
         for name, own in places.OWN.items():
-            with _reason_in(record, name):
+            with _reason_in(checks, name):
                 checks[name] = own(subject.model, subject.example())
-            if checks[name]:
-                record.figures["not asked"][name] = checks.pop(name)
+            if dense := checks[name]:
+                record.figures["not asked"][name], checks[name] = dense, None
                 continue
-            with _reason_in(record, name):
+            with _reason_in(checks, name):
                 checks[name] = own(instance, subject.example())
-        with _reason_in(record, "train step"):
+        with _reason_in(checks, "train step"):
             checks["train step"] = places.train_step(instance, pruned, subject.example())
     record.checks = {name: reason for name, reason in checks.items() if reason is not None}
     record.seconds["all"] = round(time.perf_counter() - start, 2)
@@ -65,15 +67,15 @@ def measure(spec: str, options: Options) -> Record:
 
 
 @contextmanager
-def _reason_in(record: Record, name: str) -> Iterator[None]:
+def _reason_in(checks: dict[str, str | None], name: str) -> Iterator[None]:
     """What is raised becomes the reason why this check fails."""
-    record.checks[name] = ""
+    checks[name] = ""
     try:
         yield
     except FxpruneError as error:  # it names the line itself
-        record.checks[name] = told(error)
+        checks[name] = told(error)
     except Exception as error:
-        record.checks[name] = f"{told(error)} ({place(error)})"
+        checks[name] = f"{told(error)} ({place(error)})"
 
 
 STUDY = Study(
@@ -91,8 +93,5 @@ STUDY = Study(
     jobs=True,
     timeout=600,
     memory=16,
-    preload=(
-        "torchvision", "timm", "fxprune.api", "model_zoo.libraries", "transformers.models.llama.modeling_llama",
-        "transformers.models.auto.modeling_auto", "ultralytics.nn.tasks", "diffusers.models.unets",
-    ),
-)  # fmt: skip
+    preload=PRELOAD,
+)
