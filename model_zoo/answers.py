@@ -22,6 +22,7 @@ from fxprune.recording.sources import _node_source
 from fxprune.verification import relative_error
 
 TOLERANCE = 1e-4  # relative error
+FINE = ("free", "guarded", "model refuses")
 GENERATED = "<eval_with_key>"
 LINE = re.compile(r"[\w./-]+\.py:\d+")
 CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")
@@ -43,6 +44,21 @@ class Cell:
     parts: str = ""
     blind: bool = False
     seconds: float = 0.0
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What is not empty, for a record."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value not in ("", None, False)}
+
+    @property
+    def fault(self) -> str:
+        """Why the answer is none that a pruned network may give, or ""."""
+        if self.state in FINE:
+            return ""
+        if self.state == "wrong":
+            inside = " in objects only" if (self.plain or 0.0) < TOLERANCE else ""
+            return f"off by {self.error:.1e}{inside} at {self.where}; {self.parts}"
+        return f"{self.state}: {self.message} ({self.line})"
 
 
 class NoCacheError(Exception):

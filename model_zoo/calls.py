@@ -1,8 +1,9 @@
 """Calls that the example did not show, and whether a pruned network answers them as its model does.
 
-A network comes as a ``Subject``, which makes inputs of any batch and size. With nothing cut, every call must give the
-model's result (free) or an error of fxprune's that names a source line (guarded). A call is a small function that gets
-the ``Case`` and compares both in full, tensors and numbers inside objects included.
+A network comes as a ``Subject``, which makes inputs of any batch and size. With nothing cut, or with a model that has
+the pruned weights itself, every call must give its result (free) or an error of fxprune's that names a source line
+(guarded). A call is a small function that gets the ``Case`` and compares both in full, tensors and numbers inside
+objects included.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Subject:
 
 @dataclass
 class Case:
-    """A subject, what nothing-cut pruning made of it, and the model's results on the example."""
+    """A subject, the graph that is to answer as its model does, and the model's results on the example."""
 
     subject: Subject
     pruned: nn.Module
@@ -201,12 +202,15 @@ def untouched(model: nn.Module, inputs: Inputs) -> nn.Module:
     return pruned.eval()
 
 
-def measure(subject: Subject) -> tuple[dict[str, Cell], str]:
-    """All calls of a network, or why it cannot be recorded."""
+def measure(subject: Subject, pruned: nn.Module | None = None) -> tuple[dict[str, Cell], str]:
+    """All calls of a network, or why it cannot be recorded.
+
+    ``pruned``: what is to answer as its model does; else the model with nothing cut. Steps are recorded in any case.
+    """
     model = subject.model
     try:
         expected = run(copy.deepcopy(model), subject.example())
-        pruned = untouched(model, subject.example())
+        pruned = pruned or untouched(model, subject.example())
     except FxpruneError as error:
         return {}, told(error)
     cells = {}

@@ -192,6 +192,10 @@ GROUPS: dict[str, tuple[Callable[[str], Subject], Callable[[], list[str]]]] = {
         lambda: [f"torchvision:{name}" for name in TORCHVISION.split()],
     ),
 }
+PRELOAD = (  # by studies that fork a process for every network
+    "torchvision", "timm", "fxprune.api", "model_zoo.libraries", "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.modeling_auto", "ultralytics.nn.tasks", "diffusers.models.unets",
+)  # fmt: skip
 
 
 def names(groups: Sequence[str] = ()) -> Iterator[str]:

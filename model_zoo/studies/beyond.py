@@ -9,16 +9,12 @@ is asked. Every network runs in a process of its own, within limits of time and 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
-from typing import Any
 
-from model_zoo.answers import TOLERANCE, place, told
-from model_zoo.libraries import GROUPS, names
+from model_zoo.answers import place, told
+from model_zoo.libraries import GROUPS, PRELOAD, names
 from model_zoo.pages.beyond import page
 from model_zoo.records import Record
 from model_zoo.study import Options, Study, each
-
-FINE = ("free", "guarded", "model refuses")
 
 
 def measure(spec: str, options: Options) -> Record:
@@ -32,26 +28,12 @@ def measure(spec: str, options: Options) -> Record:
         stage = "prune"
         record.seconds["load"] = round(time.perf_counter() - start, 2)
         cells, record.checks["prune"] = calls.measure(subject)
-        record.figures["cells"] = {name: _plain(asdict(cell)) for name, cell in cells.items()}
-        record.checks |= {name: _reason(cell) for name, cell in record.figures["cells"].items()}
+        record.figures["cells"] = {name: cell.entry for name, cell in cells.items()}
+        record.checks |= {name: cell.fault for name, cell in cells.items()}
     except Exception as error:
         record.checks[stage] = f"{told(error)} ({place(error)})"
     record.seconds["all"] = round(time.perf_counter() - start, 2)
     return record
-
-
-def _plain(cell: dict[str, Any]) -> dict[str, Any]:
-    """What is not empty."""
-    return {key: value for key, value in cell.items() if value not in ("", None, False)}
-
-
-def _reason(cell: dict[str, Any]) -> str:
-    if cell["state"] in FINE:
-        return ""
-    if cell["state"] == "wrong":
-        inside = " in objects only" if cell.get("plain", 0.0) < TOLERANCE else ""
-        return f"off by {cell['error']:.1e}{inside} at {cell.get('where', '')}; {cell.get('parts', '')}"
-    return f"{cell['state']}: {cell.get('message', '')} ({cell.get('line', '')})"
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -80,8 +62,5 @@ STUDY = Study(
     jobs=True,
     timeout=600,
     memory=16,
-    preload=(
-        "torchvision", "timm", "fxprune.api", "model_zoo.libraries", "transformers.models.llama.modeling_llama",
-        "transformers.models.auto.modeling_auto", "ultralytics.nn.tasks", "diffusers.models.unets",
-    ),
-)  # fmt: skip
+    preload=PRELOAD,
+)
