@@ -30,14 +30,14 @@ SMALLEST = re.compile(r"the smallest reachable ratio is ([\d.]*\d)")
 Own = Callable[[nn.Module, Inputs], "str | None"]
 
 
-def pruned_to(subject: Subject, flops: float, method: str) -> tuple[fx.GraphModule, float]:
+def pruned_to(subject: Subject, flops: float, method: str, for_class: bool = False) -> tuple[fx.GraphModule, float]:
     """The pruned graph and the ratio of MACs that was asked of it: ``flops``, or the smallest that can be reached."""
     args, kwargs = subject.example()
 
     def pruned(ratio: float) -> fx.GraphModule:
         graph: fx.GraphModule = fxprune.prune(
             copy.deepcopy(subject.model), args, example_kwargs=kwargs, flops=ratio, method=method,
-            verify=False, round_to=1, progress=False,
+            verify=False, round_to=1, progress=False, for_class=for_class,
         )  # fmt: skip
         return graph.eval()
 

@@ -1,7 +1,8 @@
 """Networks of five libraries, pruned and put back in their model's place: what holds there, and what does not.
 
 Every network is pruned to 0.6 of its MACs (l2), or to the smallest ratio that can be reached, which is recorded, and
-``fxprune.into`` makes an instance of the model's class with the pruned weights ("class back"). Between that instance,
+``fxprune.into`` makes an instance of the model's class with the pruned weights ("class back"); where that fails, of a
+plan that ``for_class=True`` makes ("class back, for_class"). Between that instance,
 in the model's role, and the pruned graph there are then all calls of ``model_zoo/calls.py``, where an error of
 fxprune's at call time counts as an answer; for a step that takes caches a graph of its own is recorded. Then what code
 around a model does (``model_zoo/places.py``): "generate": greedy decoding gives the same tokens with the cache and
@@ -26,6 +27,7 @@ from model_zoo.records import Record
 from model_zoo.study import Options, Study, each
 
 FLOPS, METHOD = 0.6, "l2"
+FOR_CLASS = "class back, for_class"
 
 
 def measure(spec: str, options: Options) -> Record:
@@ -46,7 +48,11 @@ def measure(spec: str, options: Options) -> Record:
             checks["fused attention"] = places.fused_attention(subject, pruned)
         with _reason_in(checks, "class back"):
             instance = fxprune.into(subject.model, pruned)
-    if checks.get("class back") == "":
+        with _reason_in(checks, FOR_CLASS):
+            if checks["class back"]:
+                pruned, record.figures["for class"] = places.pruned_to(subject, FLOPS, METHOD, for_class=True)
+                instance = fxprune.into(subject.model, pruned)
+    if checks.get(FOR_CLASS) == "":
         with _reason_in(checks, "calls"):
             cells, checks["calls"] = calls.measure(replace(subject, model=instance), pruned)
             record.figures["cells"] = {name: cell.entry for name, cell in cells.items()}

@@ -413,7 +413,7 @@ def test_numbers_that_a_forward_only_compares() -> None:
 
 
 class Packed(nn.Module):
-    """As timm writes it: one layer for all three, the scale left to the width, and many tokens whose sums may cancel."""
+    """As timm writes it: one layer for all three, the scale left to the width; sums over tokens may cancel."""
 
     def __init__(self) -> None:
         super().__init__()

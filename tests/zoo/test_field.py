@@ -184,14 +184,16 @@ def test_the_command_writes_checks_and_a_page(tmp_path: Path) -> None:
     out = tmp_path / "field.jsonl"
     assert main(["run", "field", *names, "--out", str(out)]) == 1
     fine, named, missing = (read(out)[1][name] for name in names)
-    asked = ("load", "prune", "class back", "calls", "second", "batch", "size", "values", "train step")
+    back = ("class back", "class back, for_class")
+    asked = ("load", "prune", *back, "calls", "second", "batch", "size", "values", "train step")
     assert fine.checks == dict.fromkeys(asked, "")
-    assert {*named.checks} == {"load", "prune", "class back"}
+    assert {*named.checks} == {"load", "prune", *back}
+    assert "What holds them: one: no attribute of the class can say this size" in named.failures[back[1]]
     assert "nets.py:20 in forward" in named.failures["class back"]
     assert missing.failures["load"].startswith("LookupError: no such network (")
     text = out.with_suffix(".md").read_text()
     assert "1 of 3 networks fall short nowhere." in text
-    assert "- class back: 1 of 2\n- calls: 1 of 1" in text
+    assert "- class back: 1 of 2\n- class back, for_class: 1 of 2\n- calls: 1 of 1" in text
     assert f"| {names[1]} | class back | ConversionError: Named cannot hold" in text
 
 
