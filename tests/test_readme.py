@@ -34,9 +34,9 @@ from fxprune import cli, methods
 from fxprune.methods import registry
 from fxprune.ops import __main__ as ops
 from fxprune.ops.table import KINDS
+from model_zoo.pages import benchmark, latency
 from model_zoo.pages.coverage import networks_table, summary
 from model_zoo.records import RESULTS, days, read
-from model_zoo.studies import benchmark, latency
 from model_zoo.studies.coverage import LISTS
 
 pytestmark = pytest.mark.usefixtures("ops_read_once")

@@ -8,164 +8,14 @@ sizes, inputs and outputs on the device; a latency is the median of three median
 
 from __future__ import annotations
 
-import fcntl
-import statistics
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
-
-import fxprune
-from fxprune.deploy.runtime import CUDA, Session
-from fxprune.errors import FxpruneError
-from fxprune.recording.inputs import describe_inputs, make_inputs, map_leaves, tensors_of
-from model_zoo.checks import randomise
-from model_zoo.networks import NETWORKS, example_inputs, load
-from model_zoo.records import Layout, Record, Results, bullets, number, read, stage, state, table
+from fxprune.deploy.runtime import CUDA
+from model_zoo.measuring.gpu_check import BATCHES, measured, place_of
+from model_zoo.networks import NETWORKS
+from model_zoo.pages.gpu_check import page
+from model_zoo.records import Layout, read
 from model_zoo.study import Add, Options, Study, each, passed
 
 LAYOUT = Layout("networks")
-BATCHES = (1, 32, 128)
-DTYPES = ("float32", "float16")
-KINDS = ("dense", "pruned")
-ROUNDS, LEAST, SECONDS = 3, 10, 0.2  # rounds, and at least so many runs and seconds in each
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where to check. ``device``: of torch; ``provider``: of onnxruntime, on the same device."""
-
-    device: str = "cuda"
-    provider: str = CUDA
-
-    def why_not(self) -> str:
-        """Why nothing can be checked here, or ""."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            return "torch finds no CUDA device"
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                given = torch.randn(1, 4, device=self.device)
-                fxprune.export(nn.Linear(4, 4).to(self.device), Path(folder) / "a.onnx", given, provider=self.provider)
-        except FxpruneError as error:
-            return str(error)
-        return ""
-
-    def described(self) -> dict[str, str]:
-        """The device, by the name that its maker gave it."""
-        if self.device != "cuda":
-            return {"device": self.device, "provider": self.provider}
-        return {"device": torch.cuda.get_device_name(), "provider": self.provider, "cuda": str(torch.version.cuda)}
-
-
-def measured(spec: str, options: Options) -> Record:
-    """One network, pruned, exported and checked, beside others; then timed, alone. Never raises."""
-    place, record = _place(options), Record(spec)
-    with tempfile.TemporaryDirectory() as name:
-        folder, networks = Path(name), dict[str, nn.Module]()
-        with _turn(options.out, fcntl.LOCK_SH):
-            with stage(record, "prune"):
-                networks = _networks(spec, place, record)
-            for dtype in DTYPES:
-                for kind, network in networks.items():
-                    with stage(record, f"{kind} {dtype}"):
-                        found = fxprune.export(
-                            network, _file(folder, kind, dtype), provider=place.provider, half=dtype == "float16"
-                        )
-                        record.figures.setdefault("onnx", {}).setdefault(dtype, {})[kind] = found.max_rel_error
-            networks.clear()
-        inputs = record.figures.pop("inputs", None)
-        with _turn(options.out, fcntl.LOCK_EX):
-            for dtype in DTYPES:
-                if all(record.checks.get(f"{kind} {dtype}", "not run") == "" for kind in KINDS):
-                    for batch in options.batches:
-                        with stage(record, f"latency {dtype} {batch}"):
-                            _time(folder, place, inputs, batch, dtype, record)
-    return record
-
-
-@contextmanager
-def _turn(out: Path, kind: int) -> Iterator[None]:
-    """With those who share, or alone, among all processes with this result file."""
-    with Path(tempfile.gettempdir(), f"{out.resolve().as_posix().replace('/', '-')}.lock").open("w") as file:
-        fcntl.flock(file, kind)
-        yield
-
-
-def _networks(spec: str, place: Place, record: Record) -> dict[str, nn.Module]:
-    """Dense and pruned, both as recorded graphs, on the device."""
-    torch.manual_seed(0)
-    model = load(spec).eval()
-    args, kwargs = example_inputs(model)
-    inputs = record.figures["inputs"] = describe_inputs(args, kwargs)
-    randomise(model, inputs)
-    model.to(place.device)
-    args, kwargs = map_leaves(lambda v: v.to(place.device) if isinstance(v, torch.Tensor) else v, (args, kwargs))
-    dense = fxprune.record(model, args, kwargs)
-    small = fxprune.prune(model, args, example_kwargs=kwargs, flops=0.5, method="l2", progress=False)
-    report = small.meta["fxprune"]
-    record.figures |= {"ratio": report.macs_after / report.macs_before, "oracle": report.oracle_error}
-    return {"dense": dense, "pruned": small}
-
-
-def _file(folder: Path, kind: str, dtype: str) -> Path:
-    return folder / f"{kind}-{dtype}.onnx"
-
-
-def _time(folder: Path, place: Place, inputs: Any, batch: int, dtype: str, record: Record) -> None:
-    """Both networks in turn."""
-    sessions = {kind: Session(_file(folder, kind, dtype), place.provider) for kind in KINDS}
-    tensors = tensors_of(make_inputs(inputs, batch=batch))
-    tensors = [t.to(getattr(torch, dtype)) if t.is_floating_point() else t for t in tensors]
-    times: dict[str, list[float]] = {kind: [] for kind in sessions}
-    for _ in range(ROUNDS):
-        for kind, session in sessions.items():
-            times[kind].append(session.latency_ms(tensors, SECONDS, least=LEAST))
-    latencies = record.figures.setdefault("latency_ms", {}).setdefault(dtype, {})
-    latencies[str(batch)] = {kind: round(statistics.median(found), 4) for kind, found in times.items()}
-
-
-# -- the page ----------------------------------------------------------------------------------------------------------
-
-
-def page(results: Results) -> Sequence[str]:
-    passing = sum(record.passed for record in results.lines)
-    return [bullets([f"{passing} of {len(results.lines)} networks pass every check."]), latencies(results.records)]
-
-
-def latencies(records: Mapping[str, Record]) -> str:
-    """A line per network: errors of the pruned one, latencies of both."""
-    timed = {
-        (dtype, batch): None
-        for record in records.values()
-        for dtype, found in record.figures.get("latency_ms", {}).items()
-        for batch in found
-    }
-    rows = []
-    for record in records.values():
-        f = record.figures
-        cells = [record.name, number(f.get("ratio"), ".4f")]
-        cells += [number(f.get("onnx", {}).get(dtype, {}).get("pruned"), ".0e") for dtype in DTYPES]
-        for dtype, batch in timed:
-            pair = f.get("latency_ms", {}).get(dtype, {}).get(batch)
-            cells.append(
-                f"{pair['dense']:.2f} → {pair['pruned']:.2f} ({pair['pruned'] / pair['dense']:.2f})" if pair else "–"
-            )
-        rows.append([*cells, state(record)])
-    heads = ["MACs that stay", *(f"{dtype}: error" for dtype in DTYPES)]
-    heads += [f"{dtype}, batch {batch}: dense → pruned ms" for dtype, batch in timed]
-    return table({"network": "---", **dict.fromkeys(heads, "---:"), "checks": "---"}, rows)
-
-
-# -- the study ---------------------------------------------------------------------------------------------------------
-
-
-def _place(options: Options) -> Place:
-    return Place(options.device, options.provider)
 
 
 def _options(add: Add) -> None:
@@ -175,11 +25,11 @@ def _options(add: Add) -> None:
 
 
 def _check(options: Options) -> str:
-    if reason := _place(options).why_not():
+    if reason := place_of(options).why_not():
         return f"nothing can be checked here, and nothing was written: {reason}"
     if options.resume and options.out.exists():
         before = read(options.out, LAYOUT)[0]["device"]
-        if before != _place(options).described()["device"]:
+        if before != place_of(options).described()["device"]:
             return f"{options.out} is of another device, {before}; give another --out"
     return ""
 
@@ -187,6 +37,6 @@ def _check(options: Options) -> str:
 STUDY = Study(
     "gpu_check", "the 24 on a GPU: onnxruntime against torch there, in float32 and float16, and latencies",
     lambda _: NETWORKS, each(measured), page, options=_options, needs=("a GPU",), doc=__doc__, check=_check,
-    head=lambda options: _place(options).described(), finished=passed, open=True, strict=True, jobs=True,
+    head=lambda options: place_of(options).described(), finished=passed, open=True, strict=True, jobs=True,
     file="gpu.json", layout=LAYOUT,
 )  # fmt: skip

@@ -7,117 +7,9 @@ turn, ``fxprune.bench``: medians of at least 31 runs each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-
-import torch
-
-import fxprune
-from fxprune.io.specs import load_model
-from fxprune.recording.inputs import infer_inputs
-from model_zoo.records import Record, Results, bullets, table
-from model_zoo.study import Add, Options, Study, each
-
-BATCHES = (1, 8)
-TOLERANCE = 0.05  # of the latency that was asked for
-
-
-class Cut(NamedTuple):
-    """Arguments of ``prune``, and what the latency ratio should be: ``most`` at most, or near ``aim``."""
-
-    options: Mapping[str, Any]
-    most: Mapping[str, float] | None = None
-    aim: float | None = None
-
-
-# The ratios that half of the MACs should reach by default.
-MOST = {
-    "resnet50": 0.5,
-    "mobilenetv3_large_100": 0.6,
-    "efficientnet_b0": 0.6,
-    "convnext_tiny": 0.5,
-    "vit_small_patch16_224": 0.6,
-    "swin_tiny_patch4_window7_224": 0.7,
-}
-CUTS = {
-    "flops=0.5": Cut({"flops": 0.5}, most=MOST),
-    "flops=0.5, round_to=1": Cut({"flops": 0.5, "round_to": 1}),
-    "latency=0.5": Cut({"latency": 0.5}, aim=0.5),
-}
-
-
-class Case(NamedTuple):
-    """One network pruned in one way."""
-
-    network: str
-    batch: int
-    cut: str
-
-    def __str__(self) -> str:
-        return f"{self.network}, batch {self.batch}, {self.cut}"
-
-
-def measured(case: Case, options: Options) -> Record:
-    (network, batch, cut), threads, provider = case, options.threads, options.provider
-    torch.manual_seed(0)
-    model = load_model(f"timm:{network}").eval()
-    args, _ = infer_inputs(model)
-    x = torch.randn(batch, *args[0].shape[1:])
-    how = CUTS[cut]
-    given = dict(how.options)
-    if "latency" in given:
-        given["latency"] = fxprune.LatencyBudget(given["latency"], provider, threads)
-    pruned = fxprune.prune(model, x, **given, progress=False)
-    report = pruned.meta["fxprune"]
-    latency = fxprune.bench(model, pruned, x, threads=threads, provider=provider)
-    figures = {
-        "network": network, "batch": batch, "cut": cut, "macs_ratio": report.macs_after / report.macs_before,
-        "round_to": report.round_to, "oracle": report.oracle_error, **latency.data(),
-    }  # fmt: skip
-    record = Record(str(case), figures, dict(report.seconds))
-    if how.most is not None:
-        most = how.most[network]
-        record.checks["latency"] = "" if latency.ratio <= most else f"{latency.ratio:.3f}, at most {most} wanted"
-    if how.aim is not None:
-        far = abs(latency.ratio - how.aim) > TOLERANCE
-        record.checks["latency"] = f"{latency.ratio:.3f}, {how.aim} +- {TOLERANCE} wanted" if far else ""
-    return record
-
-
-def page(results: Results) -> Sequence[str]:
-    records = results.records
-    devices = sorted({f"{r.figures['provider']} on {r.figures['device']}" for r in records.values()})
-    threads = sorted({str(r.figures["threads"] or "all") for r in records.values()})
-    wanted = [r for r in records.values() if r.checks]
-    return [
-        (__doc__ or "").partition("\n\n")[0],
-        f"{'; '.join(devices)}; threads of onnxruntime: {', '.join(threads)}.",
-        (__doc__ or "").rpartition("\n\n")[2].strip(),
-        latencies(records),
-        f"{sum(r.passed for r in wanted)} of {len(wanted)} are where they should be (bold are not).",
-        bullets(f"{name}: {r.checks['latency']}" for name, r in records.items() if r.failures),
-    ]
-
-
-def latencies(records: Mapping[str, Record]) -> str:
-    """A line per network and batch size: MACs and latency that stay, as ratios."""
-    rows = []
-    for network in MOST:
-        for batch in BATCHES:
-            found = {cut: records.get(str(Case(network, batch, cut))) for cut in CUTS}
-            known = [record for record in found.values() if record is not None]
-            if known:
-                aligned = {r.figures["round_to"] for c, r in found.items() if r and "round_to" not in CUTS[c].options}
-                cells = [f"{known[0].figures['dense_ms']:.1f}", *map(cell, found.values())]
-                rows.append([network, str(batch), *cells, ", ".join(map(str, sorted(aligned)))])
-    return table(["network", "batch", "dense ms", *(f"{cut}: MACs → latency" for cut in CUTS), "aligned to"], rows)
-
-
-def cell(record: Record | None) -> str:
-    if record is None:
-        return "–"
-    ratio = f"{record.figures['ratio']:.3f}"
-    return f"{record.figures['macs_ratio']:.3f} → {f'**{ratio}**' if record.failures else ratio}"
+from model_zoo.measuring.latency import BATCHES, CUTS, MOST, Case, measured
+from model_zoo.pages.latency import page
+from model_zoo.study import Add, Study, each
 
 
 def _options(add: Add) -> None:
@@ -128,6 +20,6 @@ def _options(add: Add) -> None:
 STUDY = Study(
     "latency", "milliseconds that half of the MACs, or half of the latency, leave of six networks; an hour",
     lambda options: [Case(n, batch, cut) for batch in options.batches for n in MOST for cut in CUTS], each(measured),
-    page, options=_options, doc=__doc__,
+    page, options=_options, doc=__doc__, rules=__doc__.strip(),
     told=lambda r: f"{r.name}: MACs {r.figures['macs_ratio']:.3f}, latency {r.figures['ratio']:.3f} {r.failures or ''}",
 )  # fmt: skip

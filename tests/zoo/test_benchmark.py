@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from model_zoo.measuring import benchmark
+from model_zoo.measuring.benchmark import Bench, measured
 from model_zoo.records import Record, read
 from model_zoo.runner import main
-from model_zoo.studies import benchmark
-from model_zoo.studies.benchmark import Bench, measured
 
 NET = """
 import torch
@@ -103,7 +103,7 @@ def test_the_page_names_what_was_missed(tmp_path: Path, monkeypatch: pytest.Monk
         figures: dict[str, Any] = {"ours_s": 1.0, "ours_macs": 1, "ours_dense_macs": 2, **spoken[spec]}
         return Record(spec, figures)
 
-    monkeypatch.setattr(benchmark, "measured", said)
+    monkeypatch.setattr("model_zoo.studies.benchmark.measured", said)
     out = tmp_path / "benchmark.jsonl"
     main(["run", "benchmark", *spoken, "--out", str(out), "--rounds", "1"])
     assert [*read(out)[1]] == [*spoken]

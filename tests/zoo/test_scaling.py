@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from model_zoo import runner
+from model_zoo.measuring.scaling import Decoder, depth, imported, perceptron, residual, stages
+from model_zoo.pages.scaling import STAGES, exponent
 from model_zoo.records import Record, append, begin, read
 from model_zoo.runner import main
 from model_zoo.studies import scaling
-from model_zoo.studies.scaling import STAGES, Decoder, Point, exponent, perceptron, residual, stages
+from model_zoo.studies.scaling import Point
 from model_zoo.study import load
 
 
@@ -65,10 +67,10 @@ def test_points_are_measured_once_and_failures_are_told(tmp_path: Path, monkeypa
         return Record(f"{kind} {name}", {"kind": kind, "point": name, "memory_gib": 1.0, **figures})
 
     monkeypatch.setattr(runner, "_apart", measured)
-    monkeypatch.setitem(scaling.KINDS, "depth", (scaling._depth, ["18", "34"]))
+    monkeypatch.setitem(scaling.KINDS, "depth", (depth, ["18", "34"]))
     out = tmp_path / "scaling.jsonl"
     main(["run", "scaling", "depth *", "--out", str(out), "--timeout", "1"])
-    monkeypatch.setitem(scaling.KINDS, "depth", (scaling._depth, ["18", "34", "66", "130"]))
+    monkeypatch.setitem(scaling.KINDS, "depth", (depth, ["18", "34", "66", "130"]))
     main(["run", "scaling", "depth *", "--out", str(out), "--timeout", "1", "--resume"])
     assert asked == ["18", "34", "66", "130"]
     text = out.with_suffix(".md").read_text()
@@ -78,10 +80,10 @@ def test_points_are_measured_once_and_failures_are_told(tmp_path: Path, monkeypa
 
 
 def test_the_import_is_timed_in_interpreters_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "INTERPRETERS", 1)
+    monkeypatch.setattr("model_zoo.measuring.scaling.INTERPRETERS", 1)
     out = tmp_path / "scaling.jsonl"
     begin(out, "python -m model_zoo run scaling")
-    append(out, Record("import fxprune", {"kind": "import", "point": "fxprune", **scaling._import("fxprune")}))
+    append(out, Record("import fxprune", {"kind": "import", "point": "fxprune", **imported("fxprune")}))
     (record,) = read(out)[1].values()
     assert record.figures["import"] > 0
     assert f"`fxprune` {record.figures['import']:.2f} s." in page(out)

@@ -1,0 +1,81 @@
+"""Networks that are cut to half, and their latency beside the dense one's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+import fxprune
+from fxprune.io.specs import load_model
+from fxprune.recording.inputs import infer_inputs
+from model_zoo.records import Record
+from model_zoo.study import Options
+
+BATCHES = (1, 8)
+TOLERANCE = 0.05  # of the latency that was asked for
+
+
+class Cut(NamedTuple):
+    """Arguments of ``prune``, and what the latency ratio should be: ``most`` at most, or near ``aim``."""
+
+    options: Mapping[str, Any]
+    most: Mapping[str, float] | None = None
+    aim: float | None = None
+
+
+# The ratios that half of the MACs should reach by default.
+MOST = {
+    "resnet50": 0.5,
+    "mobilenetv3_large_100": 0.6,
+    "efficientnet_b0": 0.6,
+    "convnext_tiny": 0.5,
+    "vit_small_patch16_224": 0.6,
+    "swin_tiny_patch4_window7_224": 0.7,
+}
+
+
+CUTS = {
+    "flops=0.5": Cut({"flops": 0.5}, most=MOST),
+    "flops=0.5, round_to=1": Cut({"flops": 0.5, "round_to": 1}),
+    "latency=0.5": Cut({"latency": 0.5}, aim=0.5),
+}
+
+
+class Case(NamedTuple):
+    """One network pruned in one way."""
+
+    network: str
+    batch: int
+    cut: str
+
+    def __str__(self) -> str:
+        return f"{self.network}, batch {self.batch}, {self.cut}"
+
+
+def measured(case: Case, options: Options) -> Record:
+    (network, batch, cut), threads, provider = case, options.threads, options.provider
+    torch.manual_seed(0)
+    model = load_model(f"timm:{network}").eval()
+    args, _ = infer_inputs(model)
+    x = torch.randn(batch, *args[0].shape[1:])
+    how = CUTS[cut]
+    given = dict(how.options)
+    if "latency" in given:
+        given["latency"] = fxprune.LatencyBudget(given["latency"], provider, threads)
+    pruned = fxprune.prune(model, x, **given, progress=False)
+    report = pruned.meta["fxprune"]
+    latency = fxprune.bench(model, pruned, x, threads=threads, provider=provider)
+    figures = {
+        "network": network, "batch": batch, "cut": cut, "macs_ratio": report.macs_after / report.macs_before,
+        "round_to": report.round_to, "oracle": report.oracle_error, **latency.data(),
+    }  # fmt: skip
+    record = Record(str(case), figures, dict(report.seconds))
+    if how.most is not None:
+        most = how.most[network]
+        record.checks["latency"] = "" if latency.ratio <= most else f"{latency.ratio:.3f}, at most {most} wanted"
+    if how.aim is not None:
+        far = abs(latency.ratio - how.aim) > TOLERANCE
+        record.checks["latency"] = f"{latency.ratio:.3f}, {how.aim} +- {TOLERANCE} wanted" if far else ""
+    return record
