@@ -104,7 +104,10 @@ def figures() -> str:
                 f"| {f['network']} | {f['macs_ratio']:.1%} | {f['dense_ms']:.1f} → {f['pruned_ms']:.1f} | – | – |"
             )
     fitted, refits = read(RESULTS / "reconstruction.jsonl")
-    for case, name in {"efficientnet_lite0": "EfficientNet-Lite0, ImageNet (700 images)", "resnet56": "ResNet-56, CIFAR-10"}.items():
+    for case, name in {
+        "efficientnet_lite0": "EfficientNet-Lite0, ImageNet (700 images)",
+        "resnet56": "ResNet-56, CIFAR-10",
+    }.items():
         of = [r.figures for r in refits.values() if r.figures.get("case") == case and r.figures["method"] == "obs"]
         for ratio in sorted({f["ratio"] for f in of}, reverse=True):
             some = [f for f in of if f["ratio"] == ratio]

@@ -430,10 +430,19 @@ class Packed(nn.Module):
         return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def test_the_queries_of_a_packed_layer_take_up_the_scale() -> None:
-    model, x = make(Packed), torch.randn(2, 64, 16)
+class Again(Packed):
+    """Calls its layers twice, as networks that share theirs do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + super().forward(x).repeat(1, 1, 4))
+
+
+@pytest.mark.parametrize("kind", [Packed, Again])
+def test_the_queries_of_a_packed_layer_take_up_the_scale(kind: type[Packed]) -> None:
+    model, x = make(kind), torch.randn(2, 64, 16)
     small = pruned(model, x, flops=0.7, channels=None)
-    own = fxprune.into(model, small)
+    with torch.no_grad():
+        own = fxprune.into(model, small)
     assert same(own, small, x)
     width = small.get_parameter("qkv.weight").shape[0] // 3
     for name in ("qkv.weight", "qkv.bias"):
