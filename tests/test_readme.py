@@ -36,6 +36,7 @@ from fxprune.ops import __main__ as ops
 from fxprune.ops.table import KINDS
 from model_zoo.pages import benchmark, latency
 from model_zoo.pages.coverage import networks_table, summary
+from model_zoo.pages.field import counts
 from model_zoo.records import RESULTS, days, read
 from model_zoo.studies.coverage import LISTS
 
@@ -133,6 +134,33 @@ def figures() -> str:
     return "\n".join([*rows, "", f'(`method="l2"`, defaults; {note}; {refit}; {seeds}.)'])
 
 
+FIELD = {
+    "class back": "`into` gives the class back, of any plan",
+    "class back, for_class": "the same, with `for_class=True`",
+    "batch": "another batch: answered, or refused with the line",
+    "size": "another size or length",
+    "left-padded": "padded masks",
+    "caches in": "a step that takes a cache",
+    "generate": "`generate`: the same tokens with a cache and without",
+    "fused attention": "attention stays fused",
+    "train step": "gradients of class and graph, in train mode",
+    "save": "`save_pretrained` and `from_pretrained`",
+}
+
+
+def field() -> str:
+    """What works in the place of the model: of how many networks of each library."""
+    head, records = read(RESULTS / "field.jsonl")
+    groups = sorted({record.name.partition(":")[0] for record in records.values()})
+    own = {g: counts(r for r in records.values() if r.name.partition(":")[0] == g) for g in groups}
+    rows = [f"| pruned to 0.6 of the MACs | {' | '.join(groups)} |", f"|---|{'---:|' * len(groups)}"]
+    for name, text in FIELD.items():
+        cells = [f"{own[g][name][0]} of {own[g][name][1]}" if name in own[g] else "–" for g in groups]
+        rows.append(f"| {text} | {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {head[name]}" for name in ("torch", "transformers", "diffusers", "ultralytics"))
+    return "\n".join([*rows, "", f"({versions}; small configurations, random weights, {days(head)}.)"])
+
+
 def results() -> str:
     """The coverage table, and what it was measured with."""
     head, records = read(RESULTS / "coverage.jsonl")
@@ -180,6 +208,7 @@ def libraries() -> str:
 
 GENERATED: dict[str, tuple[Path, Callable[[], str]]] = {
     "figures": (README, figures),
+    "field": (README, field),
     "options": (DOCS / "command-line.md", options),
     "ops": (DOCS / "ops.md", ops.markdown),
     "methods": (DOCS / "methods.md", methods_table),
