@@ -34,9 +34,10 @@ from fxprune import cli, methods
 from fxprune.methods import registry
 from fxprune.ops import __main__ as ops
 from fxprune.ops.table import KINDS
+from model_zoo.pages.benchmark import short_table
 from model_zoo.pages.coverage import networks_table, summary
+from model_zoo.pages.latency import latencies as latency_table
 from model_zoo.records import RESULTS, days, read
-from model_zoo.studies import benchmark, latency
 from model_zoo.studies.coverage import LISTS
 
 pytestmark = pytest.mark.usefixtures("ops_read_once")
@@ -134,14 +135,14 @@ def latencies() -> str:
     head, records = read(RESULTS / "latency.jsonl")
     first = next(iter(records.values())).figures
     threads = f"{first['threads']} thread of onnxruntime {first['onnxruntime_version']}"
-    return f"{latency.latencies(records)}\n\n({days(head)}; {head['cpu']}, {first['provider']}, {threads}.)"
+    return f"{latency_table(records)}\n\n({days(head)}; {head['cpu']}, {first['provider']}, {threads}.)"
 
 
 def speed() -> str:
     """Seconds of fxprune and Torch-Pruning, and what they were measured with."""
     head, records = read(RESULTS / "benchmark.jsonl")
     versions = f"torch {head['torch']}, timm {head['timm']}, Torch-Pruning {head['torch-pruning']}"
-    return f"{benchmark.short_table([*records.values()])}\n\n({days(head)}; {versions}; {head['cpu']}, 1 thread.)"
+    return f"{short_table([*records.values()])}\n\n({days(head)}; {versions}; {head['cpu']}, 1 thread.)"
 
 
 LIBRARIES = {

@@ -8,160 +8,69 @@ sizes, inputs and outputs on the device; a latency is the median of three median
 
 from __future__ import annotations
 
-import fcntl
-import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 import fxprune
 from fxprune.deploy.runtime import CUDA, Session
-from fxprune.errors import FxpruneError
 from fxprune.recording.inputs import describe_inputs, make_inputs, map_leaves, tensors_of
-from model_zoo.checks import randomise
-from model_zoo.networks import NETWORKS, example_inputs, load
-from model_zoo.records import Layout, Record, Results, bullets, number, read, stage, state, table
+from model_zoo.checks.measured import halved
+from model_zoo.measuring.meter import in_turn
+from model_zoo.measuring.place import Place, turn
+from model_zoo.networks import NETWORKS
+from model_zoo.networks.random_weights import drawn
+from model_zoo.pages.gpu_check import DTYPES, page
+from model_zoo.records import Layout, Record, read, stage
 from model_zoo.study import Add, Options, Study, each, passed
 
 LAYOUT = Layout("networks")
-BATCHES = (1, 32, 128)
-DTYPES = ("float32", "float16")
-KINDS = ("dense", "pruned")
 ROUNDS, LEAST, SECONDS = 3, 10, 0.2  # rounds, and at least so many runs and seconds in each
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where to check. ``device``: of torch; ``provider``: of onnxruntime, on the same device."""
-
-    device: str = "cuda"
-    provider: str = CUDA
-
-    def why_not(self) -> str:
-        """Why nothing can be checked here, or ""."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            return "torch finds no CUDA device"
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                given = torch.randn(1, 4, device=self.device)
-                fxprune.export(nn.Linear(4, 4).to(self.device), Path(folder) / "a.onnx", given, provider=self.provider)
-        except FxpruneError as error:
-            return str(error)
-        return ""
-
-    def described(self) -> dict[str, str]:
-        """The device, by the name that its maker gave it."""
-        if self.device != "cuda":
-            return {"device": self.device, "provider": self.provider}
-        return {"device": torch.cuda.get_device_name(), "provider": self.provider, "cuda": str(torch.version.cuda)}
 
 
 def measured(spec: str, options: Options) -> Record:
     """One network, pruned, exported and checked, beside others; then timed, alone. Never raises."""
-    place, record = _place(options), Record(spec)
-    with tempfile.TemporaryDirectory() as name:
-        folder, networks = Path(name), dict[str, nn.Module]()
-        with _turn(options.out, fcntl.LOCK_SH):
+    place, record, networks = _place(options), Record(spec), dict[str, nn.Module]()
+    with tempfile.TemporaryDirectory() as folder:
+        files = {d: {kind: Path(folder) / f"{kind}-{d}.onnx" for kind in ("dense", "pruned")} for d in DTYPES}
+        with turn(options.out):
             with stage(record, "prune"):
                 networks = _networks(spec, place, record)
             for dtype in DTYPES:
                 for kind, network in networks.items():
                     with stage(record, f"{kind} {dtype}"):
-                        found = fxprune.export(
-                            network, _file(folder, kind, dtype), provider=place.provider, half=dtype == "float16"
-                        )
-                        record.figures.setdefault("onnx", {}).setdefault(dtype, {})[kind] = found.max_rel_error
+                        path, half = files[dtype][kind], dtype == "float16"
+                        error = fxprune.export(network, path, provider=place.provider, half=half).max_rel_error
+                        record.figures.setdefault("onnx", {}).setdefault(dtype, {})[kind] = error
             networks.clear()
         inputs = record.figures.pop("inputs", None)
-        with _turn(options.out, fcntl.LOCK_EX):
-            for dtype in DTYPES:
-                if all(record.checks.get(f"{kind} {dtype}", "not run") == "" for kind in KINDS):
-                    for batch in options.batches:
-                        with stage(record, f"latency {dtype} {batch}"):
-                            _time(folder, place, inputs, batch, dtype, record)
+        with turn(options.out, alone=True):
+            for dtype, batch in product(DTYPES, options.batches):
+                if all(record.checks.get(f"{kind} {dtype}", "not run") == "" for kind in files[dtype]):
+                    with stage(record, f"latency {dtype} {batch}"):
+                        found = _latencies(files[dtype], place, make_inputs(inputs, batch=batch), dtype)
+                        record.figures.setdefault("latency_ms", {}).setdefault(dtype, {})[str(batch)] = found
     return record
-
-
-@contextmanager
-def _turn(out: Path, kind: int) -> Iterator[None]:
-    """With those who share, or alone, among all processes with this result file."""
-    with Path(tempfile.gettempdir(), f"{out.resolve().as_posix().replace('/', '-')}.lock").open("w") as file:
-        fcntl.flock(file, kind)
-        yield
 
 
 def _networks(spec: str, place: Place, record: Record) -> dict[str, nn.Module]:
     """Dense and pruned, both as recorded graphs, on the device."""
-    torch.manual_seed(0)
-    model = load(spec).eval()
-    args, kwargs = example_inputs(model)
-    inputs = record.figures["inputs"] = describe_inputs(args, kwargs)
-    randomise(model, inputs)
+    model, args, kwargs = drawn(spec)
+    record.figures["inputs"] = describe_inputs(args, kwargs)
     model.to(place.device)
     args, kwargs = map_leaves(lambda v: v.to(place.device) if isinstance(v, torch.Tensor) else v, (args, kwargs))
-    dense = fxprune.record(model, args, kwargs)
-    small = fxprune.prune(model, args, example_kwargs=kwargs, flops=0.5, method="l2", progress=False)
-    report = small.meta["fxprune"]
-    record.figures |= {"ratio": report.macs_after / report.macs_before, "oracle": report.oracle_error}
-    return {"dense": dense, "pruned": small}
+    return {"dense": fxprune.record(model, args, kwargs), "pruned": halved(model, args, kwargs, record.figures)}
 
 
-def _file(folder: Path, kind: str, dtype: str) -> Path:
-    return folder / f"{kind}-{dtype}.onnx"
-
-
-def _time(folder: Path, place: Place, inputs: Any, batch: int, dtype: str, record: Record) -> None:
-    """Both networks in turn."""
-    sessions = {kind: Session(_file(folder, kind, dtype), place.provider) for kind in KINDS}
-    tensors = tensors_of(make_inputs(inputs, batch=batch))
-    tensors = [t.to(getattr(torch, dtype)) if t.is_floating_point() else t for t in tensors]
-    times: dict[str, list[float]] = {kind: [] for kind in sessions}
-    for _ in range(ROUNDS):
-        for kind, session in sessions.items():
-            times[kind].append(session.latency_ms(tensors, SECONDS, least=LEAST))
-    latencies = record.figures.setdefault("latency_ms", {}).setdefault(dtype, {})
-    latencies[str(batch)] = {kind: round(statistics.median(found), 4) for kind, found in times.items()}
-
-
-# -- the page ----------------------------------------------------------------------------------------------------------
-
-
-def page(results: Results) -> Sequence[str]:
-    passing = sum(record.passed for record in results.lines)
-    return [bullets([f"{passing} of {len(results.lines)} networks pass every check."]), latencies(results.records)]
-
-
-def latencies(records: Mapping[str, Record]) -> str:
-    """A line per network: errors of the pruned one, latencies of both."""
-    timed = {
-        (dtype, batch): None
-        for record in records.values()
-        for dtype, found in record.figures.get("latency_ms", {}).items()
-        for batch in found
-    }
-    rows = []
-    for record in records.values():
-        f = record.figures
-        cells = [record.name, number(f.get("ratio"), ".4f")]
-        cells += [number(f.get("onnx", {}).get(dtype, {}).get("pruned"), ".0e") for dtype in DTYPES]
-        for dtype, batch in timed:
-            pair = f.get("latency_ms", {}).get(dtype, {}).get(batch)
-            cells.append(
-                f"{pair['dense']:.2f} → {pair['pruned']:.2f} ({pair['pruned'] / pair['dense']:.2f})" if pair else "–"
-            )
-        rows.append([*cells, state(record)])
-    heads = ["MACs that stay", *(f"{dtype}: error" for dtype in DTYPES)]
-    heads += [f"{dtype}, batch {batch}: dense → pruned ms" for dtype, batch in timed]
-    return table({"network": "---", **dict.fromkeys(heads, "---:"), "checks": "---"}, rows)
-
-
-# -- the study ---------------------------------------------------------------------------------------------------------
+def _latencies(files: dict[str, Path], place: Place, inputs: object, dtype: str) -> dict[str, float]:
+    """Milliseconds of both networks, in turn."""
+    tensors = [t.to(getattr(torch, dtype)) if t.is_floating_point() else t for t in tensors_of(inputs)]
+    sessions = {kind: Session(path, place.provider) for kind, path in files.items()}
+    return in_turn({k: partial(s.latency_ms, tensors, SECONDS, LEAST) for k, s in sessions.items()}, ROUNDS)
 
 
 def _place(options: Options) -> Place:
@@ -169,19 +78,18 @@ def _place(options: Options) -> Place:
 
 
 def _options(add: Add) -> None:
-    add("--batches", type=int, nargs="+", default=[*BATCHES], help="batch sizes to time (1 32 128)")
+    add("--batches", type=int, nargs="+", default=[1, 32, 128], help="batch sizes to time (1 32 128)")
     add("--device", default="cuda", help="of torch (default: cuda)")
     add("--provider", default=CUDA, help=f"of onnxruntime, on the same device (default: {CUDA})")
 
 
 def _check(options: Options) -> str:
-    if reason := _place(options).why_not():
+    place = _place(options)
+    if reason := place.why_not():
         return f"nothing can be checked here, and nothing was written: {reason}"
-    if options.resume and options.out.exists():
-        before = read(options.out, LAYOUT)[0]["device"]
-        if before != _place(options).described()["device"]:
-            return f"{options.out} is of another device, {before}; give another --out"
-    return ""
+    before = read(options.out, LAYOUT)[0] if options.resume and options.out.exists() else place.described()
+    other = before["device"] != place.described()["device"]
+    return f"{options.out} is of another device, {before['device']}; give another --out" if other else ""
 
 
 STUDY = Study(

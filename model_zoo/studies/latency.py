@@ -7,7 +7,8 @@ turn, ``fxprune.bench``: medians of at least 31 runs each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,9 @@ import torch
 import fxprune
 from fxprune.io.specs import load_model
 from fxprune.recording.inputs import infer_inputs
-from model_zoo.records import Record, Results, bullets, table
-from model_zoo.study import Add, Options, Study, each
+from model_zoo.pages.latency import page
+from model_zoo.records import Record
+from model_zoo.study import Add, Options, Study, each, rules
 
 BATCHES = (1, 8)
 TOLERANCE = 0.05  # of the latency that was asked for
@@ -84,42 +86,6 @@ def measured(case: Case, options: Options) -> Record:
     return record
 
 
-def page(results: Results) -> Sequence[str]:
-    records = results.records
-    devices = sorted({f"{r.figures['provider']} on {r.figures['device']}" for r in records.values()})
-    threads = sorted({str(r.figures["threads"] or "all") for r in records.values()})
-    wanted = [r for r in records.values() if r.checks]
-    return [
-        (__doc__ or "").partition("\n\n")[0],
-        f"{'; '.join(devices)}; threads of onnxruntime: {', '.join(threads)}.",
-        (__doc__ or "").rpartition("\n\n")[2].strip(),
-        latencies(records),
-        f"{sum(r.passed for r in wanted)} of {len(wanted)} are where they should be (bold are not).",
-        bullets(f"{name}: {r.checks['latency']}" for name, r in records.items() if r.failures),
-    ]
-
-
-def latencies(records: Mapping[str, Record]) -> str:
-    """A line per network and batch size: MACs and latency that stay, as ratios."""
-    rows = []
-    for network in MOST:
-        for batch in BATCHES:
-            found = {cut: records.get(str(Case(network, batch, cut))) for cut in CUTS}
-            known = [record for record in found.values() if record is not None]
-            if known:
-                aligned = {r.figures["round_to"] for c, r in found.items() if r and "round_to" not in CUTS[c].options}
-                cells = [f"{known[0].figures['dense_ms']:.1f}", *map(cell, found.values())]
-                rows.append([network, str(batch), *cells, ", ".join(map(str, sorted(aligned)))])
-    return table(["network", "batch", "dense ms", *(f"{cut}: MACs → latency" for cut in CUTS), "aligned to"], rows)
-
-
-def cell(record: Record | None) -> str:
-    if record is None:
-        return "–"
-    ratio = f"{record.figures['ratio']:.3f}"
-    return f"{record.figures['macs_ratio']:.3f} → {f'**{ratio}**' if record.failures else ratio}"
-
-
 def _options(add: Add) -> None:
     add("--batches", nargs="+", type=int, default=[*BATCHES], help="sizes")
     add("--provider", help="onnxruntime's execution provider (default: CUDA, or the CPU)")
@@ -128,6 +94,6 @@ def _options(add: Add) -> None:
 STUDY = Study(
     "latency", "milliseconds that half of the MACs, or half of the latency, leave of six networks; an hour",
     lambda options: [Case(n, batch, cut) for batch in options.batches for n in MOST for cut in CUTS], each(measured),
-    page, options=_options, doc=__doc__,
+    partial(page, how=rules(__doc__)), options=_options, doc=__doc__, rules=(__doc__ or "").partition("\n")[0],
     told=lambda r: f"{r.name}: MACs {r.figures['macs_ratio']:.3f}, latency {r.figures['ratio']:.3f} {r.failures or ''}",
 )  # fmt: skip

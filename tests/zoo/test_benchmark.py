@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from model_zoo.measuring.beside_peer import Bench
 from model_zoo.records import Record, read
 from model_zoo.runner import main
 from model_zoo.studies import benchmark
-from model_zoo.studies.benchmark import Bench, measured
+from model_zoo.studies.benchmark import measured
 
 NET = """
 import torch
@@ -35,7 +36,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     (tmp_path / "tiny.py").write_text(NET)
     monkeypatch.setattr(networks, "example_inputs", lambda model: ((torch.randn(1, 3, 16, 16),), {}))
     before = torch.get_num_threads()
-    found = Bench(f"{tmp_path / 'tiny.py'}:tiny")
+    found = Bench(f"{tmp_path / 'tiny.py'}:tiny", benchmark.CHANNELS)
     torch.set_num_threads(before)
     return found
 

@@ -20,13 +20,13 @@ import fxprune
 from fxprune.errors import FxpruneError
 from fxprune.recording.sources import _node_source
 from fxprune.verification import relative_error
+from model_zoo.networks.subject import Inputs
+from model_zoo.records import raised
 
 TOLERANCE = 1e-4  # relative error
 FINE = ("free", "guarded", "model refuses")
 GENERATED = "<eval_with_key>"
 LINE = re.compile(r"[\w./-]+\.py:\d+")
-CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass
@@ -59,10 +59,6 @@ class Cell:
             inside = " in objects only" if (self.plain or 0.0) < TOLERANCE else ""
             return f"off by {self.error:.1e}{inside} at {self.where}; {self.parts}"
         return f"{self.state}: {self.message} ({self.line})"
-
-
-class NoCacheError(Exception):
-    """The outputs hold no cache that a next step could take."""
 
 
 # -- outputs ----------------------------------------------------------------------------------------------------------
@@ -129,10 +125,6 @@ def run(module: nn.Module, inputs: Inputs) -> Any:
         return module(*inputs[0], **inputs[1])
 
 
-def told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-
-
 def answer(model: nn.Module, pruned: nn.Module, make: Callable[[], Inputs], times: int = 1) -> Cell:
     """One call of both, ``times`` in a row. Each gets a copy of its own and inputs of its own, since both may write."""
     model, pruned = copy.deepcopy(model), copy.deepcopy(pruned)
@@ -140,14 +132,14 @@ def answer(model: nn.Module, pruned: nn.Module, make: Callable[[], Inputs], time
         given = [make() for _ in range(times)]
         expected = [run(model, inputs) for inputs in given]
     except Exception as error:
-        return Cell("model refuses", message=told(error))
+        return Cell("model refuses", message=raised(error))
     try:
         taken = [make() for _ in range(times)]
         found = [run(pruned, inputs) for inputs in taken]
     except FxpruneError as error:
-        return Cell("guarded", message=told(error), line=next(iter(LINE.findall(str(error))), ""))
+        return Cell("guarded", message=raised(error), line=next(iter(LINE.findall(str(error))), ""))
     except Exception as error:
-        return Cell("raw", message=told(error), line=_origin(pruned, make()))
+        return Cell("raw", message=raised(error), line=_origin(pruned, make()))
     return compare({"out": found, "in": taken}, {"out": expected, "in": given})  # caches are written to
 
 
@@ -194,7 +186,7 @@ def parting(model: nn.Module, one: Inputs, other: Inputs) -> str:
     try:
         first, second = (fxprune.record(copy.deepcopy(model), args, kwargs) for args, kwargs in (one, other))
     except Exception as error:
-        return f"not recorded: {told(error)}"
+        return f"not recorded: {raised(error)}"
     steps = [[node for node in graph.graph.nodes if _name(node) not in _ARITHMETIC] for graph in (first, second)]
     for mine, its in zip(*steps, strict=False):
         texts = _text(mine), _text(its)
@@ -207,10 +199,7 @@ def parting(model: nn.Module, one: Inputs, other: Inputs) -> str:
     return f"{more} nodes more" if more else "no node: a value outside the graph"
 
 
-_ARITHMETIC = {"placeholder", "size", "getattr", *vars(operator)} - {
-    "matmul",
-    "getitem",
-}  # sizes, and what is made of them
+_ARITHMETIC = {"placeholder", "size", "getattr", *vars(operator)} - {"matmul", "getitem"}  # sizes, and made of them
 
 
 def _name(node: fx.Node) -> str:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.recording.inputs import describe_inputs, image_size, make_inputs, resized
-from model_zoo import networks, transformers_list, transformers_networks
-from model_zoo.answers import Inputs
-from model_zoo.calls import Subject
-from model_zoo.checks import randomise
+from model_zoo import networks
+from model_zoo.networks import transformers_inputs, transformers_list
+from model_zoo.networks.random_weights import randomise
+from model_zoo.networks.subject import Inputs, Make, Subject, normal, whole
 
 BATCH = 2
 SIDE, OTHER_SIDES = 64, ((96, 64), (128, 128))
@@ -31,7 +31,6 @@ TORCHVISION = """
     keypointrcnn_resnet50_fpn maskrcnn_resnet50_fpn retinanet_resnet50_fpn ssd300_vgg16 ssdlite320_mobilenet_v3_large
     r3d_18 s3d swin3d_t mvit_v1_b raft_small
 """
-Make = Callable[[int, Any, int], Inputs]
 
 
 # -- timm and torchvision ---------------------------------------------------------------------------------------------
@@ -78,13 +77,9 @@ def ultralytics(name: str) -> Subject:
 
 def _images(channels: int) -> Make:
     def make(batch: int, size: tuple[int, int], seed: int) -> Inputs:
-        return (_normal((batch, channels, *size), seed),), {}
+        return (normal((batch, channels, *size), seed),), {}
 
     return make
-
-
-def _normal(shape: Sequence[int], seed: int) -> Tensor:
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
 
 
 def _denoiser(channels: int, **others: Sequence[int] | int | bool) -> Make:
@@ -96,10 +91,10 @@ def _denoiser(channels: int, **others: Sequence[int] | int | bool) -> Make:
             if isinstance(value, bool):
                 given[key] = value
             elif isinstance(value, int):
-                given[key] = torch.randint(0, value, (batch,), generator=torch.Generator().manual_seed(seed + i))
+                given[key] = whole(0, value, (batch,), seed + i)
             else:
-                given[key] = _normal((batch, *value), seed + 10 + i)
-        return (_normal((batch, channels, *size), seed),), given
+                given[key] = normal((batch, *value), seed + 10 + i)
+        return (normal((batch, channels, *size), seed),), given
 
     return make
 
@@ -183,7 +178,7 @@ def diffusers(name: str) -> Subject:
 # -- all of them ------------------------------------------------------------------------------------------------------
 
 GROUPS: dict[str, tuple[Callable[[str], Subject], Callable[[], list[str]]]] = {
-    "transformers": (transformers_networks.subject, transformers_list.names),
+    "transformers": (transformers_inputs.subject, transformers_list.names),
     "ultralytics": (ultralytics, lambda: [f"ultralytics:{name}" for name in ULTRALYTICS.split()]),
     "diffusers": (diffusers, lambda: [f"diffusers:{name}" for name in DIFFUSERS]),
     "timm": (lambda name: pictures(f"timm:{name}"), networks.families),
@@ -193,7 +188,7 @@ GROUPS: dict[str, tuple[Callable[[str], Subject], Callable[[], list[str]]]] = {
     ),
 }
 PRELOAD = (  # by studies that fork a process for every network
-    "torchvision", "timm", "fxprune.api", "model_zoo.libraries", "transformers.models.llama.modeling_llama",
+    "torchvision", "timm", "fxprune.api", "model_zoo.networks.libraries", "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto", "ultralytics.nn.tasks", "diffusers.models.unets",
 )  # fmt: skip
 

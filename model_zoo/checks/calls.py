@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,44 +18,12 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import FxpruneError
-from model_zoo.answers import (
-    LINE,
-    TOLERANCE,
-    Cell,
-    Inputs,
-    NoCacheError,
-    Objects,
-    answer,
-    compare,
-    parting,
-    run,
-    told,
-    values_in,
-)
+from model_zoo.checks.answers import LINE, TOLERANCE, Cell, Objects, answer, compare, parting, run, values_in
+from model_zoo.checks.case import registered
+from model_zoo.networks.subject import Inputs, NoCacheError, Subject
+from model_zoo.records import raised
 
 MOVED = 1e-4  # another call changes the model's result by more, or shows nothing
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network, and its inputs: ``make(batch, size, seed)``, where a size is whatever ``make`` takes for one.
-
-    ``step`` makes the inputs of a step that takes the caches of the call before, from that call's inputs, its outputs
-    and a seed.
-    """
-
-    model: nn.Module
-    make: Callable[[int, Any, int], Inputs]
-    batch: int
-    size: Any
-    others: Sequence[Any] = ()
-    step: Callable[[Inputs, Any, int], Inputs] | None = None
-
-    def example(self) -> Inputs:
-        return self.make(self.batch, self.size, 0)
-
-
-# -- the calls --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -73,14 +41,7 @@ CALLS: dict[str, Call] = {}
 
 def call(name: str) -> Callable[[Call], Call]:
     """Register a call; they run in this order. None: the network has no such call."""
-
-    def register(function: Call) -> Call:
-        if name in CALLS:
-            raise ValueError(f"two calls are named {name!r}")
-        CALLS[name] = function
-        return function
-
-    return register
+    return registered(CALLS, "calls", name)
 
 
 def _made(case: Case, make: Callable[[], Inputs]) -> Cell:
@@ -183,11 +144,11 @@ def _step(case: Case, other: Callable[[Any], Any]) -> Cell | None:
     except NoCacheError:
         return None
     except Exception as error:
-        return Cell("model refuses", message=told(error))
+        return Cell("model refuses", message=raised(error))
     try:
         pruned = untouched(subject.model, (args, kwargs))
     except FxpruneError as error:
-        return Cell("refused", message=told(error), line=next(iter(LINE.findall(str(error))), ""))
+        return Cell("refused", message=raised(error), line=next(iter(LINE.findall(str(error))), ""))
     cell = answer(subject.model, pruned, lambda: make(other(subject.size), 1))
     if cell.state in ("wrong", "raw"):
         cell.parts = parting(subject.model, make(subject.size, 0), make(other(subject.size), 1))
@@ -212,7 +173,7 @@ def measure(subject: Subject, pruned: nn.Module | None = None) -> tuple[dict[str
         expected = run(copy.deepcopy(model), subject.example())
         pruned = pruned or untouched(model, subject.example())
     except FxpruneError as error:
-        return {}, told(error)
+        return {}, raised(error)
     cells = {}
     for name, function in CALLS.items():
         start = time.perf_counter()

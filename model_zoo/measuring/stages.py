@@ -1,0 +1,49 @@
+"""Seconds of the stages of pruning a network."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import nn
+
+import fxprune
+from fxprune import ChannelGraph
+from fxprune.groups import analyse_graph
+from fxprune.methods import Criterion, ModelState, resolve, score_groups
+from fxprune.pipeline import Cut, Dense, Stages, choose, compress, recorded
+from fxprune.selection.budget import Budget, select
+from model_zoo.measuring.meter import spent
+from model_zoo.networks import load
+
+
+def stages(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Seconds of processor time of every stage, at half of the MACs; of a model on meta with random scores."""
+    kwargs = kwargs or {}
+    method: Any = resolve("random" if any(p.is_meta for p in model.parameters()) else "l2")
+    options = Cut(Budget("flops", 0.5), verify=False)
+    figures: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    (module, runs), figures["record"] = spent(lambda: recorded(model, args, kwargs))
+    graph, figures["label"] = spent(lambda: analyse_graph(module, args, kwargs))
+    scores, figures["score"] = spent(lambda: score_groups(method, _state(graph, module)))
+    _, figures["select"] = spent(lambda: choose(graph, scores, options))
+    dense = Dense(module, runs, graph, args, kwargs, type(model).__name__, Stages(progress=False))
+    pruned, both = spent(lambda: compress(dense, scores, options, "l2"))
+    report = pruned.meta["fxprune"]
+    return figures | {
+        "rewrite": both - figures["select"],
+        "nodes": len(module.graph.nodes),
+        "ratio": report.macs_after / report.macs_before,
+    }
+
+
+def searching(ratio: str) -> dict[str, Any]:
+    """Seconds of a search on ResNet-152; the first builds the cost model, the least of five others is given."""
+    model = load("timm:resnet152")
+    graph, method = fxprune.analyze(model), cast(Criterion, resolve("l2"))
+    scores = score_groups(method, _state(graph, model))
+    first, *others = (spent(lambda: select(graph, scores, Budget("flops", float(ratio))))[1] for _ in range(6))
+    return {"first": first, "select": min(others)}
+
+
+def _state(graph: ChannelGraph, module: nn.Module) -> ModelState:
+    return ModelState(graph, dict([*module.named_parameters(), *module.named_buffers()]), 0)
