@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import FxpruneError
-from model_zoo.checks.answers import LINE, TOLERANCE, Cell, Objects, answer, compare, parting, run, values_in
+from model_zoo.checks.answers import LINE, TOLERANCE, Cell, Objects, answer, compare, run, values_in
 from model_zoo.checks.case import registered
+from model_zoo.checks.parting import parting
 from model_zoo.networks.subject import Inputs, NoCacheError, Subject
 from model_zoo.records import raised
 
@@ -33,6 +34,9 @@ class Case:
     subject: Subject
     pruned: nn.Module
     expected: Any
+
+    def inputs(self, batch: int, size: Any, seed: int = 1) -> Callable[[], Inputs]:
+        return lambda: self.subject.make(batch, size, seed)
 
 
 Call = Callable[[Case], Cell | None]
@@ -56,31 +60,21 @@ def _made(case: Case, make: Callable[[], Inputs]) -> Cell:
     return cell
 
 
-@call("second")
-def _second(case: Case) -> Cell:
-    return answer(case.subject.model, case.pruned, case.subject.example, times=2)
-
-
-@call("batch")
-def _batch(case: Case) -> Cell:
-    subject = case.subject
-    return _made(case, lambda: subject.make(subject.batch + 1, subject.size, 1))
+call("second")(lambda case: answer(case.subject.model, case.pruned, case.subject.example, times=2))
+call("batch")(lambda case: _made(case, case.inputs(case.subject.batch + 1, case.subject.size)))
 
 
 @call("size")
 def _size(case: Case) -> Cell | None:
-    subject, cell = case.subject, None
-    for size in subject.others:
-        cell = _made(case, lambda size=size: subject.make(subject.batch, size, 1))  # type: ignore[misc]
+    cell = None
+    for size in case.subject.others:
+        cell = _made(case, case.inputs(case.subject.batch, size))
         if cell.state != "model refuses":
             break
     return cell
 
 
-@call("values")
-def _values(case: Case) -> Cell:
-    subject = case.subject
-    return _made(case, lambda: subject.make(subject.batch, subject.size, 1))
+call("values")(lambda case: _made(case, case.inputs(case.subject.batch, case.subject.size)))
 
 
 def _padded(case: Case, at: Callable[[int], slice]) -> Cell | None:
@@ -98,14 +92,8 @@ def _padded(case: Case, at: Callable[[int], slice]) -> Cell | None:
     return _made(case, make) if masks else None
 
 
-@call("left-padded")
-def _left(case: Case) -> Cell | None:
-    return _padded(case, lambda count: slice(None, count))
-
-
-@call("right-padded")
-def _right(case: Case) -> Cell | None:
-    return _padded(case, lambda count: slice(-count, None))
+call("left-padded")(lambda case: _padded(case, lambda count: slice(None, count)))
+call("right-padded")(lambda case: _padded(case, lambda count: slice(-count, None)))
 
 
 @call("caches out")
@@ -114,21 +102,11 @@ def _out(case: Case) -> Cell | None:
     if not any(inside and isinstance(value, Tensor) for value, inside in values_in(case.expected).values()):
         return None
     objects = Objects(case.subject.model), Objects(case.pruned)
-    return answer(*objects, lambda: case.subject.make(case.subject.batch, case.subject.size, 2))
+    return answer(*objects, case.inputs(case.subject.batch, case.subject.size, seed=2))
 
 
-@call("caches in")
-def _in(case: Case) -> Cell | None:
-    """A step after a call, recorded with the cache of one call and called with that of another."""
-    return _step(case, lambda size: size)
-
-
-@call("longer caches in")
-def _longer(case: Case) -> Cell | None:
-    return _step(case, lambda size: case.subject.others[0])
-
-
-def _step(case: Case, other: Callable[[Any], Any]) -> Cell | None:
+def _step(case: Case, sizes: Sequence[Any]) -> Cell | None:
+    """A step after a call, recorded with the cache of one call and called with that of another of the first size."""
     subject = case.subject
     if subject.step is None:
         return None
@@ -149,10 +127,14 @@ def _step(case: Case, other: Callable[[Any], Any]) -> Cell | None:
         pruned = untouched(subject.model, (args, kwargs))
     except FxpruneError as error:
         return Cell("refused", message=raised(error), line=next(iter(LINE.findall(str(error))), ""))
-    cell = answer(subject.model, pruned, lambda: make(other(subject.size), 1))
+    cell = answer(subject.model, pruned, lambda: make(sizes[0], 1))
     if cell.state in ("wrong", "raw"):
-        cell.parts = parting(subject.model, make(subject.size, 0), make(other(subject.size), 1))
+        cell.parts = parting(subject.model, make(subject.size, 0), make(sizes[0], 1))
     return cell
+
+
+call("caches in")(lambda case: _step(case, [case.subject.size]))
+call("longer caches in")(lambda case: _step(case, case.subject.others))
 
 
 def untouched(model: nn.Module, inputs: Inputs) -> nn.Module:

@@ -42,14 +42,15 @@ def _tokens(batch: int, length: int, seed: int) -> Tensor:
     return whole(FIRST_TOKEN, VOCABULARY, (batch, length), seed)
 
 
+def _ones(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.long)
+
+
 def _text(model: nn.Module) -> Subject:
     takes = inspect.signature(model.forward).parameters
 
     def make(batch: int, length: int, seed: int) -> Inputs:
-        given = {
-            "input_ids": _tokens(batch, length, seed),
-            "attention_mask": torch.ones(batch, length, dtype=torch.long),
-        }
+        given = {"input_ids": _tokens(batch, length, seed), "attention_mask": _ones(batch, length)}
         if "decoder_input_ids" in takes:
             given["decoder_input_ids"] = _tokens(batch, length - 4, seed + 100)
         return (), {key: value for key, value in given.items() if key in takes}
@@ -65,7 +66,7 @@ def _next_token(model: Any, before: Inputs, outputs: Any, seed: int) -> Inputs:
     batch = given[ids].shape[0]
     given[ids] = _tokens(batch, 1, seed)
     if ids == "input_ids" and "attention_mask" in given:
-        given["attention_mask"] = torch.ones(batch, given["attention_mask"].shape[1] + 1, dtype=torch.long)
+        given["attention_mask"] = _ones(batch, given["attention_mask"].shape[1] + 1)
     caches = {key: outputs[key] for key in CACHES if key in outputs.keys()}  # noqa: SIM118  has more than it lists
     given.pop("pixel_values", None)
     if not caches:
@@ -92,8 +93,7 @@ def _sides(config: Any) -> tuple[int, int]:
 
 def _sound(model: nn.Module) -> Subject:
     def make(batch: int, length: int, seed: int) -> Inputs:
-        mask = torch.ones(batch, length, dtype=torch.long)
-        return (), {"input_values": normal((batch, length), seed), "attention_mask": mask}
+        return (), {"input_values": normal((batch, length), seed), "attention_mask": _ones(batch, length)}
 
     return Subject(model, make, BATCH, SOUND, OTHER_SOUNDS)
 
@@ -107,49 +107,43 @@ def _spectrum(model: Any) -> Subject:
         given = {
             "input_features": normal((batch, bands, frames) if bands_first else (batch, frames, width), seed),
             "input_values": normal((batch, frames, bands) if bands else (batch, SOUND + frames - FRAMES), seed),
-            "attention_mask": torch.ones(batch, frames, dtype=torch.long),
+            "attention_mask": _ones(batch, frames),
             "decoder_input_ids": _tokens(batch, LENGTH, seed + 100),
         }
         if "input_values" in takes and not bands:
-            given["attention_mask"] = torch.ones(given["input_values"].shape, dtype=torch.long)
+            given["attention_mask"] = _ones(*given["input_values"].shape)
         return (), {key: value for key, value in given.items() if key in takes}
 
     bands_first = config.model_type == "whisper"
     width: Any = getattr(config, "feature_projection_input_dim", None) or getattr(config, "input_feat_per_channel", 0)
-    return Subject(
-        model, make, BATCH, FRAMES, OTHER_FRAMES, partial(_next_token, model) if "decoder_input_ids" in takes else None
-    )
+    step = partial(_next_token, model) if "decoder_input_ids" in takes else None
+    return Subject(model, make, BATCH, FRAMES, OTHER_FRAMES, step)
 
 
 def _both(model: Any) -> Subject:
     """An image and a text."""
-    takes, vision = inspect.signature(model.forward).parameters, getattr(model.config, "vision_config", model.config)
+    text, sides = _text(model), _sides(model.config)
+    assert "pixel_values" in inspect.signature(model.forward).parameters
 
     def make(batch: int, length: int, seed: int) -> Inputs:
-        (), given = text.make(batch, length, seed)
-        shape = (batch, 3, *_sides(vision))
-        return (), given | {"pixel_values": normal(shape, seed + 200)}
+        return (), text.make(batch, length, seed)[1] | {"pixel_values": normal((batch, 3, *sides), seed + 200)}
 
-    text = _text(model)
-    assert "pixel_values" in takes
     return Subject(model, make, BATCH, LENGTH, LONGER)
 
 
 def _prompt(model: Any) -> Subject:
     """A text that holds as many image tokens as the image has features, after the first token."""
-    config = model.config
-    vision: Any = config.vision_config
-    image: Any = getattr(config, "image_token_id", None)
+    sides = _sides(model.config)
+    image: Any = getattr(model.config, "image_token_id", None)
 
     def make(batch: int, length: int, seed: int) -> Inputs:
-        pixels = normal((batch, 3, *_sides(vision)), seed + 200)
         ids = _tokens(batch, length + count, seed)
         ids[:, 1 : 1 + count] = image
-        mask = torch.ones_like(ids)
-        return (), {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+        pixels = normal((batch, 3, *sides), seed + 200)
+        return (), {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
 
     with torch.no_grad():
-        features = model.get_image_features(normal((1, 3, *_sides(vision)), 0))
+        features = model.get_image_features(normal((1, 3, *sides), 0))
     features = getattr(features, "pooler_output", features)
     features = features[0] if isinstance(features, (list, tuple)) else features
     count = features.shape[-2]

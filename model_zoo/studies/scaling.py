@@ -22,8 +22,7 @@ import torch
 
 from fxprune.recording.inputs import resolve_inputs
 from model_zoo.measuring.meter import machine_gib, peak_gib
-from model_zoo.measuring.process import consuming, importing
-from model_zoo.measuring.stages import searching, stages
+from model_zoo.measuring.stages import consuming, importing, searching, stages
 from model_zoo.networks import families, load
 from model_zoo.networks.growing import DECODERS, Decoder, residual
 from model_zoo.pages.scaling import page, plot

@@ -15,8 +15,9 @@ from torch import Tensor, fx, nn
 from fxprune.errors import RecordError
 from model_zoo import runner
 from model_zoo.checks import calls
-from model_zoo.checks.answers import Cell, answer, compare, parting, values_in
+from model_zoo.checks.answers import Cell, answer, compare, values_in
 from model_zoo.checks.calls import CALLS, measure
+from model_zoo.checks.parting import parting
 from model_zoo.networks import libraries, transformers_list
 from model_zoo.networks.subject import NoCacheError, Subject
 from model_zoo.pages import beyond as page
