@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.deploy.latency import Clock
-from fxprune.errors import ConversionError, InputError, ModelError
+from fxprune.errors import BudgetError, ConversionError, FxpruneError, InputError, ModelError
 from fxprune.groups.cost import Keep
 from fxprune.labels.classes import Reason
 from fxprune.methods import Criterion, Learner, ModelState, Outcome, needs_of, score_groups
@@ -40,6 +40,9 @@ from fxprune.selection.plan import PruningPlan
 from fxprune.training import Training, measure, plain_state, reset_parameters, site_of
 from fxprune.training.distributed import from_first
 from fxprune.verification import zero_slices
+
+_ALIGNED = 8
+"""Channels: 16 bytes in half precision, of which kernels that multiply matrices in groups want multiples."""
 
 
 @uncollected()
@@ -71,7 +74,10 @@ def pruned(
 def _held(
     model: nn.Module, request: Request, dense: Dense, made: Callable[[Cut], fx.GraphModule], cut: Cut
 ) -> fx.GraphModule:
-    """What comes out; if asked for the first that the class holds: with what no attribute says locked, or all of it.
+    """What comes out; if asked for the first that the class holds.
+
+    That is the plan as it is, one with aligned widths, which some kernels demand and a graph provides by padding, one
+    with what no attribute says locked, or one with all of that locked which the graph says otherwise than the class.
 
     Raises:
         ConversionError: the class cannot hold any cut.
@@ -81,14 +87,22 @@ def _held(
     known = replace(cut, obstacles=partial(obstacles_to, model))
     if dense.on_meta:
         return made(known)  # nothing can be compared
-    for held in (cut, known, replace(cut, obstacles=partial(obstacles_to, model, strict=True))):
-        result = made(held)
+    strict = replace(cut, obstacles=partial(obstacles_to, model, strict=True))
+    aligned = [replace(cut, round_to=(_ALIGNED,))] if max(cut.round_to) < _ALIGNED else []
+    refused: FxpruneError | None = None
+    for held in (cut, *aligned, known, strict):
         try:
+            result = made(held)
             into(model, result)
-        except ConversionError as error:
-            refused = error
+        except (ConversionError, BudgetError) as error:
+            refused = error if refused is None or held is strict else refused
         else:
+            if held in aligned:
+                report = result.meta["fxprune"]
+                note = f"channels are kept in multiples of {_ALIGNED}, without which the class did not hold them"
+                result.meta["fxprune"] = replace(report, notes=(*report.notes, note))
             return result
+    assert refused is not None, "something was tried"
     raise refused
 
 

@@ -118,7 +118,8 @@ def write_page(study: Study, options: Options) -> None:
             print("matplotlib is not installed (pip install '.[plots]'): no plot", file=sys.stderr)
         else:
             study.plot(results)
-    body = [study.rules, *study.page(results)] if results.records else ["Nothing was measured yet."]
+    rules = study.rules(results) if callable(study.rules) else study.rules
+    body = [rules, *study.page(results)] if results.records else ["Nothing was measured yet."]
     parts = [*heading(results.head), *body]
     options.out.with_suffix(".md").write_text("\n\n".join(part for part in parts if part) + "\n")
 

@@ -43,7 +43,7 @@ class Study:
         options: declares the study's own options.
         needs: what it takes besides the package, for the list.
         doc: of the module, for ``--help`` and the list of options.
-        rules: how it is measured; the page begins with it.
+        rules: how it is measured, which may depend on what was; the page begins with it.
         check: why it cannot be run as asked, or "": said before anything is written.
         head: what the header has besides versions and machine.
         anew: removes what an earlier run left, before one that does not resume.
@@ -72,7 +72,7 @@ class Study:
     options: Callable[[Add], Any] = lambda add: None
     needs: tuple[str, ...] = ()
     doc: str | None = None
-    rules: str = ""
+    rules: str | Callable[[Results], str] = ""
     check: Callable[[Options], str] = lambda options: ""
     head: Callable[[Options], dict[str, Any]] = lambda options: {}
     anew: Callable[[Options], None] = lambda options: None

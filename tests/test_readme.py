@@ -34,9 +34,8 @@ from fxprune import cli, methods
 from fxprune.methods import registry
 from fxprune.ops import __main__ as ops
 from fxprune.ops.table import KINDS
-from model_zoo.pages.benchmark import short_table
+from model_zoo.pages import benchmark, latency
 from model_zoo.pages.coverage import networks_table, summary
-from model_zoo.pages.latency import latencies as latency_table
 from model_zoo.records import RESULTS, days, read
 from model_zoo.studies.coverage import LISTS
 
@@ -92,16 +91,28 @@ def options() -> str:
 
 
 def figures() -> str:
-    """MACs, milliseconds and accuracy, of the default method at half of the MACs and below."""
+    """MACs, milliseconds and accuracy: what is left at once, after a refit, and after fine-tuning."""
     rows = [
-        "| network | MACs that stay | ms, dense → pruned | accuracy, dense → pruned and fine-tuned |",
-        "|---|---:|---:|---:|",
+        "| network | MACs that stay | ms, dense → pruned | accuracy, dense → refitted, no labels | fine-tuned |",
+        "|---|---:|---:|---:|---:|",
     ]
     timed, latencies = read(RESULTS / "latency.jsonl")
     for record in latencies.values():
         f = record.figures
         if f["batch"] == 1 and f["cut"] == "flops=0.5":
-            rows.append(f"| {f['network']} | {f['macs_ratio']:.1%} | {f['dense_ms']:.1f} → {f['pruned_ms']:.1f} | – |")
+            rows.append(
+                f"| {f['network']} | {f['macs_ratio']:.1%} | {f['dense_ms']:.1f} → {f['pruned_ms']:.1f} | – | – |"
+            )
+    fitted, refits = read(RESULTS / "reconstruction.jsonl")
+    for case, name in {
+        "efficientnet_lite0": "EfficientNet-Lite0, ImageNet (700 images)",
+        "resnet56": "ResNet-56, CIFAR-10",
+    }.items():
+        of = [r.figures for r in refits.values() if r.figures.get("case") == case and r.figures["method"] == "obs"]
+        for ratio in sorted({f["ratio"] for f in of}, reverse=True):
+            some = [f for f in of if f["ratio"] == ratio]
+            dense, pruned = (statistics.mean(f[key] for f in some) for key in ("dense", "refitted"))
+            rows.append(f"| {name} | {ratio:.1%} | – | {dense:.1f} → {pruned:.1f} | – |")
     trained, runs = read(RESULTS / "accuracy.jsonl")
 
     def accuracy(network: str, method: str, ratio: float) -> float:
@@ -113,12 +124,13 @@ def figures() -> str:
     for network, name in {"resnet_20": "ResNet-20, digits", "vit": "ViT, digits"}.items():
         for ratio in (0.5, 0.25):
             dense, pruned = accuracy(network, "dense", 1.0), accuracy(network, "l2", ratio)
-            rows.append(f"| {name} | {ratio:.1%} | – | {dense:.1f} → {pruned:.1f} |")
+            rows.append(f"| {name} | {ratio:.1%} | – | – | {dense:.1f} → {pruned:.1f} |")
     first = next(iter(latencies.values())).figures
     threads = f"{first['threads']} thread of onnxruntime {first['onnxruntime_version']}, batch size 1"
     note = f"milliseconds: {first['provider']}, {threads}, {timed['cpu']}, random weights, {days(timed)}"
-    seeds = "accuracy: scikit-learn's digits with noise, means of several seeds"
-    return "\n".join([*rows, "", f'(`method="l2"`, defaults; {note}; {seeds}, {days(trained)}.)'])
+    refit = f'refitted: `method="obs"`, trained weights, a few hundred unlabelled images, one seed, {days(fitted)}'
+    seeds = f"fine-tuned: scikit-learn's digits with noise, means of several seeds, {days(trained)}"
+    return "\n".join([*rows, "", f'(`method="l2"`, defaults; {note}; {refit}; {seeds}.)'])
 
 
 def results() -> str:
@@ -135,14 +147,14 @@ def latencies() -> str:
     head, records = read(RESULTS / "latency.jsonl")
     first = next(iter(records.values())).figures
     threads = f"{first['threads']} thread of onnxruntime {first['onnxruntime_version']}"
-    return f"{latency_table(records)}\n\n({days(head)}; {head['cpu']}, {first['provider']}, {threads}.)"
+    return f"{latency.latencies(records)}\n\n({days(head)}; {head['cpu']}, {first['provider']}, {threads}.)"
 
 
 def speed() -> str:
     """Seconds of fxprune and Torch-Pruning, and what they were measured with."""
     head, records = read(RESULTS / "benchmark.jsonl")
     versions = f"torch {head['torch']}, timm {head['timm']}, Torch-Pruning {head['torch-pruning']}"
-    return f"{short_table([*records.values()])}\n\n({days(head)}; {versions}; {head['cpu']}, 1 thread.)"
+    return f"{benchmark.short_table([*records.values()])}\n\n({days(head)}; {versions}; {head['cpu']}, 1 thread.)"
 
 
 LIBRARIES = {

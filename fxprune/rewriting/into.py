@@ -29,10 +29,12 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     For code that needs what only the class has (``forward_features``, ``no_weight_decay``, ``default_cfg``). It works
     where no line of the class's forward names a size that was cut, or where it reads that size from an attribute of its
     own (``head_dim``, ``num_heads``): such attributes are set on the copy, and its ``fxprune_sizes`` tells them: name
-    -> (before, after). Where the width of a head is the scale of an attention, the weights of the queries take up what
-    it was. Attributes of torch's own layers (``in_features``, ``groups``, ``normalized_shape`` ...) follow,
-    other numbers that a class keeps about itself (``num_features``) stay as they are. The copy is compared with
-    ``pruned`` on fresh inputs in eval mode, and must run in train mode if ``model`` does.
+    -> (before, after). A plan made with ``for_class=True`` cuts nothing else. An attribute that a forward only compares
+    (``assert x.shape[1] == self.channels``) follows the sizes of the layers right below. Where the width of a head is
+    the scale of an attention, the weights of the queries take up what it was. Attributes of torch's own layers
+    (``in_features``, ``groups``, ``normalized_shape`` ...) follow, other numbers that a class keeps about itself
+    (``num_features``) stay as they are. The copy is compared with ``pruned`` on fresh inputs in eval mode, and must run
+    in train mode if ``model`` does.
 
     Args:
         model: the class that ``pruned`` was made from, with any weights; not changed.

@@ -27,7 +27,8 @@ def take_up_scales(result: nn.Module, pruned: fx.GraphModule, inputs: tuple[Any,
     if not makers:
         return
     run = _Queries(pruned, makers)
-    run.run(*placeholder_values(pruned, *inputs))
+    with torch.inference_mode(False), torch.enable_grad():
+        run.run(*placeholder_values(pruned, *inputs))
     with torch.no_grad():
         for name, factor in run.factors.items():
             parameter = result.get_parameter(name)
@@ -59,12 +60,14 @@ class _Queries(ValueInterpreter):
             own = {k: p for k, p in self._own.items() if k.rpartition(".")[0] in self._makers[n]}
             weights = torch.randn(query.shape, generator=torch.Generator().manual_seed(0)).to(query)
             given: Any = {"allow_unused": True, "retain_graph": True}
-            found = torch.autograd.grad(query, [*own.values()], weights, **given) if own else ()
+            told = own and query.requires_grad
+            found = torch.autograd.grad(query, [*own.values()], weights, **given) if told else [None] * len(own)
             for (name, parameter), gradient in zip(own.items(), found, strict=True):
                 if gradient is not None:
-                    moves = gradient.reshape(len(gradient), -1).abs().amax(1) > 0
-                    factor = torch.where(moves, n.meta[RESCALED], 1.0).reshape(-1, *[1] * (parameter.ndim - 1))
-                    self.factors[name] = self.factors.get(name, torch.ones_like(factor)) * factor
+                    moves = gradient.flatten(1).abs().amax(1) > 0 if gradient.ndim > 1 else gradient != 0
+                    moves = moves.reshape(-1, *[1] * (parameter.ndim - 1))
+                    before = self.factors.get(name, torch.ones(moves.shape, dtype=torch.double))
+                    self.factors[name] = torch.where(moves.cpu(), n.meta[RESCALED], before)  # of every call the same
         value = super().run_node(n)
         return value.detach() if n in self._makers else value
 

@@ -41,13 +41,15 @@ def pruned_to(subject: Subject, flops: float, method: str, for_class: bool = Fal
         )  # fmt: skip
         return graph.eval()
 
-    try:
-        return pruned(flops), flops
-    except BudgetError as error:
-        smallest = SMALLEST.search(str(error))
-        if smallest is None:
-            raise
-        return pruned(float(smallest[1])), float(smallest[1])
+    ratio = flops
+    while True:  # with fewer channels cut another plan may be held, by other things
+        try:
+            return pruned(ratio), ratio
+        except BudgetError as error:
+            smallest = SMALLEST.search(str(error))
+            if smallest is None or float(smallest[1]) <= ratio:
+                raise
+            ratio = float(smallest[1])
 
 
 # -- what the class promises by itself --------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""What a process takes: its seconds and memory, whole stages, and the same of others in turn."""
+"""How studies measure: a module for each that needs more than its own page of code, and what they share."""

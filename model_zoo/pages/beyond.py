@@ -9,8 +9,6 @@ from model_zoo.checks.answers import TOLERANCE
 from model_zoo.records import Record, Results, bullets, reasons, table
 
 STATES = ("free", "guarded", "wrong", "raw", "refused", "model refuses")
-
-
 COUNTED = ("batch", "size")  # of these the share that is free is told
 
 

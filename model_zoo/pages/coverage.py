@@ -8,8 +8,6 @@ from typing import Any
 from model_zoo.records import Record, Results, bullets, number, state, table
 
 NEARLY_ALL = 0.9995
-
-
 STAGES = {"recording": "record", "analysing": "label", "selecting": "select", "rewriting": "rewrite"}
 
 

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from model_zoo.records import Record, Results, bullets, table
 
 
-def page(results: Results, how: str) -> Sequence[str]:
-    """Where it was measured and ``how``, the table, and what is not where it should be."""
+def page(results: Results) -> Sequence[str]:
+    """Where it was measured, the table, and what is not where it should be."""
     records = results.records
     devices = sorted({f"{r.figures['provider']} on {r.figures['device']}" for r in records.values()})
     threads = sorted({str(r.figures["threads"] or "all") for r in records.values()})
     wanted = [r for r in records.values() if r.checks]
     return [
         f"{'; '.join(devices)}; threads of onnxruntime: {', '.join(threads)}.",
-        how,
         latencies(records),
         f"{sum(r.passed for r in wanted)} of {len(wanted)} are where they should be (bold are not).",
         bullets(f"{name}: {r.checks['latency']}" for name, r in records.items() if r.failures),

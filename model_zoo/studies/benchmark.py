@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
-from model_zoo.measuring.beside_peer import Bench
+from model_zoo.measuring.benchmark import Bench
 from model_zoo.measuring.child import Found, Step, listen, tell
 from model_zoo.pages.benchmark import page, plot
 from model_zoo.records import Record

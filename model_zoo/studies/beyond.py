@@ -37,9 +37,6 @@ def measure(spec: str, options: Options) -> Record:
     return record
 
 
-# -- the page ---------------------------------------------------------------------------------------------------------
-
-
 def _told(record: Record) -> str:
     cells = record.figures.get("cells", {})
     states = ", ".join(f"{name} {cell['state']}" for name, cell in cells.items())

@@ -86,19 +86,9 @@ def _reason_in(checks: dict[str, str | None], name: str) -> Iterator[None]:
 
 
 STUDY = Study(
-    "field",
-    "networks of five libraries, pruned and put back in their model's place; an hour",
-    lambda options: names(options.group),
-    each(measure),
-    page,
+    "field", "networks of five libraries, pruned and put back in their model's place; an hour",
+    lambda options: names(options.group), each(measure), page,
     options=lambda add: add("--group", nargs="+", action="extend", default=[], choices=[*GROUPS], help="libraries"),
-    needs=("transformers, ultralytics, diffusers: what is missing is left out",),
-    doc=__doc__,
-    open=True,
-    strict=True,
-    apart=True,
-    jobs=True,
-    timeout=600,
-    memory=16,
-    preload=PRELOAD,
-)
+    needs=("transformers, ultralytics, diffusers: what is missing is left out",), doc=__doc__, open=True, strict=True,
+    apart=True, jobs=True, timeout=600, memory=16, preload=PRELOAD,
+)  # fmt: skip

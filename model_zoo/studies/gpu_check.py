@@ -20,8 +20,8 @@ import fxprune
 from fxprune.deploy.runtime import CUDA, Session
 from fxprune.recording.inputs import describe_inputs, make_inputs, map_leaves, tensors_of
 from model_zoo.checks.measured import halved
+from model_zoo.measuring.gpu_check import Place, turn
 from model_zoo.measuring.meter import in_turn
-from model_zoo.measuring.place import Place, turn
 from model_zoo.networks import NETWORKS
 from model_zoo.networks.random_weights import drawn
 from model_zoo.pages.gpu_check import DTYPES, page

@@ -8,7 +8,6 @@ turn, ``fxprune.bench``: medians of at least 31 runs each.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from fxprune.io.specs import load_model
 from fxprune.recording.inputs import infer_inputs
 from model_zoo.pages.latency import page
 from model_zoo.records import Record
-from model_zoo.study import Add, Options, Study, each, rules
+from model_zoo.study import Add, Options, Study, each
 
 BATCHES = (1, 8)
 TOLERANCE = 0.05  # of the latency that was asked for
@@ -94,6 +93,6 @@ def _options(add: Add) -> None:
 STUDY = Study(
     "latency", "milliseconds that half of the MACs, or half of the latency, leave of six networks; an hour",
     lambda options: [Case(n, batch, cut) for batch in options.batches for n in MOST for cut in CUTS], each(measured),
-    partial(page, how=rules(__doc__)), options=_options, doc=__doc__, rules=(__doc__ or "").partition("\n")[0],
+    page, options=_options, doc=__doc__, rules=__doc__.strip(),
     told=lambda r: f"{r.name}: MACs {r.figures['macs_ratio']:.3f}, latency {r.figures['ratio']:.3f} {r.failures or ''}",
 )  # fmt: skip

@@ -13,7 +13,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from model_zoo.checks.reloaded import read, write
+from model_zoo.measuring.roundtrip import read, write
 from model_zoo.pages.roundtrip import page
 from model_zoo.records import Record, stage
 from model_zoo.study import Options, Study, each, passed

@@ -22,7 +22,7 @@ import torch
 
 from fxprune.recording.inputs import resolve_inputs
 from model_zoo.measuring.meter import machine_gib, peak_gib
-from model_zoo.measuring.stages import consuming, importing, searching, stages
+from model_zoo.measuring.scaling import consume, imported, search, stages
 from model_zoo.networks import families, load
 from model_zoo.networks.growing import DECODERS, Decoder, residual
 from model_zoo.pages.scaling import page, plot
@@ -62,9 +62,9 @@ KINDS: dict[str, tuple[Callable[[str], dict[str, Any]], Sequence[str]]] = {
     "parameters": (_decoder, [*DECODERS]),
     "large": (lambda name: _named(f"timm:{name}", "meta"), LARGE),
     "families": (_named, families()),
-    "search": (searching, ["0.9", "0.7", "0.5", "0.3", "0.1"]),
-    "consume": (consuming, []),
-    "import": (importing, ["fxprune", "fxprune.prune"]),
+    "search": (search, ["0.9", "0.7", "0.5", "0.3", "0.1"]),
+    "consume": (consume, []),
+    "import": (imported, ["fxprune", "fxprune.prune"]),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model_zoo.measuring.beside_peer import Bench
+from model_zoo.measuring.benchmark import Bench
 from model_zoo.records import Record, read
 from model_zoo.runner import main
 from model_zoo.studies import benchmark

@@ -14,12 +14,12 @@ from PIL import Image
 
 from model_zoo import comparison
 from model_zoo.comparison import Job
+from model_zoo.measuring import cifar
+from model_zoo.measuring.cifar import METHODS, jobs_of, measured, waits_for
 from model_zoo.papers import resnet
 from model_zoo.pictures import TimeUpError
 from model_zoo.records import Record, append, begin, read
 from model_zoo.runner import main
-from model_zoo.studies import cifar
-from model_zoo.studies.cifar import METHODS, jobs_of, measured, waits_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -13,12 +13,13 @@ from torch import nn
 
 from fxprune.methods import DHP
 from model_zoo.comparison import Case, Job
+from model_zoo.measuring import dhp_quality
+from model_zoo.measuring.dhp_quality import METHODS, NETWORKS
 from model_zoo.papers import dncnn, resnet, srresnet
 from model_zoo.recipes.common import Run
 from model_zoo.records import Record, append, begin, read
 from model_zoo.runner import main
-from model_zoo.studies import dhp_quality
-from model_zoo.studies.dhp_quality import COMPARISON, METHODS, NETWORKS
+from model_zoo.studies.dhp_quality import COMPARISON
 
 TINY: dict[str, Any] = {
     "resnet_20": partial(resnet, 8, in_channels=1, width=0.5),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model_zoo import runner
-from model_zoo.measuring.stages import importing, stages
+from model_zoo.measuring.scaling import imported, stages
 from model_zoo.networks.growing import Decoder, perceptron, residual
 from model_zoo.pages.scaling import STAGES, exponent
 from model_zoo.records import Record, append, begin, read
@@ -81,10 +81,10 @@ def test_points_are_measured_once_and_failures_are_told(tmp_path: Path, monkeypa
 
 
 def test_the_import_is_timed_in_interpreters_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model_zoo.measuring.stages.INTERPRETERS", 1)
+    monkeypatch.setattr("model_zoo.measuring.scaling.INTERPRETERS", 1)
     out = tmp_path / "scaling.jsonl"
     begin(out, "python -m model_zoo run scaling")
-    append(out, Record("import fxprune", {"kind": "import", "point": "fxprune", **importing("fxprune")}))
+    append(out, Record("import fxprune", {"kind": "import", "point": "fxprune", **imported("fxprune")}))
     (record,) = read(out)[1].values()
     assert record.figures["import"] > 0
     assert f"`fxprune` {record.figures['import']:.2f} s." in page(out)

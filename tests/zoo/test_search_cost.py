@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from model_zoo.measuring import search_cost
+from model_zoo.measuring.search_cost import NETWORKS
 from model_zoo.papers import resnet, vgg16_bn
 from model_zoo.records import Record, append, begin, read
 from model_zoo.runner import main
-from model_zoo.studies import search_cost
-from model_zoo.studies.search_cost import NETWORKS
 
 SIZE = ["--images", "16", "--gates", "1", "--train", "2", "--tune", "1"]
 

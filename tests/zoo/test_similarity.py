@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fxprune.reports.study import Similarity
+from model_zoo.measuring.similarity import SMALL
+from model_zoo.pages.similarity import findings, verdicts
 from model_zoo.records import read
 from model_zoo.runner import main
-from model_zoo.studies.similarity import SMALL, Similarity, findings, verdicts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

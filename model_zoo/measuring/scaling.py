@@ -43,7 +43,7 @@ def stages(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | Non
     }
 
 
-def searching(ratio: str) -> dict[str, Any]:
+def search(ratio: str) -> dict[str, Any]:
     """Seconds of a search on ResNet-152; the first builds the cost model, the least of five others is given."""
     model = load("timm:resnet152")
     graph, method = fxprune.analyze(model), cast(Criterion, resolve("l2"))
@@ -52,7 +52,7 @@ def searching(ratio: str) -> dict[str, Any]:
     return {"first": first, "select": min(others)}
 
 
-def consuming(gib: str) -> dict[str, Any]:
+def consume(gib: str) -> dict[str, Any]:
     """The machine's memory, what the dense weights take, and the most that the process held while they were pruned."""
     model, given = perceptron(float(gib)).eval(), fxprune.Options(consume=True)
     found = {"weights_gib": _weights(model), "before_gib": peak_gib(), "machine_gib": machine_gib()}
@@ -65,7 +65,7 @@ def _weights(model: nn.Module) -> float:
     return sum(p.nbytes for p in model.parameters()) / 2**30
 
 
-def importing(name: str) -> dict[str, Any]:
+def imported(name: str) -> dict[str, Any]:
     """Seconds of a new interpreter, the median of several."""
     code = (
         f"import time, torch; begun = time.process_time(); import fxprune; {name}; print(time.process_time() - begun)"
