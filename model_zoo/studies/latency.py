@@ -7,7 +7,6 @@ turn, ``fxprune.bench``: medians of at least 31 runs each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,31 +19,16 @@ from model_zoo.records import Record
 from model_zoo.study import Add, Options, Study, each
 
 BATCHES = (1, 8)
+MOST = {  # of the dense network's latency, that half of the MACs should take by default
+    "resnet50": 0.5, "mobilenetv3_large_100": 0.6, "efficientnet_b0": 0.6, "convnext_tiny": 0.5,
+    "vit_small_patch16_224": 0.6, "swin_tiny_patch4_window7_224": 0.7,
+}  # fmt: skip
+CUTS: dict[str, dict[str, Any]] = {
+    "flops=0.5": {"flops": 0.5},
+    "flops=0.5, round_to=1": {"flops": 0.5, "round_to": 1},
+    "latency=0.5": {"latency": 0.5},
+}
 TOLERANCE = 0.05  # of the latency that was asked for
-
-
-class Cut(NamedTuple):
-    """Arguments of ``prune``, and what the latency ratio should be: ``most`` at most, or near ``aim``."""
-
-    options: Mapping[str, Any]
-    most: Mapping[str, float] | None = None
-    aim: float | None = None
-
-
-# The ratios that half of the MACs should reach by default.
-MOST = {
-    "resnet50": 0.5,
-    "mobilenetv3_large_100": 0.6,
-    "efficientnet_b0": 0.6,
-    "convnext_tiny": 0.5,
-    "vit_small_patch16_224": 0.6,
-    "swin_tiny_patch4_window7_224": 0.7,
-}
-CUTS = {
-    "flops=0.5": Cut({"flops": 0.5}, most=MOST),
-    "flops=0.5, round_to=1": Cut({"flops": 0.5, "round_to": 1}),
-    "latency=0.5": Cut({"latency": 0.5}, aim=0.5),
-}
 
 
 class Case(NamedTuple):
@@ -64,11 +48,10 @@ def measured(case: Case, options: Options) -> Record:
     model = load_model(f"timm:{network}").eval()
     args, _ = infer_inputs(model)
     x = torch.randn(batch, *args[0].shape[1:])
-    how = CUTS[cut]
-    given = dict(how.options)
-    if "latency" in given:
-        given["latency"] = fxprune.LatencyBudget(given["latency"], provider, threads)
-    pruned = fxprune.prune(model, x, **given, progress=False)
+    asked = dict(CUTS[cut])
+    if "latency" in asked:
+        asked["latency"] = fxprune.LatencyBudget(asked["latency"], provider, threads)
+    pruned = fxprune.prune(model, x, **asked, progress=False)
     report = pruned.meta["fxprune"]
     latency = fxprune.bench(model, pruned, x, threads=threads, provider=provider)
     figures = {
@@ -76,12 +59,13 @@ def measured(case: Case, options: Options) -> Record:
         "round_to": report.round_to, "oracle": report.oracle_error, **latency.data(),
     }  # fmt: skip
     record = Record(str(case), figures, dict(report.seconds))
-    if how.most is not None:
-        most = how.most[network]
+    if cut == "flops=0.5":
+        most = MOST[network]
         record.checks["latency"] = "" if latency.ratio <= most else f"{latency.ratio:.3f}, at most {most} wanted"
-    if how.aim is not None:
-        far = abs(latency.ratio - how.aim) > TOLERANCE
-        record.checks["latency"] = f"{latency.ratio:.3f}, {how.aim} +- {TOLERANCE} wanted" if far else ""
+    if "latency" in CUTS[cut]:
+        aim = CUTS[cut]["latency"]
+        far = abs(latency.ratio - aim) > TOLERANCE
+        record.checks["latency"] = f"{latency.ratio:.3f}, {aim} +- {TOLERANCE} wanted" if far else ""
     return record
 
 
