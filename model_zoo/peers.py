@@ -56,7 +56,12 @@ def torch_pruning(
     gradients = _gradients(model, batches) if importance == "taylor" else {}
 
     def attempt(ratio: float) -> nn.Module | None:
-        pruned = _pruned(model, example, ratio, importance, gradients, isomorphic, ignored)
+        pruned = copy.deepcopy(model)
+        for name, parameter in pruned.named_parameters():
+            parameter.requires_grad_(True)
+            parameter.grad = gradients[name].clone() if gradients else None
+        prune_once(pruned, example, ratio, importance, isomorphic, ignored)
+        pruned.zero_grad(set_to_none=True)
         return pruned if fxprune.analyze(pruned, example).macs() <= macs else None
 
     coarse = ((step / STEPS, found) for step in range(1, STEPS) if (found := attempt(step / STEPS)) is not None)
@@ -71,24 +76,6 @@ def torch_pruning(
         else:
             high, best = ratio, found
     return best
-
-
-def _pruned(
-    model: nn.Module,
-    example: Tensor,
-    ratio: float,
-    importance: Importance,
-    gradients: dict[str, Tensor],
-    iso: bool,
-    ignored: Sequence[str],
-) -> nn.Module:
-    result = copy.deepcopy(model)
-    for name, parameter in result.named_parameters():
-        parameter.requires_grad_(True)
-        parameter.grad = gradients[name].clone() if gradients else None
-    prune_once(result, example, ratio, importance, iso, ignored)
-    result.zero_grad(set_to_none=True)
-    return result
 
 
 def prune_once(

@@ -178,6 +178,11 @@ def read(path: Path, layout: Layout = LINES) -> tuple[dict[str, Any], dict[str, 
     return head, {record.name: record for record in records}
 
 
+def raised(error: BaseException) -> str:
+    """An error as the reason why a check fails."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+
+
 @contextmanager
 def stage(record: Record, name: str) -> Iterator[None]:
     """Time a stage; what it raises becomes the reason of its failure. Copies of networks that it made are gone."""
@@ -186,7 +191,7 @@ def stage(record: Record, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        record.checks[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        record.checks[name] = raised(error)
     record.seconds[name] = round(time.perf_counter() - start, 2)
     gc.collect()  # graph modules refer to themselves
 

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.recording.inputs import describe_inputs, make_inputs, tensors_of
+from fxprune.verification import DOUBLE_TOLERANCE
 from model_zoo import checks
+from model_zoo.checks import counts
+from model_zoo.checks.outputs import ORACLE_TOLERANCE
+from model_zoo.networks import random_weights
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.aligned]
 
@@ -32,7 +36,7 @@ SLACK = {"head_dim": 0.05, "heads": 0.25}  # one channel of these networks is up
 def build(network: Network) -> nn.Module:
     torch.manual_seed(0)
     model, (args, kwargs) = network.build().eval(), network.inputs()
-    checks.randomise(model, describe_inputs(args, kwargs))
+    random_weights.randomise(model, describe_inputs(args, kwargs))
     for _ in range(network.warm):
         model.train()(*args, **kwargs)
     return model.eval()
@@ -60,7 +64,7 @@ def is_free(graph: fxprune.ChannelGraph, word: str) -> bool:
 def test_half_the_macs(name: str, attention: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "Rearranged":
         pytest.importorskip("einops")
-    monkeypatch.setattr(checks, "BUDGET_SLACK", SLACK[attention])
+    monkeypatch.setattr(counts, "BUDGET_SLACK", SLACK[attention])
     network = NETWORKS[name]
     case = make_case(name, attention)
     reasons = {check: checks.CHECKS[check](case) for check in CHECKS}
@@ -149,7 +153,7 @@ def test_the_backbone_of_a_detector(device: str) -> None:
         pruned = fxprune.prune_submodule(model, "backbone", (images,), flops=0.5, progress=False)
     assert type(pruned) is Proposals
     report = pruned.backbone.meta["fxprune"]
-    assert report.oracle_error <= checks.ORACLE_TOLERANCE or report.oracle_error_in_double <= checks.DOUBLE_TOLERANCE
+    assert report.oracle_error <= ORACLE_TOLERANCE or report.oracle_error_in_double <= DOUBLE_TOLERANCE
     assert 0.45 <= report.macs_after / report.macs_before <= 0.5
     assert [*pruned.state_dict()] == [*model.state_dict()]
     assert pruned.backbone.get_parameter("one.weight").shape[0] < 24

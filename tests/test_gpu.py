@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.methods import DHP, GSM, Scratch, Slimming
-from model_zoo.checks import DOUBLE_TOLERANCE, ORACLE_TOLERANCE
+from fxprune.verification import DOUBLE_TOLERANCE
+from model_zoo.checks.outputs import ORACLE_TOLERANCE
 
 pytestmark = pytest.mark.gpu
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten
 
 import fxprune
 from fxprune.errors import BudgetError, ModelError
-from model_zoo.checks import count_macs
+from model_zoo.checks.counts import count_macs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,1 +1,1 @@
-"""How studies measure what they show: a module for each that needs more than its own page of code."""
+"""How studies measure: a module for each that needs more than its own page of code, and what they share."""

@@ -1,4 +1,4 @@
-"""Milliseconds of attention blocks against the MACs that are left."""
+"""A line per block, length and cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both beside each other: seconds, memory, ratios against what was aimed at."""
+"""Seconds and memory of both, what they come to, and a plot of them."""
 
 from __future__ import annotations
 
@@ -62,20 +62,18 @@ def _quotient(figures: dict[str, Any], top: str, bottom: str) -> str:
 
 
 def _verdict(records: Sequence[Record]) -> str:
-    both = [r for r in records if "ours_cpu_s" in r.figures and "peer_cpu_s" in r.figures]
+    both = {r.name: r.figures for r in records if "ours_cpu_s" in r.figures and "peer_cpu_s" in r.figures}
     if not both:
         return ""
-    ratios = {r.name: r.figures["ours_cpu_s"] / r.figures["peer_cpu_s"] for r in both}
-    slower = [f"{name} ({ratio:.2f})" for name, ratio in ratios.items() if ratio > 1]
-    long = {r.name: ratios[r.name] for r in both if r.figures["peer_cpu_s"] > 10}
-    lines = [
-        "Ratios of processor time, fxprune to Torch-Pruning, against what was aimed at:",
-        f"- never above 1: {'missed by ' + ', '.join(slower) if slower else 'reached'};",
-        f"- at most 0.5 at the median: {statistics.median(ratios.values()):.2f};",
-        "- at most 0.1 where Torch-Pruning takes more than 10 s: "
-        + (", ".join(f"{name} {ratio:.2f}" for name, ratio in long.items()) or "there is none") + ".",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    ratios = {name: f["ours_cpu_s"] / f["peer_cpu_s"] for name, f in both.items()}
+    slower = ", ".join(f"{name} ({ratio:.2f})" for name, ratio in ratios.items() if ratio > 1)
+    long = ", ".join(f"{name} {ratios[name]:.2f}" for name, f in both.items() if f["peer_cpu_s"] > 10)
+    return (
+        "Ratios of processor time, fxprune to Torch-Pruning, against what was aimed at:\n"
+        f"- never above 1: {f'missed by {slower}' if slower else 'reached'};\n"
+        f"- at most 0.5 at the median: {statistics.median(ratios.values()):.2f};\n"
+        f"- at most 0.1 where Torch-Pruning takes more than 10 s: {long or 'there is none'}."
+    )
 
 
 def plot(results: Results) -> None:
@@ -85,13 +83,8 @@ def plot(results: Results) -> None:
     records = [r for r in results.lines if "ours_s" in r.figures]
     figure = Figure(figsize=(8, 1 + 0.45 * len(records)), layout="constrained")
     axes = figure.subplots()
-    marks = {
-        "peer": ("Torch-Pruning", "s"),
-        "ours": ("fxprune", "o"),
-        "floor": ("floor", "|"),
-        "forward": ("forward", "x"),
-    }
-    for what, (label, mark) in marks.items():
+    labels = {"peer": "Torch-Pruning", "ours": "fxprune", "floor": "floor", "forward": "forward"}
+    for (what, label), mark in zip(labels.items(), "so|x", strict=True):
         points = [(r.figures[f"{what}_cpu_s"], row) for row, r in enumerate(records) if f"{what}_cpu_s" in r.figures]
         if points:
             axes.plot(*zip(*points, strict=True), mark, label=label)

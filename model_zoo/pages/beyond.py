@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from model_zoo.answers import TOLERANCE
+from model_zoo.checks.answers import TOLERANCE
 from model_zoo.records import Record, Results, bullets, reasons, table
 
 STATES = ("free", "guarded", "wrong", "raw", "refused", "model refuses")

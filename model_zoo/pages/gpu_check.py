@@ -1,11 +1,12 @@
-"""Errors and latencies on a GPU."""
+"""What passes, and a table of errors and latencies."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from model_zoo.measuring.gpu_check import DTYPES
 from model_zoo.records import Record, Results, bullets, number, state, table
+
+DTYPES = ("float32", "float16")
 
 
 def page(results: Results) -> Sequence[str]:

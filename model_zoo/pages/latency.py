@@ -1,14 +1,14 @@
-"""Milliseconds that a cut leaves, of those that were asked for."""
+"""MACs and latency that stay of every network, batch size and cut."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from model_zoo.measuring.latency import BATCHES, CUTS, MOST, Case
 from model_zoo.records import Record, Results, bullets, table
 
 
 def page(results: Results) -> Sequence[str]:
+    """Where it was measured, the table, and what is not where it should be."""
     records = results.records
     devices = sorted({f"{r.figures['provider']} on {r.figures['device']}" for r in records.values()})
     threads = sorted({str(r.figures["threads"] or "all") for r in records.values()})
@@ -23,19 +23,22 @@ def page(results: Results) -> Sequence[str]:
 
 def latencies(records: Mapping[str, Record]) -> str:
     """A line per network and batch size: MACs and latency that stay, as ratios."""
-    rows = []
-    for network in MOST:
-        for batch in BATCHES:
-            found = {cut: records.get(str(Case(network, batch, cut))) for cut in CUTS}
-            known = [record for record in found.values() if record is not None]
-            if known:
-                aligned = {r.figures["round_to"] for c, r in found.items() if r and "round_to" not in CUTS[c].options}
-                cells = [f"{known[0].figures['dense_ms']:.1f}", *map(cell, found.values())]
-                rows.append([network, str(batch), *cells, ", ".join(map(str, sorted(aligned)))])
-    return table(["network", "batch", "dense ms", *(f"{cut}: MACs → latency" for cut in CUTS), "aligned to"], rows)
+    rows: dict[tuple[str, int], dict[str, Record]] = {}
+    for record in records.values():
+        f = record.figures
+        rows.setdefault((f["network"], f["batch"]), {})[f["cut"]] = record
+    networks, cuts = ([*dict.fromkeys(r.figures[key] for r in records.values())] for key in ("network", "cut"))
+    lines = []
+    for network, batch in sorted(rows, key=lambda row: (networks.index(row[0]), row[1])):
+        found = rows[network, batch]
+        aligned = sorted({r.figures["round_to"] for cut, r in found.items() if "round_to" not in cut})
+        dense = next(iter(found.values())).figures["dense_ms"]
+        cells = [f"{dense:.1f}", *(_cell(found.get(cut)) for cut in cuts), ", ".join(map(str, aligned))]
+        lines.append([network, str(batch), *cells])
+    return table(["network", "batch", "dense ms", *(f"{cut}: MACs → latency" for cut in cuts), "aligned to"], lines)
 
 
-def cell(record: Record | None) -> str:
+def _cell(record: Record | None) -> str:
     if record is None:
         return "–"
     ratio = f"{record.figures['ratio']:.3f}"

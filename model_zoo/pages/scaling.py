@@ -1,4 +1,4 @@
-"""How seconds and memory grow with a network: times, exponents and curves."""
+"""Seconds of the stages, and how they grow, with the curves; a search, an import, ``consume=True``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import numpy as np
 from model_zoo.records import Record, Results, bullets, table
 
 STAGES = ("record", "label", "select", "rewrite")
+CURVES = {  # what grows -> kind, where
+    "layers": ("depth", ""),
+    "times the channels": ("width", ""),
+    "times the channels, on meta": ("width", "meta"),
+    "parameters, on meta": ("parameters", ""),
+}
 SLOW = {"label": 2.0, "all": 5.0}  # seconds that no family's smallest should need
 
 
@@ -20,40 +26,32 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(logs[0], logs[1], 1)[0])
 
 
-def _series(records: Sequence[Record], kind: str, where: str = "") -> tuple[list[float], list[Record]]:
-    """Sizes and records of the points of a curve, in ascending order."""
-    found = []
-    for record in records:
-        f = record.figures
-        if "record" in f and f["kind"] == kind and f["point"].endswith(where) and (where or " " not in f["point"]):
-            size = f["parameters"] if kind == "parameters" else float(f["point"].split()[0])
-            found.append((float(size), record))
-    found.sort(key=lambda pair: pair[0])
-    return [size for size, _ in found], [record for _, record in found]
-
-
-CURVES = (  # kind, which points, what grows
-    ("depth", "", "layers"),
-    ("width", "", "times the channels"),
-    ("width", " meta", "times the channels, on meta"),
-    ("parameters", "", "parameters, on meta"),
-)
+def _curves(records: Sequence[Record]) -> dict[str, tuple[list[float], list[dict[str, Any]]]]:
+    """What grows -> sizes and figures of the points, in ascending order, where there are more than two."""
+    found = {}
+    for label, (kind, where) in CURVES.items():
+        points = [r.figures for r in records if "record" in r.figures and r.figures["kind"] == kind]
+        points = [f for f in points if f["point"].partition(" ")[2] == where]
+        sizes = [float(f["parameters"] if kind == "parameters" else f["point"].split()[0]) for f in points]
+        order = sorted(range(len(sizes)), key=sizes.__getitem__)
+        if len(order) > 2:
+            found[label] = [sizes[i] for i in order], [points[i] for i in order]
+    return found
 
 
 def page(results: Results) -> Sequence[str]:
     records = results.lines
     figures = [record.figures for record in records]
     times = []
-    for name, f in ((r.name, r.figures) for r in records if "record" in r.figures and r.figures["kind"] != "families"):
+    for f in (f for f in figures if "record" in f and f["kind"] != "families"):
         seconds = [f[stage] for stage in STAGES]
-        times.append([name, *(f"{s:.2f}" for s in seconds), f"{sum(seconds):.2f}", f"{f['memory_gib']:.2f}"])
+        cells = (f"{value:.2f}" for value in (*seconds, sum(seconds), f["memory_gib"]))
+        times.append([f"{f['kind']} {f['point']}", *cells])
     growth = []
-    for kind, where, label in CURVES:
-        sizes, curve = _series(records, kind, where)
-        if len(sizes) > 2:
-            columns = [[p.figures[stage] for p in curve] for stage in STAGES]
-            columns.append([sum(p.figures[stage] for stage in STAGES) for p in curve])
-            growth.append([label, *(f"{exponent(sizes, column):.2f}" for column in columns)])
+    for label, (sizes, curve) in _curves(records).items():
+        columns = [[f[stage] for f in curve] for stage in STAGES]
+        sums = [sum(seconds) for seconds in zip(*columns, strict=True)]
+        growth.append([label, *(f"{exponent(sizes, column):.2f}" for column in (*columns, sums))])
     parts = [
         "## Seconds of processor time",
         table(["", *STAGES, "all four", "GiB"], times),
@@ -98,15 +96,14 @@ def plot(results: Results) -> None:
     """A log-log plot per curve."""
     from matplotlib.figure import Figure
 
-    curves = [(label, *_series(results.lines, kind, where)) for kind, where, label in CURVES]
-    curves = [curve for curve in curves if len(curve[1]) > 2]
+    curves = _curves(results.lines)
     if not curves:
         return
     figure = Figure(figsize=(4 * len(curves), 3.6), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
-    for axis, (label, sizes, curve) in zip(panels, curves, strict=True):
+    for axis, (label, (sizes, curve)) in zip(panels, curves.items(), strict=True):
         for stage in STAGES:
-            values = [p.figures[stage] for p in curve]
+            values = [f[stage] for f in curve]
             axis.plot(sizes, values, "o-", label=f"{stage} ^{exponent(sizes, values):.2f}")
         axis.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds")
         axis.grid(alpha=0.3)

@@ -1,7 +1,7 @@
 """Networks of whole libraries, called as the example inputs did not: with nothing cut, results must be the model's.
 
 A network is pruned with nothing cut and then called a second time, with another batch, size and values, with padded
-masks, and in a step that takes caches (``model_zoo/calls.py``). Every answer is free (the model's result), guarded (an
+masks, and in a step that takes caches (``checks/calls.py``). Every answer is free (the model's result), guarded (an
 error of fxprune's at call time), wrong, or raw (an exception of another kind); where the model itself refuses, nothing
 is asked. Every network runs in a process of its own, within limits of time and memory.
 """
@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import time
 
-from model_zoo.answers import place, told
-from model_zoo.libraries import GROUPS, PRELOAD, names
+from model_zoo.checks.answers import place
+from model_zoo.networks.libraries import GROUPS, PRELOAD, names
 from model_zoo.pages.beyond import page
-from model_zoo.records import Record
+from model_zoo.records import Record, raised
 from model_zoo.study import Options, Study, each
 
 
 def measure(spec: str, options: Options) -> Record:
     """All calls of one network; never raises."""
-    from model_zoo import calls, libraries
+    from model_zoo.checks import calls
+    from model_zoo.networks import libraries
 
     record = Record(spec, {"group": spec.partition(":")[0]}, checks={"load": ""})
     stage, start = "load", time.perf_counter()
@@ -31,7 +32,7 @@ def measure(spec: str, options: Options) -> Record:
         record.figures["cells"] = {name: cell.entry for name, cell in cells.items()}
         record.checks |= {name: cell.fault for name, cell in cells.items()}
     except Exception as error:
-        record.checks[stage] = f"{told(error)} ({place(error)})"
+        record.checks[stage] = f"{raised(error)} ({place(error)})"
     record.seconds["all"] = round(time.perf_counter() - start, 2)
     return record
 

@@ -1,6 +1,6 @@
 """Networks pruned to half their MACs, with everything checked that fxprune promises of the result.
 
-What is checked: ``model_zoo/checks.py``. Every network runs in a process of its own, with a limit of time and memory:
+What is checked: ``model_zoo/checks``. Every network runs in a process of its own, with a limit of time and memory:
 one that fails loses nothing. ``NETWORK@PART`` prunes a submodule in its place.
 """
 

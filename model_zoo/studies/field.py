@@ -3,9 +3,9 @@
 Every network is pruned to 0.6 of its MACs (l2), or to the smallest ratio that can be reached, which is recorded, and
 ``fxprune.into`` makes an instance of the model's class with the pruned weights ("class back"); where that fails, of a
 plan that ``for_class=True`` makes ("class back, for_class"). Between that instance,
-in the model's role, and the pruned graph there are then all calls of ``model_zoo/calls.py``, where an error of
+in the model's role, and the pruned graph there are then all calls of ``checks/calls.py``, where an error of
 fxprune's at call time counts as an answer; for a step that takes caches a graph of its own is recorded. Then what code
-around a model does (``model_zoo/places.py``): "generate": greedy decoding gives the same tokens with the cache and
+around a model does (``checks/places.py``): "generate": greedy decoding gives the same tokens with the cache and
 without; "save": ``save_pretrained`` and ``from_pretrained`` give the same outputs; "train step": instance and graph
 have equal gradients. "fused attention": attention calls keep heads of one width. What the model itself does not do is
 not asked. Every network runs in a process of its own, within limits of time and memory.
@@ -20,10 +20,10 @@ from dataclasses import replace
 
 import fxprune
 from fxprune.errors import FxpruneError
-from model_zoo.answers import place, told
-from model_zoo.libraries import GROUPS, PRELOAD, names
+from model_zoo.checks.answers import place
+from model_zoo.networks.libraries import GROUPS, PRELOAD, names
 from model_zoo.pages.field import page
-from model_zoo.records import Record
+from model_zoo.records import Record, raised
 from model_zoo.study import Options, Study, each
 
 FLOPS, METHOD = 0.6, "l2"
@@ -32,7 +32,8 @@ FOR_CLASS = "class back, for_class"
 
 def measure(spec: str, options: Options) -> Record:
     """All checks of one network; never raises."""
-    from model_zoo import calls, libraries, places
+    from model_zoo.checks import calls, places
+    from model_zoo.networks import libraries
 
     record = Record(spec, {"group": spec.partition(":")[0], "not asked": {}})
     checks: dict[str, str | None] = {}
@@ -79,9 +80,9 @@ def _reason_in(checks: dict[str, str | None], name: str) -> Iterator[None]:
     try:
         yield
     except FxpruneError as error:  # it names the line itself
-        checks[name] = told(error)
+        checks[name] = raised(error)
     except Exception as error:
-        checks[name] = f"{told(error)} ({place(error)})"
+        checks[name] = f"{raised(error)} ({place(error)})"
 
 
 STUDY = Study(

@@ -7,9 +7,66 @@ turn, ``fxprune.bench``: medians of at least 31 runs each.
 
 from __future__ import annotations
 
-from model_zoo.measuring.latency import BATCHES, CUTS, MOST, Case, measured
+from typing import Any, NamedTuple
+
+import torch
+
+import fxprune
+from fxprune.io.specs import load_model
+from fxprune.recording.inputs import infer_inputs
 from model_zoo.pages.latency import page
-from model_zoo.study import Add, Study, each
+from model_zoo.records import Record
+from model_zoo.study import Add, Options, Study, each
+
+BATCHES = (1, 8)
+MOST = {  # of the dense network's latency, that half of the MACs should take by default
+    "resnet50": 0.5, "mobilenetv3_large_100": 0.6, "efficientnet_b0": 0.6, "convnext_tiny": 0.5,
+    "vit_small_patch16_224": 0.6, "swin_tiny_patch4_window7_224": 0.7,
+}  # fmt: skip
+CUTS: dict[str, dict[str, Any]] = {
+    "flops=0.5": {"flops": 0.5},
+    "flops=0.5, round_to=1": {"flops": 0.5, "round_to": 1},
+    "latency=0.5": {"latency": 0.5},
+}
+TOLERANCE = 0.05  # of the latency that was asked for
+
+
+class Case(NamedTuple):
+    """One network pruned in one way."""
+
+    network: str
+    batch: int
+    cut: str
+
+    def __str__(self) -> str:
+        return f"{self.network}, batch {self.batch}, {self.cut}"
+
+
+def measured(case: Case, options: Options) -> Record:
+    (network, batch, cut), threads, provider = case, options.threads, options.provider
+    torch.manual_seed(0)
+    model = load_model(f"timm:{network}").eval()
+    args, _ = infer_inputs(model)
+    x = torch.randn(batch, *args[0].shape[1:])
+    asked = dict(CUTS[cut])
+    if "latency" in asked:
+        asked["latency"] = fxprune.LatencyBudget(asked["latency"], provider, threads)
+    pruned = fxprune.prune(model, x, **asked, progress=False)
+    report = pruned.meta["fxprune"]
+    latency = fxprune.bench(model, pruned, x, threads=threads, provider=provider)
+    figures = {
+        "network": network, "batch": batch, "cut": cut, "macs_ratio": report.macs_after / report.macs_before,
+        "round_to": report.round_to, "oracle": report.oracle_error, **latency.data(),
+    }  # fmt: skip
+    record = Record(str(case), figures, dict(report.seconds))
+    if cut == "flops=0.5":
+        most = MOST[network]
+        record.checks["latency"] = "" if latency.ratio <= most else f"{latency.ratio:.3f}, at most {most} wanted"
+    if "latency" in CUTS[cut]:
+        aim = CUTS[cut]["latency"]
+        far = abs(latency.ratio - aim) > TOLERANCE
+        record.checks["latency"] = f"{latency.ratio:.3f}, {aim} +- {TOLERANCE} wanted" if far else ""
+    return record
 
 
 def _options(add: Add) -> None:

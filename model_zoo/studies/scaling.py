@@ -15,32 +15,54 @@ upper half of the points, where what does not grow counts for little.
 
 from __future__ import annotations
 
-import os
-import resource
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from model_zoo.measuring.scaling import DECODERS, consume, decoder, depth, family, imported, large, search, width
-from model_zoo.networks import families
+from fxprune.recording.inputs import resolve_inputs
+from model_zoo.measuring.meter import machine_gib, peak_gib
+from model_zoo.measuring.scaling import consume, imported, search, stages
+from model_zoo.networks import families, load
+from model_zoo.networks.growing import DECODERS, Decoder, residual
 from model_zoo.pages.scaling import page, plot
 from model_zoo.records import Record
-from model_zoo.study import Add, Options, Study, each, rules
+from model_zoo.study import Options, Study, each, rules
 
-DEPTHS = (18, 34, 66, 130, 258, 514, 1002)
-WIDTHS = (1, 2, 4, 8, 16)
+GIB = "of weights, for consume (default: half of the machine's memory)"
 LARGE = ("swin_large_patch4_window12_384", "vit_giant_patch14_224", "convnext_xxlarge")
-SEARCHED = (0.9, 0.7, 0.5, 0.3, 0.1)
+
+
+def _depth(depth: str) -> dict[str, Any]:
+    return stages(residual(int(depth), 16).eval(), (torch.randn(1, 3, 32, 32),))
+
+
+def _width(name: str) -> dict[str, Any]:
+    times, _, where = name.partition(" ")
+    with torch.device(where or "cpu"):
+        model, image = residual(18, 16 * int(times)).eval(), torch.full((1, 3, 32, 32), 0.5)
+    return stages(model, (image,))
+
+
+def _decoder(name: str) -> dict[str, Any]:
+    with torch.device("meta"):
+        model, tokens = Decoder(*DECODERS[name]).eval(), torch.zeros(1, 64, dtype=torch.int64)
+    return stages(model, (tokens,))
+
+
+def _named(spec: str, device: str = "cpu") -> dict[str, Any]:
+    with torch.device(device):
+        model = load(spec)
+    return stages(model, *resolve_inputs(model))
 
 
 KINDS: dict[str, tuple[Callable[[str], dict[str, Any]], Sequence[str]]] = {
-    "depth": (depth, [str(depth) for depth in DEPTHS]),
-    "width": (width, [f"{times}{where}" for where in ("", " meta") for times in WIDTHS]),
-    "parameters": (decoder, [*DECODERS]),
-    "large": (large, LARGE),
-    "families": (family, families()),
-    "search": (search, [str(ratio) for ratio in SEARCHED]),
+    "depth": (_depth, "18 34 66 130 258 514 1002".split()),
+    "width": (_width, ["1", "2", "4", "8", "16", "1 meta", "2 meta", "4 meta", "8 meta", "16 meta"]),
+    "parameters": (_decoder, [*DECODERS]),
+    "large": (lambda name: _named(f"timm:{name}", "meta"), LARGE),
+    "families": (_named, families()),
+    "search": (search, ["0.9", "0.7", "0.5", "0.3", "0.1"]),
     "consume": (consume, []),
     "import": (imported, ["fxprune", "fxprune.prune"]),
 }
@@ -62,16 +84,11 @@ def points(options: Options) -> list[Point]:
 def measured(point: Point, options: Options) -> Record:
     torch.manual_seed(0)
     figures = KINDS[point.kind][0](point.name)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return Record(str(point), {"kind": point.kind, "point": point.name, **figures, "memory_gib": memory})
-
-
-def _options(add: Add) -> None:
-    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**31
-    add("--gib", type=float, default=half, help="of weights, for consume (default: half of the machine's memory)")
+    return Record(str(point), {"kind": point.kind, "point": point.name, **figures, "memory_gib": peak_gib()})
 
 
 STUDY = Study(
     "scaling", "seconds and memory of the stages as networks grow; of a search, an import, consume=True", points,
-    each(measured), page, plot, _options, doc=__doc__, rules=rules(__doc__), apart=True, timeout=300,
+    each(measured), page, plot, doc=__doc__, rules=rules(__doc__), apart=True, timeout=300,
+    options=lambda add: add("--gib", type=float, default=machine_gib() / 2, help=GIB),
 )  # fmt: skip

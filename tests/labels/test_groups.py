@@ -22,7 +22,7 @@ from fxprune.errors import ModelError
 from fxprune.groups.channels import ChannelGraph, ChannelGroup
 from fxprune.recording.inputs import resolve_inputs
 from fxprune.verification import TOLERANCE, mask_oracle
-from model_zoo.checks import count_macs
+from model_zoo.checks.counts import count_macs
 
 Row = tuple[int, int, str, frozenset[tuple[str, int]]]
 

@@ -16,7 +16,7 @@ from nets import Attentive, Shuffled, Small, image, make
 from torch import Tensor, nn
 
 import fxprune
-from model_zoo.checks import count_macs
+from model_zoo.checks.counts import count_macs
 
 
 class Frozen(nn.Module):

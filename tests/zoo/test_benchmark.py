@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from model_zoo.measuring import benchmark
-from model_zoo.measuring.benchmark import Bench, measured
+from model_zoo.measuring.benchmark import Bench
 from model_zoo.records import Record, read
 from model_zoo.runner import main
+from model_zoo.studies import benchmark
+from model_zoo.studies.benchmark import measured
 
 NET = """
 import torch
@@ -35,7 +36,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     (tmp_path / "tiny.py").write_text(NET)
     monkeypatch.setattr(networks, "example_inputs", lambda model: ((torch.randn(1, 3, 16, 16),), {}))
     before = torch.get_num_threads()
-    found = Bench(f"{tmp_path / 'tiny.py'}:tiny")
+    found = Bench(f"{tmp_path / 'tiny.py'}:tiny", benchmark.CHANNELS)
     torch.set_num_threads(before)
     return found
 
@@ -103,7 +104,7 @@ def test_the_page_names_what_was_missed(tmp_path: Path, monkeypatch: pytest.Monk
         figures: dict[str, Any] = {"ours_s": 1.0, "ours_macs": 1, "ours_dense_macs": 2, **spoken[spec]}
         return Record(spec, figures)
 
-    monkeypatch.setattr("model_zoo.studies.benchmark.measured", said)
+    monkeypatch.setattr(benchmark, "measured", said)
     out = tmp_path / "benchmark.jsonl"
     main(["run", "benchmark", *spoken, "--out", str(out), "--rounds", "1"])
     assert [*read(out)[1]] == [*spoken]

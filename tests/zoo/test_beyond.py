@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import RecordError
-from model_zoo import calls, libraries, runner, transformers_list
-from model_zoo.answers import Cell, NoCacheError, answer, compare, parting, values_in
-from model_zoo.calls import CALLS, Subject, measure
+from model_zoo import runner
+from model_zoo.checks import calls
+from model_zoo.checks.answers import Cell, answer, compare, values_in
+from model_zoo.checks.calls import CALLS, measure
+from model_zoo.checks.parting import parting
+from model_zoo.networks import libraries, transformers_list
+from model_zoo.networks.subject import NoCacheError, Subject
 from model_zoo.pages import beyond as page
 from model_zoo.records import Record, read
 from model_zoo.runner import main
@@ -282,7 +286,7 @@ NETWORKS = """
 import os
 import torch
 from torch import nn
-from model_zoo.calls import Subject
+from model_zoo.networks.subject import Subject
 
 def image(batch, size, seed):
     return (torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed)),), {}

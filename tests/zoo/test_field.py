@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from model_zoo import places
-from model_zoo.calls import Subject
+from model_zoo.checks import places
+from model_zoo.networks.subject import Subject
 from model_zoo.pages import field as page
 from model_zoo.records import Record, read
 from model_zoo.runner import main
@@ -152,7 +152,7 @@ def test_generation_and_saving(check: str) -> None:
 NETWORKS = """
 import torch
 from torch import nn
-from model_zoo.calls import Subject
+from model_zoo.networks.subject import Subject
 
 def image(batch, size, seed):
     return (torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed)),), {}

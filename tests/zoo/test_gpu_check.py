@@ -8,9 +8,9 @@ import torch
 import fxprune
 from fxprune.deploy.runtime import CPU
 from fxprune.errors import ExportError
-from model_zoo.measuring import gpu_check
 from model_zoo.records import begin
 from model_zoo.runner import main
+from model_zoo.studies import gpu_check
 from model_zoo.studies.gpu_check import LAYOUT
 
 pytestmark = pytest.mark.usefixtures("ops_read_once")

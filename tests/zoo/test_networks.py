@@ -14,8 +14,12 @@ import timm
 import torch
 from torch import nn
 
+import fxprune
+from fxprune.recording.inputs import describe_inputs
 from model_zoo import checks, runner
+from model_zoo.checks import training, use
 from model_zoo.networks import NETWORKS, example_inputs
+from model_zoo.networks.random_weights import randomise
 from model_zoo.pages.coverage import networks_table as table
 from model_zoo.records import RESULTS, Record, read
 from model_zoo.runner import main
@@ -52,7 +56,7 @@ def test_half_the_macs_with_onnx() -> None:
     record = checks.measure("timm:test_vit")
     assert record.failures == {}
     assert record.figures["reacts"], "dropout was on, and train() changed nothing"
-    assert record.figures["onnx"] <= checks.ONNX_TOLERANCE
+    assert record.figures["onnx"] <= use.ONNX_TOLERANCE
 
 
 @pytest.mark.parametrize(("any_size", "side"), [(True, 224), (False, 512)])
@@ -94,11 +98,11 @@ class Net(nn.Module):
 @pytest.fixture
 def case() -> checks.Case:
     model, x = Net().eval(), torch.randn(1, 3, 8, 8)
-    inputs = checks.describe_inputs((x,), {})
-    checks.randomise(model, inputs)
-    pruned = checks.fxprune.prune(model, x, flops=0.5, progress=False)
+    inputs = describe_inputs((x,), {})
+    randomise(model, inputs)
+    pruned = fxprune.prune(model, x, flops=0.5, progress=False)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    dense = checks.fxprune.record(model, x)
+    dense = fxprune.record(model, x)
     return checks.Case("net", 0.5, model, state, dense, pruned, inputs, {})
 
 
@@ -116,7 +120,7 @@ def test_a_good_result_passes(case: checks.Case) -> None:
 
 def test_counts_and_budget_are_compared(case: checks.Case) -> None:
     case.pruned = case.dense
-    case.pruned.meta["fxprune"] = checks.fxprune.prune(case.model, torch.zeros(1, 3, 8, 8), flops=0.5).meta["fxprune"]
+    case.pruned.meta["fxprune"] = fxprune.prune(case.model, torch.zeros(1, 3, 8, 8), flops=0.5).meta["fxprune"]
     assert "the report says" in check(case, "macs")
     assert check(case, "macs", "budget") == "1.0000 of the MACs stay; the budget is 0.5"
     case.figures["ratio"] = 0.49
@@ -166,17 +170,17 @@ def test_an_oracle_that_compares_nothing_is_noticed(case: checks.Case) -> None:
 def test_a_dropout_that_stays_on_or_off_is_noticed(
     case: checks.Case, monkeypatch: pytest.MonkeyPatch, fixed: bool
 ) -> None:
-    monkeypatch.setattr(checks, "_stochastic", lambda spec: (Net(), {}))
+    monkeypatch.setattr(training, "_stochastic", lambda spec: (Net(), {}))
     assert check(case, "modes") == ""
     assert case.figures["reacts"]
-    apply = checks.fxprune.apply
+    apply = fxprune.apply
 
     def frozen(*args: object) -> nn.Module:
         pruned = apply(*args)
         pruned.drop = nn.Identity() if fixed else pruned.drop
         return pruned
 
-    monkeypatch.setattr(checks.fxprune, "apply", frozen)
+    monkeypatch.setattr(fxprune, "apply", frozen)
     assert check(case, "modes") == (
         "train and eval differ, original (True, True), pruned (False, False)" if fixed else ""
     )

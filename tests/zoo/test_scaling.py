@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from model_zoo import runner
-from model_zoo.measuring.scaling import Decoder, depth, imported, perceptron, residual, stages
+from model_zoo.measuring.scaling import imported, stages
+from model_zoo.networks.growing import Decoder, perceptron, residual
 from model_zoo.pages.scaling import STAGES, exponent
 from model_zoo.records import Record, append, begin, read
 from model_zoo.runner import main
@@ -67,10 +68,10 @@ def test_points_are_measured_once_and_failures_are_told(tmp_path: Path, monkeypa
         return Record(f"{kind} {name}", {"kind": kind, "point": name, "memory_gib": 1.0, **figures})
 
     monkeypatch.setattr(runner, "_apart", measured)
-    monkeypatch.setitem(scaling.KINDS, "depth", (depth, ["18", "34"]))
+    monkeypatch.setitem(scaling.KINDS, "depth", (scaling._depth, ["18", "34"]))
     out = tmp_path / "scaling.jsonl"
     main(["run", "scaling", "depth *", "--out", str(out), "--timeout", "1"])
-    monkeypatch.setitem(scaling.KINDS, "depth", (depth, ["18", "34", "66", "130"]))
+    monkeypatch.setitem(scaling.KINDS, "depth", (scaling._depth, ["18", "34", "66", "130"]))
     main(["run", "scaling", "depth *", "--out", str(out), "--timeout", "1", "--resume"])
     assert asked == ["18", "34", "66", "130"]
     text = out.with_suffix(".md").read_text()

@@ -18,44 +18,13 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import FxpruneError
-from model_zoo.answers import (
-    LINE,
-    TOLERANCE,
-    Cell,
-    Inputs,
-    NoCacheError,
-    Objects,
-    answer,
-    compare,
-    parting,
-    run,
-    told,
-    values_in,
-)
+from model_zoo.checks.answers import LINE, TOLERANCE, Cell, Objects, answer, compare, run, values_in
+from model_zoo.checks.case import registered
+from model_zoo.checks.parting import parting
+from model_zoo.networks.subject import Inputs, NoCacheError, Subject
+from model_zoo.records import raised
 
 MOVED = 1e-4  # another call changes the model's result by more, or shows nothing
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network, and its inputs: ``make(batch, size, seed)``, where a size is whatever ``make`` takes for one.
-
-    ``step`` makes the inputs of a step that takes the caches of the call before, from that call's inputs, its outputs
-    and a seed.
-    """
-
-    model: nn.Module
-    make: Callable[[int, Any, int], Inputs]
-    batch: int
-    size: Any
-    others: Sequence[Any] = ()
-    step: Callable[[Inputs, Any, int], Inputs] | None = None
-
-    def example(self) -> Inputs:
-        return self.make(self.batch, self.size, 0)
-
-
-# -- the calls --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -66,6 +35,9 @@ class Case:
     pruned: nn.Module
     expected: Any
 
+    def inputs(self, batch: int, size: Any, seed: int = 1) -> Callable[[], Inputs]:
+        return lambda: self.subject.make(batch, size, seed)
+
 
 Call = Callable[[Case], Cell | None]
 CALLS: dict[str, Call] = {}
@@ -73,14 +45,7 @@ CALLS: dict[str, Call] = {}
 
 def call(name: str) -> Callable[[Call], Call]:
     """Register a call; they run in this order. None: the network has no such call."""
-
-    def register(function: Call) -> Call:
-        if name in CALLS:
-            raise ValueError(f"two calls are named {name!r}")
-        CALLS[name] = function
-        return function
-
-    return register
+    return registered(CALLS, "calls", name)
 
 
 def _made(case: Case, make: Callable[[], Inputs]) -> Cell:
@@ -95,31 +60,21 @@ def _made(case: Case, make: Callable[[], Inputs]) -> Cell:
     return cell
 
 
-@call("second")
-def _second(case: Case) -> Cell:
-    return answer(case.subject.model, case.pruned, case.subject.example, times=2)
-
-
-@call("batch")
-def _batch(case: Case) -> Cell:
-    subject = case.subject
-    return _made(case, lambda: subject.make(subject.batch + 1, subject.size, 1))
+call("second")(lambda case: answer(case.subject.model, case.pruned, case.subject.example, times=2))
+call("batch")(lambda case: _made(case, case.inputs(case.subject.batch + 1, case.subject.size)))
 
 
 @call("size")
 def _size(case: Case) -> Cell | None:
-    subject, cell = case.subject, None
-    for size in subject.others:
-        cell = _made(case, lambda size=size: subject.make(subject.batch, size, 1))  # type: ignore[misc]
+    cell = None
+    for size in case.subject.others:
+        cell = _made(case, case.inputs(case.subject.batch, size))
         if cell.state != "model refuses":
             break
     return cell
 
 
-@call("values")
-def _values(case: Case) -> Cell:
-    subject = case.subject
-    return _made(case, lambda: subject.make(subject.batch, subject.size, 1))
+call("values")(lambda case: _made(case, case.inputs(case.subject.batch, case.subject.size)))
 
 
 def _padded(case: Case, at: Callable[[int], slice]) -> Cell | None:
@@ -137,14 +92,8 @@ def _padded(case: Case, at: Callable[[int], slice]) -> Cell | None:
     return _made(case, make) if masks else None
 
 
-@call("left-padded")
-def _left(case: Case) -> Cell | None:
-    return _padded(case, lambda count: slice(None, count))
-
-
-@call("right-padded")
-def _right(case: Case) -> Cell | None:
-    return _padded(case, lambda count: slice(-count, None))
+call("left-padded")(lambda case: _padded(case, lambda count: slice(None, count)))
+call("right-padded")(lambda case: _padded(case, lambda count: slice(-count, None)))
 
 
 @call("caches out")
@@ -153,21 +102,11 @@ def _out(case: Case) -> Cell | None:
     if not any(inside and isinstance(value, Tensor) for value, inside in values_in(case.expected).values()):
         return None
     objects = Objects(case.subject.model), Objects(case.pruned)
-    return answer(*objects, lambda: case.subject.make(case.subject.batch, case.subject.size, 2))
+    return answer(*objects, case.inputs(case.subject.batch, case.subject.size, seed=2))
 
 
-@call("caches in")
-def _in(case: Case) -> Cell | None:
-    """A step after a call, recorded with the cache of one call and called with that of another."""
-    return _step(case, lambda size: size)
-
-
-@call("longer caches in")
-def _longer(case: Case) -> Cell | None:
-    return _step(case, lambda size: case.subject.others[0])
-
-
-def _step(case: Case, other: Callable[[Any], Any]) -> Cell | None:
+def _step(case: Case, sizes: Sequence[Any]) -> Cell | None:
+    """A step after a call, recorded with the cache of one call and called with that of another of the first size."""
     subject = case.subject
     if subject.step is None:
         return None
@@ -183,15 +122,19 @@ def _step(case: Case, other: Callable[[Any], Any]) -> Cell | None:
     except NoCacheError:
         return None
     except Exception as error:
-        return Cell("model refuses", message=told(error))
+        return Cell("model refuses", message=raised(error))
     try:
         pruned = untouched(subject.model, (args, kwargs))
     except FxpruneError as error:
-        return Cell("refused", message=told(error), line=next(iter(LINE.findall(str(error))), ""))
-    cell = answer(subject.model, pruned, lambda: make(other(subject.size), 1))
+        return Cell("refused", message=raised(error), line=next(iter(LINE.findall(str(error))), ""))
+    cell = answer(subject.model, pruned, lambda: make(sizes[0], 1))
     if cell.state in ("wrong", "raw"):
-        cell.parts = parting(subject.model, make(subject.size, 0), make(other(subject.size), 1))
+        cell.parts = parting(subject.model, make(subject.size, 0), make(sizes[0], 1))
     return cell
+
+
+call("caches in")(lambda case: _step(case, [case.subject.size]))
+call("longer caches in")(lambda case: _step(case, case.subject.others))
 
 
 def untouched(model: nn.Module, inputs: Inputs) -> nn.Module:
@@ -212,7 +155,7 @@ def measure(subject: Subject, pruned: nn.Module | None = None) -> tuple[dict[str
         expected = run(copy.deepcopy(model), subject.example())
         pruned = pruned or untouched(model, subject.example())
     except FxpruneError as error:
-        return {}, told(error)
+        return {}, raised(error)
     cells = {}
     for name, function in CALLS.items():
         start = time.perf_counter()

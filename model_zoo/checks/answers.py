@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import operator
 import re
 import traceback
 import types
@@ -16,17 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-import fxprune
 from fxprune.errors import FxpruneError
 from fxprune.recording.sources import _node_source
 from fxprune.verification import relative_error
+from model_zoo.networks.subject import Inputs
+from model_zoo.records import raised
 
 TOLERANCE = 1e-4  # relative error
 FINE = ("free", "guarded", "model refuses")
 GENERATED = "<eval_with_key>"
 LINE = re.compile(r"[\w./-]+\.py:\d+")
-CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass
@@ -59,10 +57,6 @@ class Cell:
             inside = " in objects only" if (self.plain or 0.0) < TOLERANCE else ""
             return f"off by {self.error:.1e}{inside} at {self.where}; {self.parts}"
         return f"{self.state}: {self.message} ({self.line})"
-
-
-class NoCacheError(Exception):
-    """The outputs hold no cache that a next step could take."""
 
 
 # -- outputs ----------------------------------------------------------------------------------------------------------
@@ -129,10 +123,6 @@ def run(module: nn.Module, inputs: Inputs) -> Any:
         return module(*inputs[0], **inputs[1])
 
 
-def told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-
-
 def answer(model: nn.Module, pruned: nn.Module, make: Callable[[], Inputs], times: int = 1) -> Cell:
     """One call of both, ``times`` in a row. Each gets a copy of its own and inputs of its own, since both may write."""
     model, pruned = copy.deepcopy(model), copy.deepcopy(pruned)
@@ -140,14 +130,14 @@ def answer(model: nn.Module, pruned: nn.Module, make: Callable[[], Inputs], time
         given = [make() for _ in range(times)]
         expected = [run(model, inputs) for inputs in given]
     except Exception as error:
-        return Cell("model refuses", message=told(error))
+        return Cell("model refuses", message=raised(error))
     try:
         taken = [make() for _ in range(times)]
         found = [run(pruned, inputs) for inputs in taken]
     except FxpruneError as error:
-        return Cell("guarded", message=told(error), line=next(iter(LINE.findall(str(error))), ""))
+        return Cell("guarded", message=raised(error), line=next(iter(LINE.findall(str(error))), ""))
     except Exception as error:
-        return Cell("raw", message=told(error), line=_origin(pruned, make()))
+        return Cell("raw", message=raised(error), line=_origin(pruned, make()))
     return compare({"out": found, "in": taken}, {"out": expected, "in": given})  # caches are written to
 
 
@@ -187,42 +177,3 @@ class Objects(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         outputs = self.module(*args, **kwargs)
         return {path: value for path, (value, inside) in values_in(outputs).items() if inside}
-
-
-def parting(model: nn.Module, one: Inputs, other: Inputs) -> str:
-    """The source of the first node at which recordings on the two inputs differ, and the two nodes."""
-    try:
-        first, second = (fxprune.record(copy.deepcopy(model), args, kwargs) for args, kwargs in (one, other))
-    except Exception as error:
-        return f"not recorded: {told(error)}"
-    steps = [[node for node in graph.graph.nodes if _name(node) not in _ARITHMETIC] for graph in (first, second)]
-    for mine, its in zip(*steps, strict=False):
-        texts = _text(mine), _text(its)
-        if texts[0] != texts[1]:
-            return f"{its.meta.get('source', '')}: {texts[0]} | {texts[1]}"
-        if mine.op == "get_attr" and _differ(first, second, str(mine.target)):
-            user = next(iter(mine.users), mine)
-            return f"{user.meta.get('source', '')}: the value of {mine.target}, read by {_text(user)}"
-    more = len(steps[1]) - len(steps[0])
-    return f"{more} nodes more" if more else "no node: a value outside the graph"
-
-
-_ARITHMETIC = {"placeholder", "size", "getattr", *vars(operator)} - {
-    "matmul",
-    "getitem",
-}  # sizes, and what is made of them
-
-
-def _name(node: fx.Node) -> str:
-    return "placeholder" if node.op == "placeholder" else str(getattr(node.target, "__name__", node.target))
-
-
-def _text(node: fx.Node) -> str:
-    """What the node does, and which numbers it was given; other nodes are left out, so their names do not matter."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: "…")
-    return f"{_name(node)}{args}{kwargs or ''}".replace("'…'", "…")[:200]
-
-
-def _differ(one: fx.GraphModule, other: fx.GraphModule, name: str) -> bool:
-    a, b = (operator.attrgetter(name)(module) for module in (one, other))
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and not (a.shape == b.shape and torch.equal(a, b))

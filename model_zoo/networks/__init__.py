@@ -1,15 +1,11 @@
 """Which networks there are, and what they are given.
 
-python -m model_zoo.networks         writes model_zoo/families.txt: every architecture of timm is made on meta
-
 A network is named as in ``fxprune.io.specs.load_model``; ``NAME@PART`` is a submodule of one, pruned where it is.
 """
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,36 +109,3 @@ def read_list(path: Path) -> list[str]:
     """One specification per line; what follows a ``#`` is a remark."""
     lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
     return [line for line in lines if line]
-
-
-def sizes() -> Iterator[tuple[str, str, int]]:
-    """(module of the model's class, architecture, parameters) of everything in timm, made on the meta device."""
-    import timm
-
-    for name in timm.list_models():
-        try:
-            with torch.device("meta"):
-                model = timm.create_model(name)
-        except Exception as error:  # an architecture that needs data to be made
-            print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
-            continue
-        yield type(model).__module__.rpartition(".")[2], name, sum(p.numel() for p in model.parameters())
-
-
-def main() -> None:
-    """Write ``families.txt``."""
-    warnings.simplefilter("ignore")
-    smallest: dict[str, tuple[int, str]] = {}
-    for family, name, size in sizes():
-        if family not in smallest or (size, name) < smallest[family]:
-            smallest[family] = (size, name)
-    import timm
-
-    lines = [f"timm:{name}  # {family}, {size / 1e6:.1f} M" for family, (size, name) in sorted(smallest.items())]
-    head = f"# The smallest architecture of every model module of timm {timm.__version__}; python -m model_zoo.networks"
-    FAMILIES.write_text("\n".join([head, *lines]) + "\n")
-    print(f"{len(lines)} families")
-
-
-if __name__ == "__main__":
-    main()

@@ -72,52 +72,39 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_n_heads": 8, "attn_layer_indices": [1]},
     "codegen gptj": {"rotary_dim": 4},
     "deepseek_v2 deepseek_v3": {
-        "q_lora_rank": 16,
-        "kv_lora_rank": 16,
-        "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 8,
-    }
-    | {"num_key_value_heads": 4, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
-    | {"num_experts_per_tok": 2, "n_routed_experts": 4, "moe_intermediate_size": 32},
+        "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+        "num_key_value_heads": 4, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2,
+        "n_routed_experts": 4, "moe_intermediate_size": 32,
+    },
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8},
     "gemma3n_text": {
-        "num_hidden_layers": 4,
-        "num_kv_shared_layers": 2,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
-    }
-    | {
-        "vocab_size_per_layer_input": VOCABULARY,
-        "hidden_size_per_layer_input": 8,
-        "activation_sparsity_pattern": [0.0] * 4,
+        "num_hidden_layers": 4, "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8,
+        "activation_sparsity_pattern": [0.0, 0.0, 0.0, 0.0],
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "granitemoehybrid": {"mamba_n_heads": 8, "layer_types": ["mamba", "attention"]},
     "kimi_linear": {
-        "num_experts_per_token": 2,
-        "num_expert_group": 1,
-        "topk_group": 1,
-        "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 8,
-        "num_key_value_heads": 4,
+        "num_experts_per_token": 2, "num_expert_group": 1, "topk_group": 1, "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4,
         "layer_types": ["linear_attention", "full_attention"],
     },
     "mpt": {"use_cache": True},
     "detr": {
-        "backbone_config": {"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1]}
-        | {"out_features": ["stage2"]}
+        "backbone_config": {
+            "model_type": "resnet", "embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1],
+            "out_features": ["stage2"],
+        },
     },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "n_groups": 2},
     "nemotron": {"num_key_value_heads": 2},
     "qwen3_next qwen3_5_text": {
-        "layer_types": ["linear_attention", "full_attention"],
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-    }
-    | {"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+        "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    },
     "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 32, "use_cache": True},
     "reformer": {"is_decoder": True, "axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_buckets": 4},
     "zamba2": {"layer_types": ["mamba", "hybrid"], "hybrid_layer_ids": [1], "n_mamba_heads": 8},
@@ -127,42 +114,34 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "xlm": {"emb_dim": 32, "vocab_size": VOCABULARY, "n_words": VOCABULARY},
     "xmod": {"default_language": "en_XX"},
     "bit resnet regnet": {
-        "embedding_size": 16,
-        "hidden_sizes": [16, 32],
-        "depths": [1, 1],
-        "num_groups": 4,
-        "groups_width": 8,
-    }
-    | {"out_features": None},
-    "convnext convnextv2": ({"hidden_sizes": [16, 32], "depths": [1, 1], "num_stages": 2, "patch_size": 4}),
+        "embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "num_groups": 4, "groups_width": 8,
+        "out_features": None,
+    },
+    "convnext convnextv2": {"hidden_sizes": [16, 32], "depths": [1, 1], "num_stages": 2, "patch_size": 4},
     "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320},
-    "focalnet": {"embed_dim": 16, "depths": [1, 1], "hidden_sizes": [16, 32], "focal_levels": [1, 1]}
-    | {"focal_windows": [3, 3], "patch_size": 4},
+    "focalnet": {
+        "embed_dim": 16, "depths": [1, 1], "hidden_sizes": [16, 32], "focal_levels": [1, 1], "focal_windows": [3, 3],
+        "patch_size": 4,
+    },
     "hiera": {
-        "embed_dim": 16,
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 2, 4, 8],
-        "image_size": [64, 64],
+        "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "image_size": [64, 64],
         "patch_size": [7, 7],
     },
-    "levit": {"hidden_sizes": [16, 32, 48], "num_attention_heads": [1, 2, 3], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}
-    | {"image_size": 64, "patch_size": 16},
-    "mobilevit mobilevitv2": ({"image_size": 64, "patch_size": 2}),
-    "swin swinv2": {
-        "image_size": 64,
-        "patch_size": 4,
-        "window_size": 4,
-        "embed_dim": 16,
-        "depths": [2, 2],
-        "num_heads": [2, 4],
+    "levit": {
+        "hidden_sizes": [16, 32, 48], "num_attention_heads": [1, 2, 3], "depths": [1, 1, 1], "key_dim": [8, 8, 8],
+        "image_size": 64, "patch_size": 16,
     },
-    "dpt": {"num_hidden_layers": 4, "neck_hidden_sizes": [16, 16, 16, 16], "backbone_out_indices": [0, 1, 2, 3]}
-    | {"fusion_hidden_size": 16, "is_hybrid": False},
+    "mobilevit mobilevitv2": {"image_size": 64, "patch_size": 2},
+    "swin swinv2": {
+        "image_size": 64, "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4],
+    },
+    "dpt": {
+        "num_hidden_layers": 4, "neck_hidden_sizes": [16, 16, 16, 16], "backbone_out_indices": [0, 1, 2, 3],
+        "fusion_hidden_size": 16, "is_hybrid": False,
+    },
     "depth_anything": {
         "backbone_config": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False},
-        "neck_hidden_sizes": [16, 16, 16, 16],
-        "fusion_hidden_size": 16,
-        "reassemble_hidden_size": 32,
+        "neck_hidden_sizes": [16, 16, 16, 16], "fusion_hidden_size": 16, "reassemble_hidden_size": 32,
     },
     "audio-spectrogram-transformer": {"max_length": 64, "num_mel_bins": 16},
     "speech_to_text": {"max_source_positions": 128, "max_target_positions": 64},
@@ -172,7 +151,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "internvl": {"image_token_id": 5, "vision_config": {"image_size": [32, 32], "patch_size": [8, 8]}},
     "vipllava": {"image_token_index": 5, "vision_feature_layers": [-1, -2]},
     "gemma3": {"image_token_index": 5, "mm_tokens_per_image": 16},
-}
+}  # fmt: skip
 
 
 def names() -> list[str]:

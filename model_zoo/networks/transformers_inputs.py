@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model_zoo.answers import CACHES, Inputs, NoCacheError
-from model_zoo.calls import Subject
-from model_zoo.transformers_list import AUTO, TASKS, VOCABULARY, configuration
+from model_zoo.networks.subject import Inputs, NoCacheError, Subject, normal, whole
+from model_zoo.networks.transformers_list import AUTO, TASKS, VOCABULARY, configuration
 
 BATCH, LENGTH, LONGER = 2, 12, (17, 24, 16)
 IMAGE, OTHER_IMAGES = (64, 64), ((96, 64), (96, 96))
 SOUND, OTHER_SOUNDS = 4000, (5600,)
 FRAMES, OTHER_FRAMES = 64, (80,)
 FIRST_TOKEN = 8  # smaller ones are special
+CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")
 
 
 def subject(name: str) -> Subject:
@@ -38,22 +38,19 @@ def subject(name: str) -> Subject:
     raise LookupError(f"transformers has no network for {task} of the type {name!r}")
 
 
-def _tokens(batch: int, length: int, seed: int, high: int = VOCABULARY) -> Tensor:
-    return torch.randint(FIRST_TOKEN, high, (batch, length), generator=torch.Generator().manual_seed(seed))
+def _tokens(batch: int, length: int, seed: int) -> Tensor:
+    return whole(FIRST_TOKEN, VOCABULARY, (batch, length), seed)
 
 
-def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+def _ones(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.long)
 
 
 def _text(model: nn.Module) -> Subject:
     takes = inspect.signature(model.forward).parameters
 
     def make(batch: int, length: int, seed: int) -> Inputs:
-        given = {
-            "input_ids": _tokens(batch, length, seed),
-            "attention_mask": torch.ones(batch, length, dtype=torch.long),
-        }
+        given = {"input_ids": _tokens(batch, length, seed), "attention_mask": _ones(batch, length)}
         if "decoder_input_ids" in takes:
             given["decoder_input_ids"] = _tokens(batch, length - 4, seed + 100)
         return (), {key: value for key, value in given.items() if key in takes}
@@ -69,7 +66,7 @@ def _next_token(model: Any, before: Inputs, outputs: Any, seed: int) -> Inputs:
     batch = given[ids].shape[0]
     given[ids] = _tokens(batch, 1, seed)
     if ids == "input_ids" and "attention_mask" in given:
-        given["attention_mask"] = torch.ones(batch, given["attention_mask"].shape[1] + 1, dtype=torch.long)
+        given["attention_mask"] = _ones(batch, given["attention_mask"].shape[1] + 1)
     caches = {key: outputs[key] for key in CACHES if key in outputs.keys()}  # noqa: SIM118  has more than it lists
     given.pop("pixel_values", None)
     if not caches:
@@ -84,7 +81,7 @@ def _next_token(model: Any, before: Inputs, outputs: Any, seed: int) -> Inputs:
 
 def _pictures(model: nn.Module) -> Subject:
     def make(batch: int, size: tuple[int, int], seed: int) -> Inputs:
-        return (), {"pixel_values": _normal((batch, 3, *size), seed)}
+        return (), {"pixel_values": normal((batch, 3, *size), seed)}
 
     return Subject(model, make, BATCH, _sides(model.config), OTHER_IMAGES)
 
@@ -96,8 +93,7 @@ def _sides(config: Any) -> tuple[int, int]:
 
 def _sound(model: nn.Module) -> Subject:
     def make(batch: int, length: int, seed: int) -> Inputs:
-        mask = torch.ones(batch, length, dtype=torch.long)
-        return (), {"input_values": _normal((batch, length), seed), "attention_mask": mask}
+        return (), {"input_values": normal((batch, length), seed), "attention_mask": _ones(batch, length)}
 
     return Subject(model, make, BATCH, SOUND, OTHER_SOUNDS)
 
@@ -109,51 +105,45 @@ def _spectrum(model: Any) -> Subject:
     def make(batch: int, frames: int, seed: int) -> Inputs:
         bands: Any = getattr(config, "num_mel_bins", 0)
         given = {
-            "input_features": _normal((batch, bands, frames) if bands_first else (batch, frames, width), seed),
-            "input_values": _normal((batch, frames, bands) if bands else (batch, SOUND + frames - FRAMES), seed),
-            "attention_mask": torch.ones(batch, frames, dtype=torch.long),
+            "input_features": normal((batch, bands, frames) if bands_first else (batch, frames, width), seed),
+            "input_values": normal((batch, frames, bands) if bands else (batch, SOUND + frames - FRAMES), seed),
+            "attention_mask": _ones(batch, frames),
             "decoder_input_ids": _tokens(batch, LENGTH, seed + 100),
         }
         if "input_values" in takes and not bands:
-            given["attention_mask"] = torch.ones(given["input_values"].shape, dtype=torch.long)
+            given["attention_mask"] = _ones(*given["input_values"].shape)
         return (), {key: value for key, value in given.items() if key in takes}
 
     bands_first = config.model_type == "whisper"
     width: Any = getattr(config, "feature_projection_input_dim", None) or getattr(config, "input_feat_per_channel", 0)
-    return Subject(
-        model, make, BATCH, FRAMES, OTHER_FRAMES, partial(_next_token, model) if "decoder_input_ids" in takes else None
-    )
+    step = partial(_next_token, model) if "decoder_input_ids" in takes else None
+    return Subject(model, make, BATCH, FRAMES, OTHER_FRAMES, step)
 
 
 def _both(model: Any) -> Subject:
     """An image and a text."""
-    takes, vision = inspect.signature(model.forward).parameters, getattr(model.config, "vision_config", model.config)
+    text, sides = _text(model), _sides(model.config)
+    assert "pixel_values" in inspect.signature(model.forward).parameters
 
     def make(batch: int, length: int, seed: int) -> Inputs:
-        (), given = text.make(batch, length, seed)
-        shape = (batch, 3, *_sides(vision))
-        return (), given | {"pixel_values": _normal(shape, seed + 200)}
+        return (), text.make(batch, length, seed)[1] | {"pixel_values": normal((batch, 3, *sides), seed + 200)}
 
-    text = _text(model)
-    assert "pixel_values" in takes
     return Subject(model, make, BATCH, LENGTH, LONGER)
 
 
 def _prompt(model: Any) -> Subject:
     """A text that holds as many image tokens as the image has features, after the first token."""
-    config = model.config
-    vision: Any = config.vision_config
-    image: Any = getattr(config, "image_token_id", None)
+    sides = _sides(model.config)
+    image: Any = getattr(model.config, "image_token_id", None)
 
     def make(batch: int, length: int, seed: int) -> Inputs:
-        pixels = _normal((batch, 3, *_sides(vision)), seed + 200)
         ids = _tokens(batch, length + count, seed)
         ids[:, 1 : 1 + count] = image
-        mask = torch.ones_like(ids)
-        return (), {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+        pixels = normal((batch, 3, *sides), seed + 200)
+        return (), {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
 
     with torch.no_grad():
-        features = model.get_image_features(_normal((1, 3, *_sides(vision)), 0))
+        features = model.get_image_features(normal((1, 3, *sides), 0))
     features = getattr(features, "pooler_output", features)
     features = features[0] if isinstance(features, (list, tuple)) else features
     count = features.shape[-2]
@@ -161,12 +151,8 @@ def _prompt(model: Any) -> Subject:
 
 
 INPUTS = {
-    "causal": _text,
-    "masked": _text,
-    "seq2seq": _text,
-    "image": _pictures,
-    "dense": _pictures,
-    "boxes": _pictures,
+    **dict.fromkeys(("causal", "masked", "seq2seq"), _text),
+    **dict.fromkeys(("image", "dense", "boxes"), _pictures),
     "sound": _sound,
     "spectrum": _spectrum,
     "both": _both,

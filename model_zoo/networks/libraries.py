@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.recording.inputs import describe_inputs, image_size, make_inputs, resized
-from model_zoo import networks, transformers_list, transformers_networks
-from model_zoo.answers import Inputs
-from model_zoo.calls import Subject
-from model_zoo.checks import randomise
+from model_zoo import networks
+from model_zoo.networks import transformers_inputs, transformers_list
+from model_zoo.networks.random_weights import randomise
+from model_zoo.networks.subject import Inputs, Make, Subject, normal, whole
 
 BATCH = 2
 SIDE, OTHER_SIDES = 64, ((96, 64), (128, 128))
@@ -31,7 +31,6 @@ TORCHVISION = """
     keypointrcnn_resnet50_fpn maskrcnn_resnet50_fpn retinanet_resnet50_fpn ssd300_vgg16 ssdlite320_mobilenet_v3_large
     r3d_18 s3d swin3d_t mvit_v1_b raft_small
 """
-Make = Callable[[int, Any, int], Inputs]
 
 
 # -- timm and torchvision ---------------------------------------------------------------------------------------------
@@ -73,97 +72,69 @@ def ultralytics(name: str) -> Subject:
     from ultralytics import RTDETR, YOLO
 
     network = RTDETR(f"{name}.yaml") if name.startswith("rtdetr") else YOLO(f"{name}.yaml", verbose=False)
-    return Subject(network.model.float().eval(), _images(3), 1, (SIDE, SIDE), OTHER_SIDES)
+    return Subject(network.model.float().eval(), _noisy(3), 1, (SIDE, SIDE), OTHER_SIDES)
 
 
-def _images(channels: int) -> Make:
-    def make(batch: int, size: tuple[int, int], seed: int) -> Inputs:
-        return (_normal((batch, channels, *size), seed),), {}
-
-    return make
-
-
-def _normal(shape: Sequence[int], seed: int) -> Tensor:
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
-
-
-def _denoiser(channels: int, **others: Sequence[int] | int | bool) -> Make:
-    """A noisy sample and a step; ``others``: the shape of one sample of a tensor, or a limit for whole numbers."""
+def _noisy(channels: int, **others: Any) -> Make:
+    """Images, and what else is given: the shape of one sample of a tensor, or a limit for whole numbers."""
 
     def make(batch: int, size: Any, seed: int) -> Inputs:
         given: dict[str, Any] = {}
         for i, (key, value) in enumerate(others.items()):
-            if isinstance(value, bool):
-                given[key] = value
-            elif isinstance(value, int):
-                given[key] = torch.randint(0, value, (batch,), generator=torch.Generator().manual_seed(seed + i))
-            else:
-                given[key] = _normal((batch, *value), seed + 10 + i)
-        return (_normal((batch, channels, *size), seed),), given
+            number = isinstance(value, int)
+            given[key] = whole(0, value, (batch,), seed + i) if number else normal((batch, *value), seed + 10 + i)
+        return (normal((batch, channels, *size), seed),), given
 
     return make
 
 
-_BLOCK = {"block_out_channels": (32, 64), "norm_num_groups": 8}
+_BLOCK: dict[str, Any] = {"block_out_channels": (32, 64), "norm_num_groups": 8}
+_DOWN = {
+    **_BLOCK, "layers_per_block": 1, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "cross_attention_dim": 24, "attention_head_dim": 4,
+}  # fmt: skip
+_CODER = _BLOCK | {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
 _HEADS = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2}
+_TEXT = {"timestep": 1000, "encoder_hidden_states": (7, 24)}  # a step, and what the text became
 DIFFUSERS: dict[str, tuple[dict[str, Any], Make]] = {
-    "UNet2DModel": (
-        {**_BLOCK, "layers_per_block": 1, "down_block_types": ("DownBlock2D", "AttnDownBlock2D")}
-        | {"up_block_types": ("AttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 8},
-        _denoiser(3, timestep=1000),
-    ),
-    "UNet2DConditionModel": (
-        {**_BLOCK, "layers_per_block": 1, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}
-        | {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 24, "attention_head_dim": 4},
-        _denoiser(4, timestep=1000, encoder_hidden_states=(7, 24)),
-    ),
-    "AutoencoderKL": (
-        {**_BLOCK, "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2},
-        _denoiser(3),
-    ),
-    "AutoencoderTiny": ({}, _denoiser(3)),
-    "AutoencoderDC": ({}, _denoiser(3)),
-    "VQModel": (
-        {**_BLOCK, "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2},
-        _denoiser(3),
-    ),
+    "UNet2DModel": ({
+        **_BLOCK, "layers_per_block": 1, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 8,
+    }, _noisy(3, timestep=1000)),
+    "UNet2DConditionModel": (_DOWN | {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}, _noisy(4, **_TEXT)),
+    "AutoencoderKL": (_CODER, _noisy(3)),
+    "AutoencoderTiny": ({}, _noisy(3)),
+    "AutoencoderDC": ({}, _noisy(3)),
+    "VQModel": (_CODER, _noisy(3)),
     "DiTTransformer2DModel": (
         {**_HEADS, "sample_size": 32, "patch_size": 2, "num_embeds_ada_norm": 1000},
-        _denoiser(4, timestep=1000, class_labels=10),
+        _noisy(4, timestep=1000, class_labels=10),
     ),
-    "PixArtTransformer2DModel": (
-        {**_HEADS, "sample_size": 32, "cross_attention_dim": 32, "caption_channels": 24}
-        | {"use_additional_conditions": False},
-        _denoiser(4, timestep=1000, encoder_hidden_states=(7, 24)),
-    ),
-    "SD3Transformer2DModel": (
-        {**_HEADS, "sample_size": 64, "joint_attention_dim": 24, "caption_projection_dim": 32}
-        | {"pooled_projection_dim": 40, "pos_embed_max_size": 96, "in_channels": 4, "out_channels": 4},
-        _denoiser(4, timestep=1000, encoder_hidden_states=(7, 24), pooled_projections=(40,)),
-    ),
-    "SanaTransformer2DModel": (
-        {**_HEADS, "in_channels": 4, "out_channels": 4, "num_cross_attention_heads": 2, "cross_attention_head_dim": 16}
-        | {"cross_attention_dim": 32, "caption_channels": 24, "sample_size": 32},
-        _denoiser(4, timestep=1000, encoder_hidden_states=(7, 24)),
-    ),
-    "AuraFlowTransformer2DModel": (
-        {"num_attention_heads": 2, "attention_head_dim": 16, "num_mmdit_layers": 1, "num_single_dit_layers": 1}
-        | {"sample_size": 64, "joint_attention_dim": 24, "caption_projection_dim": 32, "pos_embed_max_size": 2304},
-        _denoiser(4, timestep=1000, encoder_hidden_states=(7, 24)),
-    ),
+    "PixArtTransformer2DModel": ({
+        **_HEADS, "sample_size": 32, "cross_attention_dim": 32, "caption_channels": 24,
+        "use_additional_conditions": False,
+    }, _noisy(4, **_TEXT)),
+    "SD3Transformer2DModel": ({
+        **_HEADS, "sample_size": 64, "joint_attention_dim": 24, "caption_projection_dim": 32,
+        "pooled_projection_dim": 40, "pos_embed_max_size": 96, "in_channels": 4, "out_channels": 4,
+    }, _noisy(4, **_TEXT, pooled_projections=(40,))),
+    "SanaTransformer2DModel": ({
+        **_HEADS, "in_channels": 4, "out_channels": 4, "num_cross_attention_heads": 2, "cross_attention_head_dim": 16,
+        "cross_attention_dim": 32, "caption_channels": 24, "sample_size": 32,
+    }, _noisy(4, **_TEXT)),
+    "AuraFlowTransformer2DModel": ({
+        "num_attention_heads": 2, "attention_head_dim": 16, "num_mmdit_layers": 1, "num_single_dit_layers": 1,
+        "sample_size": 64, "joint_attention_dim": 24, "caption_projection_dim": 32, "pos_embed_max_size": 2304,
+    }, _noisy(4, **_TEXT)),
     "WanTransformer3DModel": (
         {**_HEADS, "in_channels": 4, "out_channels": 4, "text_dim": 24, "freq_dim": 32, "ffn_dim": 64},
-        _denoiser(4, timestep=1000, encoder_hidden_states=(7, 24)),
+        _noisy(4, **_TEXT),
     ),
     "PriorTransformer": (
         {**_HEADS, "embedding_dim": 24, "num_embeddings": 7, "additional_embeddings": 4},
-        _denoiser(24, timestep=1000, proj_embedding=(24,), encoder_hidden_states=(7, 24)),
+        _noisy(24, timestep=1000, proj_embedding=(24,), encoder_hidden_states=(7, 24)),
     ),
-    "ControlNetModel": (
-        {**_BLOCK, "layers_per_block": 1, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}
-        | {"cross_attention_dim": 24, "attention_head_dim": 4},
-        _denoiser(4, timestep=1000, encoder_hidden_states=(7, 24), controlnet_cond=(3, 256, 256)),
-    ),
+    "ControlNetModel": (_DOWN, _noisy(4, **_TEXT, controlnet_cond=(3, 256, 256))),
 }  # fmt: skip
 _SIZES: dict[str, tuple[Any, Any]] = {
     "WanTransformer3DModel": ((3, 16, 16), [(3, 32, 16)]),
@@ -183,7 +154,7 @@ def diffusers(name: str) -> Subject:
 # -- all of them ------------------------------------------------------------------------------------------------------
 
 GROUPS: dict[str, tuple[Callable[[str], Subject], Callable[[], list[str]]]] = {
-    "transformers": (transformers_networks.subject, transformers_list.names),
+    "transformers": (transformers_inputs.subject, transformers_list.names),
     "ultralytics": (ultralytics, lambda: [f"ultralytics:{name}" for name in ULTRALYTICS.split()]),
     "diffusers": (diffusers, lambda: [f"diffusers:{name}" for name in DIFFUSERS]),
     "timm": (lambda name: pictures(f"timm:{name}"), networks.families),
@@ -193,7 +164,7 @@ GROUPS: dict[str, tuple[Callable[[str], Subject], Callable[[], list[str]]]] = {
     ),
 }
 PRELOAD = (  # by studies that fork a process for every network
-    "torchvision", "timm", "fxprune.api", "model_zoo.libraries", "transformers.models.llama.modeling_llama",
+    "torchvision", "timm", "fxprune.api", "model_zoo.networks.libraries", "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto", "ultralytics.nn.tasks", "diffusers.models.unets",
 )  # fmt: skip
 

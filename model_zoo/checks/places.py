@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 import fxprune
 from fxprune.errors import BudgetError
-from model_zoo.answers import Inputs, compare, run, values_in
-from model_zoo.calls import Subject
+from model_zoo.checks.answers import compare, run, values_in
+from model_zoo.networks.subject import Inputs, Subject
 
 NEW_TOKENS = 5
 RTOL = 1e-3  # of a gradient
