@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fxprune.methods import optim
     from fxprune.options import LatencyBudget, Loop, Options
     from fxprune.reconstruction.front import reconstruct
+    from fxprune.recording.together import one_call
     from fxprune.reports import study
     from fxprune.reports.report import Latency, Report
     from fxprune.rewriting.carry_over import carry_over
@@ -45,6 +46,7 @@ _HOMES = {
     "export": "deploy",
     "into": "rewriting.into",
     "load": "io.artifact",
+    "one_call": "recording.together",
     "prune": "api",
     "prune_submodule": "api",
     "record": "api",
@@ -74,6 +76,7 @@ __all__ = [
     "into",
     "load",
     "methods",
+    "one_call",
     "ops",
     "optim",
     "prune",

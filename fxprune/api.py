@@ -21,6 +21,7 @@ from fxprune.recording.checks import check_finite, check_model, checked_inputs, 
 from fxprune.recording.inputs import RECORD_KEY, describe_inputs
 from fxprune.recording.part import part_of as part_of  # noqa: PLC0414 - for those who look for it here
 from fxprune.recording.part import with_part
+from fxprune.recording.together import joined
 from fxprune.request import check_consumable, check_data, check_reconstructible, check_steps, requested
 from fxprune.rewriting.carry_over import carry_over, held_names
 from fxprune.selection.budget import Budget
@@ -48,6 +49,7 @@ def record(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, A
         True
     """
     check_model(model)
+    model, example_inputs, example_kwargs = joined(model, example_inputs, example_kwargs)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     result, _ = recorded(model, args, kwargs)
     result.meta[RECORD_KEY] = describe_inputs(args, kwargs)
@@ -84,6 +86,7 @@ def analyze(
         [('0', 16), ('3', 32)]
     """
     check_model(model)
+    model, example_inputs, example_kwargs = joined(model, example_inputs, example_kwargs)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     ignored, kept = chosen_names(model, "ignore", ignore), chosen_names(model, "keep", keep)
     check_choice("attention", attention, get_args(Attention))
@@ -122,7 +125,9 @@ def prune(
 
     Args:
         model: any module; never changed, unless ``options`` say ``consume``.
-        example_inputs: a tensor or a tuple; inferred for timm models, torchvision classifiers and segmenters.
+        example_inputs: a tensor or a tuple; inferred for timm models, torchvision classifiers and segmenters. Or a dict
+            of several calls by name, each with its inputs (for keyword inputs a dict): they are recorded as one graph,
+            whose channels, MACs and outputs are those of all of them; see ``one_call``.
         example_kwargs: keyword inputs.
         method: a registered name (``fxprune.methods.available()``) or a method object.
         flops: budget in (0, 1]: MACs as a ratio of the dense model's.
@@ -189,6 +194,7 @@ def prune(
         )
         return _carried(whole, whole.get_submodule(rest["submodule"]), model, optimizer)
     request = requested(model, keywords, options)
+    model, example_inputs, example_kwargs = joined(model, example_inputs, example_kwargs)
     learns = isinstance(request.method, Learner)
     if options.consume:
         check_consumable(request, optimizer)
@@ -336,6 +342,7 @@ def attach(
         check_consumable(request, None)
     check_steps(request, options)
     check_finite(model)
+    model, example_inputs, example_kwargs = joined(model, example_inputs, example_kwargs)
     return running.attached(model, example_inputs, example_kwargs, request, Stages(keywords.progress))
 
 
@@ -369,6 +376,7 @@ def apply(
     check_model(model)
     if not isinstance(plan, PruningPlan):
         raise PlanError(f"plan is {plan!r}; pass a PruningPlan: report.plan, or PruningPlan.load of a file.")
+    model, example_inputs, example_kwargs = joined(model, example_inputs, example_kwargs)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     plan.check()
     return applied(model, plan, args, kwargs)

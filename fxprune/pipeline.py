@@ -27,6 +27,7 @@ from fxprune.labels.classes import Reason
 from fxprune.labels.records import Attention, TensorLabels, channels_of
 from fxprune.methods.state import Scores
 from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of, map_tensors
+from fxprune.recording.together import CALLS_KEY, is_together, one_call, parameters_of
 from fxprune.reports.graph import group_rows, rows
 from fxprune.reports.report import Report
 from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check_rewrite, draft
@@ -181,6 +182,10 @@ def recorded(
     """The recording without guards that no input decides, and its runs with other sizes."""
     options = options or recording.Options()
     module = recording.recorded(model, args, kwargs, compiled=False, options=options)
+    if is_together(model):
+        module.meta[CALLS_KEY] = parameters_of(model, kwargs)
+        for name in kwargs:
+            one_call(module, name)  # raises where it needs another one
     runs = SizeRuns(module, args, kwargs)
     settled(runs)
     return module, runs

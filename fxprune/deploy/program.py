@@ -67,7 +67,8 @@ def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], note
             shapes[tensor] = {0: batch}
     with evaluated(module), quiet():
         try:
-            exported = torch.export.export(module, tuple(args), kwargs, dynamic_shapes=shapes, strict=False)
+            called = _by_name(module) if kwargs else module
+            exported = torch.export.export(called, tuple(args), kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             raise ExportError(
                 f"torch.export cannot capture {type(module).__name__}{' with a dynamic batch' if free else ''}: "
@@ -76,6 +77,15 @@ def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], note
         buffer = io.BytesIO()  # a full disk is then an OSError, as everywhere
         torch.export.save(exported, buffer, extra_files={NOTES: notes})
     path.write_bytes(buffer.getbuffer())
+
+
+def _by_name(module: nn.Module) -> nn.Module:
+    """The same as no graph: to graphs torch.export hands keyword inputs in the order in which they are given."""
+    forward: Any = module.forward
+    cls: type[nn.Module] = type(type(module).__name__, (nn.Module,), {"forward": forward.__func__})
+    result = cls.__new__(cls)
+    result.__dict__.update(module.__dict__)
+    return result
 
 
 def read_program_notes(path: Path) -> bytes:

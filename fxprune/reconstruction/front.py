@@ -22,6 +22,7 @@ from fxprune.reconstruction.tune import tune as tuned
 from fxprune.recording import evaluated
 from fxprune.recording.checks import check_model
 from fxprune.recording.inputs import RECORD_KEY, device_of, map_tensors
+from fxprune.recording.together import called_as
 from fxprune.reports.report import Report, pruned_part
 from fxprune.rewriting.into import check_same
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts
@@ -117,6 +118,7 @@ def refitted(
     except AttributeError as error:
         raise InputError(f"The model has no part {name!r}, which is what was pruned in small.") from error
     check_same(original, cuts)
+    original = called_as(part, original)
     if any(t.is_meta for t in (*model.parameters(), *small.parameters())):
         raise ModelError("The weights are on the meta device, where nothing can be fitted. Load them first.")
     device = device_of(part)

@@ -24,11 +24,16 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from fxprune.errors import ExampleInputsError, RecordError
+from fxprune.recording.forms import Form, form_of
 from fxprune.recording.structure import Part, map_tensors, parts
 
 # What forward may return but no graph can: the work is done later, or elsewhere.
 _ONCE = (Iterator, Set, types.FunctionType, types.MethodType, functools.partial, nn.Module)
 _DEFAULTS = (bool, int, float, str, torch.dtype, torch.device, torch.memory_format)
+
+
+SIGNATURE_OF_CALLS = "_fxprune_signature_of_calls"
+"""Among the attributes of a model that stands for several calls (see ``together``): how it is called."""
 
 
 def normalised(example_inputs: Any, example_kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -57,7 +62,9 @@ def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ins
 
 
 def signature_of(model: nn.Module) -> inspect.Signature:
-    return inspect.signature(model.forward)
+    """How a model is called; several calls at once, by their names."""
+    of_calls: inspect.Signature | None = model.__dict__.get(SIGNATURE_OF_CALLS)
+    return of_calls or inspect.signature(model.forward)
 
 
 def describe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -123,6 +130,17 @@ def placeholders(graph: Graph, bound: inspect.BoundArguments) -> list[tuple[Node
         node = graph.create_node("placeholder", name, args=default, name=name)
         result.append((node, (name,)))
     return result
+
+
+def form_at(bound: inspect.BoundArguments, placeholder: Node, way: Sequence[str]) -> Form:
+    """The form of what a placeholder gets, of its default where nothing was given."""
+    name, *keys = way
+    owner: Mapping[str, Any] = bound.arguments[name] if keys else bound.arguments
+    key = keys[0] if keys else name
+    if key in owner:
+        return form_of(owner[key])
+    form = form_of(bound.signature.parameters[name].default, numbers=False)
+    return ("absent", form) if placeholder.args == (None,) else form
 
 
 def _default(parameter: inspect.Parameter, had_default: bool) -> tuple[Any, ...]:

@@ -14,7 +14,6 @@ from torch.fx import Node
 
 from fxprune.recording import boundary, structure
 from fxprune.recording.calls import Call
-from fxprune.recording.forms import form_of
 from fxprune.recording.guards import fits
 from fxprune.recording.parts import Parts
 from fxprune.recording.traced import Lazy, traced
@@ -53,19 +52,11 @@ class Placing:
         return bound.args, bound.kwargs
 
     def _guard_forms(self, found: Sequence[tuple[Node, tuple[str, ...]]], bound: inspect.BoundArguments) -> None:
-        names, recorded = [], []
-        for node, (name, *keys) in found:
-            owner: Mapping[str, Any] = bound.arguments[name] if keys else bound.arguments
-            key = keys[0] if keys else name
-            names.append(str(node.target))
-            if key in owner:
-                recorded.append(form_of(owner[key]))
-            else:
-                form = form_of(bound.signature.parameters[name].default, numbers=False)
-                recorded.append(("absent", form) if node.args == (None,) else form)
         if found:
             nodes = tuple(node for node, _ in found)
-            self._writer.effect(Call("call_function", fits, (nodes, tuple(names), tuple(recorded), self._begin), {}))
+            forms = tuple(boundary.form_at(bound, node, way) for node, way in found)
+            names = tuple(str(node.target) for node in nodes)
+            self._writer.effect(Call("call_function", fits, (nodes, names, forms, self._begin), {}))
 
     def _placed(self, node: Node, value: Any) -> Any:
         """``node`` gives ``value``, an input or a part of one; returns it with numbers that know their node.

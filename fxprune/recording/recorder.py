@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from fxprune.errors import RecordError
 from fxprune.ops.table import find_call, load
-from fxprune.recording import boundary, patches, state, structure, trees
+from fxprune.recording import boundary, patches, state, structure, together, trees
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
 from fxprune.recording.copies import Copier, forget
 from fxprune.recording.decisions import LAYOUT, Decisions
@@ -76,6 +76,7 @@ class Recorder:
         self.foreign_randomness = self.draws = self.writes = self.gradients = False
         self.draws_seeded = self._is_seeded = False
         self.writer = GraphWriter(self.parts, options.own_hashes, copier.original)
+        self.writer.call = 0 if together.is_together(model) else None
         for name, tensor in parts.tensors.items():
             self.writer.tensors.name(tensor, name)
         self._value_read = False
@@ -269,6 +270,8 @@ class Recorder:
             return call(module, *args, **kwargs)
         module = self._copies.modules.get(id(module), module)  # of the caller's own, reached by a closure
         name = self._module_names.get(id(module))
+        if module is self.model and self.writer.call is not None and len(self.writer.path) == 1:
+            self.writer.call += 1
         if isinstance(module, TrainingFlag) and name is not None and self.options.traced_flags:
             return self.writer.flag(name.rpartition(".")[0], self._branched_on_flag)
         self.writer.path.append(self.writer.path[-1] if name is None else name)

@@ -24,6 +24,9 @@ from fxprune.recording.tensors import Tensors, storage_of
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
 
 _EXACT: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
+CALL = "call"
+"""In the ``meta`` of a node of several calls: which one it belongs to, counted from 1; before any of them 0."""
+
 _LITERALS = (
     type(None),
     type(Ellipsis),
@@ -44,7 +47,7 @@ class GraphWriter:
     """A graph in the making.
 
     ``path`` is the stack of the dotted names of the running modules, ``inputs_end`` the last node that takes the inputs
-    apart. ``hashed``: has a size been looked up by its hash?
+    apart. ``hashed``: has a size been looked up by its hash? ``call``: which this is of several calls.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class GraphWriter:
         self._alive: set[Node] = set()
         self.hashed = False
         self.path = [""]
+        self.call: int | None = None
         self.inputs_end: Node | None = None
         self.notes: list[str] = []
         self.flags: list[str] = []
@@ -241,6 +245,8 @@ class GraphWriter:
     def describe(self, node: Node, value: Tensor | None) -> None:
         node.meta["source"] = current_source()
         node.meta["module"] = self.path[-1]
+        if self.call is not None:
+            node.meta[CALL] = self.call
         node.meta["shape"] = None if value is None else tuple(int(size) for size in value.shape)
 
     def argument(self, value: Any, instead: dict[int, Node] | None = None) -> Any:

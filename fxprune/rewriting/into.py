@@ -16,6 +16,7 @@ from fxprune.ops.repair import RESCALED
 from fxprune.recording import cached_tensor_dicts, evaluated, named_tensors, raised_at, replace_tensors
 from fxprune.recording.inputs import RECORD_KEY, batch_size, device_of, like_parameters, make_inputs
 from fxprune.recording.randomness import repeatable
+from fxprune.recording.together import alone, called_as
 from fxprune.rewriting import CUTS_KEY, REPAIRED, RESIZED, Cuts, adapt, adapts_by_itself
 from fxprune.rewriting.scales import take_up_scales
 from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_error
@@ -59,6 +60,9 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     if any(t.is_meta for t in (*model.parameters(), *pruned.parameters())):
         raise InputError("The weights are on the meta device, where nothing can be compared. Load them first.")
     check_same(model, cuts)
+    whole = called_as(pruned, model)
+    if whole is not model:
+        return alone(into(whole, pruned))
     result = copy.deepcopy(model)
     for cache in cached_tensor_dicts(result.modules()):  # computed from the dense weights
         cache.clear()

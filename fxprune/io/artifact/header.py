@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ _FORM = {
     "versions": Map(str),
     "budget": Either(None, (Either("flops", "params", "channels", "latency"), Real())),
     "reconstruction": Either(None, RECONSTRUCTION),
+    "calls": [str],
 }
 
 
@@ -96,7 +97,7 @@ class Artifact:
     magnitude and a sample of its values on inputs made from the record, or None. ``tied``: name -> the name that its
     tensor is stored under. ``orders``: name -> dimensions from the outermost in memory. ``buffers``: name -> dtype of
     those that a state_dict leaves out. ``budget``: (kind, ratio) that was asked for. ``reconstruction``: what a
-    refit did, as data.
+    refit did, as data. ``calls``: the names of several, of which ``inputs`` are.
     """
 
     model: str
@@ -114,9 +115,10 @@ class Artifact:
     versions: Mapping[str, str]
     budget: tuple[str, float] | None = None
     reconstruction: Mapping[str, Any] | None = None
+    calls: Sequence[str] = ()
 
     def data(self) -> dict[str, Any]:
-        return {**vars(self), "format": _FORMAT, "plan": self.plan.data()}
+        return {**vars(self), "format": _FORMAT, "plan": self.plan.data(), "calls": list(self.calls)}
 
 
 def parsed(text: str | bytes, path: Path, **more: Any) -> Artifact:
@@ -133,6 +135,7 @@ def parsed(text: str | bytes, path: Path, **more: Any) -> Artifact:
                 f"{str(path)!r} has format {data.get('format')!r}; fxprune {__version__} reads {_FORMAT}."
             )
         data.setdefault("budget", None)  # version 0.1 did not write these
+        data.setdefault("calls", [])
         told = data.setdefault("reconstruction", None)
         if isinstance(told, dict):
             told.setdefault("tuning", None)

@@ -23,6 +23,7 @@ from fxprune.reconstruction.result import Reconstruction
 from fxprune.recording import replace_tensors
 from fxprune.recording.checks import checked_inputs
 from fxprune.recording.inputs import device_of, from_json, like_parameters, make_inputs
+from fxprune.recording.together import called, joined
 from fxprune.reports.report import Report
 
 
@@ -83,6 +84,9 @@ def load(
     part = _part(model, artifact, path)
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise InputError("The model is on the meta device; make it on a real one: what it computes is not in the file.")
+    if artifact.calls and example_inputs is None:
+        part = called(part, artifact.calls)
+    part, example_inputs, example_kwargs = joined(part, example_inputs, example_kwargs)
     args, kwargs = _inputs(part, artifact, example_inputs, example_kwargs)
     pruned = applied(part, artifact.plan, args, kwargs, artifact.method, verify=False)
     report: Report = pruned.meta[KEY]

@@ -17,6 +17,7 @@ from fxprune.io.artifact.sample import sample_of
 from fxprune.io.files import replacing
 from fxprune.io.forms import FormError, check
 from fxprune.recording.inputs import RECORD_KEY, from_json, like_parameters, to_json
+from fxprune.recording.together import CALLS_KEY, ONE_OF_KEY
 from fxprune.reports.report import Report, pruned_part
 from fxprune.version import __version__
 
@@ -41,7 +42,7 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
     path = check_path(path)
     if not isinstance(pruned, nn.Module):
         raise InputError(f"pruned is {pruned!r}; pass what fxprune.prune, apply or load returned.")
-    artifact = _described(pruned)
+    artifact = _described(pruned, data=path.suffix != ".pt2")
     with replacing(path) as draft:
         if path.suffix == ".pt2":
             if artifact.part:
@@ -60,9 +61,14 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         draft.write_bytes(to_bytes(tensors, {KEY: text}))
 
 
-def _described(pruned: nn.Module) -> Artifact:
+def _described(pruned: nn.Module, data: bool) -> Artifact:
     name, part = pruned_part(pruned)
     report: Report = part.meta[KEY]
+    if ONE_OF_KEY in part.meta and data:
+        raise InputError(
+            f"pruned is the call {part.meta[ONE_OF_KEY]!r} alone, which the plan is not for: save the graph of all "
+            "calls, or a program (.pt2)."
+        )
     state = pruned.state_dict(keep_vars=True)
     odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if odd:
@@ -95,6 +101,7 @@ def _described(pruned: nn.Module) -> Artifact:
         },
         budget=report.budget,
         reconstruction=report.reconstruction and report.reconstruction.data(),
+        calls=tuple(part.meta.get(CALLS_KEY, ())),
         versions={"fxprune": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )
 
