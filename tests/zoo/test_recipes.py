@@ -24,6 +24,7 @@ from fxprune.training import loop as loop_module
 from model_zoo import data
 from model_zoo.data import digits, glyphs
 from model_zoo.papers import mlp_784_500_300_10, vgg19_bn, vgg_a_bn
+from model_zoo.papers.vit import vit_32
 from model_zoo.recipes import (
     dhp_cifar,
     dhp_restoration,
@@ -36,6 +37,7 @@ from model_zoo.recipes import (
     slimming_imagenet,
 )
 from model_zoo.recipes.common import Run, split, transformed
+from model_zoo.weights import take_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -98,6 +100,15 @@ def test_scratch(tmp_path: Path, recipe: str, name: str) -> None:
     pruned = fxprune.apply(wide, plan, image)
     pruned.load_state_dict(weights(tmp_path))
     assert fxprune.analyze(pruned, image).macs() == line["pruned"]["macs"]
+
+
+def test_a_vision_transformer_for_studies(tmp_path: Path) -> None:
+    file = tmp_path / "vit.pt"
+    (line,) = run("vit_cifar", tmp_path, "--smoke", "--weights", str(file))
+    model = vit_32(size=16, depth=1, width=32)
+    take_weights(model, file, "")
+    assert line["dense"]["params"] == sum(p.numel() for p in model.parameters())
+    assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
