@@ -40,7 +40,7 @@ class Trained:
     """A trained network.
 
     ``calibration(seed)``: inputs, without labels. ``quality``: of a network, in ``unit``; more is better. ``outputs``:
-    layers that make the outputs and are no classifier.
+    layers that make the outputs and are no classifier. ``statistics``: what images are normalised by, of CIFAR-10.
     """
 
     model: nn.Module
@@ -48,6 +48,7 @@ class Trained:
     quality: Callable[[nn.Module], float]
     unit: str
     outputs: tuple[str, ...] = ()
+    statistics: Statistics = IMAGENET_STATISTICS
 
 
 def _cifar(make: Callable[[], nn.Module], weights: str, statistics: Statistics, folder: Path) -> Trained:
@@ -63,7 +64,8 @@ def _cifar(make: Callable[[], nn.Module], weights: str, statistics: Statistics, 
         return images
 
     images, labels = test.batch(torch.arange(len(test)))
-    return Trained(model.eval(), calibration, partial(_top1, images=images, labels=labels), "% top-1")
+    quality = partial(_top1, images=images, labels=labels)
+    return Trained(model.eval(), calibration, quality, "% top-1", statistics=statistics)
 
 
 def _efficientnet(number: int, size: int, folder: Path) -> Trained:
@@ -224,6 +226,9 @@ NETWORKS: dict[str, tuple[Callable[[Path], Trained], tuple[float, ...]]] = {
     **{name: (partial(_minilm, agreement), (0.8, 0.6)) for name, agreement in AGREEMENTS.items()},
 }
 """Name -> (what makes it of the folder, MACs that stay in studies)."""
+
+CIFAR = ("resnet20", "resnet56", "vit")
+"""Those on CIFAR-10."""
 
 
 def _top1(network: nn.Module, images: Tensor, labels: Tensor) -> float:
