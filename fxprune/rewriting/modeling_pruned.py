@@ -14,7 +14,6 @@ The entry ``fxprune`` of a config is plain data, of what differs from what the c
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 from collections.abc import Mapping
@@ -77,11 +76,18 @@ def _cut(old: Tensor, shape: list[int]) -> Tensor:
     return new
 
 
-@functools.cache
 def class_of(base: type[Any]) -> type[Any]:
-    """A subclass of a class of transformers, of the same name, that has the sizes its config says."""
+    """The subclass of a class of transformers, of the same name, that has the sizes its config says."""
+    if base not in _CLASSES:
+        _CLASSES[base] = _made(base)
+    return _CLASSES[base]
 
-    class Pruned(base):  # type: ignore[misc]
+
+_CLASSES: dict[type[Any], type[Any]] = {}  # pickle asks that there be one
+
+
+def _made(base: Any) -> type[Any]:
+    class Pruned(base):
         def __init__(self, config: Any, *inputs: Any, **kwargs: Any):
             super().__init__(config, *inputs, **kwargs)
             sizes = getattr(config, ENTRY, None)
@@ -89,9 +95,11 @@ def class_of(base: type[Any]) -> type[Any]:
                 set_sizes(self, sizes)
 
         def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-            setattr(self.config, ENTRY, current(self, getattr(self.config, ENTRY)))
+            sizes = getattr(self.config, ENTRY, None)
+            if sizes:
+                setattr(self.config, ENTRY, current(self, sizes))
             file = os.path.basename(__file__)
-            names = _auto_classes(base, type(self.config))
+            names = auto_classes(base, type(self.config))
             if names:
                 self.config.auto_map = dict.fromkeys(names, f"{file.removesuffix('.py')}.{base.__name__}")
             if not os.path.isfile(save_directory):  # which the class itself refuses
@@ -104,7 +112,7 @@ def class_of(base: type[Any]) -> type[Any]:
     return Pruned
 
 
-def _auto_classes(base: type[Any], config: type[Any]) -> list[str]:
+def auto_classes(base: type[Any], config: type[Any]) -> list[str]:
     """Names of the auto classes that take this class for such a config."""
     found = []
     for name in dir(transformers):

@@ -40,9 +40,9 @@ def _is_pruned(kind: type[Any], own: type[Any]) -> bool:
 
 
 def in_its_class(result: nn.Module, equals: Callable[[nn.Module], bool]) -> nn.Module:
-    """A network with pruned layers, as an instance that saves itself with its sizes, where its class is of transformers.
+    """Of a class of transformers: a network with pruned layers, as an instance that saves itself with its sizes.
 
-    Where a network is not what its class makes of its config in more than sizes, it stays as it is.
+    Any other stays as it is, and so does one that differs from what its class makes of its config in more than sizes.
 
     Args:
         result: changed in place.
@@ -57,17 +57,25 @@ def in_its_class(result: nn.Module, equals: Callable[[nn.Module], bool]) -> nn.M
     sizes = differences(made, result)
     if not any(sizes.values()):
         return result
-    if not sizes["stored"] and (numbers := _numbers(own, made, result, sizes)):
-        if equals(_filled(own, result, numbers)):
-            for path, number in numbers.items():
-                _set(result.config, path, number)
-            return result
+    numbers = {} if sizes["stored"] else _numbers(own, made, result, sizes)
+    if numbers and equals(_filled(own, result, numbers)):
+        for path, number in numbers.items():
+            _set(result.config, path, number)
+        return result
     from fxprune.rewriting import modeling_pruned
 
     result.__class__ = modeling_pruned.class_of(own)
     setattr(result.config, modeling_pruned.ENTRY, sizes)
     modeling_pruned.store(result, sizes)
     return result
+
+
+def loads_itself(model: nn.Module) -> bool:
+    """Whether this is a network of transformers whose class makes these sizes of its config."""
+    if library_class(model) is None:
+        return False
+    made = _made(type(model), model.config, {})
+    return named_tensors(made).keys() == named_tensors(model).keys() and not differences(made, model)["shapes"]
 
 
 def differences(made: nn.Module, result: nn.Module) -> Sizes:
