@@ -78,6 +78,14 @@ def loads_itself(model: nn.Module) -> bool:
     return named_tensors(made).keys() == named_tensors(model).keys() and not differences(made, model)["shapes"]
 
 
+def auto_classes_of(model: Any) -> list[str]:
+    """Names of the auto classes of transformers that take a network's class for its config."""
+    from fxprune.rewriting.modeling_pruned import auto_classes
+
+    own = library_class(model)
+    return auto_classes(own, type(model.config)) if own is not None else []
+
+
 def differences(made: nn.Module, result: nn.Module) -> Sizes:
     """What ``result`` has in other sizes than ``made``, of the same modules."""
     attributes: dict[str, dict[str, Any]] = {}
@@ -105,17 +113,20 @@ def _is_size(value: Any) -> bool:
 def _numbers(own: type[Any], made: nn.Module, result: nn.Module, left: Sizes) -> dict[str, int]:
     """Numbers of the config with which the class makes all of these sizes by itself; none where there are no such.
 
-    ``made``: by the config as it is, and ``left``: what ``result`` has in other sizes.
+    ``made``: by the config as it is, and ``left``: what ``result`` has in other sizes. Other attributes, which ``into``
+    left as they were, may become other numbers: a class keeps many that it does not use.
     """
     found: dict[str, int] = {}
-    while any(left.values()):
+    wanted = _names(left)
+    while _names(left) & wanted:
         for path, number in _candidates(result.config, made, result, left):
             try:
                 trial = _made(own, result.config, {**found, path: number})
                 beside = differences(trial, result)
             except Exception:  # numbers that do not go together
                 continue
-            if path not in found and _names(beside) < _names(left):
+            fewer = _names(beside) & wanted < _names(left) & wanted and _shapes(beside) <= _shapes(left)
+            if path not in found and fewer:
                 found[path], made, left = number, trial, beside
                 break
         else:
@@ -155,6 +166,8 @@ def _made(own: type[Any], config: Any, numbers: dict[str, int], device: str | to
     config = copy.deepcopy(config)
     for path, number in numbers.items():
         _set(config, path, number)
+    if numbers:
+        type(config).from_dict(config.to_dict())  # as loading does: it refuses numbers that do not go together
     with repeatable(), torch.device(device):
         instance: nn.Module = own(config)
     return instance
@@ -170,7 +183,11 @@ def _set(config: Any, path: str, number: int) -> None:
 def _names(sizes: Sizes) -> set[tuple[str, str]]:
     """Of every attribute and tensor."""
     of_attributes = {(f"{path}.{key}", "attribute") for path, values in sizes["attributes"].items() for key in values}
-    return of_attributes | {(name, "shape") for name in sizes["shapes"]}
+    return of_attributes | _shapes(sizes)
+
+
+def _shapes(sizes: Sizes) -> set[tuple[str, str]]:
+    return {(name, "shape") for name in sizes["shapes"]}
 
 
 def _filled(own: type[Any], result: nn.Module, numbers: dict[str, int]) -> nn.Module:

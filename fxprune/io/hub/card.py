@@ -44,7 +44,15 @@ def _pair(value: Any) -> tuple[Any, Any] | None:
     return (value[0], value[1]) if two else None
 
 
-def card(report: Report, figures: Figures, versions: Mapping[str, str], name: str, autos: Sequence[str] | None) -> str:
+@dataclass(frozen=True)
+class Loader:
+    """What of transformers loads a network: ``autos``, its auto classes; ``code``: with the code in the folder."""
+
+    autos: Sequence[str]
+    code: bool
+
+
+def card(report: Report, figures: Figures, versions: Mapping[str, str], name: str, loader: Loader | None) -> str:
     """The page, in Markdown.
 
     Args:
@@ -52,9 +60,9 @@ def card(report: Report, figures: Figures, versions: Mapping[str, str], name: st
         figures: what else was measured.
         versions: of packages.
         name: of the folder or repository.
-        autos: the auto classes of transformers that load it, of a network of transformers; else None.
+        loader: of a network of transformers.
     """
-    library = "fxprune" if autos is None else "transformers"
+    library = "fxprune" if loader is None else "transformers"
     parts = [
         f"---\nlibrary_name: {library}\ntags:\n- fxprune\n- pruning\n---",
         f"# {report.model}, pruned",
@@ -65,7 +73,7 @@ def card(report: Report, figures: Figures, versions: Mapping[str, str], name: st
         "## Checked",
         "\n".join(f"- {line}" for line in _checks(report, figures.validation)),
         "## Use",
-        _use(report.model, name, autos),
+        _use(report.model, name, loader),
         "## Make it again",
         _again(report, figures.command),
         "Versions: " + ", ".join(f"{package} {version}" for package, version in versions.items()) + ".",
@@ -116,22 +124,17 @@ def _checks(report: Report, validation: Any) -> list[str]:
     ]
 
 
-def _use(model: str, name: str, autos: Sequence[str] | None) -> str:
-    if autos is None:
-        return _python(
-            "import fxprune",
-            "",
-            f"dense = ...  # a fresh, unpruned {model}, with any weights",
-            f'network = fxprune.load_pretrained("{name}", dense)',
-        )
-    own = ["import fxprune", "", f'network = fxprune.load_pretrained("{name}")']
-    if not autos:
-        return _python(*own)
-    return _python(
-        f"from transformers import {autos[0]}",
-        "",
-        f'network = {autos[0]}.from_pretrained("{name}", trust_remote_code=True)',
-    ) + "\n\nor, without code from this folder:\n\n" + _python(*own)  # fmt: skip
+def _use(model: str, name: str, loader: Loader | None) -> str:
+    if loader is None:
+        dense = f"dense = ...  # a fresh, unpruned {model}, with any weights"
+        return _python("import fxprune", "", dense, f'network = fxprune.load_pretrained("{name}", dense)')
+    trusted = ", trust_remote_code=True" if loader.code else ""
+    ways = [
+        _python(f"from transformers import {auto}", "", f'network = {auto}.from_pretrained("{name}"{trusted})')
+        for auto in loader.autos[:1]
+    ]
+    ways.append(_python("import fxprune", "", f'network = fxprune.load_pretrained("{name}")'))
+    return f"\n\nor, {'without the code in this folder' if loader.code else 'the same'}:\n\n".join(ways)
 
 
 def _again(report: Report, command: str) -> str:

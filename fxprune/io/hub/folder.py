@@ -17,12 +17,12 @@ from fxprune.io.artifact import load, save
 from fxprune.io.artifact.saving import told
 from fxprune.io.files import filling
 from fxprune.io.forms import Either, FormError, Map, Real, Whole, check, json_of
-from fxprune.io.hub.card import Figures, card, check_accuracy
+from fxprune.io.hub.card import Figures, Loader, card, check_accuracy
 from fxprune.io.hub.remote import check_repository, download, upload
 from fxprune.io.text import some
 from fxprune.reports.report import REPORT_KEY, Latency, Report
 from fxprune.rewriting.into import ORIGIN_KEY
-from fxprune.rewriting.pretrained import loads_itself
+from fxprune.rewriting.pretrained import auto_classes_of, loads_itself
 from fxprune.version import __version__
 
 _WEIGHTS, _PLAN, _CARD, _CONFIG = "model.safetensors", "plan.json", "README.md", "config.json"
@@ -92,17 +92,17 @@ def save_pretrained(
         raise InputError(f"{some(sorted(options))}: for a class of transformers only, for its save_pretrained.")
     report: Report = meta[REPORT_KEY]
     packages = {"fxprune": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    autos: list[str] | None = None
+    loader: Loader | None = None
     with filling(folder, replaces="model*.safetensors*") as draft:
         if own is None:
             save(pruned, draft / _WEIGHTS)
         else:
             _save_own(own, draft, options)
-            autos = _autos(draft, own)
+            loader = Loader(auto_classes_of(own), (draft / "modeling_pruned.py").is_file())
             packages["transformers"] = version("transformers")
         report.plan.save(draft / _PLAN)
         name = push_to_hub or Path(os.path.realpath(folder)).name
-        (draft / _CARD).write_text(card(report, figures, packages, name, autos), encoding="utf-8")
+        (draft / _CARD).write_text(card(report, figures, packages, name, loader), encoding="utf-8")
     if push_to_hub is not None:
         upload(Path(folder), push_to_hub, private)
 
@@ -124,14 +124,6 @@ def _save_own(model: Any, folder: Path, options: Mapping[str, Any]) -> None:
         model.save_pretrained(folder, **options)
     except SafetensorError as error:  # it wraps what the system said
         raise OSError(str(error)) from error
-
-
-def _autos(folder: Path, model: Any) -> list[str]:
-    """The auto classes that take a saved network: those that its config names, else those of its class."""
-    from fxprune.rewriting.modeling_pruned import auto_classes
-
-    named = json_of((folder / _CONFIG).read_bytes()).get("auto_map", {})
-    return list(named) or auto_classes(type(model), type(model.config))
 
 
 def load_pretrained(
@@ -223,11 +215,16 @@ def _load_own(place: Path, config: Mapping[str, Any], options: Mapping[str, Any]
     from fxprune.rewriting.modeling_pruned import class_of
 
     (name,) = config["architectures"]
-    base = getattr(transformers, name, None)
+    base: Any = getattr(transformers, name, None)
     if not (isinstance(base, type) and issubclass(base, transformers.PreTrainedModel)):
         raise ArtifactError(
             f"{str(place)!r} holds a {name}, which transformers {transformers.__version__} does not have: install the "
             "version that its card names."
+        )
+    own, told = getattr(base, "config_class", None), config.get("model_type")
+    if own is None or own.model_type != told:
+        raise ArtifactError(
+            f"{str(place / _CONFIG)!r} is damaged: it names a {name}, which is no {told}. Save or copy the folder again."
         )
     kind: Any = class_of(base) if "fxprune" in config else base
     try:
