@@ -239,7 +239,7 @@ def edited(folder: Path, **changes: Any) -> Path:
 def test_a_config_of_another_network(saved: Path) -> None:
     assert "holds a NoNet, which transformers" in refusal(edited(saved, architectures=["NoNet"]))
     said = refusal(edited(saved, architectures=["GemmaForCausalLM"]))
-    assert said.endswith("is damaged: it names a GemmaForCausalLM, which is no llama. Save or copy the folder again.")
+    assert said.endswith("is damaged: it names a GemmaForCausalLM, which is no llama. Save or copy it again.")
 
 
 def test_sizes_that_are_none(saved: Path) -> None:

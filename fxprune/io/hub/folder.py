@@ -60,7 +60,7 @@ def save_pretrained(
         latency: for the card, from ``fxprune.bench``; the report's, where it was the budget, if not given.
         validation: for the card, from ``fxprune.export`` or ``validate``.
         command: for the card, how the network was made; the call of ``prune`` if not given.
-        push_to_hub: a repository, ``"user/name"``, to send the folder to as well.
+        push_to_hub: a repository, ``"user/name"``, to send what was written to as well.
         private: whether a new repository is.
         options: for the class's own ``save_pretrained``: ``max_shard_size`` ...
 
@@ -103,8 +103,9 @@ def save_pretrained(
         report.plan.save(draft / _PLAN)
         name = push_to_hub or Path(os.path.realpath(folder)).name
         (draft / _CARD).write_text(card(report, figures, packages, name, loader), encoding="utf-8")
+        written = [file.name for file in draft.iterdir()]
     if push_to_hub is not None:
-        upload(Path(folder), push_to_hub, private)
+        upload(Path(folder), written, push_to_hub, private)
 
 
 def _figures(accuracy: Any, latency: Any, validation: Any, command: Any) -> Figures:
@@ -224,7 +225,7 @@ def _load_own(place: Path, config: Mapping[str, Any], options: Mapping[str, Any]
     own, told = getattr(base, "config_class", None), config.get("model_type")
     if own is None or own.model_type != told:
         raise ArtifactError(
-            f"{str(place / _CONFIG)!r} is damaged: it names a {name}, which is no {told}. Save or copy the folder again."
+            f"{str(place / _CONFIG)!r} is damaged: it names a {name}, which is no {told}. Save or copy it again."
         )
     kind: Any = class_of(base) if "fxprune" in config else base
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fxprune.errors import InputError, WriteError, check_installed
@@ -24,8 +25,8 @@ def check_repository(name: str) -> None:
         raise InputError(f"push_to_hub={name!r} is no name of a repository, such as 'user/name': {error}") from None
 
 
-def upload(folder: Path, name: str, private: bool) -> None:
-    """Send the files of a folder, in one commit; the repository is made if it is not there.
+def upload(folder: Path, files: Sequence[str], name: str, private: bool) -> None:
+    """Send files of a folder, in one commit; the repository is made if it is not there.
 
     Raises:
         WriteError: the hub cannot be reached, or refuses.
@@ -35,7 +36,8 @@ def upload(folder: Path, name: str, private: bool) -> None:
     try:
         api = HfApi()
         api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="A network pruned by fxprune")
+        message = "A network pruned by fxprune"
+        api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=[*files], commit_message=message)
     except Exception as error:  # of the network, of the hub, of the library's checks
         raise WriteError(
             f"{name!r} could not be sent to the hub: {_said(error)}. The folder {str(folder)!r} is complete."
