@@ -41,7 +41,8 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     the scale of an attention, the weights of the queries take up what it was. Attributes of torch's own layers
     (``in_features``, ``groups``, ``normalized_shape`` ...) follow, other numbers that a class keeps about itself
     (``num_features``) stay as they are. The copy is compared with ``pruned`` on fresh inputs in eval mode, and must run
-    in train mode if ``model`` does.
+    in train mode if ``model`` does. A network of transformers is of a subclass of the same name, which its
+    ``save_pretrained`` and ``from_pretrained`` take with these sizes, where numbers of its config do not say them.
 
     Args:
         model: the class that ``pruned`` was made from, with any weights; not changed.

@@ -49,13 +49,8 @@ def in_its_class(result: nn.Module, equals: Callable[[nn.Module], bool]) -> nn.M
         equals: whether another network computes what ``result`` does.
     """
     own = library_class(result)
-    if own is None:
-        return result
-    made = _made(own, result.config, {})
-    if named_tensors(made).keys() != named_tensors(result).keys():
-        return result
-    sizes = differences(made, result)
-    if not any(sizes.values()):
+    made = None if own is None else _fresh(own, result)
+    if own is None or made is None or not any((sizes := differences(made, result)).values()):
         return result
     numbers = {} if sizes["stored"] else _numbers(own, made, result, sizes)
     if numbers and equals(_filled(own, result, numbers)):
@@ -72,10 +67,18 @@ def in_its_class(result: nn.Module, equals: Callable[[nn.Module], bool]) -> nn.M
 
 def loads_itself(model: nn.Module) -> bool:
     """Whether this is a network of transformers whose class makes these sizes of its config."""
-    if library_class(model) is None:
-        return False
-    made = _made(type(model), model.config, {})
-    return named_tensors(made).keys() == named_tensors(model).keys() and not differences(made, model)["shapes"]
+    made = None if library_class(model) is None else _fresh(type(model), model)
+    return made is not None and not differences(made, model)["shapes"]
+
+
+def _fresh(kind: type[Any], model: nn.Module) -> nn.Module | None:
+    """What a class makes of a network's config; None where that is no network of the same modules and tensors."""
+    try:
+        made = _made(kind, model.config, {})
+    except Exception:  # somebody changed the config since
+        return None
+    modules = [name for name, _ in made.named_modules()] == [name for name, _ in model.named_modules()]
+    return made if modules and named_tensors(made).keys() == named_tensors(model).keys() else None
 
 
 def auto_classes_of(model: Any) -> list[str]:

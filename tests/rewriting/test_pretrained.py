@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.errors import ArtifactError, InputError
+from fxprune.errors import ArtifactError, InputError, WriteError
 
 transformers = pytest.importorskip("transformers", reason="networks of transformers are an extra: pip install '.[zoo]'")
 
@@ -268,6 +269,33 @@ def test_a_model_that_is_not_asked_for(saved: Path, llama: Any) -> None:
 def test_a_loaded_one_tells_nothing_of_its_pruning(saved: Path) -> None:
     with pytest.raises(InputError, match="LlamaForCausalLM tells nothing of its pruning, as one that was loaded"):
         fxprune.save_pretrained(fxprune.load_pretrained(saved), saved)
+
+
+@pytest.mark.parametrize("when", ["before", "in the middle"])
+def test_a_full_disk(llama: Any, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if when == "before":
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=100))
+    else:
+        from safetensors import SafetensorError
+
+        def full(*args: Any, **kwargs: Any) -> None:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(WriteError, match=r"could not be written: .*No space left on device"):
+        fxprune.save_pretrained(llama, tmp_path / "s")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_its_config_no_longer_describes_stays_as_it_is(tmp_path: Path) -> None:
+    model = build("llama")
+    model.lm_head = torch.nn.Sequential(model.lm_head)  # of somebody's own
+    small = pruned(model)
+    assert type(small) is type(model)
+    fxprune.save_pretrained(small, tmp_path / "s")
+    loaded = fxprune.load_pretrained(tmp_path / "s", copy.deepcopy(model))
+    assert torch.equal(output(loaded.eval()), output(small))
 
 
 def test_without_transformers(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
