@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fxprune.errors import FxpruneError
     from fxprune.groups.channels import ChannelGraph, ChannelGroup
     from fxprune.io.artifact import load, save
+    from fxprune.io.hub import load_pretrained, save_pretrained
     from fxprune.methods import optim
     from fxprune.options import LatencyBudget, Loop, Options
     from fxprune.reconstruction.front import reconstruct
@@ -46,12 +47,14 @@ _HOMES = {
     "export": "deploy",
     "into": "rewriting.into",
     "load": "io.artifact",
+    "load_pretrained": "io.hub",
     "one_call": "recording.together",
     "prune": "api",
     "prune_submodule": "api",
     "record": "api",
     "reconstruct": "reconstruction.front",
     "save": "io.artifact",
+    "save_pretrained": "io.hub",
     "validate": "deploy",
 }
 __all__ = [
@@ -75,6 +78,7 @@ __all__ = [
     "export",
     "into",
     "load",
+    "load_pretrained",
     "methods",
     "one_call",
     "ops",
@@ -84,6 +88,7 @@ __all__ = [
     "reconstruct",
     "record",
     "save",
+    "save_pretrained",
     "study",
     "validate",
 ]

@@ -19,7 +19,10 @@ from fxprune.io.specs import load_model
 from fxprune.reports.plots import new_figure
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = ("timm", "torchvision", "networkx", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "rich", "matplotlib")
+OPTIONAL = (
+    "timm", "torchvision", "networkx", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "rich", "matplotlib",
+    "huggingface_hub",
+)  # fmt: skip
 
 
 USES: dict[str, tuple[str, Callable[[], Any]]] = {
@@ -33,6 +36,7 @@ USES: dict[str, tuple[str, Callable[[], Any]]] = {
         "onnx",
         lambda: fxprune.prune(make(), image(), flops=0.5, round_to="measured", progress=False),
     ),
+    "huggingface_hub": ("hub", lambda: fxprune.load_pretrained("user/name")),
     "matplotlib": ("plots", lambda: new_figure((1, 1))),
 }
 
@@ -50,6 +54,8 @@ report = small.meta["fxprune"]
 report.to_html("page.html")
 fxprune.save(small, "small.safetensors")
 fxprune.load("small.safetensors", make())
+fxprune.save_pretrained(small, "folder")
+fxprune.load_pretrained("folder", make())
 fxprune.analyze(make(), image()).to_html("groups.html")
 data = [(image(), torch.tensor([1, 2]))]
 fxprune.prune(make(), image(), method="slimming", flops=0.5, data=data, epochs=1)

@@ -41,6 +41,7 @@ STAGES = [
     "running",
     "api",
     "io.artifact",
+    "io.hub",
     "__init__",
     "cli",
 ]

@@ -379,7 +379,18 @@ def check_learner(polarization: Any) -> None:
         assert kept[name][0] == torch.where(scale.detach() >= weakest)[0].tolist()
 
 
-CHECKS = {"README.md": check_readme, "guide.md": check_guide, "methods.md": check_methods}
+def check_hub(names: dict[str, Any], folder: Path) -> None:
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(
+            names["loaded"].eval()(x), fxprune.load_pretrained("resnet50-half", names["model"]).eval()(x)
+        )
+    assert type(names["small"]).__name__ == "LlamaForCausalLM"
+    assert sorted(path.name for path in folder.iterdir()) == ["llama-half", "resnet50-half"]
+
+
+CHECKS = {"README.md": check_readme, "guide.md": check_guide, "methods.md": check_methods, "hub.md": check_hub}
+NEEDS = {"hub.md": "transformers"}
 
 
 @pytest.fixture
@@ -393,6 +404,8 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(timm, "create_model", tiny if page.name == "methods.md" else stand_in)
     monkeypatch.setattr("fxprune.deploy.stopwatch._SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)
+    if page.name in NEEDS:
+        pytest.importorskip(NEEDS[page.name], reason="networks of transformers are an extra: pip install '.[zoo]'")
     names = run(page)
     if page.name in CHECKS:
         CHECKS[page.name](names, tmp_path)

@@ -66,6 +66,44 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise WriteError(f"{str(named)!r} could not be written: {_reason(error)}") from error
 
 
+@contextlib.contextmanager
+def filling(path: str | os.PathLike[str], replaces: str = "") -> Iterator[Path]:
+    """A folder to write files to; on success they are moved to the folder ``path``, on an exception nothing is.
+
+    ``path`` is made where it is not there, in one step. Else its own files stay, but for those of the same name and
+    those whose names are like ``replaces`` (a pattern of ``fnmatch``), which belong to what was there before.
+
+    Raises:
+        InputError: ``path`` cannot be a folder, or takes no file.
+        WriteError: writing failed on the way, on a full disk for instance.
+    """
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text:
+        raise InputError(f"{path!r} is no path of a folder: pass a str or a pathlib.Path")
+    folder = Path(os.path.realpath(text))
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"cannot write to {text!r}: it is a file; give the name of a folder")
+    if not folder.is_dir() and not folder.parent.is_dir():
+        raise InputError(f"cannot write to {text!r}: the folder {str(folder.parent)!r} does not exist; create it first")
+    try:
+        with _draft_beside(folder / "draft" if folder.is_dir() else folder) as draft:
+            draft.mkdir()
+            yield draft
+            if not folder.is_dir():
+                os.replace(draft, folder)
+                return
+            written = sorted(draft.iterdir())
+            for file in written:
+                os.replace(file, folder / file.name)
+            for old in folder.glob(replaces) if replaces else ():
+                if old.name not in {file.name for file in written}:
+                    old.unlink()
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        raise WriteError(f"{text!r} could not be written: {_reason(error)}") from error
+
+
 def as_path(path: Any) -> Path:
     """The path of a file.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,10 +17,15 @@ from fxprune.ops.repair import RESCALED
 from fxprune.recording import cached_tensor_dicts, evaluated, named_tensors, raised_at, replace_tensors
 from fxprune.recording.inputs import RECORD_KEY, batch_size, device_of, like_parameters, make_inputs
 from fxprune.recording.randomness import repeatable
-from fxprune.recording.together import alone, called_as
+from fxprune.recording.together import CALLS_KEY, alone, called_as
+from fxprune.reports.report import REPORT_KEY
 from fxprune.rewriting import CUTS_KEY, REPAIRED, RESIZED, Cuts, adapt, adapts_by_itself
+from fxprune.rewriting.pretrained import in_its_class
 from fxprune.rewriting.scales import take_up_scales
 from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_error
+
+ORIGIN_KEY = "fxprune_meta"
+"""The attribute of what ``into`` returns that tells of its pruning what the graph's ``meta`` does."""
 
 _REMEDY = "Prune with for_class=True, or use the pruned GraphModule itself."
 
@@ -35,7 +41,8 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     the scale of an attention, the weights of the queries take up what it was. Attributes of torch's own layers
     (``in_features``, ``groups``, ``normalized_shape`` ...) follow, other numbers that a class keeps about itself
     (``num_features``) stay as they are. The copy is compared with ``pruned`` on fresh inputs in eval mode, and must run
-    in train mode if ``model`` does.
+    in train mode if ``model`` does. A network of transformers is of a subclass of the same name, which its
+    ``save_pretrained`` and ``from_pretrained`` take with these sizes, where numbers of its config do not say them.
 
     Args:
         model: the class that ``pruned`` was made from, with any weights; not changed.
@@ -61,8 +68,23 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
         raise InputError("The weights are on the meta device, where nothing can be compared. Load them first.")
     check_same(model, cuts)
     whole = called_as(pruned, model)
-    if whole is not model:
-        return alone(into(whole, pruned))
+    result = _held(model, pruned) if whole is model else alone(_held(whole, pruned))
+    report = replace(pruned.meta[REPORT_KEY], optimizer=None)  # whose parameters are those of the graph
+    told = {key: pruned.meta[key] for key in (RECORD_KEY, CALLS_KEY) if key in pruned.meta}
+    vars(result)[ORIGIN_KEY] = {**told, REPORT_KEY: report}
+
+    def equals(instance: nn.Module) -> bool:
+        try:
+            _compare(model, instance, pruned)
+        except ConversionError:
+            return False
+        return True
+
+    return in_its_class(result, equals) if whole is model else result
+
+
+def _held(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
+    """The class with the pruned layers, compared."""
     result = copy.deepcopy(model)
     for cache in cached_tensor_dicts(result.modules()):  # computed from the dense weights
         cache.clear()

@@ -495,3 +495,32 @@ def test_an_interrupted_save_leaves_what_was_there(tmp_path: Path, monkeypatch: 
         fxprune.save(pruned(), path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == before
+
+
+# -- what into returned
+
+
+def test_an_instance_of_the_class_comes_back_as_one(tmp_path: Path) -> None:
+    small = pruned(for_class=True)
+    network: Any = fxprune.into(make(), small)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.1)
+    fxprune.save(network, tmp_path / "a.safetensors")
+    assert artifact.read_artifact(tmp_path / "a.safetensors").own_class
+    loaded: Any = fxprune.load(tmp_path / "a.safetensors", make(seed=3))
+    assert type(loaded) is Small
+    assert torch.equal(run(loaded.eval(), image(5)), run(network.eval(), image(5)))
+    report = loaded.fxprune_meta["fxprune"]
+    assert (report.plan, report.macs_after) == (small.meta["fxprune"].plan, small.meta["fxprune"].macs_after)
+
+
+def test_an_instance_of_the_class_is_no_program_and_no_graph_of_several_calls(tmp_path: Path) -> None:
+    network = fxprune.into(make(), pruned(for_class=True))
+    with pytest.raises(InputError, match=r"^A program is written of a graph: save Small as \.safetensors, or"):
+        fxprune.save(network, tmp_path / "a.pt2")
+    model = make()
+    several = fxprune.prune(model, {"one": image(), "other": {"x": image()}}, flops=0.5, for_class=True, progress=False)
+    with pytest.raises(InputError, match="Small was pruned for several calls, of which a file holds the graph alone"):
+        fxprune.save(fxprune.into(model, several), tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []

@@ -75,6 +75,7 @@ _FORM = {
     "budget": Either(None, (Either("flops", "params", "channels", "latency"), Real())),
     "reconstruction": Either(None, RECONSTRUCTION),
     "calls": [str],
+    "own_class": bool,
 }
 
 
@@ -98,6 +99,7 @@ class Artifact:
     tensor is stored under. ``orders``: name -> dimensions from the outermost in memory. ``buffers``: name -> dtype of
     those that a state_dict leaves out. ``budget``: (kind, ratio) that was asked for. ``reconstruction``: what a
     refit did, as data. ``calls``: the names of several, of which ``inputs`` are.
+    ``own_class``: the tensors are those of the model's own class (``fxprune.into``), not of the graph.
     """
 
     model: str
@@ -116,6 +118,7 @@ class Artifact:
     budget: tuple[str, float] | None = None
     reconstruction: Mapping[str, Any] | None = None
     calls: Sequence[str] = ()
+    own_class: bool = False
 
     def data(self) -> dict[str, Any]:
         return {**vars(self), "format": _FORMAT, "plan": self.plan.data(), "calls": list(self.calls)}
@@ -136,6 +139,7 @@ def parsed(text: str | bytes, path: Path, **more: Any) -> Artifact:
             )
         data.setdefault("budget", None)  # version 0.1 did not write these
         data.setdefault("calls", [])
+        data.setdefault("own_class", False)
         told = data.setdefault("reconstruction", None)
         if isinstance(told, dict):
             told.setdefault("tuning", None)

@@ -25,6 +25,7 @@ from fxprune.recording.checks import checked_inputs
 from fxprune.recording.inputs import device_of, from_json, like_parameters, make_inputs
 from fxprune.recording.together import called, joined
 from fxprune.reports.report import Report
+from fxprune.rewriting.into import into
 
 
 def load(
@@ -49,14 +50,15 @@ def load(
         verify: compare the outputs on the file's own sample with those when it was saved.
 
     Returns:
-        What was saved: a ``GraphModule``, or a copy of the model with one as the part that was pruned; of a ``.pt2``
-        file a module for inference.
+        What was saved: a ``GraphModule``, a copy of the model with one as the part that was pruned, or an instance of
+        its class (see ``fxprune.into``); of a ``.pt2`` file a module for inference.
 
     Raises:
         ArtifactError: the file is damaged, of another kind, or does not fit the model (names what).
         PlanError: the plan in it belongs to another model.
         InputError: ``path`` or ``model`` cannot be used.
         ExampleInputsError: example inputs are needed, or do not fit.
+        ConversionError: the class that was saved is not what it was, and cannot hold the cuts.
 
     Examples:
         >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
@@ -92,7 +94,7 @@ def load(
     report: Report = pruned.meta[KEY]
     told = artifact.reconstruction and Reconstruction.of_data(artifact.reconstruction)
     pruned.meta[KEY] = replace(report, oracle_error=artifact.oracle_error, budget=artifact.budget, reconstruction=told)
-    result: nn.Module = pruned
+    result: nn.Module = into(model, pruned) if artifact.own_class else pruned
     if artifact.part:
         result = copy.deepcopy(model)
         result.set_submodule(artifact.part, pruned)

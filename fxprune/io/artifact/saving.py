@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.deploy.program import write_program
 from fxprune.errors import InputError
@@ -19,6 +20,7 @@ from fxprune.io.forms import FormError, check
 from fxprune.recording.inputs import RECORD_KEY, from_json, like_parameters, to_json
 from fxprune.recording.together import CALLS_KEY, ONE_OF_KEY
 from fxprune.reports.report import Report, pruned_part
+from fxprune.rewriting.into import ORIGIN_KEY
 from fxprune.version import __version__
 
 
@@ -26,7 +28,7 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a pruned network, with the weights that it has now, as one file; nothing appears at ``path`` on an error.
 
     Args:
-        pruned: what ``fxprune.prune``, ``apply`` or ``load`` returned, fine-tuned or not.
+        pruned: what ``fxprune.prune``, ``apply``, ``load`` or ``into`` returned, fine-tuned or not.
         path: ``.safetensors`` for data only, loaded into a fresh instance of the class; ``.pt2`` for a program that
             runs without the class, at any batch size, for inference.
 
@@ -42,9 +44,14 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
     path = check_path(path)
     if not isinstance(pruned, nn.Module):
         raise InputError(f"pruned is {pruned!r}; pass what fxprune.prune, apply or load returned.")
-    artifact = _described(pruned, data=path.suffix != ".pt2")
+    artifact = described(pruned, data=path.suffix != ".pt2")
     with replacing(path) as draft:
         if path.suffix == ".pt2":
+            if artifact.own_class:
+                raise InputError(
+                    f"A program is written of a graph: save {type(pruned).__name__} as .safetensors, or the pruned "
+                    "GraphModule as .pt2."
+                )
             if artifact.part:
                 raise InputError(
                     f"A program is written of a whole network: save {type(pruned).__name__} as .safetensors, or "
@@ -61,13 +68,24 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         draft.write_bytes(to_bytes(tensors, {KEY: text}))
 
 
-def _described(pruned: nn.Module, data: bool) -> Artifact:
-    name, part = pruned_part(pruned)
-    report: Report = part.meta[KEY]
-    if ONE_OF_KEY in part.meta and data:
+def described(pruned: nn.Module, data: bool = True) -> Artifact:
+    """What a file of it says of itself. ``data``: of one that holds data only.
+
+    Raises:
+        InputError: it is no pruned network, or holds something that the format cannot.
+    """
+    name, part, meta = told(pruned)
+    report: Report = meta[KEY]
+    if ONE_OF_KEY in meta and data:
         raise InputError(
-            f"pruned is the call {part.meta[ONE_OF_KEY]!r} alone, which the plan is not for: save the graph of all "
+            f"pruned is the call {meta[ONE_OF_KEY]!r} alone, which the plan is not for: save the graph of all "
             "calls, or a program (.pt2)."
+        )
+    own_class = not isinstance(part, fx.GraphModule)
+    if own_class and CALLS_KEY in meta:
+        raise InputError(
+            f"This {type(pruned).__name__} was pruned for several calls, of which a file holds the graph alone: save "
+            "the pruned GraphModule."
         )
     state = pruned.state_dict(keep_vars=True)
     odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
@@ -78,7 +96,7 @@ def _described(pruned: nn.Module, data: bool) -> Artifact:
         raise InputError(f"{empty[0]} is on the meta device and has no values to save.")
     first = {id(tensor): key for key, tensor in reversed(state.items())}
     try:
-        inputs = to_json(dict(part.meta[RECORD_KEY]))
+        inputs = to_json(dict(meta[RECORD_KEY]))
         check(inputs, INPUTS)
     except (TypeError, FormError):
         inputs = None  # such inputs have to be passed to load
@@ -101,9 +119,19 @@ def _described(pruned: nn.Module, data: bool) -> Artifact:
         },
         budget=report.budget,
         reconstruction=report.reconstruction and report.reconstruction.data(),
-        calls=tuple(part.meta.get(CALLS_KEY, ())),
+        calls=tuple(meta.get(CALLS_KEY, ())),
+        own_class=own_class,
         versions={"fxprune": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )
+
+
+def told(pruned: nn.Module) -> tuple[str, nn.Module, Mapping[str, Any]]:
+    """The part of a network that was pruned, its name there, and what is known of its pruning."""
+    own = vars(pruned).get(ORIGIN_KEY)
+    if own is not None:
+        return "", pruned, own
+    name, part = pruned_part(pruned)
+    return name, part, part.meta
 
 
 def _order(tensor: Tensor) -> list[int] | None:
