@@ -221,7 +221,7 @@ def prune(
     dense, pruned = running.pruned(model, args, kwargs, request, keywords, options.steps, stages, calibration)
     if keywords.reconstruct:
         with stages("reconstructing"):
-            pruned = refitted(pruned, model, calibration, dense.module, seed=keywords.seed)
+            pruned = refitted(pruned, model, calibration, dense.module, seed=keywords.seed, tune=options.tune or None)
     return _carried(pruned, pruned, model, optimizer)
 
 
@@ -277,11 +277,16 @@ def prune_submodule(
         raise InputError("consume=True empties the model, and a copy of all of it is returned here: leave it out.")
     chosen = {"ignore": chosen_names(model, "ignore", ignore), "keep": chosen_names(model, "keep", keep)}
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
+    tune = 0
+    if isinstance(options, Options):
+        tune, options = options.tune, replace(options, tune=0)
+    if tune and not reconstruct:
+        raise InputError(f"tune={tune} follows a refit: pass reconstruct=True as well.")
     part, inputs = part_of(model, submodule, args, kwargs)
     keywords |= {name: names_in_part(names, submodule) for name, names in chosen.items()} | {"options": options}
     small = prune(part, inputs[0], example_kwargs=inputs[1], **keywords)
     pruned = with_part(model, submodule, small, args, kwargs)
-    return refitted(pruned, model, data, seed=keywords.get("seed", 0)) if reconstruct else pruned
+    return refitted(pruned, model, data, seed=keywords.get("seed", 0), tune=tune or None) if reconstruct else pruned
 
 
 def attach(
@@ -338,6 +343,8 @@ def attach(
         raise InputError(f"{request.name} does not train: call fxprune.prune(..., method={request.name!r}).")
     if rest or options.loop is not None:
         raise InputError(f"{next(iter(rest), 'loop')}= has no meaning here, where the loop is yours.")
+    if options.tune:
+        raise InputError(f"tune={options.tune} follows a refit: call fxprune.reconstruct with what comes out.")
     if options.consume:
         check_consumable(request, None)
     check_steps(request, options)

@@ -165,6 +165,8 @@ class Options(Checked):
             weights, so it is not run, and the report says so; that the recorded graph computes what the model computes
             is still checked.
         loop: settings of the built-in training loop, for methods that train.
+        tune: after the refit of ``reconstruct=True`` train the scales and shifts of norms and the biases for so many
+            steps on the same data, to the dense outputs; no targets are read.
 
     Raises:
         InputError: an option that cannot be used.
@@ -181,6 +183,7 @@ class Options(Checked):
     )
     consume: bool = field(default=False, metadata=option(as_flag, Flag(PROOF)))
     loop: Loop | None = field(default=None, metadata=option(or_none(_settings)))
+    tune: int = field(default=0, metadata=option(as_whole(0), Flag(TRAINING, "N", int)))
 
     @property
     def limits(self) -> dict[str, float]:

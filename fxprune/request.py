@@ -93,6 +93,8 @@ def check_data(request: Request, keywords: Keywords, options: Options) -> None:
     if data is None and keywords.loss_fn is not None:
         raise InputError("loss_fn= compares outputs with targets: pass data=, a loader of (inputs, target), as well.")
     check_steps(request, options)
+    if options.tune and not keywords.reconstruct:
+        raise InputError(f"tune={options.tune} follows a refit: pass reconstruct=True as well.")
     if isinstance(method, Learner):
         if data is None and not getattr(method, "label_free", False):
             raise InputError(f"{name} trains: pass data=, a loader of (inputs, target), and epochs=.")
@@ -136,4 +138,6 @@ def check_reconstructible(request: Request, keywords: Keywords, options: Options
             "fxprune.reconstruct with the trained model."
         )
     data = keywords.data
+    if options.tune and data is None:
+        raise InputError(f"tune={options.tune} trains on data, of which there are none: pass data= as well.")
     return list(data) if isinstance(data, Iterator) else data

@@ -7,6 +7,7 @@ import importlib
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -236,6 +237,29 @@ def test_a_part_of_a_model(images: Tensor) -> None:
         errors = [float((m(images)["out"] - wanted).square().sum()) for m in (fitted, tuned)]
     assert errors[1] < 0.7 * errors[0]
     assert changed(fitted, tuned) == {"body.na.weight", "body.na.bias", "body.b.bias", "body.nb.weight", "body.nb.bias"}
+
+
+def test_as_an_option_of_prune(net: Net, images: Tensor) -> None:
+    given: Any = {"data": images, "reconstruct": True, "options": fxprune.Options(tune=30)}
+    at_once = fxprune.prune(net, images[:1], flops=0.5, round_to=1, progress=False, **given)
+    afterwards = fxprune.reconstruct(halved(net, images[:1]), net, images, tune=30)
+    assert not changed(at_once, afterwards)
+    torch.manual_seed(0)
+    model = Whole().eval()
+    part = fxprune.prune_submodule(model, "body", images[:1], flops=0.5, round_to=1, progress=False, **given)
+    told = told_of(part.get_submodule("body")).tuning
+    assert told is not None
+    assert told.steps == 30
+    for more, text in (
+        ({}, r"tune=30 follows a refit: pass reconstruct=True"),
+        ({"reconstruct": True}, r"tune=30 trains on data, of which there are none: pass data="),
+    ):
+        with pytest.raises(InputError, match=text):
+            fxprune.prune(net, images[:1], flops=0.5, progress=False, options=given["options"], **more)
+    with pytest.raises(InputError, match="tune=30 follows a refit: pass reconstruct=True"):
+        fxprune.prune_submodule(model, "body", images[:1], flops=0.5, progress=False, options=given["options"])
+    with pytest.raises(InputError, match=r"tune=30 follows a refit: call fxprune.reconstruct"):
+        fxprune.attach(net, images[:1], method="slimming", flops=0.5, options=given["options"], progress=False)
 
 
 def test_what_was_told_is_saved(net: Net, spoiled: nn.Module, images: Tensor, tmp_path: Path) -> None:
