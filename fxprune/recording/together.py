@@ -10,7 +10,7 @@ import inspect
 import keyword
 import operator
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,8 @@ def joined(model: Any, example_inputs: Any, example_kwargs: Any) -> tuple[Any, A
     """
     if not isinstance(example_inputs, Mapping) or len(example_inputs) < 2 or not isinstance(model, nn.Module):
         return model, example_inputs, example_kwargs
-    if set(example_inputs) & set(inspect.signature(model.forward).parameters):
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(p.name in example_inputs and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
         return model, example_inputs, example_kwargs
     if example_kwargs:
         raise ExampleInputsError(
@@ -203,10 +204,17 @@ def _graph_of(module: fx.GraphModule, name: str, parameters: Parameters) -> fx.G
     number = 1 + list(module.meta[CALLS_KEY]).index(name)
     own = [node for node in nodes[:-1] if node.meta.get(CALL) == number]
     effects = [node for node in own if not node.users or "mutates" in node.meta]
-    wanted = {given, *_before([_item(output.args[0], name), *effects])}
+
+    def found(node: fx.Node) -> fx.Node:
+        """What this call finds there: of a buffer that another call writes to, what it holds by then."""
+        while node.meta.get(CALL) not in (0, number) and "mutates" in node.meta and _is_state(node):
+            (node, *_) = node.all_input_nodes
+        return node
+
+    wanted = {given, *_before([_item(output.args[0], name), *effects], found)}
     foreign = next((n for n in nodes if n in wanted and n.op == "placeholder" and n is not given), None)
     if foreign is not None:
-        line = next((str(n.meta.get("source", "")) for n in own if foreign in _before(n)), "")
+        line = next((str(n.meta.get("source", "")) for n in own if foreign in _before(n, found)), "")
         raise RecordError(
             f"What the call {name!r} computes comes from the inputs of {foreign.target!r} too: the model keeps "
             f"something from one call for the next, from {line} on. Record the calls one by one, or drop what it keeps."
@@ -232,8 +240,8 @@ def _graph_of(module: fx.GraphModule, name: str, parameters: Parameters) -> fx.G
             else:
                 ways[node] = way
             continue
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    result = fx.node.map_arg(_item(output.args[0], name), copies.__getitem__)
+        copies[node] = graph.node_copy(node, lambda each: copies[found(each)])
+    result = fx.node.map_arg(_item(output.args[0], name), lambda each: copies[found(each)])
     graph.output(result).meta.update(output.meta)
     return graph
 
@@ -243,13 +251,20 @@ def _item(outputs: Any, name: str) -> Any:
     return outputs[name]
 
 
-def _before(values: Any) -> set[fx.Node]:
-    """All nodes that these come from, themselves included."""
+def _is_state(node: fx.Node) -> bool:
+    """Whether it writes to a parameter or a buffer, and is that."""
+    while "mutates" in node.meta and node.args and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node.op == "get_attr"
+
+
+def _before(values: Any, found: Callable[[fx.Node], fx.Node]) -> set[fx.Node]:
+    """All nodes that these come from, themselves included. ``found``: what stands for a node."""
     pending: list[fx.Node] = []
-    fx.node.map_arg(values, pending.append)
-    found = set(pending)
+    fx.node.map_arg(values, lambda node: pending.append(found(node)))
+    seen = set(pending)
     while pending:
-        new = [node for node in pending.pop().all_input_nodes if node not in found]
-        found.update(new)
+        new = [node for node in map(found, pending.pop().all_input_nodes) if node not in seen]
+        seen.update(new)
         pending += new
-    return found
+    return seen

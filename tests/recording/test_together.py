@@ -125,6 +125,43 @@ def test_what_a_model_keeps_from_one_call_for_the_next() -> None:
         fxprune.prune(Keeps(of_inputs=True).eval(), calls, channels=0.5, progress=False)
 
 
+class Counts(nn.Module):
+    """With a hook of the whole, an in-place op, a buffer that is written to, and parameters without names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 6)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_forward_hook(lambda module, inputs, output: output * 3)
+
+    def forward(self, *tensors: Tensor, **more: Tensor) -> Tensor:
+        self.calls += 1
+        h = self.norm(torch.stack([self.first(x) for x in tensors]).sum(0))
+        result: Tensor = self.last(h.relu_())
+        return result + more["extra"].mean() if "extra" in more else result
+
+
+def test_state_hooks_and_parameters_without_names() -> None:
+    x, y = torch.randn(2, 4, 6)
+    model = Counts().eval()
+    calls = {"one": x, "two": (x, y), "more": {"extra": y}}
+    with pytest.raises(ExampleInputsError):
+        fxprune.prune(model, calls, channels=0.5, progress=False)  # stacks nothing
+    calls = {"one": x, "two": (x, y)}
+    small = fxprune.prune(model, calls, channels=0.5, progress=False).eval()
+    assert small.get_buffer("calls") == 0
+    same_class = fxprune.into(model, small)
+    two = fxprune.one_call(small, "two").eval()
+    for number, inputs in enumerate(torch.randn(3, 2, 5, 6)):
+        torch.testing.assert_close(two(*inputs), same_class(*inputs))
+        assert two.get_buffer("calls") == number + 1
+    live = fxprune.one_call(copy.deepcopy(small).train(), "one").train()
+    before = live.get_buffer("norm.running_mean").clone()
+    live(x).sum().backward()
+    assert live.get_parameter("first.weight").grad is not None
+    assert not torch.equal(live.get_buffer("norm.running_mean"), before)
+
+
 @pytest.mark.parametrize(
     ("calls", "text"),
     [
