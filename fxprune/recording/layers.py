@@ -1,7 +1,7 @@
 """A layer that was traced through for nothing is that layer again.
 
-A subclass with a ``forward`` of its own is traced through, since only a run tells what it computes. Where that turns out
-to be ``F.linear(x, layer.weight, layer.bias)``, the node calls ``nn.Linear``, which computes that: quantisers and
+A subclass with a ``forward`` of its own is traced through, since only a run tells what it computes. Where that turns
+out to be ``F.linear(x, layer.weight, layer.bias)``, the node calls ``nn.Linear``, which computes that: quantisers and
 adapters (torchao, PEFT) look for layers, and would pass over a function of two parameters.
 """
 

@@ -1,0 +1,130 @@
+"""Every page of docs/integrations runs with the real library, where that is installed, and gives what the page says."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import timm
+import torch
+from pages import DOCS, ROOT, blocks, run, stand_in
+from torch import Tensor, nn
+
+PAGES = {page.stem: page for page in sorted(DOCS.glob("integrations/*.md"))}
+INT8 = 0.1  # of the largest output, at random weights: rounding to 8 bits
+SAME = 1e-4
+HALF = 1e-3  # weights in float16
+
+# What other libraries warn of when they are imported and used is theirs.
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
+
+
+def missing(page: Path) -> list[str]:
+    """The packages that the page's extras bring and that are not installed here."""
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = re.findall(r"fxprune\[(\w+)\]", "".join(blocks("sh", page)))
+    wanted = [re.search(rf"^{extra} = \[(.*?)\]", project, re.MULTILINE | re.DOTALL) for extra in extras]
+    names = [name for found in wanted if found for name in re.findall(r'"([\w-]+)[^"]*"', found[1])]
+    installed = {re.sub("[-_.]+", "-", str(d.name)).lower() for d in metadata.distributions()}
+    return [name for name in names if name not in installed and name != "onnxruntime"]
+
+
+def small_network(name: str, pretrained: bool = False) -> nn.Module:
+    if not name.startswith("vit"):
+        return stand_in(name)
+    torch.manual_seed(0)
+    model = timm.models.VisionTransformer(64, 16, num_classes=10, embed_dim=64, depth=2, num_heads=4)
+    model.pretrained_cfg = {"input_size": (3, 64, 64)}
+    return model.eval()
+
+
+def error(found: Any, expected: Tensor) -> float:
+    """The largest difference, relative to the largest output."""
+    found = torch.as_tensor(found)
+    assert found.shape == expected.shape
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def onnx_ops(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def check_onnxruntime(names: dict[str, Any], folder: Path) -> None:
+    import onnxruntime
+
+    session, images = names["session"], names["images"]
+    (expected,) = onnxruntime.InferenceSession("small.onnx", providers=["CPUExecutionProvider"]).run(
+        None, {"x": images.numpy()}
+    )
+    assert error(names["logits"], torch.from_numpy(expected)) < INT8
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "optimised.onnx"), 3
+    onnxruntime.InferenceSession("int8.onnx", options, providers=["CPUExecutionProvider"])
+    ops, exported = onnx_ops(folder / "optimised.onnx"), onnx_ops(folder / "small.onnx")
+    assert (ops["QLinearConv"], ops["QLinearAdd"], ops["Conv"]) == (exported["Conv"], exported["Add"], 0)
+    assert (folder / "int8.onnx").stat().st_size < 0.4 * (folder / "small.onnx").stat().st_size
+    assert session.get_inputs()[0].shape[0] == "batch"
+    assert onnx_ops(folder / "attention.onnx")["Attention"] == 2
+
+
+def check_fx(names: dict[str, Any], folder: Path) -> None:
+    assert error(names["logits"], names["small"](names["images"])) < INT8
+    calls = Counter(str(node.target) for node in names["int8"].graph.nodes if node.op == "call_function")
+    assert calls["quantized.add_relu"] == 4
+
+
+def check_torchao(names: dict[str, Any], folder: Path) -> None:
+    int8 = names["int8"]
+    kinds = {type(layer.weight.data).__name__ for layer in int8.modules() if isinstance(layer, nn.Linear)}
+    assert kinds == {"Int8Tensor"}
+    assert sum(isinstance(layer, nn.Linear) for layer in int8.modules()) == 2 * 4 + 1
+    calls = Counter(str(node.target) for node in names["lowered"].graph.nodes if node.op == "call_function")
+    assert calls["onednn.qconv2d_pointwise.binary"] == 4
+    with torch.no_grad():
+        assert error(names["quantised"], names["small"](names["images"][:4])) < INT8
+
+
+def same(names: dict[str, Any], folder: Path, most: float = SAME) -> None:
+    with torch.no_grad():
+        expected = names["small"](names["images"])
+    assert error(names["logits"], expected[: len(names["logits"])]) < most
+
+
+def check_executorch(names: dict[str, Any], folder: Path) -> None:
+    same(names, folder)
+    assert error(names["int8_logits"], names["small"](names["images"][:1])) < INT8
+    for edge in (names["edge"], names["edge_int8"]):
+        calls = [str(n.target) for n in edge.exported_program().graph.nodes if n.op == "call_function"]
+        assert calls == ["executorch_call_delegate", "<built-in function getitem>"]
+
+
+CHECKS: dict[str, Callable[[dict[str, Any], Path], None]] = {
+    "aotinductor": same,
+    "executorch": check_executorch,
+    "fx-quantization": check_fx,
+    "litert": same,
+    "onnxruntime": check_onnxruntime,
+    "openvino": lambda names, folder: same(names, folder, HALF),
+    "torchao": check_torchao,
+}
+
+
+def test_every_page_is_checked_and_in_the_list() -> None:
+    assert sorted(CHECKS) == sorted(PAGES.keys() - {"index"})
+    listed = re.findall(r"\]\(([\w-]+)\.md\)", PAGES["index"].read_text())
+    assert sorted(listed) == sorted(CHECKS)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if lacking := missing(PAGES[name]):
+        pytest.skip(f"not installed: {', '.join(lacking)}")
+    monkeypatch.setattr(timm, "create_model", small_network)
+    monkeypatch.chdir(tmp_path)
+    CHECKS[name](run(PAGES[name]), tmp_path)
