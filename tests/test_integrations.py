@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ import timm
 import torch
 from pages import DOCS, ROOT, blocks, run, stand_in
 from torch import Tensor, nn
+
+import fxprune
 
 PAGES = {page.stem: page for page in sorted(DOCS.glob("integrations/*.md"))}
 INT8 = 0.1  # of the largest output, at random weights: rounding to 8 bits
@@ -104,13 +110,68 @@ def check_executorch(names: dict[str, Any], folder: Path) -> None:
         assert calls == ["executorch_call_delegate", "<built-in function getitem>"]
 
 
+def check_trained(names: dict[str, Any], folder: Path, net: str) -> None:
+    """The pruned graph itself was trained, and its file fits the class."""
+    small, model = names["small"], names["model"]
+    found = names["task"].net if net == "task" else names[net]
+    assert found is small
+    assert not torch.equal(small.conv1.weight, fxprune.apply(model, small.meta["fxprune"].plan).conv1.weight)
+    loaded = fxprune.load(folder / "tuned.safetensors", stand_in("resnet18"))
+    assert torch.equal(loaded.conv1.weight, small.conv1.weight)
+
+
+def check_peft(names: dict[str, Any], folder: Path) -> None:
+    small, merged, model = names["small"], names["merged"], names["model"]
+    q_proj, v_proj = (small.get_submodule(f"model.layers.1.self_attn.{name}") for name in ("q_proj", "v_proj"))
+    for layer, name in ((q_proj, "q_proj"), (v_proj, "v_proj")):
+        of = f"base_model.model.model.layers.1.self_attn.{name}.lora_"
+        assert names["shapes"][f"{of}A.default.weight"] == (8, layer.in_features)
+        assert names["shapes"][f"{of}B.default.weight"] == (layer.out_features, 8)
+    trained = [name for name, p in names["graph"].named_parameters() if p.grad is not None]
+    assert len(trained) == 8
+    assert all("lora_" in name for name in trained)
+    assert type(merged) is type(model)
+    assert merged.get_submodule("model.layers.1.self_attn.q_proj").weight.shape == q_proj.weight.shape
+    same = names["kept"](names["tokens"]).logits
+    torch.testing.assert_close(names["same"](names["tokens"]).logits, same)
+
+
+def check_ema(names: dict[str, Any], folder: Path) -> None:
+    small, averaged, ema = names["small"], names["averaged"].module, names["ema"].module
+    for net in (averaged, ema):
+        assert net.meta["fxprune"].plan == small.meta["fxprune"].plan
+        assert not torch.equal(net.conv1.weight, small.conv1.weight)
+    assert torch.equal(fxprune.load(folder / "ema.safetensors", stand_in("resnet18")).conv1.weight, ema.conv1.weight)
+
+
+def check_distributed(names: dict[str, Any], folder: Path) -> None:
+    lines = names["printed"].splitlines()
+    assert sorted(line[:13] for line in lines if line.startswith("rank ")) == ["rank 0 of 2: ", "rank 1 of 2: "]
+
+
+def torchrun(page: Path) -> dict[str, Any]:
+    """What the page's code prints in two processes."""
+    (code,) = blocks("python", page)
+    Path("train.py").write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return {"printed": done.stdout}
+
+
 CHECKS: dict[str, Callable[[dict[str, Any], Path], None]] = {
+    "accelerate": partial(check_trained, net="tuned"),
     "aotinductor": same,
+    "distributed": check_distributed,
+    "ema": check_ema,
     "executorch": check_executorch,
     "fx-quantization": check_fx,
+    "lightning": partial(check_trained, net="task"),
     "litert": same,
     "onnxruntime": check_onnxruntime,
     "openvino": lambda names, folder: same(names, folder, HALF),
+    "peft": check_peft,
     "torchao": check_torchao,
 }
 
@@ -127,4 +188,4 @@ def test_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         pytest.skip(f"not installed: {', '.join(lacking)}")
     monkeypatch.setattr(timm, "create_model", small_network)
     monkeypatch.chdir(tmp_path)
-    CHECKS[name](run(PAGES[name]), tmp_path)
+    CHECKS[name](torchrun(PAGES[name]) if name == "distributed" else run(PAGES[name]), tmp_path)
