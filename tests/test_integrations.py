@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
@@ -189,3 +190,44 @@ def test_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(timm, "create_model", small_network)
     monkeypatch.chdir(tmp_path)
     CHECKS[name](torchrun(PAGES[name]) if name == "distributed" else run(PAGES[name]), tmp_path)
+
+
+def test_fx_quantises_a_network_that_is_bound_to_a_size() -> None:
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    model, x = small_network("vit"), torch.randn(2, 3, 64, 64)
+    small = fxprune.prune(model, x, flops=0.5, progress=False)
+    outputs = []
+    for network in (fxprune.into(model, small), small):  # layer norms are quantised too, which costs either the same
+        observed = prepare_fx(copy.deepcopy(network), get_default_qconfig_mapping("x86"), (x,))
+        observed(x)
+        int8 = convert_fx(observed)
+        outputs.append(int8(x))
+    assert error(outputs[1], outputs[0]) < SAME
+    with pytest.raises(fxprune.FxpruneError, match="64 would have held"):
+        int8(torch.randn(2, 3, 32, 32))
+
+
+class Twice(nn.Module):
+    """Two convolutions, and one ReLU after either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.relu = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.ReLU()
+        self.head = nn.Conv2d(8, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.relu(self.b(self.relu(self.a(x)))))
+
+
+def test_the_x86_quantizer_refuses_one_relu_in_two_places_dense_or_pruned() -> None:
+    pytest.importorskip("torchao")
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    model, x = Twice().eval(), torch.randn(1, 3, 8, 8)
+    for network in (model, fxprune.prune(model, x, channels=0.5, progress=False)):
+        quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+        with pytest.raises(ValueError, match="Input partition has more than one output node"):
+            prepare_pt2e(torch.export.export(network, (x,)).module(), quantizer)

@@ -154,7 +154,7 @@ def _onnx_int8(net: nn.Module, batches: Batches, folder: Path) -> Ran:
         def get_next(self) -> Any:
             return next(self.feeds, None)
 
-    quant_pre_process(folder / "net.onnx", folder / "ready.onnx")
+    quant_pre_process(folder / "net.onnx", folder / "ready.onnx", skip_symbolic_shape=True)
     unsigned = QuantType.QUInt8  # what kernels of x86 take
     quantize_static(folder / "ready.onnx", folder / "int8.onnx", Reader(), per_channel=True, activation_type=unsigned)
     return _session(folder / "int8.onnx")
