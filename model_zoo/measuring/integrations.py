@@ -66,7 +66,7 @@ def first(outputs: Any) -> Tensor:
 
 
 class Prepared(NamedTuple):
-    """A network, dense, pruned and as its class; a batch to look at, then those to calibrate with; MACs that stay."""
+    """A network: dense, recorded, pruned, and that as its class; a batch to look at, others to calibrate with."""
 
     networks: dict[str, nn.Module]
     batches: Batches
@@ -82,9 +82,24 @@ def prepared(spec: str) -> Prepared:
         own = fxprune.into(model, small)
     except ConversionError:
         own = fxprune.into(model, fxprune.prune(model, batches[0], flops=FLOPS, for_class=True, progress=False))
-    networks: dict[str, nn.Module] = {"dense": model, "pruned": small, "class": own}
+    networks: dict[str, nn.Module] = {
+        "dense": model, "recorded": fxprune.record(model, batches[0]), "pruned": small, "class": own,
+    }  # fmt: skip
     ready = {name: network.eval().requires_grad_(False) for name, network in networks.items()}
     return Prepared(ready, batches, report.macs_after / report.macs_before)
+
+
+KERNELS = re.compile("conv|gemm|matmul|mm|linear|connected|attention|fused|delegate|^q|quantized", re.IGNORECASE)
+
+
+def other_ops(ran: Mapping[str, Ran]) -> str:
+    """Which kinds of ops that multiply, are fused or are quantised run more or less often than in the dense network."""
+    dense = ran["dense"].ops
+    return "; ".join(
+        f"{kind}: {dense[kind]} in dense, {one.ops[kind]} in {name}"
+        for name, one in ran.items() for kind in sorted({*dense, *one.ops})
+        if KERNELS.search(kind) and one.ops[kind] != dense[kind]
+    )  # fmt: skip
 
 
 RUNS, SECONDS = 15, 3.0  # of all networks in turn, at least

@@ -31,7 +31,11 @@ def _of(records: Iterable[Record]) -> list[str]:
     """The section of one network."""
     records = [*records]
     went = [record for record in records if "dense" in record.figures]
-    refused = [f"{r.figures['way']}: {r.figures['dense fails']}" for r in records if "dense fails" in r.figures]
+    why_not: dict[bool, list[str]] = {True: [], False: []}
+    for record in records:
+        if "dense fails" in record.figures:
+            text = f"{record.figures['way']}: {record.figures['dense fails']}"
+            why_not["dense" in record.figures].append(text)
     ended = [f"{r.name}: {r.checks['process']}" for r in records if "process" in r.checks]
     why = [f"{r.figures['way']}, {check}: {text}" for r in went for check, text in r.failures.items()]
     ratio = next((f"{r.figures['macs_ratio']:.3f} of the MACs stay." for r in went), "")
@@ -40,8 +44,10 @@ def _of(records: Iterable[Record]) -> list[str]:
         table(COLUMNS, map(_row, went)) if went else "",
         "What falls short:" if why or ended else "",
         bullets(why + ended),
-        "Ways that the dense network does not go here:" if refused else "",
-        bullets(refused),
+        "The dense model's own class does not go; its recording stands for it in the table:" if why_not[True] else "",
+        bullets(why_not[True]),
+        "Not gone here:" if why_not[False] else "",
+        bullets(why_not[False]),
     ]
 
 

@@ -62,6 +62,22 @@ def entered(monkeypatch: pytest.MonkeyPatch, run: object, *modules: str) -> None
     monkeypatch.setitem(WAYS, "own", Way(run, False, False, "openvino", modules))  # type: ignore[arg-type]
 
 
+def test_a_recording_stands_for_a_class_that_does_not_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(net: nn.Module, batches: Sequence[tuple[Tensor]], folder: Path) -> Ran:
+        if not isinstance(net, fx.GraphModule):
+            raise ValueError("a class")
+        return Ran(net, 1, Counter())
+
+    entered(monkeypatch, run)
+    record = measured("own")
+    assert record.figures["dense fails"] == "ValueError: a class"
+    assert record.figures["dense"]["error"] == record.figures["pruned"]["error"] == 0
+    assert "class" not in record.figures
+    assert record.passed
+    text = "\n\n".join(pages.page(Results({}, {record.name: record}, Path("none"))))
+    assert "its recording stands for it in the table:\n\n- own: ValueError: a class" in text
+
+
 def test_what_the_dense_network_does_not_do_is_not_asked_of_the_pruned_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(net: nn.Module, batches: Sequence[tuple[Tensor]], folder: Path) -> Ran:
         raise ValueError("no such op")
