@@ -51,14 +51,18 @@ def _of(records: Iterable[Record]) -> list[str]:
     ]
 
 
-def page(results: Results) -> Sequence[str]:
+def page(results: Results, wanted: Sequence[str]) -> Sequence[str]:
+    """What holds, what is not run yet of the cases that are wanted, and a section for each network."""
     records = results.lines
+    missing = [name for name in wanted if name not in results.records]
     went = [record for record in records if "dense" in record.figures]
     fine = sum(record.checks.get("pruned") == "" for record in went)
     parts = [
         f"Dense, {len(went)} of {len(records)} go; of these {fine} do pruned, as graph and as class, and "
         f"{sum(record.passed for record in went)} pass every check."
     ]
+    if missing and len(missing) < len(wanted):
+        parts.append(f"Not run yet: {'; '.join(missing)}.")
     for network in dict.fromkeys(record.name.partition(", ")[0] for record in records):
         parts += [f"## {network}", *_of(r for r in records if r.name.startswith(f"{network}, "))]
     return parts

@@ -43,6 +43,9 @@ class Case(NamedTuple):
         return f"{self.network}, {self.way}"
 
 
+CASES = [Case(network, way) for network in NETWORKS for way in WAYS]
+
+
 def worker(options: Options) -> Measure:
     """What measures a case; the ways of one network share its pruning."""
     if hasattr(os, "sched_setaffinity"):  # some runtimes start a thread for each core
@@ -88,7 +91,7 @@ def measure(case: Case, prepare: Callable[[str], Prepared]) -> Record:
 
 STUDY = Study(
     "integrations", "five networks, pruned, through quantisers and runtimes; an hour",
-    lambda _: [Case(network, way) for network in NETWORKS for way in WAYS], worker, page, doc=__doc__,
+    lambda _: CASES, worker, partial(page, wanted=[*map(str, CASES)]), doc=__doc__,
     rules=__doc__.partition("\n\n")[2].strip(),
     needs=("pip install '.[integrations,zoo]': what is missing is told",),
     told=lambda r: f"{r.name}: {r.figures.get('dense fails') or r.failures or 'ok'}",

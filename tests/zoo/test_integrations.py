@@ -74,7 +74,7 @@ def test_a_recording_stands_for_a_class_that_does_not_go(monkeypatch: pytest.Mon
     assert record.figures["dense"]["error"] == record.figures["pruned"]["error"] == 0
     assert "class" not in record.figures
     assert record.passed
-    text = "\n\n".join(pages.page(Results({}, {record.name: record}, Path("none"))))
+    text = "\n\n".join(pages.page(Results({}, {record.name: record}, Path("none")), []))
     assert "its recording stands for it in the table:\n\n- own: ValueError: a class" in text
 
 
@@ -117,10 +117,11 @@ def test_the_page_tells_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     refused.name, refused.figures, refused.checks = "net, other", {"way": "other", "dense fails": "why"}, {}
     fine.checks["milliseconds"] = ""
     records = {record.name: record for record in (fine, slow, refused)}
-    text = "\n\n".join(pages.page(Results({}, records, Path("none"))))
+    text = "\n\n".join(pages.page(Results({}, records, Path("none")), ["net, slow", "net, later"]))
     assert text.startswith("Dense, 2 of 3 go; of these 2 do pruned, as graph and as class, and 1 pass every check.")
     assert "milliseconds: 0.90 of the dense network's" in text
     assert "- other: why" in text
+    assert "Not run yet: net, later." in text
 
 
 def test_what_a_class_cannot_hold_is_pruned_for_it() -> None:
