@@ -35,6 +35,13 @@ _VERSIONS = (
     "ultralytics",
     "diffusers",
     "torch-pruning",
+    "torchao",
+    "openvino",
+    "executorch",
+    "litert-torch",
+    "lightning",
+    "accelerate",
+    "peft",
     "numpy",
 )
 

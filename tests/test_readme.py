@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import dataclasses
 import doctest
-import io
 import re
 import shlex
 import statistics
@@ -20,13 +18,13 @@ from collections.abc import Callable
 from importlib import invalidate_caches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import timm
 import torch
 from nets import image, make
-from torch import nn
+from pages import DOCS, ROOT, block_with, blocks, parsed, run, stand_in
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
@@ -42,10 +40,9 @@ from model_zoo.studies.coverage import LISTS
 
 pytestmark = pytest.mark.usefixtures("ops_read_once")
 
-ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-DOCS = ROOT / "docs"
 MAP = ROOT / "fxprune/README.md"
+INTEGRATIONS = sorted(DOCS.glob("integrations/*.md"))  # run in test_integrations.py
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", MAP, *sorted(DOCS.glob("*.md"))]
 INSTALL = "python -m venv .venv && . .venv/bin/activate && pip install"
 
@@ -225,61 +222,6 @@ def generated(text: str, name: str) -> re.Match[str]:
     return found
 
 
-class Block(NamedTuple):
-    """A block of code in a page. ``line``: how many lines are above it. ``follows``: with nothing between, a block."""
-
-    language: str
-    code: str
-    line: int
-    follows: bool
-
-
-def parsed(page: Path) -> list[Block]:
-    text, end, found = page.read_text(), 0, []
-    for match in re.finditer(r"^```(\S*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        between = text[end : match.start()]
-        found.append(Block(match[1], match[2], text[: match.start(2)].count("\n"), bool(end) and not between.strip()))
-        end = match.end()
-    return found
-
-
-def blocks(language: str, page: Path) -> list[str]:
-    return [block.code for block in parsed(page) if block.language == language]
-
-
-def block_with(text: str, page: Path, language: str = "python") -> str:
-    (found,) = (code for code in blocks(language, page) if text in code)
-    return found
-
-
-def run(page: Path) -> dict[str, Any]:
-    """Run the Python blocks of a page, compare what they print with what the page shows, and return their names."""
-    names: dict[str, Any] = {}
-    printed = ""
-    for block in parsed(page):
-        if block.language == "python":
-            code = compile("\n" * block.line + block.code, page.name, "exec")
-            with contextlib.redirect_stdout(io.StringIO()) as out:
-                exec(code, names)
-            printed = out.getvalue()
-            names["printed"] = names.get("printed", "") + printed
-        elif block.language == "text" and block.follows:
-            flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-            agree = doctest.OutputChecker().check_output(block.code, printed, flags)
-            assert agree, f"{page.name}:{block.line} shows something else than what is printed:\n{printed}"
-    return names
-
-
-def stand_in(name: str, pretrained: bool = False) -> nn.Module:
-    """A small network with the names of the one in the pages."""
-    torch.manual_seed(0)
-    model = timm.models.resnet.ResNet(
-        timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=10, channels=(64, 64, 128, 128)
-    )
-    model.pretrained_cfg = {"input_size": (3, 64, 64)}
-    return model.eval()
-
-
 def tiny(name: str, num_classes: int) -> Any:
     model = make()
     assert num_classes == model.head.out_features
@@ -414,7 +356,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_no_block_is_left_out() -> None:
-    for page in PAGES:
+    for page in [*PAGES, *INTEGRATIONS]:
         found = parsed(page)
         assert {block.language for block in found} <= {"python", "sh", "text", "toml"}, page
         alone = [block for block in found if block.language == "text" and not block.follows]
@@ -502,7 +444,7 @@ TOOLS = {"pytest", "ruff", "mypy", "mkdocs", "shtab", "."}
 
 
 def test_command_lines_are_understood() -> None:
-    lines = [line for page in PAGES for code in blocks("sh", page) for line in code.splitlines()]
+    lines = [line for page in [*PAGES, *INTEGRATIONS] for code in blocks("sh", page) for line in code.splitlines()]
     project = (ROOT / "pyproject.toml").read_text()
     ours = 0
     for line in (part for whole in lines for part in whole.split(" && ")):
@@ -574,7 +516,7 @@ def test_the_map_enters_at_functions_that_are_there() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*PAGES, ROOT / "model_zoo/README.md"]:
+    for page in [*PAGES, *INTEGRATIONS, ROOT / "model_zoo/README.md"]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
 

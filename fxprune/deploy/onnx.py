@@ -75,7 +75,8 @@ def export(
         example_inputs: a tensor, or a tuple of the positional arguments; inferred where possible.
         example_kwargs: keyword arguments.
         provider: onnxruntime's execution provider; every one that works here if not given, see ``validate``.
-        opset: version of the ONNX operator set; what torch.onnx writes by itself if not given.
+        opset: version of the ONNX operator set; what torch.onnx writes by itself if not given. From 23 on, attention is
+            one operator.
         dynamic_size: leave the height and width of images open, of x [8, 3, 224, 224] and of all inputs whose last two
             dims are 224 and 224 as well. Checked at other sizes too.
         fold_norms: batch norms after a convolution or a linear layer become part of its weights, which is exact in

@@ -49,6 +49,9 @@ def holds(value: Any, relation: str, recorded: Any, source: str) -> None:
     Raises:
         GuardError: it does not hold. While a graph is compiled or exported, the check becomes part of the result.
     """
+    if isinstance(value, fx.Proxy):  # somebody traces the graph, to quantise it, say: the guard is in theirs too
+        value.tracer.create_proxy("call_function", holds, (value, relation, recorded, source), {})
+        return
     if isinstance(value, Tensor) and recorded is not None:
         _holds_of_tensor(value, relation, recorded, source)
         return

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import ExampleInputsError, FxpruneError, RecordError
 from fxprune.recording import boundary, rehearsal, state, trees
+from fxprune.recording.layers import restore_linears
 from fxprune.recording.module import RecordedModule, add_constant, add_training_flag, clone_tree
 from fxprune.recording.options import Options
 from fxprune.recording.parts import Parts
@@ -66,6 +67,7 @@ def recorded(
         recorder = _recorded(model, parts, bound, boundary.describe(args, kwargs), options)
     writer = recorder.writer
     root = clone_tree(model, {str(node.target) for node in writer.graph.nodes if node.op == "call_module"})
+    restore_linears(root, writer.graph, parts.modules)
     for path in writer.flags:
         add_training_flag(root, path)
     for name, tensor in recorder.constants().items():

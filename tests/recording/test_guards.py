@@ -317,6 +317,7 @@ LASTING: dict[str, Callable[[nn.Module], Any]] = {
     "torch.save": _saved,
     "a step of training": lambda module: _trained(copy.deepcopy(module)).eval(),
     "recorded again": lambda module: fxprune.record(module, _ones(2, 4)),
+    "traced by torch.fx": fx.symbolic_trace,
     "dead code": lambda module: _without_dead_code(copy.deepcopy(module)),
     "compiled": lambda module: torch.compile(module, backend="eager", dynamic=True),
 }
