@@ -38,6 +38,7 @@ def torch_pruning(
     batches: Iterable[Any] = (),
     isomorphic: bool = False,
     ignored: Sequence[str] = (),
+    round_to: int = 1,
 ) -> nn.Module:
     """The network with at most ``macs`` that keeps the most channels by Torch-Pruning's choice; ``model`` stays.
 
@@ -49,6 +50,7 @@ def torch_pruning(
         batches: (inputs, labels), for ``"taylor"``.
         isomorphic: rank only groups of the same structure together.
         ignored: names of layers whose outputs stay, besides the classifier's.
+        round_to: kept channels are a multiple of this.
 
     Raises:
         ValueError: no ratio gives a network of so few MACs that still runs.
@@ -60,7 +62,7 @@ def torch_pruning(
         for name, parameter in pruned.named_parameters():
             parameter.requires_grad_(True)
             parameter.grad = gradients[name].clone() if gradients else None
-        prune_once(pruned, example, ratio, importance, isomorphic, ignored)
+        prune_once(pruned, example, ratio, importance, isomorphic, ignored, round_to)
         pruned.zero_grad(set_to_none=True)
         return pruned if fxprune.analyze(pruned, example).macs() <= macs else None
 
@@ -85,6 +87,7 @@ def prune_once(
     importance: Importance = "group_norm",
     isomorphic: bool = False,
     ignored: Sequence[str] = (),
+    round_to: int = 1,
 ) -> nn.Module:
     """``model`` itself without this share of its channels: its graph is built, and it is pruned once."""
     import torch_pruning as tp
@@ -98,7 +101,7 @@ def prune_once(
         pruner = tp.pruner.BasePruner(
             model, example, importance=kinds[importance](), global_pruning=True, isomorphic=isomorphic,
             pruning_ratio=ratio, ignored_layers=whole, num_heads={m.qkv: m.num_heads for m in attentions},
-            prune_head_dims=True,
+            prune_head_dims=True, round_to=round_to,
             in_channel_groups={}, out_channel_groups={},  # its defaults are shared between pruners
         )  # fmt: skip
         pruner.step()

@@ -40,7 +40,7 @@ class Stopwatch:
 
     def __init__(self, dense: nn.Module, record: Mapping[str, Any], provider: str, threads: int = 0):
         self._record, self._provider, self._threads = record, provider, threads
-        self._dense = self._timer(dense)
+        self._dense = self.timer(dense)
 
     def dense_ms(self) -> float:
         """Milliseconds of the dense network when little else runs on the machine: the first quartile."""
@@ -48,12 +48,12 @@ class Stopwatch:
 
     def ratio(self, pruned: nn.Module) -> float:
         """The ratio of the first quartiles, pruned to dense: what else runs on the machine disturbs it the least."""
-        dense, smaller = zip(*_in_turn(_QUICK, self._dense, self._timer(pruned)), strict=True)
+        dense, smaller = zip(*_in_turn(_QUICK, self._dense, self.timer(pruned)), strict=True)
         return _quartile(smaller) / _quartile(dense)
 
     def beside(self, pruned: nn.Module, runs: int) -> Latency:
         """Medians of at least ``runs`` runs of the dense and the pruned network in turn."""
-        pairs = _in_turn(runs, self._dense, self._timer(pruned))
+        pairs = _in_turn(runs, self._dense, self.timer(pruned))
         dense, smaller = (statistics.median(column) for column in zip(*pairs, strict=True))
         shape = specs_of(self._record)[0].shape
         return Latency(
@@ -67,7 +67,8 @@ class Stopwatch:
             onnxruntime_version=runtime.version(),
         )
 
-    def _timer(self, module: nn.Module) -> Callable[[], float]:
+    def timer(self, module: nn.Module) -> Callable[[], float]:
+        """What runs a network once and returns the milliseconds that it took."""
         flat = Flat(module, self._record)
         tensors = tensors_of(make_inputs(self._record, flat.device, permute=False))
         with tempfile.TemporaryDirectory(prefix="fxprune-") as folder:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.deploy.runtime import CPU
 from fxprune.errors import InputError
 from model_zoo.comparison import over, recalibrated
 from model_zoo.peers import torch_pruning
@@ -72,16 +73,21 @@ def measured(job: Job, case: Trained, dense: float, steps: int) -> Record:
     return record
 
 
-def cut(job: Job, case: Trained, inputs: Tensor) -> nn.Module:
-    """By the method alone. ``inputs``: of the calibration."""
+def cut(job: Job, case: Trained, inputs: Tensor, round_to: int = 1, latency: bool = False) -> nn.Module:
+    """By the method alone.
+
+    ``inputs``: of the calibration. ``latency``: the ratio is of the time on onnxruntime, one image and one thread.
+    """
     if job.method == PEER:
         macs = int(job.ratio * fxprune.analyze(case.model, inputs[:1]).macs())
-        return torch_pruning(case.model, inputs[:1], macs, "group_norm", ignored=case.outputs).eval()
+        how: dict[str, Any] = {"ignored": case.outputs, "round_to": round_to}
+        return torch_pruning(case.model, inputs[:1], macs, "group_norm", **how).eval()
     given: dict[str, Any] = {"data": inputs} if job.method == "obs" else {}
     if job.method == "taylor":  # without labels: the dense outputs, with noise, as targets that have a gradient
         with torch.no_grad():
             wanted = torch.cat([case.model(batch) for batch in inputs.split(16)])
         wanted = wanted + wanted.std() * torch.randn(wanted.shape, generator=torch.Generator().manual_seed(job.seed))
         given = {"data": list(zip(inputs.split(16), wanted.split(16), strict=True)), "loss_fn": F.mse_loss}
-    options = {"flops": job.ratio, "round_to": 1, "seed": job.seed, "progress": False, **given}
+    budget = {"latency": fxprune.LatencyBudget(job.ratio, CPU, 1)} if latency else {"flops": job.ratio}
+    options = {**budget, "round_to": round_to, "seed": job.seed, "progress": False, **given}
     return fxprune.prune(case.model, inputs[:1], method=job.method, **options)

@@ -1,0 +1,77 @@
+"""Accuracy against milliseconds, of a tiny network: what is cut, timed and told, a peer that fails, and the page."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from model_zoo.measuring import frontier as measuring
+from model_zoo.pages.frontier import beaten
+from model_zoo.records import read
+from model_zoo.runner import main
+from model_zoo.studies import frontier
+from model_zoo.trained import Trained
+
+pytestmark = pytest.mark.usefixtures("one_thread", "ops_read_once")
+
+
+@cache
+def tiny(folder: Path) -> Trained:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.BatchNorm2d(32), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4)).eval()
+    images = torch.randn(48, 3, 16, 16)
+    with torch.no_grad():
+        wanted = model(images)
+
+    def quality(network: nn.Module) -> float:
+        with torch.no_grad():
+            return 1 - float((network(images) - wanted).square().mean())
+
+    return Trained(model, lambda seed: images, quality, "% top-1")
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(frontier.NETWORKS, "resnet20", (tiny, (0.5,)))
+    return tmp_path / "frontier.jsonl"
+
+
+def test_networks_are_cut_refitted_and_timed_beside_the_dense_one(out: Path) -> None:
+    series = ["MACs", "MACs, aligned"]
+    main(["run", "frontier", "--data", ".", "--case", "resnet20", "--series", *series, "--out", str(out)])
+    found = {name: record.figures for name, record in read(out)[1].items()}
+    names = ["resnet20, dense, seed 0", *(f"resnet20, {name}, obs, 0.5, seed 0" for name in series)]
+    assert [*found] == names
+    assert found[names[0]]["quality"] == 1
+    for name in names[1:]:
+        assert found[name]["macs_ratio"] <= 0.5
+        assert found[name]["quality"] < 1
+        assert [*found[name]["ms"]] == ["1", "8"]
+        assert all(ms > 0 for of in ("ms", "dense_ms") for ms in found[name][of].values())
+    page = out.with_suffix(".md").read_text()
+    assert "## CIFAR-10" in page
+    assert "| resnet20 | dense | 1 | 1.000 | 1.00 |" in page
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_peer_that_fails_is_told_and_ours_is_not_excused(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*_: object) -> nn.Module:
+        raise ValueError("no network")
+
+    monkeypatch.setattr(measuring, "cut", cut)
+    asked = ["run", "frontier", "--data", ".", "--case", "resnet20", "--out", str(out), "--series"]
+    main([*asked, "Torch-Pruning"])
+    assert "- resnet20, Torch-Pruning, 0.5, seed 0: peer: ValueError: no network" in out.with_suffix(".md").read_text()
+    with pytest.raises(ValueError, match="no network"):
+        main([*asked, "MACs"])
+
+
+def test_only_a_faster_and_better_network_beats_another() -> None:
+    slow, fast, better = ({"ms": {"1": ms}, "quality": q} for ms, q in ((3.0, 80.0), (1.0, 70.0), (2.0, 81.0)))
+    every = [slow, fast, better]
+    assert [beaten(one, every, "1") for one in every] == [better, None, None]
