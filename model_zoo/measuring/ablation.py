@@ -37,6 +37,7 @@ VARIANTS: dict[str, Variant] = {
     "l2 chooses": Variant({"method": "l2"}),
     "not by MACs": Variant({"method": OBS(per_mac=False)}),
     "every layer alike": Variant({"scope": "uniform"}),
+    "scales and shifts tuned": Variant(fit={"tune": 400}),
     "all weights trained": Variant(train=400),
 }
 RATE, BATCH = 1e-4, 8
