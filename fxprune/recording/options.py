@@ -19,7 +19,8 @@ class Options:
     take their general branch. ``flipped``: source lines where a branch on a tensor's value goes the other way.
     ``unequal``: source lines where sizes that are equal count as unequal, so that what is done for unequal ones is
     recorded: a padding by nothing, a resize to the same size. ``cleared``: (name of a module, attribute) that the model
-    keeps for one size, as good as never set.
+    keeps for one size, as good as never set. ``training``: modules that say, where Python code asks
+    them, that they train.
     """
 
     clear_caches: bool = True
@@ -30,3 +31,4 @@ class Options:
     flipped: frozenset[str] = frozenset()
     unequal: frozenset[str] = frozenset()
     cleared: frozenset[tuple[str, str]] = frozenset()
+    training: frozenset[str] = frozenset()

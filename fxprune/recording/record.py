@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import ExampleInputsError, FxpruneError, RecordError
 from fxprune.recording import boundary, rehearsal, state, trees
+from fxprune.recording.either import BRANCH, follow_training
 from fxprune.recording.layers import restore_linears
 from fxprune.recording.module import RecordedModule, add_constant, add_training_flag, clone_tree
 from fxprune.recording.options import Options
@@ -18,6 +19,7 @@ from fxprune.recording.parts import Parts
 from fxprune.recording.recorder import Recorder
 from fxprune.recording.sources import raised_at
 from fxprune.recording.traced import TracedFlag
+from fxprune.recording.writer import GraphWriter
 
 _DEFAULT = Options()
 
@@ -66,6 +68,9 @@ def recorded(
     if recorder is None:
         recorder = _recorded(model, parts, bound, boundary.describe(args, kwargs), options)
     writer = recorder.writer
+    if any(note.endswith(BRANCH) for note in writer.notes):
+        own = recorder.options
+        follow_training(writer, lambda paths: _training(model, parts, bound, replace(own, training=paths)))
     root = clone_tree(model, {str(node.target) for node in writer.graph.nodes if node.op == "call_module"})
     restore_linears(root, writer.graph, parts.modules)
     for path in writer.flags:
@@ -99,6 +104,20 @@ def _rehearsed(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, op
     if run.needs_data or writer.hashed or run.is_kept() or not run.are_innocent(writer.constants.values()):
         return None
     return _noted(recorder)
+
+
+def _training(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, options: Options) -> GraphWriter | None:
+    """What the model does where modules say that they train; None if it does not get through that."""
+    if rehearsal.is_possible(parts, bound) and (rehearsed := _rehearsed(model, parts, bound, options)) is not None:
+        return rehearsed.writer
+    recorder = Recorder(model, parts, options, private=True)
+    try:
+        recorder.run(bound)
+    except Exception:
+        return None
+    finally:
+        recorder.forget()
+    return recorder.writer
 
 
 def _own_output(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, recorder: Recorder) -> Any:

@@ -26,6 +26,7 @@ from fxprune.recording import boundary, patches, state, structure, together, tre
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
 from fxprune.recording.copies import Copier, forget
 from fxprune.recording.decisions import LAYOUT, Decisions
+from fxprune.recording.either import BRANCH
 from fxprune.recording.leaves import is_leaf, is_only_torch
 from fxprune.recording.modes import DispatchMode, FunctionMode, Unrecorded
 from fxprune.recording.module import TrainingFlag, have_their_own_modes
@@ -179,11 +180,13 @@ class Recorder:
             return
         for name, module in self.parts.modules.items():
             if not isinstance(module, torch.jit.ScriptModule) and (not name or not is_leaf(module)):
-                module.__dict__["training"] = self.writer.flag(name, self._branched_on_flag)
+                module.__dict__["training"] = self.writer.flag(
+                    name, name in self.options.training, self._branched_on_flag
+                )
 
     def _branched_on_flag(self) -> None:
         if caller_is_user_code():
-            self.writer.note("a branch on self.training was recorded as it goes in eval mode")
+            self.writer.note(BRANCH)
 
     # --- the hooks ----------------------------------------------------------------------------------------------------
 
@@ -273,7 +276,8 @@ class Recorder:
         if module is self.model and self.writer.call is not None and len(self.writer.path) == 1:
             self.writer.call += 1
         if isinstance(module, TrainingFlag) and name is not None and self.options.traced_flags:
-            return self.writer.flag(name.rpartition(".")[0], self._branched_on_flag)
+            owner = name.rpartition(".")[0]
+            return self.writer.flag(owner, owner in self.options.training, self._branched_on_flag)
         self.writer.path.append(self.writer.path[-1] if name is None else name)
         try:
             with self._function_mode.paused:

@@ -48,6 +48,7 @@ class GraphWriter:
 
     ``path`` is the stack of the dotted names of the running modules, ``inputs_end`` the last node that takes the inputs
     apart. ``hashed``: has a size been looked up by its hash? ``call``: which this is of several calls.
+    ``branches``: modules whose training flags Python code branched on. ``branched_at``: of a node the last before it.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class GraphWriter:
         self.hashed = False
         self.path = [""]
         self.call: int | None = None
+        self.branched_at: dict[Node, str] = {}
+        self.branches: list[str] = []
         self.inputs_end: Node | None = None
         self.notes: list[str] = []
         self.flags: list[str] = []
@@ -240,6 +243,8 @@ class GraphWriter:
         if kwargs:
             node.kwargs = kwargs
         self.describe(node, None)
+        if self.branches:
+            self.branched_at[node] = self.branches[-1]
         return node
 
     def describe(self, node: Node, value: Tensor | None) -> None:
@@ -366,9 +371,14 @@ class GraphWriter:
         self._kept.append(device)
         return device
 
-    def flag(self, path: str, on_branch: Callable[[], None]) -> TracedFlag:
+    def flag(self, path: str, value: bool, on_branch: Callable[[], None]) -> TracedFlag:
         target = f"{path}.{TRAINING_FLAG}" if path else TRAINING_FLAG
-        return TracedFlag(False, Lazy(self, "call_module", target, ()), on_branch)
+
+        def branch() -> None:
+            self.branches.append(path)
+            on_branch()
+
+        return TracedFlag(value, Lazy(self, "call_module", target, ()), branch)
 
     def _number(self, value: Any) -> Any:
         lazy: Lazy = value.lazy

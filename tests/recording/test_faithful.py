@@ -7,6 +7,8 @@ import dataclasses
 import gc
 import inspect
 import io
+import itertools
+import pickle
 import random
 import sys
 import warnings
@@ -252,17 +254,66 @@ def test_dropout_of_attention_weights_comes_back_in_train_mode(need_weights: boo
         assert torch.allclose(gm(x), expected, atol=1e-6)
 
 
-def test_branch_on_training_is_noted() -> None:
-    class Branch(nn.Module):
+class Part(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)  # type: ignore[no-any-return]
+
+
+class Branches(nn.Module):
+    """Asks its own flag and those of parts for the numbers of calls; ``structure``: for what is called as well."""
+
+    def __init__(self, structure: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.rate, self.structure = Part(), Part(), 0.5, structure
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x) * (2 if self.training else 1)
+        y = F.dropout(y, self.rate if self.a.training else 0.0)
+        y = torch.stack([y, self.b(y)], dim=-1 if self.b.training else 0).sum(-1 if self.b.training else 0)
+        return y.relu() if self.structure and self.training else y
+
+
+def test_literals_follow_the_flag_that_chose_them() -> None:
+    model, x = Branches(), torch.randn(3, 4)
+    gm = record(model, x)
+    assert gm.meta["notes"] == []
+    again = pickle.loads(pickle.dumps(copy.deepcopy(gm)))
+    for mode in itertools.product((False, True), repeat=3):
+        for each in (model, gm, again):
+            each.train(mode[0])
+            each.a.train(mode[1])
+            each.b.train(mode[2])
+        torch.manual_seed(0)
+        expected = model(x)
+        for graph in (gm, again):
+            torch.manual_seed(0)
+            assert torch.equal(graph(x), expected), mode
+
+
+def test_a_flag_that_is_asked_too_early_is_not_guessed() -> None:
+    class Early(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.linear = nn.Linear(4, 4)
+            self.a, self.b = Part(), Part()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.linear(x) * (2 if self.training else 1)
+            first, second = (0.5 if part.training else 0.0 for part in (self.a, self.b))
+            return self.b(F.dropout(self.a(F.dropout(x, first)), second)) * (2 if self.training else 1)
 
-    (note,) = record(Branch(), torch.randn(1, 4)).meta["notes"]
-    assert note.endswith("in forward: a branch on self.training was recorded as it goes in eval mode")
+    (note, *_) = record(Early(), torch.randn(1, 4)).meta["notes"]
+    assert note.endswith("a branch on self.training was recorded as it goes in eval mode")
+
+
+def test_branch_on_training_is_noted() -> None:
+    notes = record(Branches(structure=True), torch.randn(1, 4)).meta["notes"]
+    assert notes
+    assert all(
+        note.endswith("in forward: a branch on self.training was recorded as it goes in eval mode") for note in notes
+    )
 
 
 class NoGrad(nn.Module):

@@ -1,0 +1,136 @@
+"""Literals that a branch on ``self.training`` decides, as ``dropout_p=self.p if self.training else 0.0``.
+
+Python takes the branch, so a run in eval mode shows one side of it. A second run, in which the modules say that they
+train, shows the other: where both make the same calls and only literals differ, the graph chooses between these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import fx
+
+from fxprune.recording.module import TRAINING_FLAG
+from fxprune.recording.writer import GraphWriter
+
+BRANCH = "a branch on self.training was recorded as it goes in eval mode"
+
+_LITERALS = (bool, int, float, str, type(None))
+
+
+def either(training: bool, then: Any, otherwise: Any) -> Any:
+    """``then if training else otherwise``."""
+    return then if training else otherwise
+
+
+Run = Callable[[frozenset[str]], "GraphWriter | None"]
+"""Records the model where these modules say that they train."""
+
+
+def follow_training(writer: GraphWriter, run: Run) -> None:
+    """Have the graph choose as its modules say, if literals are all that is otherwise where they say that they train.
+
+    Then the notes of such branches go. A literal is taken to follow the flag that was last branched on before its node;
+    where these are several, a run in which every other of them trains has to bear that out.
+    """
+    paths = list(dict.fromkeys(writer.branches))
+    found = _differing(writer, run(frozenset(paths)))
+    if found is None:
+        return
+    some = frozenset(paths[::2])
+    if found and len(paths) > 1:
+        wanted = {key: then for key, then in found.items() if writer.branched_at[key[0]] in some}
+        if _differing(writer, run(some)) != wanted:
+            return
+    for (node, place), then in found.items():
+        _choose(writer, node, place, then)
+    writer.notes[:] = [note for note in writer.notes if not note.endswith(BRANCH)]
+
+
+Place = tuple[Any, ...]  # of a literal among (args, kwargs) of a node
+
+
+def _differing(writer: GraphWriter, other: GraphWriter | None) -> dict[tuple[fx.Node, Place], Any] | None:
+    """What every literal that differs is in the other run; None where more than literals does."""
+    if other is None or len(writer.graph.nodes) != len(other.graph.nodes):
+        return None
+    twins = dict(zip(writer.graph.nodes, other.graph.nodes, strict=True))
+    found: dict[tuple[fx.Node, Place], Any] = {}
+    for node, twin in twins.items():
+        if node.op != twin.op or not _same_target(node.target, twin.target):
+            return None
+        for place, one, two in _leaves((node.args, node.kwargs), (twin.args, twin.kwargs)):
+            if isinstance(one, fx.Node):
+                if twins[one] is not two:
+                    return None
+            elif not _equal(one, two):
+                if not (
+                    place and node in writer.branched_at and isinstance(one, _LITERALS) and isinstance(two, _LITERALS)
+                ):
+                    return None
+                found[node, place] = two
+    return found
+
+
+def _same_target(one: Any, two: Any) -> bool:
+    """Objects that stand for a call, as that of a custom ``autograd.Function``, are made anew in every run."""
+    if one == two:
+        return True
+    made = type(one) is type(two) and type(one).__module__.startswith("fxprune.")
+    return made and getattr(one, "__name__", "") == getattr(two, "__name__", None)
+
+
+def _equal(one: Any, two: Any) -> bool:
+    return type(one) is type(two) and (one is two or bool(one == two))
+
+
+def _leaves(one: Any, two: Any, place: Place = ()) -> Iterator[tuple[Place, Any, Any]]:
+    """Pairs of what is no container, by place; containers of other forms are a pair that differs, at no place."""
+    if not isinstance(one, (tuple, list, dict, slice)):
+        yield place, one, two
+        return
+    first, second = (_items(each) for each in (one, two))
+    if type(one) is not type(two) or first.keys() != second.keys():
+        yield (), one, two
+        return
+    for key, item in first.items():
+        yield from _leaves(item, second[key], (*place, key))
+
+
+def _items(container: Any) -> dict[Any, Any]:
+    if isinstance(container, slice):
+        return {name: getattr(container, name) for name in ("start", "stop", "step")}
+    if isinstance(container, dict):
+        return dict(container)
+    return dict(enumerate(container)) if isinstance(container, (tuple, list)) else {}
+
+
+def _choose(writer: GraphWriter, node: fx.Node, place: Place, then: Any) -> None:
+    path, graph = writer.branched_at[node], writer.graph
+    if path not in writer.flags:
+        writer.flags.append(path)
+    with graph.inserting_before(node):
+        flag = graph.call_module(f"{path}.{TRAINING_FLAG}" if path else TRAINING_FLAG)
+        value = _at((node.args, node.kwargs), place)
+        chosen = graph.call_function(either, (flag, then, value))
+    for new in (flag, chosen):
+        new.meta.update({**node.meta, "shape": None})
+        new.meta.pop("mutates", None)
+    node.args, node.kwargs = _with((node.args, node.kwargs), place, chosen)
+
+
+def _at(tree: Any, place: Place) -> Any:
+    for key in place:
+        tree = _items(tree)[key]
+    return tree
+
+
+def _with(tree: Any, place: Place, value: Any) -> Any:
+    if not place:
+        return value
+    items = _items(tree)
+    items[place[0]] = _with(items[place[0]], place[1:], value)
+    if isinstance(tree, slice):
+        return slice(*items.values())
+    return items if isinstance(tree, dict) else type(tree)(items.values())
