@@ -19,7 +19,8 @@ def page(results: Results) -> Sequence[str]:
     rows = []
     for case, ratio, variant in dict.fromkeys((f["case"], f["ratio"], f["variant"]) for f in known):
         own = [f for f in known if (f["case"], f["ratio"], f["variant"]) == (case, ratio, variant)]
-        cells = [mean_and_deviation([f[key] for f in own]) for key in ("dense", "refitted", "error", "s")]
+        digits = {"dense": 2, "refitted": 3, "error": 4, "s": 0}
+        cells = [mean_and_deviation([f[key] for f in own], digits[key]) for key in digits]
         rows.append([f"{case}, {own[0]['unit']}", f"{ratio:g}", variant, str(own[0]["samples"]), *cells])
     numbers = dict.fromkeys(("samples", "dense", "refitted", "error of the outputs", "seconds"), "---:")
     return [NOTE, table({"network": "---", "MACs": "---:", "variant": "---", **numbers}, rows)]

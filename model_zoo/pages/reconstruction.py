@@ -29,8 +29,9 @@ def page(results: Results) -> Sequence[str]:
     groups = list(dict.fromkeys((f["case"], f["ratio"], f["method"]) for f in known))
     for case, ratio, method in sorted(groups, key=lambda g: (list(NETWORKS).index(g[0]), -g[1], METHODS.index(g[2]))):
         alike = [f for f in known if (f["case"], f["ratio"], f["method"]) == (case, ratio, method)]
-        seen = [[f[key] for f in alike if key in f] for key in (*QUALITIES, "s")]
-        cells = [mean_and_deviation(values) if values else "" for values in seen]
+        digits = dict.fromkeys(QUALITIES, 2 if "%" in alike[0]["unit"] or alike[0]["unit"] == "dB" else 4) | {"s": 0}
+        seen = {key: [f[key] for f in alike if key in f] for key in digits}
+        cells = [mean_and_deviation(values, digits[key]) if values else "" for key, values in seen.items()]
         rows.append([f"{case}, {alike[0]['unit']}", f"{ratio:g}", method, *cells])
     columns = {"case": "---", "MACs": "---:", "method": "---", **dict.fromkeys(COLUMNS, "---:")}
     return [NOTE, table(columns, rows), results.image("quality by MACs")]
