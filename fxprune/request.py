@@ -111,8 +111,6 @@ def check_data(request: Request, keywords: Keywords, options: Options) -> None:
     needs = sorted(needs_of(method))
     if needs and data is None:
         raise InputError(f"{name} measures {' and '.join(needs)}: pass data=, a loader of (inputs, target).")
-    if data is not None and not needs:
-        raise InputError(f"{name} reads only weights: leave out data=, or choose a method that measures.")
 
 
 def check_consumable(request: Request, optimizer: Any) -> None:

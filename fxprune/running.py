@@ -68,6 +68,8 @@ def pruned(
     with collected() if measures else nullcontext():
         cut, finish = _timed(dense, request)
         scores, notes = _scores(dense, replace(request, cut=cut), keywords, steps, calibration)
+        if keywords.data is not None and not needs_of(request.method):  # type: ignore[arg-type]
+            notes.append(f"data= was not needed: {request.name} reads only weights")
         return dense, _held(model, request, dense, lambda cut: finish(dense, scores, cut, request.name, notes), cut)
 
 
