@@ -14,7 +14,7 @@ and shift of a passive channel would stay; and in the end the channels with the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -31,6 +31,7 @@ from fxprune.methods.registry import register
 from fxprune.methods.state import ModelState, kept_entries, places_of, sums_in_places
 
 Keep = npt.NDArray[np.bool_]
+_COMPRESSION = 10.0
 
 
 @register("gsm")
@@ -38,19 +39,20 @@ Keep = npt.NDArray[np.bool_]
 class GSM:
     """Sparse momentum zeroes weights, and channels that none reads go exactly (Ding et al. 2019); needs data.
 
-    It takes no budget but ``compression``; with ``structured=True`` a budget and no compression. The numbers are those
-    of the paper's ResNet-56; with another optimizer than its own this is magnitude pruning.
+    Without a budget single weights are ranked, and ``compression`` says how many stay; with one, and no compression,
+    whole channels are. The numbers are those of the paper's ResNet-56; with another optimizer than its own this is
+    magnitude pruning.
 
     Args:
-        compression: of ``N`` weights of two or more dims ``int(N / compression)`` stay.
-        structured: rank whole channels, within the budget that ``prune`` is given.
+        compression: of ``N`` weights of two or more dims ``int(N / compression)`` stay. None: 10, without a budget.
+        structured: rank whole channels, within the budget that ``prune`` must be given.
         lr: learning rate, divided by ten after 2/3 and 5/6 of the epochs.
         momentum: see ``fxprune.optim`` for how it, the rate and the weight decay must go with the number of steps.
         weight_decay: of passive weights all that moves them, but for momentum.
         nesterov: Nesterov's momentum.
     """
 
-    compression: float = 10.0
+    compression: float | None = None
     structured: bool = False
     lr: float = 5e-3
     momentum: float = 0.98
@@ -58,13 +60,23 @@ class GSM:
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        if not self.compression >= 1:
-            raise InputError(f"compression={self.compression} must be at least 1: 10 keeps a tenth of the weights.")
+        if self.compression is None:
+            return
+        optim.active_count(0, self.compression)
+        if self.structured:
+            raise InputError(
+                f"compression={self.compression} counts single weights; structured=True ranks channels for a budget: "
+                "leave one of them out."
+            )
 
     @property
     def decides(self) -> bool:
         """Whether ``compression`` takes the place of a budget."""
         return not self.structured
+
+    def within_budget(self) -> GSM | None:
+        """The structured variant, which meets a budget; None where a compression was asked for."""
+        return replace(self, structured=True) if self.compression is None else None
 
     def attach(self, site: Site) -> Hooks:
         return _Structured(self, site) if self.structured else _Unstructured(self, site)
@@ -82,12 +94,16 @@ class _Run(Hooks):
 
 
 class _Unstructured(_Run):
+    def __init__(self, options: GSM, site: Site):
+        super().__init__(options, site)
+        self._compression = _COMPRESSION if options.compression is None else options.compression
+
     def optimizer(self) -> torch.optim.Optimizer:
         o = self._options
-        return optim.GSM(self.trained(), o.lr, o.momentum, o.weight_decay, o.compression, o.nesterov)
+        return optim.GSM(self.trained(), o.lr, o.momentum, o.weight_decay, self._compression, o.nesterov)
 
     def outcome(self) -> Outcome:
-        optim.magnitude_cut(self.trained(), self._options.compression)
+        optim.magnitude_cut(self.trained(), self._compression)
         kernels = [p for p in self.trained() if optim.is_kernel(p)]
         kept, total = sum(int(p.count_nonzero()) for p in kernels), sum(p.numel() for p in kernels)
         unread = _unread(self._site)
