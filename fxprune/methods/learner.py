@@ -22,6 +22,8 @@ Parameters = Iterable[nn.Parameter]
 class Gates:
     """One gate per channel of some groups, all in one parameter ``values [gates]``, 1 at first.
 
+    They are of the wider of float32 and the model's dtype.
+
     Each path from the layer that makes a channel to a layer that reads it passes its gate exactly once, after the last
     op on it that holds parameters of the channel itself (a norm, a depthwise convolution). A gate at 0 removes all
     that the channel does downstream.
