@@ -4,7 +4,8 @@ The network is trained with ``fxprune.optim.GSM``; the largest weights stay, the
 weight reads any more is then cut. That is exact, whatever makes the channel: if all its weights in the layers that read
 it are zero, its values count for nothing. A channel that is read but whose own weights became zero stays: it still is
 a constant, its bias, which later layers use. What was cut reads nothing itself, so the search is repeated until nothing
-is found. All other zeros stay where they are.
+is found. All other zeros stay where they are. The report tells how many weights were above 1e-4 before the cut, beside
+how many it left: where they are many more, the cut is not free.
 
 ``structured=True`` ranks whole channels by the same rule, ``|sum gradient * weight|`` over all that a channel owns:
 those that a plan within the budget would keep are active. Here weight decay acts on biases and norms too, or the scale
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,17 +99,33 @@ class _Unstructured(_Run):
     def __init__(self, options: GSM, site: Site):
         super().__init__(options, site)
         self._compression = _COMPRESSION if options.compression is None else options.compression
+        self.support: list[int] = []
 
     def optimizer(self) -> torch.optim.Optimizer:
         o = self._options
         return optim.GSM(self.trained(), o.lr, o.momentum, o.weight_decay, self._compression, o.nesterov)
 
+    def after_epoch(self, accuracy: float | None) -> None:
+        """How many weights count after every epoch: in the end they should be as many as the cut leaves."""
+        self.support.append(optim.support(self.trained()))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"support": self.support}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.support = list(state["support"])
+
     def outcome(self) -> Outcome:
+        alive = optim.support(self.trained())
+        first = f" ({self.support[0]} after the first epoch)" if self.support else ""
         optim.magnitude_cut(self.trained(), self._compression)
         kernels = [p for p in self.trained() if optim.is_kernel(p)]
         kept, total = sum(int(p.count_nonzero()) for p in kernels), sum(p.numel() for p in kernels)
         unread = _unread(self._site)
-        notes = (f"{kept} of {total} weights are not zero; no weight reads {int(unread.sum())} channels",)
+        notes = (
+            f"{alive} of {total} weights were above {optim.SUPPORT:g} in size before the cut{first}",
+            f"{kept} of {total} weights are not zero; no weight reads {int(unread.sum())} channels",
+        )
         graph = self._site.graph
         scores = [np.where(unread[group.channels], 0.0, 1.0) for group in graph.groups]
         return Outcome(scores, threshold=0.0, notes=notes)

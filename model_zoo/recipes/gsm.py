@@ -68,6 +68,7 @@ def gsm(run: Run, make: Callable[..., nn.Module], base: Sgd, sparse: Sgd, compre
     with run.timed("gsm"), seeded(run.options.seed):
         fit(training, batches, None, sparse.epochs, loop)
     figures: dict[str, Any] = {"gsm_accuracy": run.accuracy(training.model)}
+    figures["support"] = optim.support(training.model.parameters())
     names, parameters = zip(*copy.deepcopy(training.model).named_parameters(), strict=True)
     masks = dict(zip(names, optim.magnitude_cut(parameters, compression), strict=True))
     pruned = training.finish()

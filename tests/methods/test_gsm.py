@@ -261,6 +261,24 @@ def test_a_whole_run(net: type[nn.Module]) -> None:
     assert f"  ({report.zeros / report.params_after:.1%})" in str(report).partition("\nzeros ")[2]
 
 
+def test_the_support_is_told_beside_the_cut() -> None:
+    """Of every epoch, of those before a checkpoint too; and right before the cut."""
+    training = begun(make(), compression=10)
+    with torch.no_grad():
+        for name, parameter in training.model.named_parameters():
+            parameter.fill_(2e-4 if name == "head.weight" else -0.9e-4)
+        training.after_epoch(0.5)
+        training.model.get_parameter("up.0.weight").fill_(-1.0)
+    head, up = 10 * 16, 24 * 16 * 9
+    resumed = begun(make(), compression=10).hooks
+    resumed.load_state_dict(training.hooks.state_dict())
+    assert resumed.state_dict() == {"support": [head]}
+    total = sum(p.numel() for p in make().parameters() if p.ndim > 1)
+    assert training.hooks.outcome().notes[0] == (
+        f"{head + up} of {total} weights were above 0.0001 in size before the cut ({head} after the first epoch)"
+    )
+
+
 def test_the_default_and_its_own_optimizer_and_schedule() -> None:
     training = fxprune.attach(make(), image(), method="gsm", progress=False)
     optimizer = training.optimizer()

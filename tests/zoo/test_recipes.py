@@ -232,6 +232,7 @@ def check_gsm(line: Line, out: Path, compression: float) -> None:
     assert line["weights_kept"] > 0.8 * line["dense"]["params"] / compression
     assert line["pruned"]["macs"] <= line["dense"]["macs"]
     assert line["compression"] == pytest.approx(compression)
+    assert line["weights_kept"] <= line["support"] <= line["dense"]["params"]
     assert all(0 <= accuracy <= 1 for accuracy in (line["gsm_accuracy"], line["pruned"]["accuracy"]))
 
 
