@@ -65,6 +65,7 @@ class Site:
     gates into ``model``. ``insert_hypernetworks(embedding)`` puts hypernetworks in the place of the weights of
     ``model``. ``target``: the budget, a ratio of the dense model; ``remaining(keep)``: the same ratio of a choice of
     channels, a boolean per channel. ``select(scores)``: the choice for these scores (see ``Outcome``) that meets it.
+    ``unscaled``: see ``ModelState``.
     """
 
     graph: ChannelGraph
@@ -78,6 +79,7 @@ class Site:
     remaining: Callable[[npt.NDArray[np.bool_]], float]
     select: Callable[[Sequence[Scores | None]], npt.NDArray[np.bool_]]
     seed: int = 0
+    unscaled: Callable[[], frozenset[int]] = frozenset
 
     def norm_scales(self) -> dict[str, nn.Parameter]:
         """The scales of the norm layers whose channels are known, by name."""
