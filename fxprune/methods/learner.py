@@ -41,6 +41,8 @@ class Gates:
 class Latents:
     """One latent number per channel, all in one parameter ``values``, from which the weights are generated.
 
+    They are of the wider of float32 and the model's dtype.
+
     ``index``: group -> the places in ``values``, ``[blocks, size]``; groups that no generated weight runs through are
     left out. ``plain``: names of the weights that stay ordinary parameters although a layer contracts them.
     """

@@ -7,7 +7,6 @@ no shift behind. Where one result goes both through such a node and past it, the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +15,7 @@ from fxprune.groups.channels import ChannelGraph, ChannelGroup
 from fxprune.groups.flow import ADDED, Channels, Flow, flows, node_labels
 from fxprune.labels.records import TensorLabels
 from fxprune.methods.learner import Gates
+from fxprune.recording.module import widest_dtype
 
 _BANK = f"{ADDED}gates"
 _NONE: Channels = frozenset()
@@ -54,7 +54,7 @@ def insert_gates(module: fx.GraphModule, graph: ChannelGraph, groups: Sequence[C
         index[group.name] = torch.arange(count, count + group.channels.size).reshape(group.channels.shape)
         position[torch.from_numpy(group.channels)] = index[group.name]
         count += group.channels.size
-    bank = GateBank(count, _widest(module))
+    bank = GateBank(count, widest_dtype(module))
     module.add_submodule(_BANK, bank)
     steps = flows(module, graph)
     ahead = _holders_ahead(steps)
@@ -88,12 +88,6 @@ def insert_gates(module: fx.GraphModule, graph: ChannelGraph, groups: Sequence[C
     module.graph.lint()
     module.recompile()
     return Gates(bank.values, index)
-
-
-def _widest(module: nn.Module) -> torch.dtype:
-    """The wider of float32 and what the module's parameters are: steps on gates are small, halves would lose them."""
-    floats = (p.dtype for p in module.parameters() if p.is_floating_point())
-    return reduce(torch.promote_types, floats, torch.float32)
 
 
 def _holders_ahead(steps: Mapping[fx.Node, Flow]) -> dict[fx.Node, Channels]:
