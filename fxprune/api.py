@@ -137,7 +137,8 @@ def prune(
         latency: the same for the time of a run on onnxruntime; a ``LatencyBudget`` says where and how it is measured.
             Kernels are timed at several channel counts (kept on disk, see the guide) to predict it, and the pruned
             model is measured beside the dense one until it is right.
-        data: batches ``(inputs, target)``, for methods that train or measure.
+        data: batches ``(inputs, target)``, for methods that train or measure; with one that reads only weights the
+            report notes that they were not needed, unless the result is refitted on them.
         loss_fn: ``loss_fn(output, target)``; cross entropy for classifiers if not given.
         epochs: how long a method that trains does.
         ignore: modules whose output channels stay: names of modules or parameters, patterns of names such as

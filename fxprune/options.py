@@ -102,6 +102,7 @@ class Loop(Checked):
         optimizer: makes the optimizer from the parameters that the method trains. None: that of the method's paper.
         schedule: makes the schedule from the optimizer and the number of epochs. It is stepped once per epoch. None:
             that of the method's paper for the method's own optimizer, a constant rate for yours.
+        per_step: step your schedule after every step of the optimizer instead, as a warm-up wants it.
         validation: batches ``(inputs, target)`` to evaluate on after every epoch.
         device: where to train (where the model is if not given).
         amp: automatic mixed precision, float16 with loss scaling on CUDA, bfloat16 elsewhere.
@@ -148,6 +149,12 @@ class Loop(Checked):
     resume: str | os.PathLike[str] | None = field(
         default=None, metadata=option(or_none(as_checkpoint), Flag(TRAINING, "PATH"))
     )
+    per_step: bool = field(default=False, metadata=option(as_flag, Flag(TRAINING)))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per_step and self.schedule is None:
+            raise InputError("per_step=True steps your schedule after every step: pass schedule= as well.")
 
 
 @dataclass(frozen=True)

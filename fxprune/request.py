@@ -40,7 +40,10 @@ def requested(model: nn.Module, keywords: Keywords, options: Options) -> Request
     Raises:
         InputError: they do not go together.
     """
-    method = resolve(keywords.method)
+    method, name = resolve(keywords.method), name_of(keywords.method)
+    if any(ratio is not None for ratio in keywords.budgets.values()) and hasattr(method, "within_budget"):
+        variant = method.within_budget()
+        method, name = (method, name) if variant is None else (variant, name_of(variant))
     budget, latency = _budget(method, keywords), keywords.latency
     provider = None if latency is None else latency.provider
     check_model(model)
@@ -52,9 +55,7 @@ def requested(model: nn.Module, keywords: Keywords, options: Options) -> Request
         min_channels=options.min_channels, max_ratio=options.limits, verify=keywords.verify,
         consume=options.consume, seed=keywords.seed,
     )  # fmt: skip
-    return Request(
-        method, name_of(keywords.method), cut, keywords.attention, ignored, kept, keywords.for_class, latency
-    )
+    return Request(method, name, cut, keywords.attention, ignored, kept, keywords.for_class, latency)
 
 
 def _multiples(method: Method, keywords: Keywords, provider: str | None) -> tuple[int, ...]:
@@ -111,8 +112,6 @@ def check_data(request: Request, keywords: Keywords, options: Options) -> None:
     needs = sorted(needs_of(method))
     if needs and data is None:
         raise InputError(f"{name} measures {' and '.join(needs)}: pass data=, a loader of (inputs, target).")
-    if data is not None and not needs:
-        raise InputError(f"{name} reads only weights: leave out data=, or choose a method that measures.")
 
 
 def check_consumable(request: Request, optimizer: Any) -> None:

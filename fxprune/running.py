@@ -13,7 +13,9 @@ from torch import fx, nn
 
 from fxprune.deploy.latency import Clock
 from fxprune.errors import BudgetError, ConversionError, FxpruneError, InputError, ModelError
+from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.cost import Keep
+from fxprune.groups.flow import flows, unscaled
 from fxprune.labels.classes import Reason
 from fxprune.methods import Criterion, Learner, ModelState, Outcome, needs_of, score_groups
 from fxprune.methods.state import Measured, Scores
@@ -68,6 +70,8 @@ def pruned(
     with collected() if measures else nullcontext():
         cut, finish = _timed(dense, request)
         scores, notes = _scores(dense, replace(request, cut=cut), keywords, steps, calibration)
+        if keywords.data is not None and not needs_of(request.method):  # type: ignore[arg-type]
+            notes.append(f"data= was not needed: {request.name} reads only weights")
         return dense, _held(model, request, dense, lambda cut: finish(dense, scores, cut, request.name, notes), cut)
 
 
@@ -205,9 +209,11 @@ def _scores(
                 reads, trial = measure_reads(copy.deepcopy(module), graph, pieces, cut.seed)
                 measured = replace(measured, reads=reads, trial=trial)
             tensors = dict([*module.named_parameters(), *module.named_buffers()])
-            state = ModelState(graph, tensors, cut.seed, measured, kept)
+            bare = partial(_unscaled, module, graph)
+            state = ModelState(graph, tensors, cut.seed, measured, kept, bare)
             scores: list[Scores | None] = from_first(score_groups(criterion, state))
         if step == steps:
+            notes += state.notes
             break
         with dense.stages("selecting"):
             ratio = 1 - (1 - cut.budget.ratio) * step / steps
@@ -218,6 +224,10 @@ def _scores(
         if pieces and (why := _refit(dense, kept, pieces, cut, module)):
             notes.append(f"not refitted after step {step} of {steps}: {why}")
     return scores, notes
+
+
+def _unscaled(module: fx.GraphModule, graph: ChannelGraph) -> frozenset[int]:
+    return unscaled(module, graph, flows(module, graph))
 
 
 def _refit(dense: Dense, keep: Keep, pieces: Sequence[Piece], cut: Cut, module: fx.GraphModule) -> Reason | None:

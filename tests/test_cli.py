@@ -148,6 +148,7 @@ def test_every_option_reaches_prune(net: str, monkeypatch: pytest.MonkeyPatch) -
         *("--max-ratio", "0.9", "layer.*=0.5", "--consume", "--epochs", "5", "--amp", "--clip", "1", "--device", "cpu"),
         *("--checkpoint", "run.pt", "--resume", "old.pt", "--data", f"{file}:batches", "--loss", "mse_loss"),
         *("--validation", f"{file}:BATCHES", "--optimizer", f"{file}:sgd", "--schedule", f"{file}:constant"),
+        "--per-step",
     )
     assert (code, out) == (0, "the report\n")
     options, names = seen.pop("options"), sys.modules["_fxprune_model_net"]
@@ -158,7 +159,7 @@ def test_every_option_reaches_prune(net: str, monkeypatch: pytest.MonkeyPatch) -
         consume=True,
         loop=fxprune.Loop(
             names.sgd, names.constant, names.BATCHES, device="cpu", amp=True, clip=1.0, checkpoint="run.pt",
-            resume="old.pt",
+            resume="old.pt", per_step=True,
         ),
     )  # fmt: skip
     assert seen == {

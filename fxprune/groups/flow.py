@@ -13,9 +13,11 @@ from torch.utils._pytree import tree_leaves
 from fxprune.groups.channels import ChannelGraph
 from fxprune.labels.factors import Labels
 from fxprune.labels.records import TensorLabels
+from fxprune.ops.table import base_name
 
 Channels = frozenset[int]
 _NONE: Channels = frozenset()
+_PRODUCTS = {"mul", "mul_", "imul", "multiply", "multiply_"}
 ADDED = "_fxprune_"  # how the names of all submodules begin that learners put into a graph
 
 
@@ -121,12 +123,15 @@ def _own_labels(module: fx.GraphModule, graph: ChannelGraph) -> dict[str, list[t
 
 def reading_parameters(module: fx.GraphModule, graph: ChannelGraph, node: fx.Node) -> Iterator[str]:
     """Names of the parameters of two or more dims that a node has of its own, or is given as they are."""
+    return (name for name in _parameters_at(module, graph, node) if len(graph.by_name[name].shape) > 1)
+
+
+def _parameters_at(module: fx.GraphModule, graph: ChannelGraph, node: fx.Node) -> Iterator[str]:
+    """Names of the parameters that a node has of its own, or is given as they are."""
     names = [str(i.target) for i in node.all_input_nodes if i.op == "get_attr"]
     if node.op == "call_module":
         names += [f"{node.target}.{name}" for name, _ in module.get_submodule(str(node.target)).named_parameters()]
-    for name in names:
-        if name in graph.by_name and len(graph.by_name[name].shape) > 1:
-            yield name
+    return (name for name in names if name in graph.by_name)
 
 
 def producers(flow: Mapping[fx.Node, Flow]) -> dict[int, int]:
@@ -174,6 +179,29 @@ def readers(
             if len(graph.by_name[member.name].shape) > 1:
                 other.update(int(c) for c in group.channels.flat if (member.name, member.dim, int(c)) not in seen)
     return {channel: frozenset(places) for channel, places in found.items() if channel not in other}
+
+
+def unscaled(module: fx.GraphModule, graph: ChannelGraph, flow: Mapping[fx.Node, Flow]) -> Channels:
+    """Channels that something takes up on a path along which no scale of a norm layer has multiplied them.
+
+    Such a scale says nothing of what a channel does there: of a pre-activation network that of a block's first norm
+    reaches the block, and not a shortcut that reads the stream. What is multiplied by something scaled is scaled.
+    """
+    bare: dict[fx.Node, Channels] = {}
+    found = _NONE
+    for node, step in flow.items():
+        here = _NONE.union(*(bare.get(source, _NONE) & channels for source, channels in step.inputs.items()))
+        found |= here - step.passes
+        if node.op != "call_module" and base_name(node) in _PRODUCTS:
+            here -= _NONE.union(*(channels - bare.get(source, _NONE) for source, channels in step.inputs.items()))
+        bare[node] = ((here & step.passes) | step.makes) - _scaled_by(module, graph, node)
+    return found
+
+
+def _scaled_by(module: fx.GraphModule, graph: ChannelGraph, node: fx.Node) -> Channels:
+    """The channels that a node multiplies by the scale of a norm layer."""
+    held = (graph.by_name[name] for name in _parameters_at(module, graph, node))
+    return _NONE.union(*(channels_in(p.labels) for p in held if graph.norm_scales.intersection(p.names)))
 
 
 def _taken_up(graph: ChannelGraph, step: Flow, contracts: bool) -> set[int]:

@@ -4,7 +4,8 @@ The network is trained with ``fxprune.optim.GSM``; the largest weights stay, the
 weight reads any more is then cut. That is exact, whatever makes the channel: if all its weights in the layers that read
 it are zero, its values count for nothing. A channel that is read but whose own weights became zero stays: it still is
 a constant, its bias, which later layers use. What was cut reads nothing itself, so the search is repeated until nothing
-is found. All other zeros stay where they are.
+is found. All other zeros stay where they are. The report tells how many weights were above 1e-4 before the cut, beside
+how many it left: where they are many more, the cut is not free.
 
 ``structured=True`` ranks whole channels by the same rule, ``|sum gradient * weight|`` over all that a channel owns:
 those that a plan within the budget would keep are active. Here weight decay acts on biases and norms too, or the scale
@@ -14,8 +15,9 @@ and shift of a passive channel would stay; and in the end the channels with the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,7 @@ from fxprune.methods.registry import register
 from fxprune.methods.state import ModelState, kept_entries, places_of, sums_in_places
 
 Keep = npt.NDArray[np.bool_]
+_COMPRESSION = 10.0
 
 
 @register("gsm")
@@ -38,19 +41,20 @@ Keep = npt.NDArray[np.bool_]
 class GSM:
     """Sparse momentum zeroes weights, and channels that none reads go exactly (Ding et al. 2019); needs data.
 
-    It takes no budget but ``compression``; with ``structured=True`` a budget and no compression. The numbers are those
-    of the paper's ResNet-56; with another optimizer than its own this is magnitude pruning.
+    Without a budget single weights are ranked, and ``compression`` says how many stay; with one, and no compression,
+    whole channels are. The numbers are those of the paper's ResNet-56; with another optimizer than its own this is
+    magnitude pruning.
 
     Args:
-        compression: of ``N`` weights of two or more dims ``int(N / compression)`` stay.
-        structured: rank whole channels, within the budget that ``prune`` is given.
+        compression: of ``N`` weights of two or more dims ``int(N / compression)`` stay. None: 10, without a budget.
+        structured: rank whole channels, within the budget that ``prune`` must be given.
         lr: learning rate, divided by ten after 2/3 and 5/6 of the epochs.
         momentum: see ``fxprune.optim`` for how it, the rate and the weight decay must go with the number of steps.
         weight_decay: of passive weights all that moves them, but for momentum.
         nesterov: Nesterov's momentum.
     """
 
-    compression: float = 10.0
+    compression: float | None = None
     structured: bool = False
     lr: float = 5e-3
     momentum: float = 0.98
@@ -58,13 +62,23 @@ class GSM:
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        if not self.compression >= 1:
-            raise InputError(f"compression={self.compression} must be at least 1: 10 keeps a tenth of the weights.")
+        if self.compression is None:
+            return
+        optim.active_count(0, self.compression)
+        if self.structured:
+            raise InputError(
+                f"compression={self.compression} counts single weights; structured=True ranks channels for a budget: "
+                "leave one of them out."
+            )
 
     @property
     def decides(self) -> bool:
         """Whether ``compression`` takes the place of a budget."""
         return not self.structured
+
+    def within_budget(self) -> GSM | None:
+        """The structured variant, which meets a budget; None where a compression was asked for."""
+        return replace(self, structured=True) if self.compression is None else None
 
     def attach(self, site: Site) -> Hooks:
         return _Structured(self, site) if self.structured else _Unstructured(self, site)
@@ -82,16 +96,36 @@ class _Run(Hooks):
 
 
 class _Unstructured(_Run):
+    def __init__(self, options: GSM, site: Site):
+        super().__init__(options, site)
+        self._compression = _COMPRESSION if options.compression is None else options.compression
+        self.support: list[int] = []
+
     def optimizer(self) -> torch.optim.Optimizer:
         o = self._options
-        return optim.GSM(self.trained(), o.lr, o.momentum, o.weight_decay, o.compression, o.nesterov)
+        return optim.GSM(self.trained(), o.lr, o.momentum, o.weight_decay, self._compression, o.nesterov)
+
+    def after_epoch(self, accuracy: float | None) -> None:
+        """How many weights count after every epoch: in the end they should be as many as the cut leaves."""
+        self.support.append(optim.support(self.trained()))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"support": self.support}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.support = list(state["support"])
 
     def outcome(self) -> Outcome:
-        optim.magnitude_cut(self.trained(), self._options.compression)
+        alive = optim.support(self.trained())
+        first = f" ({self.support[0]} after the first epoch)" if self.support else ""
+        optim.magnitude_cut(self.trained(), self._compression)
         kernels = [p for p in self.trained() if optim.is_kernel(p)]
         kept, total = sum(int(p.count_nonzero()) for p in kernels), sum(p.numel() for p in kernels)
         unread = _unread(self._site)
-        notes = (f"{kept} of {total} weights are not zero; no weight reads {int(unread.sum())} channels",)
+        notes = (
+            f"{alive} of {total} weights were above {optim.SUPPORT:g} in size before the cut{first}",
+            f"{kept} of {total} weights are not zero; no weight reads {int(unread.sum())} channels",
+        )
         graph = self._site.graph
         scores = [np.where(unread[group.channels], 0.0, 1.0) for group in graph.groups]
         return Outcome(scores, threshold=0.0, notes=notes)

@@ -22,6 +22,8 @@ Parameters = Iterable[nn.Parameter]
 class Gates:
     """One gate per channel of some groups, all in one parameter ``values [gates]``, 1 at first.
 
+    They are of the wider of float32 and the model's dtype.
+
     Each path from the layer that makes a channel to a layer that reads it passes its gate exactly once, after the last
     op on it that holds parameters of the channel itself (a norm, a depthwise convolution). A gate at 0 removes all
     that the channel does downstream.
@@ -38,6 +40,8 @@ class Gates:
 @dataclass(frozen=True)
 class Latents:
     """One latent number per channel, all in one parameter ``values``, from which the weights are generated.
+
+    They are of the wider of float32 and the model's dtype.
 
     ``index``: group -> the places in ``values``, ``[blocks, size]``; groups that no generated weight runs through are
     left out. ``plain``: names of the weights that stay ordinary parameters although a layer contracts them.
@@ -63,6 +67,7 @@ class Site:
     gates into ``model``. ``insert_hypernetworks(embedding)`` puts hypernetworks in the place of the weights of
     ``model``. ``target``: the budget, a ratio of the dense model; ``remaining(keep)``: the same ratio of a choice of
     channels, a boolean per channel. ``select(scores)``: the choice for these scores (see ``Outcome``) that meets it.
+    ``unscaled``: see ``ModelState``.
     """
 
     graph: ChannelGraph
@@ -76,6 +81,7 @@ class Site:
     remaining: Callable[[npt.NDArray[np.bool_]], float]
     select: Callable[[Sequence[Scores | None]], npt.NDArray[np.bool_]]
     seed: int = 0
+    unscaled: Callable[[], frozenset[int]] = frozenset
 
     def norm_scales(self) -> dict[str, nn.Parameter]:
         """The scales of the norm layers whose channels are known, by name."""

@@ -38,6 +38,7 @@ from torch.utils.hooks import RemovableHandle
 from fxprune.errors import InputError
 
 MANY = 2**16  # scores; fewer are sorted as they are
+SUPPORT = 1e-4  # above it a weight counts
 CACHED = 2**20  # entries of all tensors that a series of ops works on at a time
 
 
@@ -238,6 +239,14 @@ def magnitude_cut(params: Iterable[Tensor], compression: float) -> list[Tensor]:
             masks[id(p)] = part.to(p.device, torch.bool)
             p.masked_fill_(~masks[id(p)], 0)
     return [masks[id(p)] for p in params]
+
+
+def support(params: Iterable[Tensor]) -> int:
+    """How many kernel weights are above 1e-4 in size: those that training has not driven to zero.
+
+    Where these are more than ``magnitude_cut`` leaves, the cut is not free.
+    """
+    return sum(int((p.detach().abs() > SUPPORT).count_nonzero()) for p in params if is_kernel(p))
 
 
 def hold_zero(params: Iterable[Tensor], masks: Iterable[Tensor]) -> list[RemovableHandle]:

@@ -43,6 +43,8 @@ class Learner(Protocol):
     """Takes part in a training, and scores channels when it is over.
 
     ``decides`` (optional, default False): it says itself how much goes (``Outcome.threshold``), in place of a budget.
+    ``within_budget()`` (optional): a variant of a method that decides which meets a budget instead; None where its
+    settings leave no room for one.
     ``label_free`` (optional, default False): it can do without data; ``steps`` and ``batch`` then say how many inputs.
     """
 

@@ -7,6 +7,12 @@ bisection to the budget; the smaller network is then initialised anew and traine
 Deviations from the released code: channels that several layers share have gates too, unless ``inner_only``; a gate
 comes after the last norm a channel passes (MobileNets: after the depthwise convolution's), so that a gate at zero
 removes the channel's shift as well; every layer keeps at least one channel.
+
+Clamping leaves many gates at exactly 0 or 1, so how ties are broken decides widths. Here, of gates that are equal over
+the whole network, every group gives the same share of its channels: they go in the order of the share of their group
+that goes before them, then of the groups. Within a group the first channels go first, as many in each of its blocks.
+With ``round_to`` multiples of channels go together, in the same order. The released code leaves it to ``topk``, which
+may empty a layer.
 """
 
 from __future__ import annotations

@@ -1,9 +1,14 @@
 """Network Slimming (Liu et al., ICCV 2017).
 
 A sub-gradient of ``strength * sum |gamma|`` is added to the gradients of the scales of all norm layers, so that it
-passes through the optimizer; channels with small scales go. Unlike the original, channels that several layers share (a
-residual stream) are pruned with the mean of their scales, unless ``inner_only``; and the shift of a channel that goes
-is zero in the masked network too, so that masked and sliced networks agree.
+passes through the optimizer; channels with small scales go. What differs from the original:
+
+- It ranks the scales of a residual stream too, and there selects for every block which channels it reads; the stream
+  stays whole. Here channels go everywhere or nowhere: those of a stream by the mean of their scales, or not at all with
+  ``inner_only``. That is no rule of the paper's: it ranks fewer scales, so that a percentile is one of fewer channels.
+- A scale tells of a channel what it multiplies. Where a layer reads the channel past all scales (a shortcut that takes
+  a stream before a block's first norm), the channel has no score and stays; the report names it.
+- The shift of a channel that goes is zero in the masked network too, so that masked and sliced networks agree.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ class Slimming:
         percent: prune this share of all channels by one global threshold, as the paper does, instead of a budget. Of
             ``N`` channels ``N - int(N * percent) - 1`` stay (the threshold itself goes) where ``min_channels`` and
             ``max_ratio`` allow it.
-        inner_only: leave channels alone that more than one layer makes (the paper's residual networks).
+        inner_only: leave channels alone that more than one layer makes, such as those of a residual stream.
     """
 
     strength: float = 1e-4
@@ -60,7 +65,7 @@ class Slimming:
 class _Run(Hooks):
     def __init__(self, options: Slimming, site: Site):
         self._options, self._site = options, site
-        self._scales = site.norm_scales()
+        self._scales, self._unscaled = site.norm_scales(), site.unscaled()
         self._groups = [g for g in site.graph.prunable if not options.inner_only or site.producers(g) == 1]
         if not self._scales:
             raise ModelError("Network Slimming needs norm layers with a scale, and the model has none.")
@@ -85,7 +90,7 @@ class _Run(Hooks):
         return MultiStepLR(optimizer, sorted({epochs // 2, epochs * 3 // 4}))
 
     def alive(self) -> npt.NDArray[np.bool_] | None:
-        scores = self._scores(self._groups)
+        scores = self._scores(self._groups, self._state())
         mean = np.mean([s.mean() for s in scores.values()]) if scores else 0.0
         result = self._site.graph.everything()
         for group in self._groups:
@@ -93,16 +98,18 @@ class _Run(Hooks):
                 result[group.channels] = scores[group.name] > 0.01 * mean
         return result
 
-    def _scores(self, groups: Iterable[ChannelGroup]) -> dict[str, npt.NDArray[np.float64]]:
-        state = ModelState(self._site.graph, self._site.parameters)
+    def _state(self) -> ModelState:
+        return ModelState(self._site.graph, self._site.parameters, unscaled=lambda: self._unscaled)
+
+    def _scores(self, groups: Iterable[ChannelGroup], state: ModelState) -> dict[str, npt.NDArray[np.float64]]:
         scored = {group.name: state.norm_scales(group, "mean") for group in groups}
         return {name: scores for name, scores in scored.items() if scores is not None}
 
     def outcome(self) -> Outcome:
-        graph, options = self._site.graph, self._options
-        scores = self._scores(self._groups)
+        graph, options, state = self._site.graph, self._options, self._state()
+        scores = self._scores(self._groups, state)
         threshold = None
         if options.percent is not None and scores:
             everything = np.sort(np.concatenate([s.reshape(-1) for s in scores.values()]))
             threshold = float(everything[int(len(everything) * options.percent)])
-        return Outcome([scores.get(group.name) for group in graph.groups], threshold=threshold)
+        return Outcome([scores.get(group.name) for group in graph.groups], threshold=threshold, notes=(*state.notes,))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fxprune.errors import InputError, ModelError
 from fxprune.groups.channels import ChannelGraph, ChannelGroup, Parameter
+from fxprune.io.text import some
 
 Scores = npt.NDArray[np.float64]
 Aggregate = Literal["sum", "mean", "max"]
@@ -111,6 +112,8 @@ class ModelState:
 
     ``tensors``: name -> parameter or buffer. ``seed``: for criteria that draw. ``measured``: over data, of the kinds
     that the criterion ``needs``. ``kept``: per channel, False where earlier steps have cut it (its weights are zero).
+    ``unscaled``: which channels something takes up without the scale of a norm (``groups.flow.unscaled``); none, if
+    that is not given.
     """
 
     graph: ChannelGraph
@@ -118,6 +121,7 @@ class ModelState:
     seed: int = 0
     measured: Measured = field(default_factory=Measured)
     kept: npt.NDArray[np.bool_] | None = None
+    unscaled: Callable[[], frozenset[int]] = frozenset
     _cache: dict[Any, Any] = field(default_factory=dict)
 
     def power_sums(self, group: ChannelGroup, power: int, aggregate: Aggregate = "sum") -> Scores:
@@ -134,14 +138,28 @@ class ModelState:
         return result
 
     def norm_scales(self, group: ChannelGroup, aggregate: Aggregate = "sum") -> Scores | None:
-        """``|gamma|`` over the scales of the norm layers a channel passes, ``[blocks, size]``; None without any."""
+        """``|gamma|`` over the scales of the norm layers a channel passes, ``[blocks, size]``.
+
+        None without any, and where something takes the channels up that no scale has multiplied, which is noted.
+        """
 
         def compute() -> Scores:
             scales = (p for p in self.graph.parameters if set(p.names) & self.graph.norm_scales)
             return self.aggregated(scales, lambda values: values.double().abs(), aggregate, missing=np.nan)
 
-        scales = self.cached(("norm", aggregate), compute)[group.channels]
-        return None if np.isnan(scales).any() else scales
+        scales: Scores = self.cached(("norm", aggregate), compute)[group.channels]
+        if np.isnan(scales).any():
+            return None
+        if not self.cached("unscaled", self.unscaled).isdisjoint(group.channels.reshape(-1).tolist()):
+            self.cached("held", dict)[group.name] = None
+            return None
+        return scales
+
+    @property
+    def notes(self) -> list[str]:
+        """For the report: what was left without a score, and why."""
+        held: dict[str, None] = self.cached("held", dict)
+        return [f"no score for {some([*held])}: layers read them past the scales of norms"] if held else []
 
     def aggregated(
         self,

@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -245,6 +246,12 @@ def _shallow_clone(module: nn.Module) -> nn.Module:
 def device_of(module: nn.Module) -> torch.device:
     """Where the module's first parameter is; the CPU if it has none."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+def widest_dtype(model: nn.Module) -> torch.dtype:
+    """The wider of float32 and what the parameters are: for what learns in small steps, which halves would lose."""
+    floats = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return reduce(torch.promote_types, floats, torch.float32)
 
 
 def replace_tensors(root: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> None:

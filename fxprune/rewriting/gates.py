@@ -15,6 +15,7 @@ from fxprune.groups.channels import ChannelGraph, ChannelGroup
 from fxprune.groups.flow import ADDED, Channels, Flow, flows, node_labels
 from fxprune.labels.records import TensorLabels
 from fxprune.methods.learner import Gates
+from fxprune.recording.module import widest_dtype
 
 _BANK = f"{ADDED}gates"
 _NONE: Channels = frozenset()
@@ -23,9 +24,9 @@ _NONE: Channels = frozenset()
 class GateBank(nn.Module):
     """All gates of a network in one parameter ``values [gates]``."""
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, dtype: torch.dtype):
         super().__init__()
-        self.values = nn.Parameter(torch.ones(count))
+        self.values = nn.Parameter(torch.ones(count, dtype=dtype))
 
 
 class Gate(nn.Module):
@@ -53,7 +54,7 @@ def insert_gates(module: fx.GraphModule, graph: ChannelGraph, groups: Sequence[C
         index[group.name] = torch.arange(count, count + group.channels.size).reshape(group.channels.shape)
         position[torch.from_numpy(group.channels)] = index[group.name]
         count += group.channels.size
-    bank = GateBank(count)
+    bank = GateBank(count, widest_dtype(module))
     module.add_submodule(_BANK, bank)
     steps = flows(module, graph)
     ahead = _holders_ahead(steps)

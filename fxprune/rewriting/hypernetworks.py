@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from fxprune.groups.channels import ChannelGraph, Parameter
 from fxprune.groups.flow import ADDED, channels_in, constants, node_labels
 from fxprune.methods.learner import Latents
-from fxprune.recording.inputs import device_of
+from fxprune.recording.module import device_of, widest_dtype
 
 _BANK = f"{ADDED}hypernetworks"
 
@@ -147,7 +147,7 @@ def insert_hypernetworks(
         entries += sum(ids.numel() for ids in free)
         index.append([*(factor.tensor() for factor in parameter.labels), *free])
     device = device_of(module)
-    bank = Hypernetworks(torch.randn(entries, generator=generator).to(device))
+    bank = Hypernetworks(torch.randn(entries, generator=generator).to(device, widest_dtype(module)))
     for number, (parameter, fan_in) in enumerate(found):
         like = module.get_parameter(parameter.name).detach()
         part = Hypernetwork(parameter.names, like, index[number], fan_in, embedding, generator, recompute)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from fxprune.errors import InputError
 from fxprune.groups.channels import ChannelGraph, ChannelGroup
 from fxprune.groups.cost import Keep
-from fxprune.groups.flow import ADDED, flows, producers, readers
+from fxprune.groups.flow import ADDED, flows, producers, readers, unscaled
 from fxprune.methods.learner import Hooks, Outcome, Site
 from fxprune.methods.state import Scores
 from fxprune.rewriting import Hypernetworks, insert_gates, insert_hypernetworks
@@ -131,6 +131,7 @@ def site_of(
         lambda keep: remaining(graph, budget, keep),
         select,
         seed,
+        lambda: unscaled(model, graph, steps),
     )
 
 

@@ -88,7 +88,7 @@ class _Run:
         while self._epoch < self._epochs and not self._training.done:
             loss, accuracy = self._train_epoch(bar)
             share(self._training.model.buffers())
-            if self._schedule is not None:
+            if self._schedule is not None and not self._loop.per_step:
                 self._schedule.step()
             if self._loop.validation is not None:
                 loss, accuracy = self._evaluate()
@@ -122,6 +122,8 @@ class _Run:
                 nn.utils.clip_grad_norm_(self._optimized(), self._loop.clip)
             self._scaler.step(self._optimizer)
             self._scaler.update()
+            if self._schedule is not None and self._loop.per_step:
+                self._schedule.step()
             training.after_step(self._optimizer)
             bar.advanced(totals)
             if training.done:

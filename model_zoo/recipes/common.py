@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -84,7 +85,7 @@ class Sgd:
 
     ``drops``: after which shares of the epochs the rate is divided by ten; None: it falls to zero along a cosine.
     ``spared``: whether a parameter has no weight decay; None: all have. ``warmup``: so many epochs in which the rate
-    rises linearly.
+    rises linearly from 0, step by step.
     """
 
     epochs: int
@@ -109,13 +110,22 @@ class Sgd:
             groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
 
-    def schedule(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler:
+    def schedule(self, optimizer: torch.optim.Optimizer, epochs: int, steps: int = 1) -> LRScheduler:
+        """The rate, stepped once per epoch; with a warm-up so many times."""
         if self.drops is None:
             return CosineAnnealingLR(optimizer, epochs)
         ends = sorted({max(1, round(epochs * share)) for share in self.drops})
         if not self.warmup:
             return MultiStepLR(optimizer, ends)
-        return LambdaLR(optimizer, lambda e: min(1, (e + 1) / (self.warmup + 1)) / 10 ** sum(e >= end for end in ends))
+        whole = self.warmup * steps
+        return LambdaLR(optimizer, lambda n: min(1, n / whole) / 10 ** sum(n >= end * steps for end in ends))
+
+
+def scheduled(settings: Settings, batches: Loader) -> dict[str, Any]:
+    """The schedule of a loop over these batches, stepped after each where there is a warm-up, else after an epoch."""
+    if isinstance(settings, Sgd) and settings.warmup:
+        return {"schedule": partial(settings.schedule, steps=len(batches)), "per_step": True}
+    return {"schedule": settings.schedule}
 
 
 @dataclass(frozen=True)
@@ -311,10 +321,11 @@ class Run:
 
     def train(self, stage: str, model: nn.Module, settings: Settings, method: Any = PLAIN) -> fx.GraphModule:
         """The network after a training on all training images; ``method`` takes part in it and cuts nothing."""
-        loop = self.loop(stage, optimizer=settings.optimizer, schedule=settings.schedule)
+        batches = self.batches(settings.batch)[0]
+        loop = self.loop(stage, optimizer=settings.optimizer, **scheduled(settings, batches))
         with self.timed(stage):
             trained: fx.GraphModule = fxprune.prune(
-                model, self.example, method=method, channels=1.0, data=self.batches(settings.batch)[0],
+                model, self.example, method=method, channels=1.0, data=batches,
                 epochs=settings.epochs, seed=self.options.seed, verify=False, loss_fn=self.loss,
                 progress=self.progress, options=fxprune.Options(loop=loop),
             )  # fmt: skip

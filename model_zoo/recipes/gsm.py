@@ -15,7 +15,7 @@ import fxprune
 from fxprune import optim
 from fxprune.methods import GSM, Hooks, Site
 from fxprune.training import fit, seeded
-from model_zoo.recipes.common import Plain, Run, Sgd, parser
+from model_zoo.recipes.common import Plain, Run, Sgd, parser, scheduled
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +63,12 @@ def gsm(run: Run, make: Callable[..., nn.Module], base: Sgd, sparse: Sgd, compre
             parameters, sparse.lr, sparse.momentum, sparse.weight_decay, compression, nesterov=sparse.nesterov
         )
 
-    loop = run.loop("gsm", optimizer=optimizer, schedule=sparse.schedule)
+    batches = run.batches(sparse.batch)[0]
+    loop = run.loop("gsm", optimizer=optimizer, **scheduled(sparse, batches))
     with run.timed("gsm"), seeded(run.options.seed):
-        fit(training, run.batches(sparse.batch)[0], None, sparse.epochs, loop)
+        fit(training, batches, None, sparse.epochs, loop)
     figures: dict[str, Any] = {"gsm_accuracy": run.accuracy(training.model)}
+    figures["support"] = optim.support(training.model.parameters())
     names, parameters = zip(*copy.deepcopy(training.model).named_parameters(), strict=True)
     masks = dict(zip(names, optim.magnitude_cut(parameters, compression), strict=True))
     pruned = training.finish()

@@ -3,9 +3,10 @@
 Settings are those of section 4 of the paper; ``--percent`` defaults to the first of its table 1. With ``--passes`` more
 than 1 each pass cuts half of all channels, and of no layer more than half.
 
-Unlike there, what goes are channels, everywhere: PreResNet-164 keeps its residual stream whole, where the paper selects
-other channels of it for every block; and a channel of DenseNet goes for all the layers that read it, by the mean of
-their scales, where the paper selects for every layer.
+Unlike there, what goes are channels, everywhere: PreResNet-164 keeps its residual stream whole and ranks the scales
+inside its blocks only, where the paper ranks all and selects channels of the stream for every block: a percentage is
+one of fewer channels here. A channel of DenseNet goes for all the layers that read it, by the mean of their scales,
+where the paper selects for every layer.
 """
 
 from __future__ import annotations

@@ -261,6 +261,24 @@ def test_a_whole_run(net: type[nn.Module]) -> None:
     assert f"  ({report.zeros / report.params_after:.1%})" in str(report).partition("\nzeros ")[2]
 
 
+def test_the_support_is_told_beside_the_cut() -> None:
+    """Of every epoch, of those before a checkpoint too; and right before the cut."""
+    training = begun(make(), compression=10)
+    with torch.no_grad():
+        for name, parameter in training.model.named_parameters():
+            parameter.fill_(2e-4 if name == "head.weight" else -0.9e-4)
+        training.after_epoch(0.5)
+        training.model.get_parameter("up.0.weight").fill_(-1.0)
+    head, up = 10 * 16, 24 * 16 * 9
+    resumed = begun(make(), compression=10).hooks
+    resumed.load_state_dict(training.hooks.state_dict())
+    assert resumed.state_dict() == {"support": [head]}
+    total = sum(p.numel() for p in make().parameters() if p.ndim > 1)
+    assert training.hooks.outcome().notes[0] == (
+        f"{head + up} of {total} weights were above 0.0001 in size before the cut ({head} after the first epoch)"
+    )
+
+
 def test_the_default_and_its_own_optimizer_and_schedule() -> None:
     training = fxprune.attach(make(), image(), method="gsm", progress=False)
     optimizer = training.optimizer()
@@ -394,6 +412,24 @@ def test_a_whole_structured_run(net: type[nn.Module]) -> None:
     assert report.oracle_error < 1e-5
 
 
+def test_a_budget_asks_for_whole_channels() -> None:
+    """One call for all methods; without a budget the method's own compression counts."""
+    options: Any = {"data": batches(), "epochs": 1, "progress": False}
+    asked, said, neither = (
+        fxprune.prune(make(), image(), method=method, **options, **budget)
+        for method, budget in (("gsm", {"flops": 0.5}), (GSM(structured=True), {"flops": 0.5}), ("gsm", {}))
+    )
+    report = asked.meta["fxprune"]
+    assert report.method == "GSM(structured=True)"
+    assert report.budget == ("flops", 0.5)
+    assert report.macs_after <= 0.5 * report.macs_before
+    assert report.plan == said.meta["fxprune"].plan
+    kernels = [p.detach() for p in neither.parameters() if optim.is_kernel(p)]
+    whole = sum(p.numel() for p in make().parameters() if optim.is_kernel(p))
+    assert sum(int(p.count_nonzero()) for p in kernels) <= whole // 10
+    assert neither.meta["fxprune"].budget is None
+
+
 def test_a_budget_that_cannot_be_reached_is_told_in_the_first_step() -> None:
     training = structured(make(), budget={"flops": 1e-6})
     F.cross_entropy(training.model(image()), torch.tensor([1, 2])).backward()
@@ -404,9 +440,11 @@ def test_a_budget_that_cannot_be_reached_is_told_in_the_first_step() -> None:
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
-def test_it_takes_no_budget_and_channels_do() -> None:
-    with pytest.raises(InputError, match=r"^GSM\(\) says itself how much goes: leave out flops=0\.5\.$"):
-        fxprune.attach(make(), image(), method="gsm", flops=0.5)
+def test_a_compression_takes_no_budget_and_channels_do() -> None:
+    with pytest.raises(InputError, match=r"^GSM\(compression=8\) says itself how much goes: leave out flops=0\.5\.$"):
+        fxprune.attach(make(), image(), method=GSM(compression=8), flops=0.5)
+    with pytest.raises(InputError, match=r"^compression=8 counts single weights; structured=True ranks channels"):
+        GSM(compression=8, structured=True)
     with pytest.raises(InputError, match=r"^No budget: pass one of flops="):
         fxprune.attach(make(), image(), method=GSM(structured=True))
     with pytest.raises(InputError, match=r"^compression=0 must be at least 1"):

@@ -83,6 +83,25 @@ def test_only_gates_and_running_statistics_change() -> None:
     assert changed == {"_fxprune_gates.values", *statistics}
 
 
+@pytest.mark.parametrize(
+    ("dtype", "gates"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_gates_are_no_narrower_than_float32_nor_than_the_model(dtype: torch.dtype, gates: torch.dtype) -> None:
+    training = fxprune.attach(make().to(dtype), image().to(dtype), method="scratch", flops=0.5, progress=False)
+    assert gates_of(training).dtype == gates
+    assert training.model(image().to(dtype)).dtype == dtype
+
+
+def test_equal_gates_go_in_the_same_share_everywhere_and_the_first_of_a_group_first() -> None:
+    training = fxprune.attach(make(), image(), method="scratch", channels=0.5, round_to=1, progress=False)
+    with torch.no_grad():
+        gates_of(training).zero_()
+    kept = training.finish().meta["fxprune"].plan.kept
+    assert kept["stem.0.weight"][0] == [*range(8, 16)]
+    assert kept["up.0.weight"][0] == [*range(12, 24)]
+
+
 def test_the_lowest_gates_go() -> None:
     training = begun(inner_only=True)
     gates = gates_of(training)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomise
-from nets import Attentive, Unchanged, chain, image, make, step
+from nets import Unchanged, chain, image, make, step
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -251,7 +251,8 @@ def test_any_norm_with_a_scale(norm: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.two(self.norm(self.one(x)).relu()).mean((2, 3))
 
-    model = make(Attentive) if norm == "layer" else randomise(Grouped()).eval()
+    layered = nn.Sequential(nn.Flatten(), nn.Linear(192, 12), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 5))
+    model = randomise(layered if norm == "layer" else Grouped()).eval()
     before = len(scales(model))
     report = begun(model).finish().meta["fxprune"]
     assert before >= 1
@@ -352,12 +353,59 @@ def test_a_percentile_of_inner_widths() -> None:
     inner = {n: p for n, p in scales(net).items() if ".bn2" in n or ".bn3" in n}
     everything = sum(p.numel() for p in inner.values())
     method = Slimming(percent=0.4, inner_only=True)
-    small = fxprune.attach(net, x, method=method, ignore=("stem",), progress=False).finish()
+    small = fxprune.attach(net, x, method=method, progress=False).finish()
     kept = sum(p.numel() for n, p in scales(small).items() if n in inner)
     assert kept == everything - int(everything * 0.4) - 1
     streams = [n for n in scales(net) if n not in inner]
     assert all(scales(small)[n].shape == scales(net)[n].shape for n in streams)
     assert small.meta["fxprune"].oracle_error < 1e-5
+
+
+def test_a_scale_that_some_reader_does_not_see_scores_nothing() -> None:
+    """The stem and the first stages of a pre-activation network: shortcuts with a convolution read them unscaled."""
+    net = randomise(papers.preresnet(20)).eval()
+    with torch.no_grad():
+        for name, scale in scales(net).items():
+            if ".bn1" in name:
+                scale.fill_(1e-6)
+    x = torch.randn(1, 3, 16, 16)
+    learned = fxprune.attach(net, x, method=Slimming(percent=0.4), progress=False).finish().meta["fxprune"]
+    measured = fxprune.prune(net, x, method="bn_scale", channels=0.6, round_to=1, progress=False).meta["fxprune"]
+    for report in (learned, measured):
+        widths = {row.name: row.width for row in report.rows}
+        assert widths["stem.0"] == (16, 16)
+        first, second, last = (widths[f"stages.{n}.0.conv3"] for n in range(3))
+        assert (first, second) == ((64, 64), (128, 128))
+        assert last[1] < last[0] == 256, "all that reads the last stage is scaled"
+        assert report.notes[-1] == (
+            "no score for stem.0, stages.0.0.conv3, stages.1.0.conv3: layers read them past the scales of norms"
+        )
+
+
+class Squeezed(nn.Module):
+    """Channels times what is computed of them, before or after their norm."""
+
+    def __init__(self, late: bool):
+        super().__init__()
+        self.conv, self.norm, self.late = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), late
+        self.down, self.up, self.head = nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        x = y if self.late else self.norm(y)
+        x = x * self.up(self.down(x.mean((2, 3)))).sigmoid()[:, :, None, None]
+        return self.head((self.norm(x) if self.late else x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_is_multiplied_by_something_scaled_is_scaled(late: bool) -> None:
+    net = randomise(Squeezed(late)).eval()
+    small = fxprune.attach(net, image(), method=Slimming(), ignore=("down",), channels=0.5, round_to=1, progress=False)
+    if late:  # the squeeze reads channels before their norm
+        with pytest.raises(ModelError, match=r"conv: the method gives these channels no score\.$"):
+            small.finish()
+    else:
+        assert small.finish().get_parameter("conv.weight").shape[0] == 4
 
 
 def test_layers_that_pass_no_norm_are_left_alone_and_reported() -> None:

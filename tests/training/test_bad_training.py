@@ -235,9 +235,6 @@ def test_arguments_that_are_missing_or_have_no_meaning() -> None:
     assert message(InputError, data=data, epochs=0) == "epochs=0 must be a whole number of at least 1."
     assert message(InputError, data=data, steps=2) == "slimming trains once; steps= is for criteria."
     assert message(InputError, "taylor") == "taylor measures gradients: pass data=, a loader of (inputs, target)."
-    assert message(InputError, "l2", data) == (
-        "l2 reads only weights: leave out data=, or choose a method that measures."
-    )
     for name, value in (("epochs", 2), ("loop", Loop()), ("loop", Loop(resume="run.pt"))):
         assert message(InputError, "l2", **{name: value}) == (
             f"l2 does not train, so {name}= has no meaning. Fine-tune what prune returns."
@@ -246,6 +243,19 @@ def test_arguments_that_are_missing_or_have_no_meaning() -> None:
         fxprune.Options(loop=torch.optim.SGD)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^resume= is a int; pass the path of a checkpoint\.$"):
         Loop(resume=3)  # type: ignore[arg-type]
+
+
+def test_data_that_a_criterion_does_not_read_are_told() -> None:
+    """They change nothing; and are needed where the weights are refitted on them."""
+    note = "data= was not needed: l2 reads only weights"
+    with_data, without, refitted = (
+        fxprune.prune(make(), X, flops=0.5, data=data, reconstruct=refit, progress=False).meta["fxprune"]
+        for data, refit in (([(X, Y)], False), (None, False), ([(X, Y)], True))
+    )
+    assert note in with_data.notes
+    assert note not in without.notes
+    assert not any("not needed" in text for text in refitted.notes)
+    assert with_data.plan == without.plan
 
 
 def test_a_method_that_decides_how_much_goes_takes_no_budget() -> None:

@@ -281,6 +281,23 @@ def test_a_schedule_is_stepped_once_per_epoch() -> None:
     assert rates == [0.1] * BATCHES + [0.05] * BATCHES + [0.025] * BATCHES
 
 
+def test_a_schedule_may_be_stepped_after_every_step() -> None:
+    """As in a warm-up."""
+    rates: list[float] = []
+
+    def schedule(optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler:
+        optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+        return LambdaLR(optimizer, lambda step: step / (epochs * BATCHES))
+
+    by_step: Any = {"optimizer": lambda p: torch.optim.SGD(p, lr=1.0), "schedule": schedule, "per_step": True}
+    run(epochs=3, **by_step)
+    assert rates == pytest.approx([n / (3 * BATCHES) for n in range(3 * BATCHES)])
+    with pytest.raises(
+        InputError, match=r"^per_step=True steps your schedule after every step: pass schedule= as well"
+    ):
+        Loop(per_step=True)
+
+
 def test_the_paper_s_schedule_goes_with_the_paper_s_optimizer_only() -> None:
     sgd: Any = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)}
     constant: Any = {"schedule": lambda optimizer, epochs: None}

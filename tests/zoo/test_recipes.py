@@ -232,6 +232,7 @@ def check_gsm(line: Line, out: Path, compression: float) -> None:
     assert line["weights_kept"] > 0.8 * line["dense"]["params"] / compression
     assert line["pruned"]["macs"] <= line["dense"]["macs"]
     assert line["compression"] == pytest.approx(compression)
+    assert line["weights_kept"] <= line["support"] <= line["dense"]["params"]
     assert all(0 <= accuracy <= 1 for accuracy in (line["gsm_accuracy"], line["pruned"]["accuracy"]))
 
 
@@ -282,8 +283,9 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[Fit]:
         for _epoch in range(epochs):
             rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
-            if schedule is not None:
-                schedule.step()
+            for _ in range(len(batches) if loop.per_step else 1):
+                if schedule is not None:
+                    schedule.step()
         modules = [*training.model.modules()]
         scales = [m.weight.detach() for m in modules if isinstance(m, NORMS)]
         gammas = {round(value, 6) for scale in scales for value in scale.tolist()}
@@ -454,9 +456,9 @@ def test_settings_of_slimming_imagenet(tmp_path: Path, fits: list[Fit], monkeypa
 
 
 def warmed(rate: float, *lengths: int) -> Any:
-    """``steps``, but for the first five epochs, in which the rate rises."""
+    """``steps``, but for the first five epochs, in which the rate rises from 0."""
     rates = [rate / 10**drop for drop, length in enumerate(lengths) for _ in range(length)]
-    return pytest.approx([r * min(1, (epoch + 1) / 6) for epoch, r in enumerate(rates)])
+    return pytest.approx([r * min(1, epoch / 5) for epoch, r in enumerate(rates)])
 
 
 def check_sparse(fits: list[Fit], batch: int, compression: float, **settings: Any) -> None:
