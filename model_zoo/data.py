@@ -211,7 +211,8 @@ def load(name: str, directory: str | os.PathLike[str]) -> Split:
             ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``, see ``pictures.read_folders``.
 
     Raises:
-        ValueError: nobody knows the name (lists the known ones), or a file is no image of the data set (named).
+        ValueError: nobody knows the name (lists the known ones); a file is no image of the data set (named), or one of
+            torchvision's is broken; training and test images have other classes.
         FileNotFoundError: files are missing (names them).
     """
     if name not in _SETS:
@@ -247,7 +248,13 @@ def _downloaded(kind: type[datasets.CIFAR10] | type[datasets.MNIST], finish: Fin
     """As torchvision reads it; CIFAR has its images [N, H, W, C] as an array, MNIST [N, H, W] as a tensor."""
 
     def part(directory: Path, train: bool) -> Read:
-        found = kind(directory, train=train)
+        try:
+            found = kind(directory, train=train)
+        except Exception as error:  # of any kind: an assertion, a struct, a pickle
+            raise ValueError(
+                f"{kind.__name__} in {str(directory)!r} cannot be read ({type(error).__name__}): its files are "
+                "broken or not torchvision's. Fetch them again."
+            ) from error
         images = torch.as_tensor(found.data)
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
         return images, torch.as_tensor(found.targets)
@@ -258,7 +265,11 @@ def _downloaded(kind: type[datasets.CIFAR10] | type[datasets.MNIST], finish: Fin
 def _imagenet(directory: Path) -> Split:
     train = _steps(IMAGENET_STATISTICS, v2.RandomResizedCrop(224), v2.RandomHorizontalFlip())
     test = _steps(IMAGENET_STATISTICS, v2.Resize(256), v2.CenterCrop(224))
-    return datasets.ImageFolder(directory / "train", train), datasets.ImageFolder(directory / "val", test)
+    parts = datasets.ImageFolder(directory / "train", train), datasets.ImageFolder(directory / "val", test)
+    if odd := sorted({*parts[0].classes} ^ {*parts[1].classes}):
+        some = ", ".join(odd[:5])
+        raise ValueError(f"imagenet: {directory / 'train'} and {directory / 'val'} have other classes: {some}")
+    return parts
 
 
 def _steps(statistics: Statistics, *changes: torch.nn.Module) -> v2.Compose:

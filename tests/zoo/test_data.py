@@ -26,6 +26,7 @@ from model_zoo.data import (
     patches,
     shape_and_texture,
 )
+from model_zoo.recipes import slimming_cifar, slimming_mnist
 
 
 def equal(a: TensorDataset, b: TensorDataset) -> bool:
@@ -295,6 +296,36 @@ def test_missing_files_are_named(tmp_path: Path, name: str, missing: str) -> Non
 def test_only_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(FileNotFoundError, match=r"^imagenet is not complete: there is no val in "):
+        load("imagenet", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("cifar10", [f"cifar-10-batches-py/{n}" for n in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch")]),
+        ("mnist", [f"MNIST/raw/{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]),
+    ],
+)
+def test_broken_files_are_an_error_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, files: list[str]
+) -> None:
+    for file in (*files, "cifar-10-batches-py/batches.meta"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("broken")
+    with pytest.raises(ValueError, match=r"cannot be read \(.*Error\): its files are broken or not torchvision's"):
+        load(name, tmp_path)
+    recipe = slimming_mnist if name == "mnist" else slimming_cifar
+    with pytest.raises(SystemExit) as stopped:
+        recipe.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_other_classes_for_testing_are_named(tmp_path: Path) -> None:
+    for folder in ("train/n1", "train/n2", "val/n1", "val/n3"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.jpeg").touch()
+    with pytest.raises(ValueError, match=r"^imagenet: .*train and .*val have other classes: n2, n3$"):
         load("imagenet", tmp_path)
 
 
