@@ -147,7 +147,9 @@ def load_pretrained(
     Args:
         folder: on this machine; where there is none, a repository on a hub: ``"user/name"``.
         model: a fresh, unpruned instance of the class, with any weights; not changed. None for a class of transformers.
-        example_inputs, example_kwargs, verify: as for ``fxprune.load``.
+        example_inputs: as for ``fxprune.load``.
+        example_kwargs: as for ``fxprune.load``.
+        verify: as for ``fxprune.load``.
         revision: of a repository: a branch, tag or commit.
         options: for the ``from_pretrained`` of a class of transformers: ``dtype``, ``device_map`` ...
 
