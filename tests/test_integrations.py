@@ -23,6 +23,9 @@ from torch import Tensor, nn
 
 import fxprune
 
+# Its own imports need a folder that it puts on sys.path, and tests put that back: so it is imported before them.
+pytest.importorskip("onnxruntime.quantization")
+
 PAGES = {page.stem: page for page in sorted(DOCS.glob("integrations/*.md"))}
 INT8 = 0.1  # of the largest output, at random weights: rounding to 8 bits
 SAME = 1e-4
@@ -146,8 +149,7 @@ def check_ema(names: dict[str, Any], folder: Path) -> None:
 
 
 def check_distributed(names: dict[str, Any], folder: Path) -> None:
-    lines = names["printed"].splitlines()
-    assert sorted(line[:13] for line in lines if line.startswith("rank ")) == ["rank 0 of 2: ", "rank 1 of 2: "]
+    assert sorted(re.findall(r"rank (\d) of 2: ", names["printed"])) == ["0", "1"]  # lines of two processes may meet
 
 
 def torchrun(page: Path) -> dict[str, Any]:

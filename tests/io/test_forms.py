@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nets import Attentive, Shuffled, image, make
+from nets import Shuffled, image, make
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -215,7 +215,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def resumed(**loop: Path) -> Any:
     batches, options = [(image(), torch.tensor([0, 1]))], fxprune.Options(loop=fxprune.Loop(**loop))
-    return fxprune.prune(make(Attentive), image(), method="slimming", flops=0.6, round_to=1, verify=False, epochs=1,
+    return fxprune.prune(make(), image(), method="slimming", flops=0.6, round_to=1, verify=False, epochs=1,
                          data=batches, progress=False, options=options)  # fmt: skip
 
 

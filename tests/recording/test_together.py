@@ -96,7 +96,7 @@ def test_what_is_done_to_a_graph_is_done_to_all_calls(model: nn.Module, tmp_path
 
 
 def test_a_method_that_trains_sees_all_calls(model: nn.Module) -> None:
-    learner = fxprune.attach(model, CALLS, method="slimming", channels=0.5, progress=False)
+    learner = fxprune.attach(model, CALLS, method="gsm", channels=0.5, progress=False)
     outputs = learner.model(**CALLS)
     learner.loss(outputs["logits"].square().mean() + outputs["aux"]["side"].square().mean()).backward()
     assert learner.model.get_parameter("side.weight").grad is not None

@@ -84,7 +84,8 @@ def test_what_differs_in_train_mode_alone_is_told_with_its_line() -> None:
             self.one, self.two = nn.Linear(3, 8), nn.Linear(8, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.two(self.one(x) * (2.0 if self.training else 1.0))
+            y = self.one(x)
+            return self.two(2.0 * y if self.training else y)  # another call, which no graph follows
 
     torch.manual_seed(0)
     subject = Subject(Branch().eval(), lambda batch, size, seed: ((torch.ones(batch, 3),), {}), 2, None)
