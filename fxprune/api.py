@@ -222,7 +222,7 @@ def prune(
     dense, pruned = running.pruned(model, args, kwargs, request, keywords, options.steps, stages, calibration)
     if keywords.reconstruct:
         with stages("reconstructing"):
-            pruned = refitted(pruned, model, calibration, dense.module, seed=keywords.seed, tune=options.tune or None)
+            pruned = refitted(pruned, model, calibration, dense.module, seed=keywords.seed, tune=options.tune)
     return _carried(pruned, pruned, model, optimizer)
 
 
@@ -287,7 +287,7 @@ def prune_submodule(
     keywords |= {name: names_in_part(names, submodule) for name, names in chosen.items()} | {"options": options}
     small = prune(part, inputs[0], example_kwargs=inputs[1], **keywords)
     pruned = with_part(model, submodule, small, args, kwargs)
-    return refitted(pruned, model, data, seed=keywords.get("seed", 0), tune=tune or None) if reconstruct else pruned
+    return refitted(pruned, model, data, seed=keywords.get("seed", 0), tune=tune) if reconstruct else pruned
 
 
 def attach(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -227,8 +227,35 @@ NETWORKS: dict[str, tuple[Callable[[Path], Trained], tuple[float, ...]]] = {
 }
 """Name -> (what makes it of the folder, MACs that stay in studies)."""
 
-CIFAR = ("resnet20", "resnet56", "vit")
-"""Those on CIFAR-10."""
+PANELS = {
+    "ImageNet": tuple(f"efficientnet_lite{number}" for number in range(3)),
+    "CIFAR-10": ("resnet20", "resnet56", "vit"),
+}
+"""Data -> the classifiers on it, which compete there."""
+
+
+# -- what the studies of these networks share --------------------------------------------------------------------------
+
+
+def add_folder(add: Callable[..., Any]) -> None:
+    """The option ``--data``."""
+    add("--data", type=Path, metavar="DIR", help="the folder")
+
+
+def without_folder(options: Any) -> str:
+    """Why a study cannot be run as asked, or ""."""
+    return "" if options.data else "give --data DIR, with images and weights"
+
+
+def opening(folder: Path) -> Callable[[str], tuple[Trained, float]]:
+    """What gives a network by name, with the quality that it has; the last one stays in memory."""
+
+    @lru_cache(maxsize=1)
+    def opened(name: str) -> tuple[Trained, float]:
+        case = NETWORKS[name][0](folder)
+        return case, case.quality(case.model)
+
+    return opened
 
 
 def _top1(network: nn.Module, images: Tensor, labels: Tensor) -> float:

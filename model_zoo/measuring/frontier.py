@@ -22,11 +22,6 @@ from model_zoo.trained import Trained
 DENSE = "dense"
 BATCHES = (1, 8)
 ROUNDS = 31  # of the dense and the other network in turn
-PANELS = {
-    "ImageNet": tuple(f"efficientnet_lite{number}" for number in range(3)),
-    "CIFAR-10": ("resnet20", "resnet56", "vit"),
-}
-"""Data -> the networks that compete there."""
 
 
 class Series(NamedTuple):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from model_zoo.measuring.frontier import BATCHES, DENSE, PANELS, ROUNDS, SERIES
+from model_zoo.measuring.frontier import BATCHES, DENSE, ROUNDS, SERIES
 from model_zoo.measuring.reconstruction import PEER
 from model_zoo.records import Results, bullets, reasons, table
+from model_zoo.trained import PANELS
 
 NOTE = (
     f"onnxruntime on the processor, one thread: dense and pruned network run in turn, {ROUNDS} times, and the least of "

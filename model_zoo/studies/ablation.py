@@ -5,14 +5,11 @@ The networks are those of ``model_zoo/trained.py``, and ``--data`` is the folder
 
 from __future__ import annotations
 
-from functools import lru_cache
-from pathlib import Path
-
 from model_zoo.measuring.ablation import VARIANTS, Job, measured
 from model_zoo.pages.ablation import page
 from model_zoo.records import Record
 from model_zoo.study import Add, Measure, Options, Study
-from model_zoo.trained import NETWORKS, Trained
+from model_zoo.trained import NETWORKS, add_folder, opening, without_folder
 
 
 def jobs(options: Options) -> list[Job]:
@@ -26,12 +23,8 @@ def jobs(options: Options) -> list[Job]:
 
 
 def worker(options: Options) -> Measure:
-    @lru_cache(maxsize=1)
-    def made(name: str) -> tuple[Trained, float]:
-        case = NETWORKS[name][0](options.data)
-        return case, case.quality(case.model)
-
-    return lambda job: measured(job, *made(job.case))
+    opened = opening(options.data)
+    return lambda job: measured(job, *opened(job.case))
 
 
 def told(record: Record) -> str:
@@ -40,7 +33,7 @@ def told(record: Record) -> str:
 
 
 def options(add: Add) -> None:
-    add("--data", type=Path, metavar="DIR", help="the folder")
+    add_folder(add)
     add("--case", nargs="+", choices=NETWORKS, default=["dncnn-set12", "vdsr-x2", "minilm"])
     add("--variant", nargs="+", choices=VARIANTS, default=[*VARIANTS])
     add("--ratio", nargs="+", type=float, default=[0.5], help="MACs that stay")
@@ -50,5 +43,5 @@ def options(add: Add) -> None:
 STUDY = Study(
     "ablation", "what a refit owes to its data, ridge, order, criterion and allocation",
     jobs, worker, page, None, options, needs=("--data DIR: images and weights",), doc=__doc__,
-    check=lambda options: "" if options.data else "give --data DIR, with images and weights", told=told, jobs=True,
+    check=without_folder, told=told, jobs=True,
 )  # fmt: skip

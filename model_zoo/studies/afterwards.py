@@ -6,14 +6,13 @@ The networks are those of ``model_zoo/trained.py`` on CIFAR-10, and ``--data`` i
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
 from model_zoo.measuring.afterwards import DENSE, STARTS, Job, Made, measured
 from model_zoo.measuring.reconstruction import PEER
 from model_zoo.pages.afterwards import page, plot
 from model_zoo.records import Record
 from model_zoo.study import Add, Measure, Options, Study
-from model_zoo.trained import CIFAR
+from model_zoo.trained import PANELS, add_folder, without_folder
 
 
 def jobs(options: Options) -> list[Job]:
@@ -41,8 +40,8 @@ def told(record: Record) -> str:
 
 
 def options(add: Add) -> None:
-    add("--data", type=Path, metavar="DIR", help="the folder")
-    add("--case", nargs="+", choices=CIFAR, default=["resnet20"])
+    add_folder(add)
+    add("--case", nargs="+", choices=PANELS["CIFAR-10"], default=["resnet20"])
     add("--method", nargs="+", choices=("l2", "taylor", "obs", PEER), default=["l2", "obs"])
     add("--ratio", nargs="+", type=float, default=[0.5, 0.3], help="MACs that stay")
     add("--images", nargs="+", type=int, default=[6400, 25600], metavar="N", help="to train on, in all")
@@ -52,5 +51,5 @@ def options(add: Add) -> None:
 STUDY = Study(
     "afterwards", "whether reconstruction still pays after training, at equal numbers of images",
     jobs, worker, page, plot, options, needs=("--data DIR: images and weights",), doc=__doc__,
-    check=lambda options: "" if options.data else "give --data DIR, with images and weights", told=told, jobs=True,
+    check=without_folder, told=told, jobs=True,
 )  # fmt: skip

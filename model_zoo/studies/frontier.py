@@ -6,15 +6,14 @@ The networks are those of ``model_zoo/trained.py`` that classify, and ``--data``
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
-from model_zoo.measuring.frontier import DENSE, PANELS, SERIES, Clocks, Job, measured
+from model_zoo.measuring.frontier import DENSE, SERIES, Clocks, Job, measured
 from model_zoo.measuring.reconstruction import METHODS, PEER
 from model_zoo.pages.frontier import page, plot
 from model_zoo.peers import is_here
 from model_zoo.records import Record
 from model_zoo.study import Add, Measure, Options, Study
-from model_zoo.trained import NETWORKS, Trained
+from model_zoo.trained import NETWORKS, PANELS, Trained, add_folder, without_folder
 
 
 def jobs(options: Options) -> list[Job]:
@@ -50,7 +49,7 @@ def told(record: Record) -> str:
 def options(add: Add) -> None:
     cases = [case for panel in PANELS.values() for case in panel]
     here = [name for name, series in SERIES.items() if not series.peer or is_here()]
-    add("--data", type=Path, metavar="DIR", help="the folder")
+    add_folder(add)
     add("--case", nargs="+", choices=cases, default=cases)
     add("--series", nargs="+", choices=SERIES, default=here, help=f"{PEER} only where it is installed")
     add("--method", nargs="+", choices=[m for m in METHODS if m != PEER], default=["obs"])
@@ -61,5 +60,5 @@ def options(add: Add) -> None:
 STUDY = Study(
     "frontier", "accuracy of refitted networks against their milliseconds, beside Torch-Pruning and dense networks",
     jobs, worker, page, plot, options, needs=("--data DIR: images and weights",), doc=__doc__,
-    check=lambda options: "" if options.data else "give --data DIR, with images and weights", told=told,
+    check=without_folder, told=told,
 )  # fmt: skip

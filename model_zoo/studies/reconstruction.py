@@ -5,15 +5,12 @@ The networks are those of ``model_zoo/trained.py``, and ``--data`` is the folder
 
 from __future__ import annotations
 
-from functools import lru_cache
-from pathlib import Path
-
 from model_zoo.measuring.reconstruction import METHODS, PEER, QUALITIES, Job, measured
 from model_zoo.pages.reconstruction import page, plot
 from model_zoo.peers import is_here
 from model_zoo.records import Record
 from model_zoo.study import Add, Measure, Options, Study
-from model_zoo.trained import NETWORKS, Trained
+from model_zoo.trained import NETWORKS, add_folder, opening, without_folder
 
 
 def jobs(options: Options) -> list[Job]:
@@ -28,12 +25,8 @@ def jobs(options: Options) -> list[Job]:
 
 
 def worker(options: Options) -> Measure:
-    @lru_cache(maxsize=1)
-    def made(name: str) -> tuple[Trained, float]:
-        case = NETWORKS[name][0](options.data)
-        return case, case.quality(case.model)
-
-    return lambda job: measured(job, *made(job.case), options.tune)
+    opened = opening(options.data)
+    return lambda job: measured(job, *opened(job.case), options.tune)
 
 
 def told(record: Record) -> str:
@@ -43,7 +36,7 @@ def told(record: Record) -> str:
 
 def options(add: Add) -> None:
     here = [method for method in METHODS if method != PEER or is_here()]
-    add("--data", type=Path, metavar="DIR", help="the folder")
+    add_folder(add)
     add("--case", nargs="+", choices=NETWORKS, default=[*NETWORKS])
     add("--method", nargs="+", choices=METHODS, default=here, help=f"{PEER} only where it is installed")
     add("--ratio", nargs="+", type=float, help="instead of the case's own")
@@ -54,5 +47,5 @@ def options(add: Add) -> None:
 STUDY = Study(
     "reconstruction", "what refitting a pruned network gives back, on real images and trained weights, without labels",
     jobs, worker, page, plot, options, needs=("--data DIR: images and weights",), doc=__doc__,
-    check=lambda options: "" if options.data else "give --data DIR, with images and weights", told=told, jobs=True,
+    check=without_folder, told=told, jobs=True,
 )  # fmt: skip
