@@ -23,9 +23,6 @@ from torch import Tensor, nn
 
 import fxprune
 
-# Its own imports need a folder that it puts on sys.path, and tests put that back: so it is imported before them.
-pytest.importorskip("onnxruntime.quantization")
-
 PAGES = {page.stem: page for page in sorted(DOCS.glob("integrations/*.md"))}
 INT8 = 0.1  # of the largest output, at random weights: rounding to 8 bits
 SAME = 1e-4

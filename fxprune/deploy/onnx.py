@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,8 @@ def _in_half(model: Any) -> Any:
     path = list(sys.path)
     try:
         from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        import_module("onnxruntime.transformers.onnx_utils")  # onnxruntime.quantization's, which needs the folder too
     finally:
         sys.path[:] = path  # the package adds its folder, and with it modules of common names
     proto = onnx_ir.serde.serialize_model(model)

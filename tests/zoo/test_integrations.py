@@ -18,9 +18,6 @@ from model_zoo.pages import integrations as pages
 from model_zoo.records import Results
 from model_zoo.studies import integrations as study
 
-# Its own imports need a folder that it puts on sys.path, and tests put that back: so it is imported before them.
-pytest.importorskip("onnxruntime.quantization")
-
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
 
