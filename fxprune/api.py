@@ -113,6 +113,7 @@ def prune(
     attention: Attention = "head_dim",
     scope: Scope = "global",
     round_to: RoundTo = "auto",
+    depth: float | bool = False,
     for_class: bool = False,
     verify: bool = True,
     reconstruct: bool = False,
@@ -158,6 +159,10 @@ def prune(
             scores and the budget alone, so it is the same on every machine. ``"measured"``, and ``"auto"`` with
             ``latency``: up to the power of two that the execution provider likes, which is timed once per device and
             kept.
+        depth: remove whole residual branches too, at most this share of them, in (0, 1], or with ``True`` as many as
+            serve: a branch is what is added to a stream that is there without it. How many go, and how much thinner the
+            rest becomes, is chosen by the error of the outputs, on the data where there are any, else on the example
+            inputs; which can be that none goes. The plan names them. Not for methods that train.
         for_class: cut only what the model's own class can hold, so that ``into(model, small)`` gives it back: what its
             forward counts with and keeps in no attribute of its own stays. The report says what that locked, and where.
         verify: run the mask oracle on the result (never on ``device="meta"``, where nothing can be computed).
@@ -222,7 +227,8 @@ def prune(
     dense, pruned = running.pruned(model, args, kwargs, request, keywords, options.steps, stages, calibration)
     if keywords.reconstruct:
         with stages("reconstructing"):
-            pruned = refitted(pruned, model, calibration, dense.module, seed=keywords.seed, tune=options.tune)
+            recording = dense.whole.module
+            pruned = refitted(pruned, model, calibration, recording, seed=keywords.seed, tune=options.tune)
     return _carried(pruned, pruned, model, optimizer)
 
 
@@ -400,7 +406,9 @@ def applied(
     """
     attention: Any = plan.attention
     dense = record_and_analyse(model, args, kwargs, attention, (), Stages(progress=False), verify=True)
-    keep = plan.channels(dense.graph)
+    if plan.removed:
+        dense = running.without_branches(dense, plan.removed)
+    keep = plan.channels(dense.graph, dense.whole.graph)
     pruned = rewrite_as(dense, keep, Cut(Budget("flops", 1.0), verify=verify), method)
     if isinstance(pruned, Reason):
         raise PlanError(f"The plan cannot be applied: {pruned}.")

@@ -126,6 +126,17 @@ def as_multiple(name: str, value: Any) -> Any:
     return value if isinstance(value, str) and value in ("auto", "measured") else check_count(name, value)
 
 
+def as_depth(name: str, value: Any) -> float | None:
+    """A share of residual branches in (0, 1]; True is all of them, False or None none: None."""
+    if value is None or value is False:
+        return None
+    if value is True:
+        return 1.0
+    if not is_real(value) or not 0 < value <= 1:
+        raise InputError(f"{name}={value!r} must be True or the share of residual branches that may go, in (0, 1].")
+    return float(value)
+
+
 def as_loader(name: str, value: Any) -> Any:
     check_loader(value, name)
     return value

@@ -21,6 +21,7 @@ from fxprune.arguments import (
     Flag,
     anything,
     as_checkpoint,
+    as_depth,
     as_device,
     as_file,
     as_flag,
@@ -220,6 +221,7 @@ class Keywords(Checked):
             groups (isomorphic).
         round_to: keep channels in multiples of this (auto: the largest power of two up to 16 that leaves at most 1 % of
             the budget unused; measured: up to what the execution provider likes).
+        depth: remove whole residual branches too, at most this share of them (1: as many as serve).
         for_class: cut only what the model's own class can hold, so that ``into`` gives it back.
         verify: compare with the masked original.
         reconstruct: refit the weights to the dense network's activations on the data, or on noise without.
@@ -243,6 +245,7 @@ class Keywords(Checked):
     attention: Attention = field(default="head_dim", metadata=option(one_of(Attention), Flag(CHOICE, "MODE")))
     scope: Scope = field(default="global", metadata=option(one_of(Scope), Flag(CHOICE, "MODE")))
     round_to: RoundTo = field(default="auto", metadata=option(as_multiple, Flag(CHOICE, "K", multiple_in)))
+    depth: float | None = field(default=None, metadata=option(as_depth, Flag(CHOICE, "SHARE", float)))
     for_class: bool = field(default=False, metadata=option(as_flag, Flag(CHOICE)))
     verify: bool = field(default=True, metadata=option(as_flag, Flag(PROOF)))
     reconstruct: bool = field(default=False, metadata=option(as_flag, Flag(TRAINING)))

@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from fxprune import recording
+from fxprune.depth import Branch, compared_with_zeroed, without
 from fxprune.errors import BudgetError, GuardError, ModelError, VerificationError
 from fxprune.groups import analyse_graph
 from fxprune.groups.channels import ChannelGraph
@@ -28,12 +29,12 @@ from fxprune.labels.records import Attention, TensorLabels, channels_of
 from fxprune.methods.state import Scores
 from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of, map_tensors
 from fxprune.recording.together import CALLS_KEY, is_together, one_call, parameters_of
-from fxprune.reports.graph import group_rows, rows
+from fxprune.reports.graph import group_rows, groups_with_removed, rows, with_removed
 from fxprune.reports.report import Report
-from fxprune.rewriting import REPAIRED, Draft, MetaRun, UnrepairableError, check_rewrite, draft
+from fxprune.rewriting import CUTS_KEY, REPAIRED, Cuts, Draft, MetaRun, UnrepairableError, check_rewrite, draft
 from fxprune.selection.budget import Budget, Scope, Selection, remaining, select
 from fxprune.selection.plan import PruningPlan
-from fxprune.verification import Agreement, Inputs, ReplayError, mask_oracle
+from fxprune.verification import TOLERANCE, Agreement, Inputs, ReplayError, mask_oracle
 from fxprune.verification.probes import prove
 from fxprune.verification.proof import Proof
 from fxprune.verification.sizes import SizeRuns, settled
@@ -92,7 +93,11 @@ class Cut:
 
 @dataclass(frozen=True)
 class Dense:
-    """A recorded model and its channels. ``runs``: of the graph with other sizes. ``name``: of the model's class."""
+    """A recorded model and its channels. ``runs``: of the graph with other sizes. ``name``: of the model's class.
+
+    ``stays``: names of what is not to be cut, as ``analyse_graph`` takes them. ``removed``: the branches that ``whole``
+    has and this lacks; without any it is ``whole`` itself.
+    """
 
     module: fx.GraphModule
     runs: SizeRuns
@@ -102,6 +107,14 @@ class Dense:
     name: str
     stages: Stages
     proof: Proof | None = None
+    stays: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    removed: tuple[Branch, ...] = ()
+    with_all: Dense | None = None
+
+    @property
+    def whole(self) -> Dense:
+        """With all branches."""
+        return self.with_all or self
 
     @property
     def on_meta(self) -> bool:
@@ -173,7 +186,23 @@ def record_and_analyse(
     with stages("analysing"):
         graph = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore, keep=keep)
     kinds = {name: type(m).__name__ for name, m in recording.named_modules(model)}
-    return Dense(module, runs, replace(graph, kinds=kinds), args, kwargs, type(model).__name__, stages, proof)
+    graph, stays = replace(graph, kinds=kinds), {"ignore": ignore, "keep": keep}
+    return Dense(module, runs, graph, args, kwargs, type(model).__name__, stages, proof, stays)
+
+
+@uncollected()
+@torch.inference_mode(False)
+def shallower(dense: Dense, branches: Sequence[Branch]) -> Dense:
+    """The same model without these residual branches, in graph order, and its channels anew."""
+    place = {node.name: index for index, node in enumerate(dense.module.graph.nodes)}
+    going = sorted(branches, key=lambda branch: place[branch.sum])
+    with dense.stages("removing branches"):
+        module = without(dense.module, going)
+    with dense.stages("analysing"):
+        graph = analyse_graph(module, dense.args, dense.kwargs, attention=dense.graph.attention, **dense.stays)
+    runs = SizeRuns(module, dense.args, dense.kwargs)
+    graph = replace(graph, kinds=dense.graph.kinds)
+    return replace(dense, module=module, runs=runs, graph=graph, removed=tuple(going), with_all=dense)
 
 
 def recorded(
@@ -372,33 +401,38 @@ def _culprits(module: fx.GraphModule, graph: ChannelGraph, name: str, channels: 
 def _finish(
     dense: Dense, pruned: fx.GraphModule, selection: Selection, options: Cut, method: str, notes: list[str]
 ) -> fx.GraphModule:
-    graph, keep = dense.graph, selection.keep
-    plan = PruningPlan.of(graph, keep)
+    graph, keep, whole = dense.graph, selection.keep, dense.whole.graph
+    plan = PruningPlan.of(graph, keep, whole, [branch.name for branch in dense.removed])
     agreement = None
+    if dense.removed:
+        cuts: Cuts = pruned.meta[CUTS_KEY]
+        pruned.meta[CUTS_KEY] = cuts.with_removed(whole)
     if options.verify and not options.consume and not dense.on_meta:
         with dense.stages("verifying"), collected():
             inputs = _oracle_inputs(dense)
             try:
                 agreement = _compared(dense, pruned, graph, plan, keep, inputs, notes)
+                if dense.removed:
+                    agreement = _with_branches(dense, agreement, inputs)
             except GuardError as error:
                 raise ModelError(
                     f"{error.source}: forward branches on a value here, or reads it, which these channels change, so "
                     "that the graph does not hold without them. Lock the layers that it comes from: ignore=."
                 ) from error
-    whole = options.budget.whole if options.budget.kind == "flops" else None
+    counted = options.budget.whole if options.budget.kind == "flops" else None
     pruned.meta[RECORD_KEY] = describe_inputs(dense.args, dense.kwargs)
     pruned.meta["fxprune"] = Report(
         model=dense.name,
         method=method,
-        macs_before=graph.macs() if whole is None else whole,
+        macs_before=whole.macs() if counted is None else counted,
         macs_after=graph.macs(keep),
-        params_before=graph.params(),
+        params_before=whole.params(),
         params_after=graph.params(keep),
-        prunable_share=graph.prunable_share,
-        held=graph.held,
+        prunable_share=whole.prunable_share,
+        held=whole.held,
         plan=plan,
-        rows=rows(graph, keep, selection.locked),
-        groups=group_rows(graph, keep, selection.locked),
+        rows=with_removed(rows(graph, keep, selection.locked), whole),
+        groups=groups_with_removed(group_rows(graph, keep, selection.locked), whole),
         oracle_error=None if agreement is None else agreement.error,
         oracle_error_in_double=None if agreement is None else agreement.in_double,
         oracle_compared="numbers" if agreement is None else agreement.compared,
@@ -410,6 +444,21 @@ def _finish(
         zeros=sum(_zeros(p.detach()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
     )
     return pruned
+
+
+def _with_branches(dense: Dense, agreement: Agreement, inputs: Inputs) -> Agreement:
+    """Beside the channels what the branches that went are: the dense graph with zeros for them computes the same.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    error = compared_with_zeroed(dense.whole.module, dense.module, dense.removed, inputs)
+    if error > TOLERANCE:
+        raise VerificationError(
+            f"The graph without residual branches differs from the dense one with zeros for them: relative error "
+            f"{error:.1e}. This is a fault of fxprune; please report it with the model."
+        )
+    return replace(agreement, error=max(agreement.error, error))
 
 
 def _compared(

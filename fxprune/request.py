@@ -32,6 +32,7 @@ class Request:
     keep: tuple[str, ...]
     for_class: bool
     latency: LatencyBudget | None
+    depth: float | None = None
 
 
 def requested(model: nn.Module, keywords: Keywords, options: Options) -> Request:
@@ -55,7 +56,21 @@ def requested(model: nn.Module, keywords: Keywords, options: Options) -> Request
         min_channels=options.min_channels, max_ratio=options.limits, verify=keywords.verify,
         consume=options.consume, seed=keywords.seed,
     )  # fmt: skip
-    return Request(method, name, cut, keywords.attention, ignored, kept, keywords.for_class, latency)
+    request = Request(method, name, cut, keywords.attention, ignored, kept, keywords.for_class, latency, keywords.depth)
+    if keywords.depth is not None:
+        _check_depth(request)
+    return request
+
+
+def _check_depth(request: Request) -> None:
+    """Whether branches can be chosen, which is done by what is measured."""
+    depth = f"depth={request.depth:g}"
+    if isinstance(request.method, Learner):
+        raise InputError(f"{request.name} trains the channels; {depth} is for criteria. Leave one of them out.")
+    if request.cut.consume:
+        raise InputError(f"{depth} compares with the dense weights, which consume=True empties: leave one of them out.")
+    if request.for_class:
+        raise InputError(f"{depth} removes branches that the class's own forward has: leave out for_class=True.")
 
 
 def _multiples(method: Method, keywords: Keywords, provider: str | None) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -12,10 +12,12 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.deploy.latency import Clock
-from fxprune.errors import BudgetError, ConversionError, FxpruneError, InputError, ModelError
+from fxprune.depth.choice import JUDGED_ON, chosen, part_of_data, usable
+from fxprune.errors import BudgetError, ConversionError, FxpruneError, InputError, ModelError, PlanError
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.cost import Keep
 from fxprune.groups.flow import flows, unscaled
+from fxprune.io.text import some
 from fxprune.labels.classes import Reason
 from fxprune.methods import Criterion, Learner, ModelState, Outcome, needs_of, score_groups
 from fxprune.methods.state import Measured, Scores
@@ -29,6 +31,7 @@ from fxprune.pipeline import (
     compress,
     record_and_analyse,
     rewrite_as,
+    shallower,
     uncollected,
 )
 from fxprune.reconstruction import Piece, measure_reads, pieces_of, refit, spread
@@ -66,13 +69,58 @@ def pruned(
         BudgetError, ModelError, VerificationError: see ``fxprune.prune``.
     """
     dense = _analysed(model, args, kwargs, request, stages, request.cut.verify)
-    measures = request.latency is not None or keywords.data is not None or steps > 1
+    measures = request.latency is not None or keywords.data is not None or steps > 1 or request.depth is not None
     with collected() if measures else nullcontext():
-        cut, finish = _timed(dense, request)
-        scores, notes = _scores(dense, replace(request, cut=cut), keywords, steps, calibration)
-        if keywords.data is not None and not needs_of(request.method):  # type: ignore[arg-type]
-            notes.append(f"data= was not needed: {request.name} reads only weights")
-        return dense, _held(model, request, dense, lambda cut: finish(dense, scores, cut, request.name, notes), cut)
+        if request.depth is not None:
+            dense, keywords = _without_some(model, dense, request, keywords, steps, calibration)
+        return dense, _cut(model, dense, request, keywords, steps, calibration)
+
+
+def _cut(
+    model: nn.Module, dense: Dense, request: Request, keywords: Keywords, steps: int, calibration: Any
+) -> fx.GraphModule:
+    """What a criterion and the budget make of a dense model, or of one that lacks branches."""
+    cut, finish = _timed(dense, request)
+    scores, notes = _scores(dense, replace(request, cut=cut), keywords, steps, calibration)
+    if keywords.data is not None and not needs_of(request.method):  # type: ignore[arg-type]
+        notes.append(f"data= was not needed: {request.name} reads only weights")
+    return _held(model, request, dense, lambda cut: finish(dense, scores, cut, request.name, notes), cut)
+
+
+def _without_some(
+    model: nn.Module, dense: Dense, request: Request, keywords: Keywords, steps: int, calibration: Any
+) -> tuple[Dense, Keywords]:
+    """The dense model without the branches that serve the budget best, and the keywords with data to be read again."""
+    assert request.depth is not None, "only then"
+    if dense.on_meta:
+        raise ModelError("depth= chooses by what is measured, and weights on the meta device cannot run. Load them.")
+    if isinstance(keywords.data, Iterator):
+        keywords = replace(keywords, data=list(keywords.data))
+    few = replace(keywords, data=part_of_data(keywords.data))
+    data = calibration if calibration is not None else keywords.data if "reads" in needs_of(request.method) else None  # type: ignore[arg-type]
+    pieces: Sequence[Piece] = ()
+    if data is not None:
+        record = describe_inputs(dense.args, dense.kwargs)
+        pieces = pieces_of(data, record, JUDGED_ON, device_of(dense.module))
+    quick = replace(request, cut=replace(request.cut, verify=False))
+
+    def attempt(trial: Dense) -> fx.GraphModule:
+        return _cut(model, trial, quick, few, steps, part_of_data(calibration))
+
+    return chosen(dense, request.depth, request.cut.budget.ratio, pieces, attempt), keywords
+
+
+def without_branches(dense: Dense, names: Sequence[str]) -> Dense:
+    """The dense model without the branches of these names.
+
+    Raises:
+        PlanError: it has no such branch.
+    """
+    known = {branch.name: branch for branch in usable(dense, 1.0)[0]}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise PlanError(f"The plan removes {some(missing)}, which is no residual branch of this model.")
+    return shallower(dense, [known[name] for name in names])
 
 
 def _held(
@@ -180,9 +228,19 @@ def _analysed(model: nn.Module, args: Any, kwargs: Any, request: Request, stages
 def _timed(dense: Dense, request: Request) -> tuple[Cut, Callable[..., fx.GraphModule]]:
     """The cut, and what makes the smaller module; for a budget of latency they share a clock."""
     if request.latency is None:
-        return request.cut, compress
+        return _of_whole(request.cut, dense), compress
     clock = Clock(dense, request.latency, request.cut.round_to[0])
     return clock.within(request.cut), clock.compress
+
+
+def _of_whole(cut: Cut, dense: Dense) -> Cut:
+    """The cut, its budget a ratio of the model with all branches."""
+    graph, kind = dense.whole.graph, cut.budget.kind
+    if not dense.removed or cut.budget.whole is not None:
+        return cut
+    channels = sum(group.channels.size for group in graph.prunable)
+    whole = graph.macs() if kind == "flops" else graph.params() if kind == "params" else channels
+    return replace(cut, budget=replace(cut.budget, whole=whole))
 
 
 def _scores(

@@ -31,11 +31,13 @@ STAGES = [
     "selection",
     "rewriting",
     "verification",
+    "depth",
     "training",
     "reports",
     "pipeline",
     "rewriting.into",  # compares with what the oracle compares with
     "reconstruction",
+    "depth.choice",  # measures what a refit leaves
     "deploy",
     "request",
     "running",

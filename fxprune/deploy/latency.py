@@ -65,16 +65,19 @@ class Clock:
             device = device_of(dense.module)
             args, kwargs = make_inputs(describe_inputs(args, kwargs), device, batch=budget.batch)
         with dense.stages("timing"):
-            self._stopwatch = Stopwatch(dense.module, describe_inputs(args, kwargs), provider, threads)
+            self._stopwatch = Stopwatch(dense.whole.module, describe_inputs(args, kwargs), provider, threads)
             works = workload(dense.module, dense.graph, args, kwargs)
-            dense_ms = from_first(self._stopwatch.dense_ms())
+            whole_ms = dense_ms = from_first(self._stopwatch.dense_ms())
+            if dense.removed:
+                dense_ms = whole_ms * from_first(self._stopwatch.ratio(dense.module))
+            self._whole = round(whole_ms * 1e6) if dense.removed else None
             self.cost = LatencyModel(
                 works, dense.graph, dense_ms, align, lambda kernels: from_first(kernel_ms(kernels, provider, threads))
             )
 
     def within(self, options: Cut) -> Cut:
         """The options with a budget that reads this clock."""
-        return replace(options, budget=replace(options.budget, cost=self.cost))
+        return replace(options, budget=replace(options.budget, cost=self.cost, whole=self._whole))
 
     def compress(
         self, dense: Dense, scores: Sequence[Scores | None], options: Cut, method: str, notes: Sequence[str] = ()

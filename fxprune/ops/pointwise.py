@@ -56,6 +56,7 @@ _op(
     "_standard_gamma", "real", "imag", "rrelu_with_noise", "clamp", "isclose", "nan_to_num",
     pointwise=True,
 )  # fmt: skip
+_op("relu", "hardtanh", pointwise=True, idempotent=True)
 _op("add", refit=Addition())
 _op("mul", refit=Affine(("self", "other")))
 _op("where", "masked_fill", "copy", pointwise=True, takes="anything")

@@ -58,6 +58,7 @@ class Op:
     - ``moves``: only moves positions, or looks at nothing but shapes: no parameter counts as used by it.
     - ``parts``: takes a part of the dimension ``dim``, which numbers name.
     - ``rearranges``: every position is there afterwards, once, in the same order as before or in another.
+    - ``idempotent``: done twice, it is done once.
     - ``multiplies``: the names of the two operands of a product or a convolution.
     - ``attends``: it is an attention; the places and names of its queries and values.
 
@@ -108,6 +109,7 @@ class Op:
     moves: bool = False
     parts: bool = False
     rearranges: bool = False
+    idempotent: bool = False
     multiplies: tuple[str, str] | None = None
     attends: tuple[tuple[int, str], tuple[int, str]] | None = None
     operand: int = 0

@@ -21,7 +21,6 @@ from torch import Tensor, fx
 from fxprune.ops.refit import Product
 from fxprune.reconstruction.data import Piece
 from fxprune.reconstruction.entries import Counterparts, Entries
-from fxprune.reconstruction.lanes import Env, Lane
 from fxprune.reconstruction.result import LayerFit, Reconstruction
 from fxprune.reconstruction.sites import NormSite, Site, sites_of
 from fxprune.reconstruction.solve import Sums, solve
@@ -57,7 +56,7 @@ class _Run:
         self.entries, dense_entries = Entries(pruned), Entries(dense)
         counterparts = Counterparts(dense_entries, self.entries, cuts)
         self.sites, self._norms, self.left_alone = sites_of(
-            self.walk.pruned, self.walk.facts, self.walk.dense_facts, self.entries, counterparts
+            self.walk.pruned, self.walk.facts, self.walk.dense, self.walk.dense_facts, self.entries, counterparts
         )
         self._number = {id(site): number for number, site in enumerate(self.sites)}
         self.layers: list[LayerFit] = []
@@ -99,10 +98,9 @@ class _Run:
         whole, product = (s.product(site.calls[number].weight) for s in seen)
         rows = self._rows(site, number, index, product.rows).to(seen[1].out.device)
         y = _picked(whole.outputs(seen[0].out, rows), columns)
-        wanted = self._stream(site, stop.dense, self.walk.dense, whole, seen[0].out, rows)
-        stream = self._stream(site, stop.pruned, self.walk.pruned, product, seen[1].out, rows)
-        if wanted is not None and stream is not None:
-            y = y + self._missing(site, _picked(wanted, columns) - stream)
+        lacking = self._lacking(site, place[0], stop, (whole, product), (seen[0].out, seen[1].out), rows, columns)
+        if lacking is not None:
+            y = y + self._missing(site, lacking)
         self._add(site, product, rows, seen[1].out, y, self._pieces[index], sums)
 
     def _add(
@@ -120,14 +118,36 @@ class _Run:
         x = product.inputs(rows)
         (opened.held if piece.held else opened.fit).add(x, lacking, y, site.group)
 
-    def _stream(self, site: Site, env: Env, lane: Lane, product: Product, out: Tensor, rows: Tensor) -> Tensor | None:
-        """The rows of what the product is added to, if that has its shape."""
-        if site.branch is None or site.branch.other not in lane.named:
+    def _lacking(
+        self, site: Site, name: str, stop: Stop, products: tuple[Product, Product], outs: tuple[Tensor, Tensor],
+        rows: Tensor, columns: tuple[Tensor, Tensor],
+    ) -> Tensor | None:  # fmt: skip
+        """What the result of this product would lack of the dense one's, were the products equal, ``[g, R, O]``."""
+        branch = site.branch
+        if branch is None:
             return None
-        value = env.get(lane.named[site.branch.other])
-        if not isinstance(value, Tensor) or value.numel() != out.numel():
-            return None
-        return product.outputs(value.reshape(out.shape), rows)
+
+        def picked(value: Any, side: int) -> Tensor | None:
+            if not isinstance(value, Tensor) or value.numel() != outs[side].numel():
+                return None
+            found = products[side].outputs(value.reshape(outs[side].shape), rows)
+            return found if side else _picked(found, columns)
+
+        lacking: Tensor | None = None
+        if branch.other is not None and branch.dense_other is not None:
+            sides = (stop.dense, self.walk.dense, branch.dense_other), (stop.pruned, self.walk.pruned, branch.other)
+            wanted, stream = (
+                picked(env.get(lane.named[other]) if other in lane.named else None, side)
+                for side, (env, lane, other) in enumerate(sides)
+            )
+            lacking = None if wanted is None or stream is None else wanted - stream
+        if branch.target is None or branch.total is None or (branch.other is not None and lacking is None):
+            return lacking
+        ahead = self.walk.ahead(stop, name, (branch.total, branch.target))
+        total, target = (picked(ahead.get(n), 0) for n in (branch.total, branch.target))
+        if total is None or target is None:
+            return lacking
+        return target - total if lacking is None else lacking + target - total
 
     def _missing(self, site: Site, lack: Tensor) -> Tensor:
         """What the stream lacks, in the scale of the product: before the norm between them."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
+from fxprune.depth import STANDS_KEY
 from fxprune.reconstruction.entries import Counterparts, Entries
 from fxprune.reconstruction.lanes import Lane
 from fxprune.reconstruction.survey import Call, Facts, Norm, Place
@@ -15,13 +16,18 @@ from fxprune.reconstruction.survey import Call, Facts, Norm, Place
 
 @dataclass(frozen=True)
 class Branch:
-    """What a product is added to before anything else reads it: the value of a node that is there already.
+    """What becomes of a product before anything else reads it.
 
-    ``norm``: between the product and the sum.
+    ``norm``: what it goes through. ``other``: the node, there already, whose value it is added to then, if it is, and
+    ``dense_other`` that in the dense graph. ``target``: where branches of the dense graph are missing behind it, the
+    dense node whose values the result should have, beside its own counterpart, ``total``.
     """
 
-    other: str
     norm: Norm | None
+    other: str | None
+    dense_other: str | None
+    total: str | None = None
+    target: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class NormSite:
 
 
 def sites_of(
-    lane: Lane, facts: Facts, dense: Facts, entries: Entries, counterparts: Counterparts
+    lane: Lane, facts: Facts, dense_lane: Lane, dense: Facts, entries: Entries, counterparts: Counterparts
 ) -> tuple[list[Site], list[NormSite], list[tuple[Call, str]]]:
     """The weights to solve for in the order of their last call, norms that follow none, and what is left alone."""
     calls: dict[bytes, list[Call]] = {}
@@ -66,7 +72,7 @@ def sites_of(
     sites, left_alone = [], []
     owners = _Owners(entries, [own[0].matrix for own in calls.values()])
     for own in calls.values():
-        found = _site(own, lane, facts, dense, entries, counterparts, owners)
+        found = _site(own, lane, facts, dense_lane, dense, entries, counterparts, owners)
         if isinstance(found, Site):
             sites.append(found)
         else:
@@ -99,8 +105,8 @@ class _Owners:
 
 
 def _site(
-    calls: Sequence[Call], lane: Lane, facts: Facts, dense: Facts, entries: Entries, counterparts: Counterparts,
-    owners: _Owners,
+    calls: Sequence[Call], lane: Lane, facts: Facts, dense_lane: Lane, dense: Facts, entries: Entries,
+    counterparts: Counterparts, owners: _Owners,
 ) -> Site | str:  # fmt: skip
     """The weight that these calls share, or why it is left alone."""
     first = calls[0]
@@ -136,7 +142,9 @@ def _site(
     if vector is not None and any(c.vector is None or not torch.equal(c.vector, vector) for c in calls):
         vector = None
     norm = _norm_after(lane, facts, first) if vector is None and len(calls) == 1 else None
-    branch = _branch(lane, facts, first) if len(calls) == 1 and first.whole else None
+    branch = None
+    if len(calls) == 1 and first.whole:
+        branch = _branch(lane, facts, first, dense_lane, dense, dense.calls[first.place])
     return Site(", ".join(names), first.op, tuple(calls), matrix, vector, group, tuple(columns), norm, branch)
 
 
@@ -175,24 +183,52 @@ def _norm_after(lane: Lane, facts: Facts, call: Call) -> Norm | None:
     return None
 
 
-def _branch(lane: Lane, facts: Facts, call: Call) -> Branch | None:
-    node = last = lane.named[call.place[0]]
-    norm: Norm | None = None
-    for following in lane.path(node):
-        ops = facts.ops[following.name]
-        own = facts.norms.get((following.name, 0))
-        if own is not None and own.whole and len(ops) == 1 and norm is None:
-            if own.mean.numel() != call.matrix[:, 0].numel():
-                return None
-            norm = own
-        elif len(ops) == 1 and following.name in facts.adds and not following.kwargs and following.op != "call_module":
-            others = [a for a in following.args if a is not last]
-            other = others[0] if len(others) == 1 and len(following.args) == 2 else None
-            while isinstance(other, fx.Node) and other.name in facts.same:
-                other = other.all_input_nodes[0]
-            early = isinstance(other, fx.Node) and other in lane.position and lane.position[other] < lane.position[node]
-            return Branch(other.name, norm) if early and isinstance(other, fx.Node) else None
-        elif following.name not in facts.same:
-            return None
-        last = following
-    return None
+def _branch(lane: Lane, facts: Facts, call: Call, dense_lane: Lane, dense: Facts, dense_call: Call) -> Branch | None:
+    found = _Path(lane, facts, call)
+    stands: Mapping[str, str] = lane.module.meta.get(STANDS_KEY, {})
+    other = found.other if found.is_early else None
+    total = next((name for name in reversed(found.results) if name in stands and name in dense_lane.named), None)
+    if other is None and (found.other is not None or total is None):
+        return None
+    whole = _Path(dense_lane, dense, dense_call)
+    dense_other = whole.other if whole.is_early else None
+    if (other is None) != (dense_other is None):
+        return None
+    if total is None or stands[total] not in dense_lane.named:
+        return Branch(found.norm, other, dense_other)
+    return Branch(found.norm, other, dense_other, total, stands[total])
+
+
+class _Path:
+    """From a product on, as long as each node is all that the one before is used for.
+
+    ``norm``: what it goes through first; ``other``: the node it is added to then; ``is_early``: whether that is there
+    before the product. ``results``: nodes that give what comes out, in their order.
+    """
+
+    def __init__(self, lane: Lane, facts: Facts, call: Call):
+        self.norm: Norm | None = None
+        self.other: str | None = None
+        self.is_early = False
+        node = last = lane.named[call.place[0]]
+        self.results = [node.name]
+        for following in lane.path(node):
+            ops = facts.ops[following.name]
+            own = facts.norms.get((following.name, 0))
+            if own is not None and own.whole and len(ops) == 1 and self.norm is None and self.other is None:
+                if own.mean.numel() != call.matrix[:, 0].numel():
+                    return
+                self.norm, self.results = own, []
+            elif self.other is None and ops == ["add"] and following.op != "call_module":
+                others = [a for a in following.args if a is not last]
+                other = others[0] if len(others) == 1 and len(following.args) == 2 and not following.kwargs else None
+                while isinstance(other, fx.Node) and other.name in facts.same:
+                    other = other.all_input_nodes[0]
+                if not isinstance(other, fx.Node):
+                    return
+                self.other, self.results = other.name, []
+                self.is_early = other in lane.position and lane.position[other] < lane.position[node]
+            elif following.name not in facts.same:
+                return
+            self.results.append(following.name)
+            last = following

@@ -85,6 +85,22 @@ class Walk:
         state.at = at[0] + 1, at[1]
         return Stop(state.dense, state.pruned, of_dense, of_pruned)
 
+    def ahead(self, stop: Stop, name: str, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """What dense nodes give that come after ``name``, where the piece is; it stays there."""
+        lane, found = self.dense, dict[str, Tensor]()
+        env = copied(stop.dense, self.dense_facts.writes)
+        start, end = lane.position[lane.named[name]] + 1, max(lane.position[lane.named[w]] for w in wanted) + 1
+        for w in wanted:  # the product itself may be one
+            if lane.named[w] in env:
+                found[w] = env[lane.named[w]]
+
+        def keep(node: fx.Node, now: Env) -> None:
+            if node.name in wanted:
+                found[node.name] = now[node].clone() if self.dense_facts.writes else now[node]
+
+        lane.advance(env, start, end, after=keep)
+        return found
+
     def changed(self, passed: bool = False) -> None:
         """A weight of the pruned graph is another now. ``passed``: nodes that the pieces are past read it."""
         self.pruned.forget()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,23 @@ def group_rows(graph: ChannelGraph, keep: Keep, locked: Mapping[str, str]) -> tu
         )
         for group in graph.groups
     )  # fmt: skip
+
+
+def with_removed(left: Sequence[Row], whole: ChannelGraph) -> tuple[Row, ...]:
+    """Rows, and those of layers that ``whole`` has beside them; of these nothing is left."""
+    known = {row.name: row for row in left}
+    every = rows(whole, whole.everything(), {})
+    if len(known) == len(every):
+        return tuple(left)
+    return tuple(known.get(row.name, replace(row, after=(), width=(row.width[0], 0), locked="")) for row in every)
+
+
+def groups_with_removed(left: Sequence[GroupRow], whole: ChannelGraph) -> tuple[GroupRow, ...]:
+    """The same of groups: those of which no parameter is left."""
+    there = {member[:2] for row in left for member in row.members}
+    every = group_rows(whole, whole.everything(), {})
+    gone = [row for row in every if row.members and not there & {member[:2] for member in row.members}]
+    return (*left, *(replace(row, after=0) for row in gone))
 
 
 def write_html(graph: ChannelGraph, path: str | Path) -> None:

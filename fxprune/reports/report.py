@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.errors import InputError
-from fxprune.io.text import quantity, table
+from fxprune.io.text import quantity, some, table
 from fxprune.reports.page import Figure, Section, write_page
 from fxprune.reports.plots import new_figure, save_figure
 from fxprune.reports.rows import GroupRow, Row
@@ -230,6 +230,8 @@ class Report:
         ]
         if self.latency is not None:
             lines.insert(2, f"latency     {self.latency}")
+        if self.plan.removed:
+            lines.append(f"branches    {len(self.plan.removed)} removed: {some(self.plan.removed, 8)}")
         if self.round_to > 1:
             used = self.budget_used
             unused = "" if used is None else f", which leaves {max(0.0, 1 - used):.1%} of the budget unused"
@@ -282,7 +284,7 @@ def _change(what: str, before: int, after: int) -> str:
 
 
 def _shape(shape: Sequence[int]) -> str:
-    return "x".join(str(s) for s in shape)
+    return "x".join(str(s) for s in shape) or "removed"
 
 
 def pruned_parts(model: nn.Module) -> list[tuple[str, fx.GraphModule]]:

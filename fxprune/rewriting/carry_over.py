@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import Parameter
 
 from fxprune.errors import InputError
 from fxprune.rewriting import CUTS_KEY, Cuts
@@ -18,8 +19,9 @@ def carry_over(optimizer: AnyOptimizer, model: nn.Module, pruned: nn.Module) -> 
     """A copy of ``optimizer`` that drives ``pruned``: the same groups and options, and its state cut like the weights.
 
     Where a weight [64, 3, 7, 7] becomes [40, 3, 7, 7], a momentum [64, 3, 7, 7] keeps the same 40 channels, and so does
-    a factor of Adafactor's, [64, 3, 7, 1]; single numbers (step counts) are copied. Learning-rate schedulers hold the
-    optimizer they were given: make new ones for the result.
+    a factor of Adafactor's, [64, 3, 7, 1]; single numbers (step counts) are copied. Parameters that went with
+    a residual branch are left out. Learning-rate schedulers hold the optimizer they were given: make new ones for the
+    result.
 
     Args:
         optimizer: over parameters of ``model``; not changed.
@@ -46,17 +48,24 @@ def carry_over(optimizer: AnyOptimizer, model: nn.Module, pruned: nn.Module) -> 
     if not cuts:
         raise InputError(f"pruned is a {type(pruned).__name__} that fxprune.prune did not return.")
     after = dict(pruned.named_parameters(remove_duplicate=False))
-    missing = [name for name in names.values() if name not in after]
+    removed = {f"{prefix}{name}" for prefix, own in cuts.items() for name in own.removed}
+    missing = [name for name in names.values() if name not in after and name not in removed]
     if missing:
         raise InputError(f"{missing[0]} has no counterpart in pruned; pass the model that was given to fxprune.prune.")
-    memo = {key: after[name] for key, name in names.items()}
+    gone = {key: Parameter(torch.empty(0)) for key, name in names.items() if name not in after}
+    memo = {key: gone[key] if key in gone else after[name] for key, name in names.items()}
     result = copy.deepcopy(optimizer, dict(memo))
     for attribute, held in vars(optimizer).items():
         # What subclasses add, torch's __getstate__ leaves out. A scheduler's wrapper of step is bound to the old one.
         if attribute not in vars(result) and not callable(held):
             result.__dict__[attribute] = copy.deepcopy(held, dict(memo))
+    for group in result.param_groups:
+        group["params"] = [p for p in group["params"] if all(p is not other for other in gone.values())]
     for key, name in names.items():
         new = memo[key]
+        if key in gone:
+            result.state.pop(new, None)
+            continue
         prefix = next((p for p in sorted(cuts, key=len, reverse=True) if name.startswith(p)), None)
         for what, value in result.state.get(new, {}).items():
             if isinstance(value, Tensor) and value.numel() != 1 and prefix is not None:

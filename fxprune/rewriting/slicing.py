@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,16 +70,25 @@ CUTS_KEY = "fxprune_cuts"
 
 @dataclass(frozen=True)
 class Cuts:
-    """How every parameter and buffer was cut. ``labels``, ``shapes``: dense name -> of that tensor."""
+    """How every parameter and buffer was cut. ``labels``, ``shapes``: dense name -> of that tensor.
+
+    ``removed``: names of those that went as a whole, with a residual branch.
+    """
 
     labels: Mapping[str, Labels]
     shapes: Mapping[str, tuple[int, ...]]
     keep: Keep
+    removed: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, graph: ChannelGraph, keep: Keep) -> Cuts:
         named = {name: parameter for parameter in graph.parameters for name in parameter.names}
         return cls({n: p.labels for n, p in named.items()}, {n: p.shape for n, p in named.items()}, keep)
+
+    def with_removed(self, whole: ChannelGraph) -> Cuts:
+        """The same, of the graph that had what is not here."""
+        shapes = {name: parameter.shape for parameter in whole.parameters for name in parameter.names}
+        return replace(self, shapes=shapes, removed=frozenset(shapes.keys() - self.shapes.keys()))
 
     def follow(self, name: str, tensor: Tensor) -> Tensor:
         """A copy of a tensor that belongs to the dense parameter ``name``, cut like it.

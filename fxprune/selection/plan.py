@@ -17,24 +17,27 @@ from fxprune.groups.channels import ChannelGraph, Parameter
 from fxprune.groups.cost import Keep
 from fxprune.io.files import as_path, replacing
 from fxprune.io.forms import Either, FormError, Map, Such, Whole, anything, check, json_of
+from fxprune.io.text import some
 from fxprune.labels.classes import Ids
 from fxprune.labels.factors import Factor
 from fxprune.labels.records import Attention
 
 Kept = dict[str, dict[int, list[Any]]]
 _FORMAT = 2
+_FORMAT_WITH_BRANCHES = 3
 _ATTENTION = Either(*get_args(Attention))
 _INDICES = [Whole()]
 _WIDTHS = Such(
     (Whole(), Whole(1)), lambda counts: counts[0] <= counts[1], "how many channels are kept, and of how many"
 )
 _FORM = {
-    "format": _FORMAT,
+    "format": Either(_FORMAT, _FORMAT_WITH_BRANCHES),
     "attention": _ATTENTION,
     "fingerprint": str,
     "torch": str,
     "widths": Map(_WIDTHS),
     "kept": Map(Map(Either(_INDICES, [_INDICES]), keys="0|[1-9][0-9]?")),
+    "removed": [str],
 }
 _IN_MEMORY = {
     "kept": Map(Map(anything, keys=Whole())),
@@ -42,6 +45,7 @@ _IN_MEMORY = {
     "fingerprint": str,
     "torch_version": str,
     "widths": Map(_WIDTHS),
+    "removed": Such(anything, lambda names: isinstance(names, tuple) and all(type(n) is str for n in names), "names"),
 }
 
 
@@ -54,7 +58,8 @@ class PruningPlan:
     list per group. ``attention``: whether channels inside heads or whole heads were cut. ``fingerprint``: of the
     model's parameter names and shapes. ``widths``: (kept, original) number of channels of every group that may be cut,
     named after the first layer that makes them, in graph order; plans that keep the same are equal whatever they say
-    here.
+    here. ``removed``: residual branches that went as a whole (``prune(..., depth=)``), of whose parameters nothing is
+    said otherwise.
 
     Examples:
         >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
@@ -71,6 +76,7 @@ class PruningPlan:
     fingerprint: str
     torch_version: str = torch.__version__
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict, compare=False)
+    removed: tuple[str, ...] = ()
 
     def save(self, path: str | Path) -> None:
         """Write JSON.
@@ -80,7 +86,7 @@ class PruningPlan:
             PlanError: of a plan made by hand, if it holds what no plan holds.
         """
         self.check()
-        _check(self._content(), _FORM)
+        _check({"removed": [], **self._content()}, _FORM)
         with replacing(path) as draft:
             draft.write_text(json.dumps(self.data(), separators=(",", ":")))
 
@@ -91,12 +97,13 @@ class PruningPlan:
 
     def _content(self) -> dict[str, Any]:
         return {
-            "format": _FORMAT,
+            "format": _FORMAT_WITH_BRANCHES if self.removed else _FORMAT,
             "attention": self.attention,
             "fingerprint": self.fingerprint,
             "torch": self.torch_version,
             "widths": {name: list(counts) for name, counts in self.widths.items()},
             "kept": {name: {str(d): v for d, v in dims.items()} for name, dims in self.kept.items()},
+            **({"removed": list(self.removed)} if self.removed else {}),
         }
 
     def check(self) -> None:
@@ -144,10 +151,11 @@ class PruningPlan:
             raise PlanError(
                 f"{path} is no pruning plan: it lacks 'kept' or 'digest'. Pass a file that PruningPlan.save wrote."
             )
-        if data.get("format") != _FORMAT:
-            raise PlanError(f"{path} has plan format {data.get('format')!r}; this version reads format {_FORMAT}.")
+        if data.get("format") not in (_FORMAT, _FORMAT_WITH_BRANCHES):
+            known = f"{_FORMAT} and {_FORMAT_WITH_BRANCHES}"
+            raise PlanError(f"{path} has plan format {data.get('format')!r}; this version reads formats {known}.")
         try:
-            check(data, {**_FORM, "digest": str})
+            check({"removed": [], **data}, {**_FORM, "digest": str})
         except FormError as error:
             raise PlanError(f"The plan file {path} is damaged: {error}. Save the plan again.") from error
         if data["digest"] != _digest({key: value for key, value in data.items() if key != "digest"}):
@@ -156,15 +164,25 @@ class PruningPlan:
             )
         kept = {name: {int(d): v for d, v in dims.items()} for name, dims in data["kept"].items()}
         widths = {name: (after, before) for name, (after, before) in data["widths"].items()}
-        return cls(kept, data["attention"], data["fingerprint"], data["torch"], widths)
+        removed = tuple(data.get("removed", ()))
+        return cls(kept, data["attention"], data["fingerprint"], data["torch"], widths, removed)
 
-    def channels(self, graph: ChannelGraph) -> Keep:
+    def channels(self, graph: ChannelGraph, whole: ChannelGraph | None = None) -> Keep:
         """The plan as one boolean per channel of ``graph``.
+
+        Args:
+            graph: of the model, without the branches that the plan removes.
+            whole: with them.
 
         Raises:
             PlanError: if the plan belongs to another model or cuts a channel in one place and keeps it in another.
         """
-        if self.fingerprint != fingerprint(graph.parameters):
+        if self.removed and whole is None:
+            raise PlanError(
+                f"The plan removes residual branches ({some(self.removed)}), which this graph has: pass it to "
+                "fxprune.apply."
+            )
+        if self.fingerprint != fingerprint((whole or graph).parameters):
             raise PlanError(
                 "The plan belongs to another model: parameter names or shapes differ. "
                 "Apply it to the same architecture that it was made for."
@@ -202,10 +220,13 @@ class PruningPlan:
         return keep
 
     @classmethod
-    def of(cls, graph: ChannelGraph, keep: Keep) -> PruningPlan:
-        """The plan that keeps the channels ``keep``."""
+    def of(
+        cls, graph: ChannelGraph, keep: Keep, whole: ChannelGraph | None = None, removed: Sequence[str] = ()
+    ) -> PruningPlan:
+        """The plan that keeps the channels ``keep``. ``whole``: the graph with the branches that were ``removed``."""
         widths = {group.name: (int(keep[group.channels].sum()), group.channels.size) for group in graph.prunable}
-        return cls(kept_of(graph, keep), graph.attention, fingerprint(graph.parameters), widths=widths)
+        own = fingerprint((whole or graph).parameters)
+        return cls(kept_of(graph, keep), graph.attention, own, widths=widths, removed=tuple(removed))
 
 
 def _check(data: Mapping[str, Any], form: Any) -> None:
