@@ -84,6 +84,8 @@ def _cut(
     scores, notes = _scores(dense, replace(request, cut=cut), keywords, steps, calibration)
     if keywords.data is not None and not needs_of(request.method):  # type: ignore[arg-type]
         notes.append(f"data= was not needed: {request.name} reads only weights")
+    if "reads" in needs_of(request.method) and not keywords.reconstruct:  # type: ignore[arg-type]
+        notes.append(f"{request.name} chose for what a refit leaves: fxprune.reconstruct, or reconstruct=True, makes it")
     return _held(model, request, dense, lambda cut: finish(dense, scores, cut, request.name, notes), cut)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -26,15 +26,17 @@ class OBS:
 
     For a weight ``W`` that reads inputs of Gram matrix ``C`` the error is ``tr(W_c^T ((C^-1)_cc)^-1 W_c)``, ``W_c`` the
     rows of the channel (optimal brain surgeon: Hassibi and Stork 1993; for structures Kurtic et al. 2023, eq. 4). It is
-    summed over all weights that read the channel, weighed by how much the network's outputs depend on theirs, so groups
-    compare. The channels of a group are taken round by round, the lowest first, and ``C^-1`` and ``W`` follow: a
-    channel whose twin has gone counts in full. Channels that no weight reads, as queries and keys, are refitted by
-    none: they count with the error of the outputs that their going makes, to first order, those that went before
-    included. Of a pair of query and key channels that is the energy of ``q_c k_c^T``, every logit weighed by how much
-    the outputs depend on it. Where gradients tell nothing of them they stay. The fewer data there are for the inputs of
-    a weight, the less its refit is trusted: a ridge of as much as there are inputs per independent position.
-    Slopes hold for small changes, so when half of a group has gone the outputs' error is measured, with its readers
-    refitted, and the scores of the group are scaled to that.
+    summed over all weights that read the channel, weighed by how much the network's outputs depend on theirs, so
+    groups compare. What a bias takes up, as all of a channel that is constant, is no error; of a weight that the
+    refit leaves alone, as one that something else reads too, the error is all that its inputs gave. The channels of
+    a group are taken round by round, the lowest first, and ``C^-1`` and ``W`` follow: a channel whose twin has gone
+    counts in full. Channels that no weight reads, as queries and keys, are refitted by none: they count with the
+    error of the outputs that their going makes, to first order, those that went before included. Of a pair of query
+    and key channels that is the energy of ``q_c k_c^T``, every logit weighed by how much the outputs depend on it.
+    Where gradients tell nothing of them they stay. The fewer data there are for the inputs of a weight, the less
+    its refit is trusted: a ridge of as much as there are inputs per independent position. Slopes hold for small
+    changes, so when half of a group has gone the outputs' error is measured, with its readers refitted, and the
+    scores of the group are scaled to that.
     ``per_mac=False``: the error itself, not divided by the MACs that go with the channel.
     """
 
@@ -44,7 +46,7 @@ class OBS:
 
     def score(self, group: ChannelGroup, state: ModelState) -> Scores | None:
         reads = state.measured.reads
-        parts: list[_Part | _Gated] = [p for r in reads if isinstance(r, Read) for p in _parts(r, group)]
+        parts: list[_Part] = [p for r in reads if isinstance(r, Read) for p in _parts(r, group)]
         left = group.channels.reshape(-1).tolist()
         unread = set(left).difference(*[part.places for part in parts])
         if unread:
@@ -72,19 +74,14 @@ class OBS:
         return result.reshape(group.channels.shape) / (_macs(group, state) if self.per_mac else 1.0)
 
 
-def _measured(parts: Sequence[_Part | _Gated], state: ModelState) -> float:
+def _measured(parts: Sequence[_Part], state: ModelState) -> float:
     """The outputs' error without the channels that went, 0 where it cannot be known."""
     if state.measured.trial is None:
         return 0.0
     weights: dict[str, Tensor] = {}
     closed: dict[str, Any] = {}
     for part in parts:
-        if isinstance(part, _Gated):
-            closed[part.gate.node] = part.gate.channels[part.gone]
-        else:
-            if part.read.node not in weights:
-                weights[part.read.node] = part.read.weight.clone()
-            weights[part.read.node][part.index] = part.refitted()
+        part.tell(weights, closed)
     return state.measured.trial(weights, closed)
 
 
@@ -97,8 +94,24 @@ def _macs(group: ChannelGroup, state: ModelState) -> float:
     return max(saved, 1e-9) / gone.size
 
 
+class _Part(Protocol):
+    """Something that reads channels. ``places``: channel -> what it is there."""
+
+    @property
+    def places(self) -> Mapping[int, Any]: ...
+
+    def losses(self, channels: Sequence[int]) -> Scores:
+        """Per channel what its going costs now, ``[n]``."""
+
+    def remove(self, channels: Sequence[int]) -> None:
+        """These are gone."""
+
+    def tell(self, weights: dict[str, Tensor], closed: dict[str, Any]) -> None:
+        """Note for a trial what becomes of the network without what went."""
+
+
 @dataclass
-class _Part:
+class _Refitted:
     """One matrix that reads channels, and what is left of it while they go.
 
     ``inverse [K, K]``: of the Gram matrix. ``weight [K, O]``: in units of the network's outputs. ``places``: channel ->
@@ -113,7 +126,6 @@ class _Part:
     gone: list[int] = field(default_factory=list)
 
     def losses(self, channels: Sequence[int]) -> Scores:
-        """Per channel what its going costs now, ``[n]``."""
         result = np.zeros(len(channels))
         by_size: dict[int, list[int]] = defaultdict(list)
         for number, channel in enumerate(channels):
@@ -136,34 +148,26 @@ class _Part:
             self.weight = self.weight - across @ solved[:, : self.weight.shape[1]]
             self.inverse = self.inverse - across @ solved[:, self.weight.shape[1] :]
 
-    def refitted(self) -> Tensor:
-        """The weight without what went, ``[K, O]``."""
+    def tell(self, weights: dict[str, Tensor], closed: dict[str, Any]) -> None:
         unit = self.read.sensitivity[self.index].sqrt()
-        own = self.read.weight[self.index]
-        found = torch.where(unit > 0, self.weight / unit, own.double())
-        found[self.gone] = 0
-        return found.to(own.dtype)
+        own = weights.setdefault(self.read.node, self.read.weight.clone())[self.index]
+        own.copy_(torch.where(unit > 0, self.weight / unit, own.double()))
+        own[self.gone] = 0
 
 
 @dataclass
-class _Gated:
-    """Channels that no weight reads. ``energy [K, K]``: of the changes of the outputs.
+class _Lost:
+    """Channels that nothing makes up for. ``energy [K, K]``: of the changes of the outputs when they go.
 
     ``places``: channel -> its place. ``gone``: places of those that went.
     """
 
-    gate: Gate
     energy: Scores
     places: dict[int, int]
-    gone: list[int] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, gate: Gate, channels: Collection[int]) -> _Gated:
-        places = {int(channel): place for place, channel in enumerate(gate.channels) if channel in channels}
-        return cls(gate, gate.energy.cpu().numpy(), places)
+    gone: list[int] = field(default_factory=list, init=False)
 
     def losses(self, channels: Sequence[int]) -> Scores:
-        """Per channel how much its going adds to the error, ``[n]``; less than nothing where it undoes another's."""
+        """Less than nothing where it undoes another's."""
         result = np.zeros(len(channels))
         numbers = [number for number, channel in enumerate(channels) if channel in self.places]
         rows = [self.places[channels[number]] for number in numbers]
@@ -174,14 +178,53 @@ class _Gated:
         self.gone += [self.places[channel] for channel in channels if channel in self.places]
 
 
+@dataclass
+class _Gated(_Lost):
+    """Channels that no weight reads."""
+
+    gate: Gate
+
+    @classmethod
+    def of(cls, gate: Gate, channels: Collection[int]) -> _Gated:
+        places = {int(channel): place for place, channel in enumerate(gate.channels) if channel in channels}
+        return cls(gate.energy.cpu().numpy(), places, gate)
+
+    def tell(self, weights: dict[str, Tensor], closed: dict[str, Any]) -> None:
+        closed[self.gate.node] = self.gate.channels[self.gone]
+
+
+@dataclass
+class _LeftAlone(_Lost):
+    """One matrix that the refit leaves alone. ``read``, ``index``: as of ``_Refitted``. ``rows``: place -> inputs."""
+
+    read: Read
+    index: int
+    rows: Sequence[Sequence[int]]
+
+    @classmethod
+    def of(cls, read: Read, index: int, inputs: Mapping[int, Sequence[int]]) -> _LeftAlone:
+        rows = list(inputs.values())
+        weight = read.weight[index].double() * read.sensitivity[index].sqrt()
+        energy = (read.gram[index] * (weight @ weight.transpose(0, 1))).cpu().numpy()
+        by_row = np.stack([energy[own].sum(0) for own in rows])
+        energy = np.stack([by_row[:, own].sum(1) for own in rows], 1)
+        return cls(energy, {channel: place for place, channel in enumerate(inputs)}, read, index, rows)
+
+    def tell(self, weights: dict[str, Tensor], closed: dict[str, Any]) -> None:
+        own = weights.setdefault(self.read.node, self.read.weight.clone())[self.index]
+        own[[row for place in self.gone for row in self.rows[place]]] = 0
+
+
 def _parts(read: Read, group: ChannelGroup) -> list[_Part]:
     """The matrices of a weight that read channels of the group."""
-    found = []
+    found: list[_Part] = []
     for index, channels in enumerate(read.channels):
         places: dict[int, list[int]] = defaultdict(list)
         for place in np.flatnonzero(np.isin(channels, group.channels)):
             places[int(channels[place])].append(int(place))
-        if places:
+        if places and not read.refitted:
+            found.append(_LeftAlone.of(read, index, places))
+        elif places:
             gram = read.gram[index].clone()
             square = gram.diagonal()
             square.mul_(1 + _RIDGE + len(channels) / read.count).add_(
@@ -189,5 +232,5 @@ def _parts(read: Read, group: ChannelGroup) -> list[_Part]:
             )  # some may never be other than zero
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
             weight = read.weight[index].double() * read.sensitivity[index].sqrt()
-            found.append(_Part(inverse, weight, dict(places), read, index))
+            found.append(_Refitted(inverse, weight, dict(places), read, index))
     return found

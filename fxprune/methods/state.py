@@ -59,10 +59,11 @@ class Saliency:
 class Read:
     """One weight that reads channels, as ``groups`` matrices side by side.
 
-    ``node``: the layer. ``channels [g, K]``: of every input, -1 where it is of none. ``gram [g, K, K]``: of the inputs,
-    the mean over positions. ``weight [g, K, O]``. ``sensitivity [g, O]``: how much the square of the network's outputs
-    changes with the square of an error of this output, summed over positions. ``count``: how many independent positions
-    the data are worth.
+    ``node``: the layer that calls it first. ``channels [g, K]``: of every input, -1 where it is of none. ``gram
+    [g, K, K]``: of the inputs, the mean over positions of all calls; about their mean, where a bias or the norm behind
+    takes that up. ``weight [g, K, O]``. ``sensitivity [g, O]``: how much the square of the network's outputs changes
+    with the square of an error of this output, summed over positions. ``count``: how many independent positions the
+    data are worth. ``refitted``: False if the refit leaves it alone, as a weight that something else reads as well.
     """
 
     node: str
@@ -71,6 +72,7 @@ class Read:
     weight: Tensor
     sensitivity: Tensor
     count: float
+    refitted: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ class Gate:
 
 
 Trial = Callable[[Mapping[str, Tensor], Mapping[str, npt.NDArray[np.int64]]], float]
-"""``(weights, closed)``: node -> another weight ``[g, K, O]`` of a ``Read``, node -> channels of a ``Gate`` that are
-set to zero. Returns ``|change of the network's outputs|^2`` per sample, measured."""
+"""``(weights, closed)``: node -> another weight ``[g, K, O]`` of a ``Read``, whose bias follows if it can, node ->
+channels of a ``Gate`` that are set to zero. Returns ``|change of the network's outputs|^2`` per sample, measured."""
 
 
 @dataclass(frozen=True)

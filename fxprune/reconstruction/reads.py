@@ -7,12 +7,15 @@ of ``sum_i u_ic^2`` over signs is ``sum_ij (q_ic k_jc)^2``, every logit weighed 
 
 All of that is the first order: late layers are heard less than their slopes say, a softmax that has made up its mind
 more. So whoever ranks by it can measure what some change of weights and channels really does to the outputs.
+
+Which weights are refitted, and where their bias or the norm behind them follows, ``sites`` says as for the refit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -21,17 +24,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
+from fxprune.errors import InputError
 from fxprune.groups.channels import ChannelGraph
 from fxprune.labels.records import TensorLabels
 from fxprune.methods.state import Gate, Read, Trial
 from fxprune.ops.refit import Product
 from fxprune.reconstruction.data import Piece, on_item
-from fxprune.reconstruction.entries import Entries
+from fxprune.reconstruction.entries import Counterparts, Entries
 from fxprune.reconstruction.lanes import Env, Lane
-from fxprune.reconstruction.survey import Call, Observed, survey
+from fxprune.reconstruction.sites import Site, sites_of
+from fxprune.reconstruction.survey import Call, Facts, Observed, Place, survey
 from fxprune.reconstruction.walk import floating, square
 from fxprune.recording import evaluated
 from fxprune.recording.inputs import tensors_of
+from fxprune.rewriting.slicing import Cuts
 from fxprune.training.randomness import seeded
 
 _ROWS_PER_INPUT = 16
@@ -49,7 +55,7 @@ def measure_reads(
         reads, if one tensor holds every one of them once; and what measures changes of them.
 
     Raises:
-        InputError: it does not run on the data.
+        InputError: it does not run on the data, or what a weight reads there is not finite.
     """
     lane = Lane(module)
     with evaluated(module):
@@ -57,30 +63,79 @@ def measure_reads(
             facts, _ = survey(lane, lane.begin(pieces[0].args, pieces[0].kwargs))
         lane.forget()
         entries = Entries(module)
-        sums = [_Sums(call, entries, graph) for call in facts.calls.values() if call.whole]
-        at = {own.call.place[0]: own for own in sums if own.channels is not None}
-        gates = _gates(lane, graph, [own.channels for own in at.values() if own.channels is not None])
+        sums: list[_Sums] = []
+        for weight in _weights(lane, facts, entries, graph):
+            channels = _channels(weight.matrix, entries, graph)
+            if channels is not None:
+                sums.append(_Sums(weight, channels, entries))
+        at = {call.place: own.calls[call.place[0]] for own in sums for call in own.weight.calls}
+        gates = _gates(lane, graph, [own.channels for own in sums])
         total = sum(piece.samples for piece in pieces)
         for index, piece in enumerate(pieces):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
             with on_item(piece.item), seeded(seed), torch.enable_grad():
                 _run(lane, piece, at, gates, piece.samples / total, generator)
+    reads = [own.result(total) for own in sums]
     told = (gate.result(total) for gate in gates.values())
-    matrices = {node: own.call.matrix.reshape(-1) for node, own in at.items()}
-    trial = _Trials(lane, entries, pieces, matrices, gates)
-    return (*(own.result(total) for own in at.values()), *(gate for gate in told if gate is not None)), trial
+    return (*reads, *(gate for gate in told if gate is not None)), _Trials(lane, entries, pieces, sums, gates)
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A weight, and the calls that multiply with it, of which each is all that its node does.
+
+    ``matrix [g, K, O]``: its entries. ``group``: of every group of a call the one in ``matrix``. ``shift [g * O]``: the
+    entries that follow the mean of its outputs, ``sign`` times. ``refitted``: the refit does not leave it alone.
+    """
+
+    calls: tuple[Call, ...]
+    matrix: Tensor
+    group: Tensor | None = None
+    shift: Tensor | None = None
+    sign: int = 1
+    refitted: bool = False
+
+    @property
+    def node(self) -> str:
+        """Of its first call."""
+        return self.calls[0].place[0]
+
+
+def _weights(lane: Lane, facts: Facts, entries: Entries, graph: ChannelGraph) -> Iterator[_Weight]:
+    itself = Counterparts(entries, entries, Cuts.of(graph, graph.everything()))
+    sites, _, left_alone = sites_of(lane, facts, lane, facts, entries, itself)
+    known = [_of_site(site) for site in sites]
+    for first, _ in left_alone:
+        same = (call for call in facts.calls.values() if torch.equal(call.matrix, first.matrix))
+        known.append(_Weight(tuple(call for call in same if call.whole), first.matrix))
+    known = [weight for weight in known if weight.calls]
+    yield from sorted(known, key=lambda weight: lane.position[lane.named[weight.node]])
+
+
+def _of_site(site: Site) -> _Weight:
+    shift, sign = site.vector, 1
+    if shift is None and site.norm is not None:
+        shift, sign = site.norm.mean, -1
+    calls = tuple(call for call in site.calls if call.whole)
+    return _Weight(calls, site.matrix, site.group, None if shift is None else shift.reshape(-1), sign, True)
 
 
 def _run(
-    lane: Lane, piece: Piece, at: dict[str, _Sums], gates: dict[str, _Energy], share: float, generator: torch.Generator
+    lane: Lane,
+    piece: Piece,
+    at: dict[Place, _CallSums],
+    gates: dict[str, _Energy],
+    share: float,
+    generator: torch.Generator,
 ) -> None:
     env = lane.begin(piece.args, piece.kwargs)
     images = {node: value for node, value in env.items() if isinstance(value, Tensor) and value.is_floating_point()}
     env.update({node: value.requires_grad_().clone() for node, value in images.items()})
     for parameter in lane.module.parameters() if images else ():
         parameter.requires_grad_(False)  # gradients of activations are all that is asked for
+    watched = {node: (number, own) for (node, number), own in at.items()}  # a call is all that its node does
     for place, node in enumerate(lane.nodes):
-        own, gate = at.get(node.name), gates.get(node.name)
+        (number, own), gate = watched.get(node.name, (0, None)), gates.get(node.name)
         if own is None:
             lane.advance(env, place, place + 1)
             if gate is not None:
@@ -88,8 +143,8 @@ def _run(
             continue
         seen = Observed()
         lane.advance(env, place, place + 1, seen)
-        (call,) = (c for c in seen.calls if c.number == own.call.place[1])
-        product = call.product(own.call.weight)
+        (call,) = (c for c in seen.calls if c.number == number)
+        product = call.product(own.argument)
         own.add(product, call.out, piece.samples, share, generator)
         if isinstance(env.get(node), Tensor) and env[node].requires_grad:
             env[node].register_hook(own.gradients(product, tuple(call.out.shape), piece.samples))
@@ -102,17 +157,18 @@ def _run(
 
 
 class _Trials:
-    """``fxprune.methods.state.Trial``, on a few samples. ``matrices``: node -> the entries of its weight, ``[n]``."""
+    """``fxprune.methods.state.Trial``, on a few samples."""
 
     def __init__(
         self,
         lane: Lane,
         entries: Entries,
         pieces: Sequence[Piece],
-        matrices: Mapping[str, Tensor],
+        sums: Sequence[_Sums],
         gates: Mapping[str, _Energy],
     ):
-        self._lane, self._entries, self._matrices, self._gates = lane, entries, matrices, gates
+        self._lane, self._entries, self._gates = lane, entries, gates
+        self._sums = {own.weight.node: own for own in sums}
         count = next((n for n, s in enumerate(accumulate(p.samples for p in pieces), 1) if s >= _TRIED), len(pieces))
         self._pieces = pieces[:count]
         self._samples = sum(piece.samples for piece in self._pieces)
@@ -120,14 +176,14 @@ class _Trials:
 
     def __call__(self, weights: Mapping[str, Tensor], closed: Mapping[str, npt.NDArray[np.int64]]) -> float:
         self._wanted = self._wanted or self._outputs({})
-        changed = {self._matrices[node]: weight.reshape(-1) for node, weight in weights.items()}
-        before = {numbers: self._entries.read(numbers) for numbers in changed}
+        changes = [change for node, weight in weights.items() for change in self._sums[node].changes(weight)]
+        before = [(numbers, self._entries.read(numbers)) for numbers, _ in changes]
         try:
-            for numbers, values in changed.items():
-                self._entries.write(numbers, values)
+            for numbers, by in changes:
+                self._entries.write(numbers, self._entries.read(numbers).double() + by)
             found = self._outputs(closed)
         finally:
-            for numbers, values in before.items():
+            for numbers, values in reversed(before):
                 self._entries.write(numbers, values)
         pairs = [pair for both in zip(found, self._wanted, strict=True) for pair in zip(*both, strict=True)]
         if any(now.shape != wanted.shape for now, wanted in pairs):
@@ -153,49 +209,132 @@ class _Trials:
 
 
 class _Sums:
-    def __init__(self, call: Call, entries: Entries, graph: ChannelGraph):
-        self.call = call
-        self.channels = _channels(call, entries, graph)
-        self._weight = entries.read(call.matrix.reshape(-1)).view(call.matrix.shape).detach().clone()
-        groups, inputs, outputs = call.matrix.shape
-        self._gram = self._weight.new_zeros(groups, inputs, inputs, dtype=torch.float64)
-        self._alone, self._together, self._sum, self._square, self._of_means = (
-            self._weight.new_zeros(groups, outputs, dtype=torch.float64) for _ in range(5)
-        )
-        self._positions = 0
-        self._rows = 0
+    """Of one weight. ``channels [g, K]``: of its inputs. ``calls``: node -> sums over that call."""
+
+    def __init__(self, weight: _Weight, channels: npt.NDArray[np.int64], entries: Entries):
+        self.weight, self.channels = weight, channels
+        self._values = entries.read(weight.matrix.reshape(-1)).view(weight.matrix.shape).detach().clone()
+        self.calls = {call.place[0]: _CallSums(call, weight, self._values) for call in weight.calls}
+        self._mean = self._values.new_zeros(self._values.shape[:2], dtype=torch.float64)
+
+    def result(self, samples: int) -> Read:
+        """Of several calls each counts as much as the outputs depend on it.
+
+        Raises:
+            InputError: something is not finite.
+        """
+        calls = list(self.calls.values())
+        if not all(call.is_finite for call in calls):
+            raise InputError(
+                f"What {self.weight.node} reads or what the outputs make of it is not finite on data=, so no error can "
+                "be told. Look for inputs that are infinite or too large for the model's dtype."
+            )
+        found = [call.sensitivity / samples for call in calls]
+        sensitivity = torch.stack(found).sum(0)
+        shares = [float(own.mean()) / max(float(sensitivity.mean()), 1e-300) for own in found]
+        if not any(shares):
+            shares = [1 / len(calls)] * len(calls)
+        gram = torch.stack([share * call.gram for share, call in zip(shares, calls, strict=True)]).sum(0)
+        if self.weight.shift is not None:
+            self._mean += torch.stack([share * call.mean for share, call in zip(shares, calls, strict=True)]).sum(0)
+            gram = gram - self._mean.unsqueeze(2) * self._mean.unsqueeze(1)
+        worth = sum(call.worth for call in calls)
+        return Read(self.weight.node, self.channels, gram, self._values, sensitivity, worth, self.weight.refitted)
+
+    def changes(self, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Entries ``[n]`` and what is added to them, ``[n]``, where the weight has these values ``[g, K, O]``."""
+        change = values.double() - self._values.double()
+        here = change.reshape(-1) != 0  # others may be entries of another weight that changes as well
+        if not bool(here.any()):
+            return
+        yield self.weight.matrix.reshape(-1)[here.cpu()], change.reshape(-1)[here]
+        if self.weight.shift is not None:
+            yield self.weight.shift, -self.weight.sign * (self._mean.unsqueeze(1) @ change).reshape(-1)
+
+
+class _CallSums:
+    """Sums over samples, positions and groups that share a matrix. ``values [g, K, O]``: of the weight.
+
+    ``argument``: the name of the one that is the weight.
+    """
+
+    def __init__(self, call: Call, weight: _Weight, values: Tensor):
+        self.argument = call.weight
+        groups, inputs, outputs = values.shape
+
+        def zeros(*shape: int) -> Tensor:
+            return values.new_zeros(shape, dtype=torch.float64)
+
+        self._group, self._share = weight.group, 1 / len(weight.calls)
+        self._gram, self._inputs = zeros(groups, inputs, inputs), zeros(groups, inputs)
+        self._alone, self._together = zeros(groups, outputs), zeros(groups, outputs)
+        self._sum, self._square, self._of_means = (zeros(groups, outputs) for _ in range(3))
+        self._rows, self._positions, self._samples = (zeros(groups, 1) for _ in range(3))
 
     def add(self, product: Product, out: Tensor, samples: int, share: float, generator: torch.Generator) -> None:
         inputs = self._gram.shape[1]
-        wanted = math.ceil(max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS) * share)
+        wanted = math.ceil(max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS) * share * self._share)
         rows = torch.randperm(product.rows, generator=generator)[:wanted].to(self._gram.device)
         x = product.inputs(rows).detach().double()
-        self._rows += x.shape[1]
-        self._gram += x.transpose(1, 2) @ x
         y = _by_sample(product, out.detach(), samples)
-        self._positions = y.shape[2]
-        self._sum += y.sum((1, 2))
-        self._square += y.square().sum((1, 2))
-        self._of_means += y.mean(2).square().sum(1)
+        one = torch.ones_like(x[:, :1, 0])
+        for total, values in (
+            (self._rows, one * x.shape[1]),
+            (self._gram, x.transpose(1, 2) @ x),
+            (self._inputs, x.sum(1)),
+            (self._samples, one * y.shape[1]),
+            (self._positions, one * y.shape[1] * y.shape[2]),
+            (self._sum, y.sum((1, 2))),
+            (self._square, y.square().sum((1, 2))),
+            (self._of_means, y.mean(2).square().sum(1)),
+        ):
+            self._pool(total, values)
 
     def gradients(self, product: Product, shape: tuple[int, ...], samples: int) -> Callable[[Tensor], None]:
         def note(gradient: Tensor) -> None:
             found = _by_sample(product, gradient.reshape(shape), samples)
-            self._alone += found.square().sum((1, 2))
-            self._together += found.sum(2).square().sum(1)
+            self._pool(self._alone, found.square().sum((1, 2)))
+            self._pool(self._together, found.sum(2).square().sum(1))
 
         return note
 
-    def result(self, samples: int) -> Read:
-        assert self.channels is not None
-        mean = self._sum / (samples * self._positions)
-        variance = self._square / (samples * self._positions) - mean**2
-        even = ((self._of_means / samples - mean**2) / variance.clamp_min(1e-300)).clamp(0, 1)
-        sensitivity = ((1 - even) * self._alone + even * self._together) / samples
-        worth = samples * self._positions / (1 + (self._positions - 1) * float(even.mean()))
-        return Read(
-            self.call.place[0], self.channels, self._gram / max(self._rows, 1), self._weight, sensitivity, worth
-        )
+    def _pool(self, total: Tensor, values: Tensor) -> None:
+        """Add ``[groups of a call, ...]`` to ``[groups of the weight, ...]``."""
+        group = torch.arange(len(total)) if self._group is None else self._group
+        total.index_add_(0, group.to(total.device), values)
+
+    @property
+    def is_finite(self) -> bool:
+        return all(bool(t.isfinite().all()) for t in (self._gram, self._square, self._alone, self._together))
+
+    @property
+    def gram(self) -> Tensor:
+        """Of the inputs, the mean over rows."""
+        return self._gram / self._rows.clamp_min(1).unsqueeze(2)
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the inputs."""
+        return self._inputs / self._rows.clamp_min(1)
+
+    @property
+    def sensitivity(self) -> Tensor:
+        """Summed over samples."""
+        return (1 - self._even) * self._alone + self._even * self._together
+
+    @property
+    def worth(self) -> float:
+        """Independent positions."""
+        together = 1 + (float((self._positions / self._samples.clamp_min(1)).mean()) - 1) * float(self._even.mean())
+        return float(self._positions.mean()) / together
+
+    @property
+    def _even(self) -> Tensor:
+        """Which share of the variance of an output is between samples, not between positions of one."""
+        positions = self._positions.clamp_min(1)
+        mean = self._sum / positions
+        variance = self._square / positions - mean**2
+        return ((self._of_means / self._samples.clamp_min(1) - mean**2) / variance.clamp_min(1e-300)).clamp(0, 1)
 
 
 class _Energy:
@@ -256,10 +395,10 @@ def _by_sample(product: Product, y: Tensor, samples: int) -> Tensor:
     return rows.reshape(len(rows), samples, -1, rows.shape[2])
 
 
-def _channels(call: Call, entries: Entries, graph: ChannelGraph) -> npt.NDArray[np.int64] | None:
-    """The channel that every input of the product is of, ``[g, K]``; -1 where it is of none that a weight reads."""
-    read = {(m.name, m.dim) for group in graph.groups for m in group.members if m.read}
-    numbers, found = call.matrix[:, :, 0], None
+def _channels(matrix: Tensor, entries: Entries, graph: ChannelGraph) -> npt.NDArray[np.int64] | None:
+    """The channel that every input of a product is of, ``[g, K]``; -1 where it is of none that may go."""
+    read = {(m.name, m.dim) for group in graph.groups if not group.locked for m in group.members if m.read}
+    numbers, found = matrix[:, :, 0], None
     for name in entries.names_of(numbers.reshape(-1)):
         parameter = graph.by_name.get(name)
         factor = next((f for f in parameter.labels if (name, f.dim) in read), None) if parameter is not None else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ class TwoReaders(nn.Module):
         return self.one(x), 3 * self.other(x)
 
 
-def measured_on(model: nn.Module, data: Tensor) -> tuple[fxprune.ChannelGraph, tuple[Read | Gate, ...], Trial]:
+def measured_on(model: nn.Module, data: Any) -> tuple[fxprune.ChannelGraph, tuple[Read | Gate, ...], Trial]:
     graph, module = fxprune.analyze(model, data[:1]), fxprune.record(model, data[:1])
     record = {"args": (data[:1],), "kwargs": {}}
     return graph, *measure_reads(module, graph, pieces_of(data, record, None, torch.device("cpu")))
@@ -60,7 +62,7 @@ def test_the_score_is_what_the_best_refit_leaves() -> None:
     patches = F.unfold(hidden, 2).transpose(1, 2).reshape(-1, 24)  # 4 places of the kernel to a channel
     pixels = hidden.permute(0, 2, 3, 1).reshape(-1, 6)
     rows = [one.permute(0, 2, 3, 1).reshape(-1, 2), other.detach().permute(0, 2, 3, 1).reshape(-1, 3)]
-    rows[1] = rows[1] - 3 * model.other.bias.detach()
+    pixels, rows[1] = ((t - t.mean(0)) for t in (pixels, rows[1]))  # a bias takes up the means
 
     def left(gone: tuple[int, ...]) -> float:
         stay = [c for c in range(6) if c not in gone]
@@ -165,12 +167,129 @@ def test_trials_are_what_the_network_does() -> None:
     _, found, trial = measured_on(readers, images)
     read = next(r for r in found if r.node == "other")
     with torch.no_grad():
-        before = readers(images)
+        before, kept = readers(images), copy.deepcopy(readers.other)
+        mean = F.relu(readers.make(images)).mean((0, 2, 3))
+        readers.other.bias += 0.5 * readers.other.weight[:, :, 0, 0] @ mean
         readers.other.weight *= 0.5
         wanted = sum(float((a - b).square().sum()) for a, b in zip(readers(images), before, strict=True)) / 10
-        readers.other.weight *= 2
+        readers.other = kept
     assert trial({read.node: read.weight / 2}, {}) == pytest.approx(wanted, rel=1e-4)
-    assert trial({}, {}) == 0, "the weight is put back"
+    assert trial({}, {}) == 0, "the weight and its bias are put back"
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_what_a_bias_or_a_norm_takes_up_is_no_error(norm: bool) -> None:
+    """Channels that are large and hardly vary go before small ones that do."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(24, 8, bias=False), nn.BatchNorm1d(8)] if norm else [nn.Linear(24, 8)]
+    model = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), *layers, nn.Tanh(), nn.Linear(8, 4)).eval()
+    with torch.no_grad():
+        model[0].weight[:12] *= 0.3
+        model[0].bias[:12] += 2
+    data = torch.randn(400, 6)
+    keep = fxprune.Options(max_ratio={"2": 0.0})
+    given = {"channels": 0.625, "round_to": 1, "progress": False, "options": keep}
+    small = fxprune.prune(model, data[:2], method="obs", data=data, reconstruct=True, **given)
+    assert set(small.meta["fxprune"].plan.kept["0.weight"][0]) == set(range(12, 24))
+    with torch.no_grad():
+        lost = (small(data) - model(data)).square().sum() / (model(data) - model(data).mean(0)).square().sum()
+    assert float(lost) < 0.1
+
+
+class Shared(nn.Module):
+    """One weight reads the same channels in two places; what comes of one counts more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(5, 8)
+        self.read = nn.Linear(8, 3, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.read(F.relu(self.a(x))), 3 * self.read(F.relu(self.b(x)))
+
+
+def test_a_weight_that_is_called_twice_is_refitted_once() -> None:
+    torch.manual_seed(0)
+    model, data = Shared().eval().double(), torch.randn(500, 5).double()
+    _, found, trial = measured_on(model, data)
+    (read,) = found
+    assert isinstance(read, Read)
+    with torch.no_grad():
+        a, b = F.relu(model.a(data)), F.relu(model.b(data))
+    torch.testing.assert_close(read.gram[0], (a.T @ a + 9 * b.T @ b) / 10 / len(data), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(read.sensitivity, torch.full((1, 3), 10.0).double())
+    with torch.no_grad():
+        before = model(data[:32])
+        model.read.weight *= 0.5
+        wanted = sum(float((x - y).square().sum()) for x, y in zip(model(data[:32]), before, strict=True))
+        model.read.weight *= 2
+    assert 32 * trial({read.node: read.weight / 2}, {}) == pytest.approx(wanted, rel=1e-4)
+
+
+class Decoder(nn.Module):
+    """What the first layer makes one of two layers reads, with the first one's own weight: no refit may change that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tied, self.other = nn.Linear(6, 12), nn.Linear(6, 12)
+        self.read = nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.relu(self.tied(x)), self.tied.weight.t()) + self.read(F.relu(self.other(x)))
+
+
+def test_what_the_refit_leaves_alone_is_lost_in_full() -> None:
+    torch.manual_seed(0)
+    model, data = Decoder().eval().double(), torch.randn(600, 6).double()
+    graph, scores = scores_of(model, data, methods.OBS(per_mac=False))
+    group = next(g for g in graph.prunable if g.name == "tied")
+    found = scores[graph.groups.index(group)].reshape(-1)
+    with torch.no_grad():
+        given = F.relu(model.tied(data))
+    (rows,) = (f.rows()[0].tolist() for f in graph.by_name["tied.weight"].labels if f.dim == 0)
+    channels = [rows.index(c) for c in group.channels.reshape(-1).tolist()]
+
+    def lost(gone: list[int]) -> float:
+        return float((given[:, gone] @ model.tied.weight[gone]).square().sum()) / len(data)
+
+    gone, order = [], [channels[i] for i in np.argsort(found, kind="stable")]
+    for number, channel in enumerate(order[:6]):
+        added = {c: lost([*gone, c]) - lost(gone) for c in channels if c not in gone}
+        assert channel == min(added, key=added.__getitem__)
+        gone.append(channel)
+        if not number:
+            assert found.min() == pytest.approx(lost(gone), rel=1e-3)
+    before = copy.deepcopy(model.state_dict())
+    small = fxprune.prune(model, data[:2], method="obs", data=data, channels=0.5, round_to=1, progress=False)
+    assert len(small.get_parameter("tied.weight")) < 12
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+
+
+def test_sizes_that_vary_count_by_their_positions() -> None:
+    torch.manual_seed(0)
+    model, data = TwoReaders().eval(), [torch.randn(4, 3, size, size) for size in (5, 6, 12)]
+    counts = [
+        [read.count for read in measured_on(model, pieces)[1] if isinstance(read, Read)]
+        for pieces in (data, data[::-1])
+    ]
+    assert counts[0] == pytest.approx(counts[1])
+
+
+def test_without_a_refit_the_report_asks_for_one() -> None:
+    torch.manual_seed(0)
+    model, data = TwoReaders().eval(), torch.randn(20, 3, 6, 6)
+    given = {"method": "obs", "data": data, "channels": 0.5, "round_to": 1, "progress": False}
+    note = "obs chose for what a refit leaves: fxprune.reconstruct, or reconstruct=True, makes it"
+    assert note in fxprune.prune(model, data[:1], **given).meta["fxprune"].notes
+    assert note not in fxprune.prune(model, data[:1], reconstruct=True, **given).meta["fxprune"].notes
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    torch.manual_seed(0)
+    model, data = TwoReaders().eval(), torch.randn(20, 3, 6, 6)
+    data[3, 0, 0, 0] = float("inf")
+    with pytest.raises(fxprune.errors.InputError, match=r"What \w+ reads .* is not finite on data="):
+        fxprune.prune(model, data[:1], method="obs", data=data, channels=0.5, progress=False)
 
 
 class Logits(nn.Module):
