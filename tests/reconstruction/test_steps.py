@@ -84,5 +84,5 @@ def test_a_step_that_cannot_be_refitted_is_told(monkeypatch: pytest.MonkeyPatch)
         net, data[:1], method="obs", data=data, channels=0.5, round_to=1, progress=False,
         options=fxprune.Options(steps=2),
     )  # fmt: skip
-    (note,) = small.meta["fxprune"].notes
+    note = small.meta["fxprune"].notes[0]
     assert note == "not refitted after step 1 of 2: a reason (net.py:3)"
