@@ -85,7 +85,9 @@ def _cut(
     if keywords.data is not None and not needs_of(request.method):  # type: ignore[arg-type]
         notes.append(f"data= was not needed: {request.name} reads only weights")
     if "reads" in needs_of(request.method) and not keywords.reconstruct:  # type: ignore[arg-type]
-        notes.append(f"{request.name} chose for what a refit leaves: fxprune.reconstruct, or reconstruct=True, makes it")
+        notes.append(
+            f"{request.name} chose for what a refit leaves, which fxprune.reconstruct or reconstruct=True makes"
+        )
     return _held(model, request, dense, lambda cut: finish(dense, scores, cut, request.name, notes), cut)
 
 

@@ -279,7 +279,7 @@ def test_without_a_refit_the_report_asks_for_one() -> None:
     torch.manual_seed(0)
     model, data = TwoReaders().eval(), torch.randn(20, 3, 6, 6)
     given = {"method": "obs", "data": data, "channels": 0.5, "round_to": 1, "progress": False}
-    note = "obs chose for what a refit leaves: fxprune.reconstruct, or reconstruct=True, makes it"
+    note = "obs chose for what a refit leaves, which fxprune.reconstruct or reconstruct=True makes"
     assert note in fxprune.prune(model, data[:1], **given).meta["fxprune"].notes
     assert note not in fxprune.prune(model, data[:1], reconstruct=True, **given).meta["fxprune"].notes
 
