@@ -32,7 +32,7 @@ from fxprune.ops.refit import Product
 from fxprune.reconstruction.data import Piece, on_item
 from fxprune.reconstruction.entries import Counterparts, Entries
 from fxprune.reconstruction.lanes import Env, Lane
-from fxprune.reconstruction.sites import Site, sites_of
+from fxprune.reconstruction.sites import Site, distinct, sites_of
 from fxprune.reconstruction.survey import Call, Facts, Observed, Place, survey
 from fxprune.reconstruction.walk import floating, square
 from fxprune.recording import evaluated
@@ -75,6 +75,7 @@ def measure_reads(
             generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
             with on_item(piece.item), seeded(seed), torch.enable_grad():
                 _run(lane, piece, at, gates, piece.samples / total, generator)
+    sums = [own for own in sums if not any(call.is_odd for call in own.calls.values())]
     reads = [own.result(total) for own in sums]
     told = (gate.result(total) for gate in gates.values())
     return (*reads, *(gate for gate in told if gate is not None)), _Trials(lane, entries, pieces, sums, gates)
@@ -107,7 +108,7 @@ def _weights(lane: Lane, facts: Facts, entries: Entries, graph: ChannelGraph) ->
     known = [_of_site(site) for site in sites]
     for first, _ in left_alone:
         same = (call for call in facts.calls.values() if torch.equal(call.matrix, first.matrix))
-        known.append(_Weight(tuple(call for call in same if call.whole), first.matrix))
+        known.append(_Weight(tuple(call for call in same if call.whole), *distinct(first.matrix)))
     known = [weight for weight in known if weight.calls]
     yield from sorted(known, key=lambda weight: lane.position[lane.named[weight.node]])
 
@@ -255,11 +256,11 @@ class _Sums:
 class _CallSums:
     """Sums over samples, positions and groups that share a matrix. ``values [g, K, O]``: of the weight.
 
-    ``argument``: the name of the one that is the weight.
+    ``argument``: the name of the one that is the weight. ``is_odd``: how many groups there are varies with the inputs.
     """
 
     def __init__(self, call: Call, weight: _Weight, values: Tensor):
-        self.argument = call.weight
+        self.argument, self.is_odd = call.weight, False
         groups, inputs, outputs = values.shape
 
         def zeros(*shape: int) -> Tensor:
@@ -300,8 +301,14 @@ class _CallSums:
 
     def _pool(self, total: Tensor, values: Tensor) -> None:
         """Add ``[groups of a call, ...]`` to ``[groups of the weight, ...]``."""
-        group = torch.arange(len(total)) if self._group is None else self._group
-        total.index_add_(0, group.to(total.device), values)
+        if len(total) == 1:
+            total += values.sum(0, keepdim=True)
+        elif self._group is None:
+            total += values
+        elif len(self._group) == len(values):
+            total.index_add_(0, self._group.to(total.device), values)
+        else:
+            self.is_odd = True
 
     @property
     def is_finite(self) -> bool:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,10 +23,10 @@ from fxprune.ops.refit import Product
 from fxprune.reconstruction.data import Piece
 from fxprune.reconstruction.entries import Counterparts, Entries
 from fxprune.reconstruction.result import LayerFit, Reconstruction
-from fxprune.reconstruction.sites import NormSite, Site, sites_of
+from fxprune.reconstruction.sites import Columns, NormSite, Site, sites_of
 from fxprune.reconstruction.solve import Sums, solve
-from fxprune.reconstruction.survey import Call, Place
-from fxprune.reconstruction.walk import Stop, Walk
+from fxprune.reconstruction.survey import Place
+from fxprune.reconstruction.walk import OutputsError, Stop, Walk
 from fxprune.recording import evaluated
 from fxprune.rewriting.slicing import Cuts
 
@@ -37,13 +38,22 @@ _SAME = 1e-6
 
 @dataclass
 class _Open:
-    """A site whose sums are being taken. ``change``: what its weight and bias were changed by so far."""
+    """A site whose sums are being taken. ``change``: what its weight and bias were changed by so far.
+
+    ``odd``: why they cannot be taken, or "".
+    """
 
     fit: Sums
     held: Sums
     change: tuple[Tensor, Tensor]
     ridge: float | None = None
     unchanged: bool = True
+    odd: str = ""
+
+    @classmethod
+    def of(cls, site: Site, device: torch.device) -> _Open:
+        fit, held = (Sums(site.matrix.shape, device) for _ in range(2))
+        return cls(fit, held, (torch.zeros_like(fit.cross), torch.zeros_like(fit.r)))
 
 
 class _Run:
@@ -97,30 +107,30 @@ class _Run:
         seen = stop.of_dense.calls[k], stop.of_pruned.calls[k]
         whole, product = (s.product(site.calls[number].weight) for s in seen)
         rows = self._rows(site, number, index, product.rows).to(seen[1].out.device)
+        own = product.outputs(seen[1].out, rows)
+        opened = sums.setdefault(id(site), _Open.of(site, own.device))
+        if len(site.matrix) > 1 and site.group is not None and len(site.group) != len(own):
+            opened.odd = "how many groups share its weights varies with the inputs"
+            return
         y = _picked(whole.outputs(seen[0].out, rows), columns)
         lacking = self._lacking(site, place[0], stop, (whole, product), (seen[0].out, seen[1].out), rows, columns)
         if lacking is not None:
             y = y + self._missing(site, lacking)
-        self._add(site, product, rows, seen[1].out, y, self._pieces[index], sums)
+        self._add(site, opened, partial(product.inputs, rows), own, y, self._pieces[index])
 
     def _add(
-        self, site: Site, product: Product, rows: Tensor, out: Tensor, y: Tensor, piece: Piece, sums: dict[int, _Open]
+        self, site: Site, opened: _Open, inputs: Callable[[], Tensor], own: Tensor, y: Tensor, piece: Piece
     ) -> None:
-        if id(site) not in sums:
-            fit, held = (Sums(site.matrix.shape, out.device) for _ in range(2))
-            sums[id(site)] = _Open(fit, held, (torch.zeros_like(fit.cross), torch.zeros_like(fit.r)))
-        opened = sums[id(site)]
-        lacking = y - product.outputs(out, rows)
+        lacking = y - own
         if opened.unchanged and float(lacking.abs().max()) > _SAME * float(y.abs().max()):
             opened.unchanged = False
         if opened.unchanged and len(site.places) == 1:
             return
-        x = product.inputs(rows)
-        (opened.held if piece.held else opened.fit).add(x, lacking, y, site.group)
+        (opened.held if piece.held else opened.fit).add(inputs(), lacking, y, site.group)
 
     def _lacking(
         self, site: Site, name: str, stop: Stop, products: tuple[Product, Product], outs: tuple[Tensor, Tensor],
-        rows: Tensor, columns: tuple[Tensor, Tensor],
+        rows: Tensor, columns: Columns,
     ) -> Tensor | None:  # fmt: skip
         """What the result of this product would lack of the dense one's, were the products equal, ``[g, R, O]``."""
         branch = site.branch
@@ -179,7 +189,7 @@ class _Run:
     def _solve(self, site: Site, opened: _Open) -> None:
         """Write the new weight, if there is a better one. That of several calls is solved for after each of them."""
         fit, held = opened.fit, opened.held
-        if opened.unchanged or not (fit.is_finite and held.is_finite):
+        if opened.odd or opened.unchanged or not (fit.is_finite and held.is_finite):
             return
         change = solve(fit, held, site.vector is not None or site.norm is not None, self._ridge)
         if change.after >= held.left(torch.zeros_like(change.weight), torch.zeros_like(change.bias)):
@@ -199,10 +209,12 @@ class _Run:
         """Tell what became of a weight whose last call was seen."""
         held, (weight, bias) = opened.held, opened.change
         finite = opened.fit.is_finite and held.is_finite
-        why = "nothing before it changed" if opened.unchanged else "" if finite else "its inputs are not finite"
+        why = opened.odd or (
+            "nothing before it changed" if opened.unchanged else "" if finite else "its inputs are not finite"
+        )
         errors = [held.left(-weight, -bias), held.left(torch.zeros_like(weight), torch.zeros_like(bias))]
         scale = 0.0 if opened.unchanged else 1 / (held.spread or 1.0)
-        before, after = (error * scale if finite else None for error in errors)
+        before, after = (error * scale if finite and not opened.odd else None for error in errors)
         kept, ridge = opened.ridge is not None, opened.ridge if opened.ridge != float("inf") else None
         self.layers.append(LayerFit(site.name, site.op, opened.fit.rows, before, after, ridge, kept, why))
         if kept and len({node for node, _ in site.places}) > 1:
@@ -276,39 +288,58 @@ def refit(
         run.run()
         reference = copy.deepcopy(pruned).eval()
         error = run.walk.outputs_error(reference)
+    worse = _is_worse(error)
     result = copy.deepcopy(pruned)
     own = Entries(result)
     with torch.no_grad():
-        for name in run.changed:
+        for name in () if worse else run.changed:
             own.tensors[name].copy_(run.entries.tensors[name])
-    left_alone = [
-        LayerFit(", ".join(run.entries.names_of(c.matrix.reshape(-1))), c.op, 0, None, None, None, False, why)
-        for c, why in run.left_alone
-    ]
+    left_alone = [(", ".join(run.entries.names_of(c.matrix.reshape(-1))), c.op, why) for c, why in run.left_alone]
+    left_alone += [(node, op, why) for (node, _), (op, why) in run.walk.facts.odd.items()]
+    layers = [_put_back(layer) for layer in run.layers] if worse else run.layers
+    layers += [LayerFit(name, op, 0, None, None, None, False, why) for name, op, why in left_alone]
+    notes = [f"{error.varying} outputs are not compared: their shapes depend on values"] if error.varying else []
+    if worse:
+        notes.append(f"all is as it was cut: refitted, the error of the outputs was {error.after:.3g}")
     told = Reconstruction(
-        (*run.layers, *left_alone),
+        tuple(layers),
         error.before,
-        error.after,
+        error.before if worse else error.after,
         sum(piece.samples for piece in pieces if not piece.held),
         sum(piece.samples for piece in pieces if piece.held),
         time.perf_counter() - start,
-        "" if run.sites else _not_applicable(run.left_alone),
-        (f"{error.varying} outputs are not compared: their shapes depend on values",) if error.varying else (),
+        "" if run.sites else _not_applicable({why for _, _, why in left_alone}),
+        tuple(notes),
     )
     return result, told
 
 
-def _not_applicable(left_alone: Sequence[tuple[Call, str]]) -> str:
-    reasons = sorted({why for _, why in left_alone})
-    return "no weight can be solved for" + (f": {'; '.join(reasons)}" if reasons else ", for none reads channels")
+def _is_worse(error: OutputsError) -> bool:
+    """Whether layers that each got better made the outputs worse all the same."""
+    if error.before is None or error.after is None or math.isnan(error.before):
+        return False
+    return not error.after <= error.before
 
 
-def _picked(y: Tensor, columns: tuple[Tensor, Tensor]) -> Tensor:
+def _put_back(layer: LayerFit) -> LayerFit:
+    return replace(layer, after=layer.before, ridge=None, kept=False) if layer.kept else layer
+
+
+def _not_applicable(reasons: set[str]) -> str:
+    return "no weight can be solved for" + (
+        f": {'; '.join(sorted(reasons))}" if reasons else ", for none reads channels"
+    )
+
+
+def _picked(y: Tensor, columns: Columns) -> Tensor:
     """Of the dense outputs ``[g, R, O]`` those that stay, ``[g, R, O]`` of the pruned product."""
-    groups, outputs = (index.to(y.device) for index in columns)
-    if y.shape[0] == 1:
+    groups, outputs = (None if index is None else index.to(y.device) for index in columns)
+    assert outputs is not None
+    if groups is not None:
+        return y.transpose(1, 2)[groups, outputs].transpose(1, 2)
+    if len(outputs) == 1:
         return y[:, :, outputs[0]]
-    return y.transpose(1, 2)[groups, outputs].transpose(1, 2)
+    return y.gather(2, outputs.unsqueeze(1).expand(-1, y.shape[1], -1))
 
 
 def _most(table: Any, name: str) -> int:

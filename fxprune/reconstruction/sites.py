@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,10 @@ from fxprune.depth import STANDS_KEY
 from fxprune.reconstruction.entries import Counterparts, Entries
 from fxprune.reconstruction.lanes import Lane
 from fxprune.reconstruction.survey import Call, Facts, Norm, Place
+
+Columns = tuple[Tensor | None, Tensor]
+"""Of every output of a product the group and the output of the dense product, both ``[g, O]``. No groups: it is the
+same group; then ``[1, O]`` are the outputs of every one."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class Site:
     """One weight, and the calls that multiply with it.
 
     ``matrix [g, K, O]``, ``vector [g, O]``: entries of the pruned network; ``vector`` None without a bias of its own.
-    ``group``: of every group of a call the one in ``matrix``. ``columns``: per call the (group, output) of the dense
-    product for every output, two ``[g, O]``. ``norm``: takes up a shift of the outputs where there is no bias.
+    ``group``: of every group of a call the one in ``matrix``, where several share one. ``columns``: per call the dense
+    product's. ``norm``: takes up a shift of the outputs where there is no bias.
     """
 
     name: str
@@ -45,7 +49,7 @@ class Site:
     matrix: Tensor
     vector: Tensor | None
     group: Tensor | None
-    columns: tuple[tuple[Tensor, Tensor], ...]
+    columns: tuple[Columns, ...]
     norm: Norm | None
     branch: Branch | None
 
@@ -70,7 +74,13 @@ def sites_of(
     for call in facts.calls.values():
         calls.setdefault(call.matrix.numpy().tobytes(), []).append(call)
     sites, left_alone = [], []
-    owners = _Owners(entries, [own[0].matrix for own in calls.values()])
+    owners = _Owners(entries)
+    for key, own in calls.items():
+        owners.add(key, own[0].matrix)
+        for vector in (call.vector for call in own):
+            owners.add(key, vector)
+    for place, norm in facts.norms.items():
+        owners.add(place, norm.mean)
     for own in calls.values():
         found = _site(own, lane, facts, dense_lane, dense, entries, counterparts, owners)
         if isinstance(found, Site):
@@ -83,25 +93,38 @@ def sites_of(
     for place, norm in facts.norms.items():
         whole = dense.norms.get(place)
         columns = None if whole is None else _places_in(whole.mean, counterparts.dense(norm.mean))
-        if place not in taken and columns is not None:
+        if place not in taken and columns is not None and not owners.shared(place, norm.mean):
             norms.append(NormSite(norm, columns))
     return sites, norms, left_alone
 
 
 class _Owners:
-    """How many weights of different shape hold an entry."""
+    """Who reads an entry: contractions, by their matrix, and norms, by their place."""
 
-    def __init__(self, entries: Entries, matrices: Sequence[Tensor]):
-        self._names: dict[str, list[Tensor]] = {}
+    def __init__(self, entries: Entries):
         self._entries = entries
-        for matrix in matrices:
-            for name in entries.names_of(matrix.reshape(-1)):
-                self._names.setdefault(name, []).append(matrix)
+        self._known: dict[str, dict[Hashable, list[Tensor]]] = {}
 
-    def overlap(self, matrix: Tensor) -> bool:
-        numbers = matrix.reshape(-1)
-        others = [m for name in self._entries.names_of(numbers) for m in self._names[name] if m is not matrix]
-        return any(bool(torch.isin(numbers, other.reshape(-1)).any()) for other in others)
+    def add(self, owner: Hashable, numbers: Tensor | None) -> None:
+        """``owner`` reads these entries."""
+        if numbers is not None:
+            for name in self._entries.names_of(numbers.reshape(-1)):
+                self._known.setdefault(name, {}).setdefault(owner, []).append(numbers.reshape(-1))
+
+    def shared(self, owner: Hashable, numbers: Tensor) -> bool:
+        """Whether another reads one of these entries."""
+        numbers = numbers.reshape(-1)
+        known = [self._known.get(name, {}) for name in self._entries.names_of(numbers)]
+        others = [own for table in known for key, all_ in table.items() if key != owner for own in all_]
+        return any(bool(torch.isin(numbers, other).any()) for other in others)
+
+
+def distinct(matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The different ones among groups ``[g, K, O]``, and of every group which it is, ``[g]``; None if all differ."""
+    if matrix.unique().numel() == matrix.numel():
+        return matrix, None
+    rows, group = torch.unique(matrix.flatten(1), dim=0, return_inverse=True)
+    return rows.unflatten(1, matrix.shape[1:]), group
 
 
 def _site(
@@ -109,20 +132,17 @@ def _site(
     counterparts: Counterparts, owners: _Owners,
 ) -> Site | str:  # fmt: skip
     """The weight that these calls share, or why it is left alone."""
-    first = calls[0]
+    first, key = calls[0], calls[0].matrix.numpy().tobytes()
     names = entries.names_of(first.matrix.reshape(-1))
     elsewhere = next((facts.elsewhere[name] for name in names if name in facts.elsewhere), "")
     if elsewhere:
         return f"its weight is also read by {elsewhere}"
-    if owners.overlap(first.matrix):
+    if owners.shared(key, first.matrix):
         return "another contraction reads a part of its weight"
-    matrix, vector, group = first.matrix, first.vector, None
-    if matrix.unique().numel() < matrix.numel():
-        rows, group = torch.unique(matrix.flatten(1), dim=0, return_inverse=True)
-        matrix = rows.unflatten(1, matrix.shape[1:])
-        vector = None
-        if matrix.unique().numel() < matrix.numel():
-            return "it reads an entry of its weight more than once"
+    matrix, group = distinct(first.matrix)
+    if group is not None and matrix.unique().numel() < matrix.numel():
+        return "it reads an entry of its weight more than once"
+    vector = first.vector if group is None else None
     numbers = counterparts.dense(first.matrix)
     if numbers is None:
         return "it has no counterpart in the dense network"
@@ -134,28 +154,40 @@ def _site(
         if whole.rows != call.rows:
             return "its rows are channels that were cut"
         places = _columns(whole.matrix, numbers)
-        if places is None:
-            return "it has no counterpart in the dense network"
+        if isinstance(places, str):
+            return places
         columns.append(places)
-    shared = any(name in facts.elsewhere for name in entries.names_of(vector.reshape(-1))) if vector is not None else 0
-    vector = None if shared else vector
-    if vector is not None and any(c.vector is None or not torch.equal(c.vector, vector) for c in calls):
+    if vector is not None and (
+        any(name in facts.elsewhere for name in entries.names_of(vector.reshape(-1)))
+        or any(c.vector is None or not torch.equal(c.vector, vector) for c in calls)
+        or owners.shared(key, vector)
+    ):
         vector = None
-    norm = _norm_after(lane, facts, first) if vector is None and len(calls) == 1 else None
+    norm = _norm_after(lane, facts, first) if vector is None and group is None and len(calls) == 1 else None
+    if norm is not None and owners.shared(norm.place, norm.mean):
+        norm = None
     branch = None
     if len(calls) == 1 and first.whole:
         branch = _branch(lane, facts, first, dense_lane, dense, dense.calls[first.place])
     return Site(", ".join(names), first.op, tuple(calls), matrix, vector, group, tuple(columns), norm, branch)
 
 
-def _columns(whole: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Where the dense matrix ``whole [g, K, O]`` has the columns of ``numbers [g, K, O]``: group and output."""
-    firsts = numbers[:, 0]
+def _columns(whole: Tensor, numbers: Tensor) -> Columns | str:
+    """Where the dense matrix ``whole [g, K, O]`` has the columns of ``numbers [g, K, O]``, or why that is not known."""
+    firsts, (different, group) = numbers[:, 0], distinct(whole)
+    if group is not None:
+        if len(whole) != len(numbers):
+            return "which of the groups that share its weight went, the weight does not tell"
+        if len(different) == 1:
+            whole, firsts = whole[:1], firsts[:1]
+        apart = (int(whole.max()) + 1) * torch.arange(len(whole)).unsqueeze(1)
+        whole, firsts = whole + apart.unsqueeze(2), firsts + apart
     places = _places_in(whole.reshape(-1), firsts.reshape(-1))
     if places is None:
-        return None
+        return "it has no counterpart in the dense network"
     outputs, inputs = whole.shape[2], whole.shape[1]
-    return (places // (inputs * outputs)).view(firsts.shape), (places % outputs).view(firsts.shape)
+    found = (places % outputs).view(firsts.shape)
+    return (places // (inputs * outputs)).view(firsts.shape) if len(whole) > 1 and group is None else None, found
 
 
 def _places_in(whole: Tensor, numbers: Tensor | None) -> Tensor | None:

@@ -35,10 +35,13 @@ class Sums:
     def add(self, x: Tensor, r: Tensor, t: Tensor, group: Tensor | None = None) -> None:
         """Rows of inputs ``[g, R, K]``, of what the outputs lack and of what they should be ``[g, R, O]``.
 
-        ``group``: of each of them the one here, where several share a matrix; then there have to be equally many.
+        ``group``: of each of them the one here, where several share a matrix; then there have to be equally many. If
+        there is one here, it is of all of them.
         """
         x, r, t = x.double(), r.double(), t.double()
-        if group is not None:
+        if len(self.gram) == 1:
+            x, r, t = (part.flatten(0, 1).unsqueeze(0) for part in (x, r, t))
+        elif group is not None:
             x, r, t = (_joined(part, group) for part in (x, r, t))
         self.rows += x.shape[1]
         self.gram += x.transpose(1, 2) @ x

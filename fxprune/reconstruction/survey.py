@@ -49,7 +49,7 @@ class Norm:
 class Facts:
     """``ops``: of every node, by name. ``elsewhere``: name of a tensor -> an op that reads it and is no contraction.
 
-    ``odd``: node -> why a contraction in it cannot be solved for. ``sizes``: position -> bytes alive there.
+    ``odd``: contractions that cannot be solved for: the op, and why. ``sizes``: position -> bytes alive there.
     ``writes``: whether any op writes to an activation. ``same``: nodes that return what they are given. ``adds``: nodes
     in which something is added. ``vectors``: names of tensors that scale or shift channels: biases, and what norms,
     multiplications and additions read as such.
@@ -59,7 +59,7 @@ class Facts:
     norms: dict[Place, Norm] = field(default_factory=dict)
     ops: dict[str, list[str]] = field(default_factory=dict)
     elsewhere: dict[str, str] = field(default_factory=dict)
-    odd: dict[str, str] = field(default_factory=dict)
+    odd: dict[Place, tuple[str, str]] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
     writes: bool = False
     same: set[str] = field(default_factory=set)
@@ -131,7 +131,7 @@ class _Survey(OpMode):
     def _call(self, op: str, place: Place, weight: str, product: Product) -> Call | None:
         numbers = self._entries.of(product.weight)
         if numbers is None:
-            self._facts.odd[self.node] = "its weight is computed from parameters"
+            self._facts.odd[place] = op, "its weight is computed from parameters"
             return None
         vector = None
         if product.bias is not None:

@@ -348,3 +348,160 @@ def test_where_no_output_can_be_compared_no_error_is_told(images: Tensor, tmp_pa
     assert told.notes[-1] == "not tuned: no output can be compared"
     fxprune.save(fitted, tmp_path / "small.safetensors")
     assert fxprune.load(tmp_path / "small.safetensors", net).meta["fxprune"].reconstruction == told
+
+
+class SharedVector(nn.Module):
+    """Two layers with one bias, or one norm behind both; half of what they read is large and hardly varies."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.make, self.head = nn.Linear(6, 24), nn.Linear(16, 4)
+        self.a, self.b = (nn.Linear(24, 16, bias=not norm) for _ in range(2))
+        self.norm = nn.BatchNorm1d(16) if norm else nn.Identity()
+        if not norm:
+            self.b.bias = self.a.bias
+        with torch.no_grad():
+            self.make.bias[:12] += 3
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu(self.make(x))
+        return self.head(torch.tanh(self.norm(self.a(x)))), self.head(torch.tanh(self.norm(self.b(x))))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_bias_or_norm_that_others_read_stays(norm: bool) -> None:
+    torch.manual_seed(0)
+    model, data = SharedVector(norm).eval(), torch.randn(240, 6)
+    small = halved(model, data[:2], flops=None, channels=0.5, scope="uniform")
+    fitted = fxprune.reconstruct(small, model, data)
+    name = "norm.running_mean" if norm else "a.bias"
+    assert torch.equal(fitted.state_dict()[name], small.state_dict()[name])
+    told = fitted.meta["fxprune"].reconstruction
+    assert {layer.name for layer in told.layers if layer.kept} == {"a.weight", "b.weight", "head.weight"}
+    assert told.output_after < 0.3 * told.output_before
+
+
+class NormTwice(nn.Module):
+    """A norm that reads the stream in two places: its mean cannot follow both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.norm = nn.Linear(6, 16), nn.BatchNorm1d(16)
+        self.a, self.b, self.head = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.make(x))
+        x = x + F.relu(self.a(self.norm(x)))
+        return self.head(x + F.relu(self.b(self.norm(x))))
+
+
+def test_the_mean_of_a_norm_that_is_called_twice_stays() -> None:
+    torch.manual_seed(0)
+    model, data = NormTwice().eval(), torch.randn(240, 6)
+    small = halved(model, data[:2])
+    fitted = fxprune.reconstruct(small, model, data)
+    assert torch.equal(fitted.get_buffer("norm.running_mean"), small.get_buffer("norm.running_mean"))
+    told = fitted.meta["fxprune"].reconstruction
+    assert told.output_after < 0.5 * told.output_before
+
+
+class Kernel(nn.Module):
+    """One small kernel for every channel, many of which go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.kernel, self.head = (
+            nn.Conv2d(3, 16, 3),
+            nn.Parameter(torch.randn(1, 1, 3, 3)),
+            nn.Conv2d(16, 4, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.make(x))
+        return self.head(F.relu(F.conv2d(x, self.kernel.expand(x.shape[1], 1, 3, 3), groups=x.shape[1])))
+
+
+def test_where_groups_that_share_a_weight_went_it_is_left_alone() -> None:
+    torch.manual_seed(0)
+    model, data = Kernel().eval(), torch.randn(60, 3, 9, 9)
+    small = halved(model, data[:2])
+    fitted = fxprune.reconstruct(small, model, data)
+    told = {layer.name: layer for layer in fitted.meta["fxprune"].reconstruction.layers}
+    assert told["kernel"].why == "which of the groups that share its weight went, the weight does not tell"
+    assert torch.equal(fitted.get_parameter("kernel"), small.get_parameter("kernel"))
+    assert told["head.weight"].kept
+    assert fitted.meta["fxprune"].reconstruction.output_after < fitted.meta["fxprune"].reconstruction.output_before
+
+
+class Batched(nn.Module):
+    """Weights that are given to a batch of products: once for every sample, or for every head of every sample."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.make, self.head = nn.Linear(6, 16), nn.Linear(12, 3)
+        self.weight = nn.Parameter(torch.randn(heads, 16, 12) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.make(x)).repeat_interleave(self.heads, 0)
+        x = torch.bmm(x, self.weight.repeat(len(x) // self.heads, 1, 1))
+        return self.head(F.relu(x))
+
+
+@pytest.mark.parametrize("method", ["l2", "obs"])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_batches_of_any_size_for_products_in_batches(heads: int, method: str) -> None:
+    torch.manual_seed(0)
+    model, data = Batched(heads).eval(), [torch.randn(3 + i % 7, 5, 6) for i in range(20)]
+    given = {"data": data} if method == "obs" else {}
+    small = halved(model, torch.randn(2, 5, 6), method=method, **given)
+    fitted = fxprune.reconstruct(small, model, data)
+    told = fitted.meta["fxprune"].reconstruction
+    (layer,) = (layer for layer in told.layers if layer.name == "weight")
+    if heads == 1:
+        assert layer.after < 0.5 * layer.before
+    else:
+        assert layer.why == "how many groups share its weights varies with the inputs"
+        assert torch.equal(fitted.get_parameter("weight"), small.get_parameter("weight"))
+    assert told.output_after < 0.7 * told.output_before
+
+
+def test_a_weight_that_is_computed_is_told() -> None:
+    torch.manual_seed(0)
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(12, 8))
+    model, data = (
+        nn.Sequential(nn.Linear(5, 12), nn.ReLU(), normed, nn.ReLU(), nn.Linear(8, 3)).eval(),
+        torch.randn(60, 5),
+    )
+    told = fxprune.reconstruct(halved(model, data[:2]), model, data).meta["fxprune"].reconstruction
+    assert [layer.why for layer in told.layers if not layer.kept][-1] == "its weight is computed from parameters"
+
+
+class Uneven(nn.Module):
+    """Of two outputs the weight of one is large, and what comes of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 2)
+        with torch.no_grad():
+            self.b.weight[0] *= 20
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x))) * torch.tensor([0.01, 10.0])
+
+
+def test_layers_that_got_better_and_made_the_outputs_worse_are_put_back() -> None:
+    notes = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model, data = Uneven().eval(), torch.randn(6, 4)
+        small = halved(model, data)
+        fitted = fxprune.reconstruct(small, model, data)
+        told = fitted.meta["fxprune"].reconstruction
+        assert told.output_after <= told.output_before
+        if told.notes:
+            notes += told.notes
+            assert same(fitted, small)
+            assert not any(layer.kept for layer in told.layers)
+    assert notes
+    assert notes[0].startswith("all is as it was cut: refitted, the error of the outputs was")
