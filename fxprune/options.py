@@ -245,7 +245,7 @@ class Keywords(Checked):
     attention: Attention = field(default="head_dim", metadata=option(one_of(Attention), Flag(CHOICE, "MODE")))
     scope: Scope = field(default="global", metadata=option(one_of(Scope), Flag(CHOICE, "MODE")))
     round_to: RoundTo = field(default="auto", metadata=option(as_multiple, Flag(CHOICE, "K", multiple_in)))
-    depth: float | None = field(default=None, metadata=option(as_depth, Flag(CHOICE, "SHARE", float)))
+    depth: float | bool | None = field(default=False, metadata=option(as_depth, Flag(CHOICE, "SHARE", float)))
     for_class: bool = field(default=False, metadata=option(as_flag, Flag(CHOICE)))
     verify: bool = field(default=True, metadata=option(as_flag, Flag(PROOF)))
     reconstruct: bool = field(default=False, metadata=option(as_flag, Flag(TRAINING)))

@@ -56,8 +56,9 @@ def requested(model: nn.Module, keywords: Keywords, options: Options) -> Request
         min_channels=options.min_channels, max_ratio=options.limits, verify=keywords.verify,
         consume=options.consume, seed=keywords.seed,
     )  # fmt: skip
-    request = Request(method, name, cut, keywords.attention, ignored, kept, keywords.for_class, latency, keywords.depth)
-    if keywords.depth is not None:
+    depth = None if keywords.depth is None else float(keywords.depth)
+    request = Request(method, name, cut, keywords.attention, ignored, kept, keywords.for_class, latency, depth)
+    if depth is not None:
         _check_depth(request)
     return request
 

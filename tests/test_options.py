@@ -36,11 +36,11 @@ def test_the_keywords_of_prune_are_those_of_the_record() -> None:
     parameters = inspect.signature(fxprune.prune).parameters
     rest = ["model", "example_inputs", "example_kwargs", "options", "old"]
     assert [name for name in parameters if name not in rest] == [each.name for each in fields(Keywords)]
-    assert len(parameters) == 25
+    assert len(parameters) == 26
     for each in fields(Keywords):
         assert parameters[each.name].default == each.default
     of_attach = inspect.signature(fxprune.attach).parameters
-    assert {*parameters} - {*of_attach} == {"data", "loss_fn", "epochs", "reconstruct"}
+    assert {*parameters} - {*of_attach} == {"data", "loss_fn", "epochs", "depth", "reconstruct"}
     assert all(of_attach[name].default == parameters[name].default for name in of_attach if name != "method")
 
 

@@ -67,6 +67,12 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     if any(t.is_meta for t in (*model.parameters(), *pruned.parameters())):
         raise InputError("The weights are on the meta device, where nothing can be compared. Load them first.")
     check_same(model, cuts)
+    removed = pruned.meta[REPORT_KEY].plan.removed
+    if removed:
+        raise ConversionError(
+            f"{type(model).__name__} has residual branches in its forward that pruned lacks: {some(removed)}. Use the "
+            "GraphModule, or prune without depth=."
+        )
     whole = called_as(pruned, model)
     result = _held(model, pruned) if whole is model else alone(_held(whole, pruned))
     report = replace(pruned.meta[REPORT_KEY], optimizer=None)  # whose parameters are those of the graph
