@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.errors import GuardError, InputError
-from fxprune.ops.meta import OpMode
+from fxprune.ops.meta import OpMode, tensors_in
 from fxprune.ops.refit import Statistics
 from fxprune.reconstruction.data import HELD_OUT, PIECE, Piece, held_out, on_item
 from fxprune.reconstruction.entries import Entries
 from fxprune.reconstruction.result import Reconstruction
-from fxprune.reconstruction.survey import arguments_of, refit_of
+from fxprune.reconstruction.survey import arguments_of, by_channel, once, refit_of
 from fxprune.recording import evaluated, named_tensors
 from fxprune.recording.inputs import RECORD_KEY, batch_size, fixed_batch, make_inputs, map_tensors, specs_of
 from fxprune.recording.spec import TensorSpec
@@ -159,12 +159,14 @@ class _Measuring(OpMode):
         kwargs = kwargs or {}
         known = refit_of(func)
         if not isinstance(known, Statistics):
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            self._entries.follow(func, args, kwargs, tensors_in((out,)))
+            return out
         arguments = arguments_of(func, args, kwargs)
         entries = self._own(known, arguments)
         if entries is None:
             return func(*args, **kwargs)
-        x: Tensor = arguments[known.input]
+        x = by_channel(arguments[known.input], len(entries[0]))
         dims = [dim for dim in range(x.ndim) if dim != 1]
         moments = x.double().mean(dims), x.double().square().mean(dims)
         found = self._found.setdefault(entries[0].numpy().tobytes(), _Moments(entries, [0.0, 0.0]))
@@ -172,7 +174,8 @@ class _Measuring(OpMode):
         found.sums = [total + self.samples * value for total, value in zip(found.sums, moments, strict=True)]
         moments = found.result  # of all so far: of a batch of one and a single position there is no variance
         like = arguments[known.mean]
-        return func(**{**arguments, known.mean: moments[0].to(like), known.var: moments[1].to(like)})
+        mean, var = (moment.to(like).repeat(len(like) // len(moment)) for moment in moments)
+        return func(**{**arguments, known.mean: mean, known.var: var})
 
     def _own(self, known: Statistics, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
         """The entries of a norm's statistics, None where they are not the module's, or those of its input anyway."""
@@ -182,7 +185,7 @@ class _Measuring(OpMode):
         if mean.untyped_storage().data_ptr() == var.untyped_storage().data_ptr():
             return None  # a tensor is told apart as one of the two
         entries = self._entries.of(mean), self._entries.of(var)
-        return None if entries[0] is None or entries[1] is None else (entries[0], entries[1])
+        return None if entries[0] is None or entries[1] is None else (once(entries[0]), once(entries[1]))
 
     def write(self) -> dict[str, bool]:
         names: dict[str, bool] = {}

@@ -25,7 +25,7 @@ from fxprune.reconstruction.entries import Counterparts, Entries
 from fxprune.reconstruction.result import LayerFit, Reconstruction
 from fxprune.reconstruction.sites import Columns, NormSite, Site, sites_of
 from fxprune.reconstruction.solve import Sums, solve
-from fxprune.reconstruction.survey import Place
+from fxprune.reconstruction.survey import Place, by_channel
 from fxprune.reconstruction.walk import OutputsError, Stop, Walk
 from fxprune.recording import evaluated
 from fxprune.rewriting.slicing import Cuts
@@ -97,6 +97,7 @@ class _Run:
             stop = self.walk.stop(index, name)
             for k, moment in moments.items():
                 x, wanted = stop.of_pruned.norms[k].input, stop.of_dense.norms[k].input
+                x, wanted = by_channel(x, moment.site.norm.mean.numel()), by_channel(wanted, moment.site.width)
                 moment.add(x, wanted[:, moment.site.columns.to(wanted.device)], piece.held)
             for k, site in here.items():
                 self._take(site, (name, k), stop, index, sums)

@@ -60,10 +60,11 @@ class Site:
 
 @dataclass(frozen=True)
 class NormSite:
-    """A norm whose mean can follow. ``columns [C]``: of the dense norm's channels."""
+    """A norm whose mean can follow. ``columns [C]``: of the dense norm's channels, of which there are ``width``."""
 
     norm: Norm
     columns: Tensor
+    width: int
 
 
 def sites_of(
@@ -93,8 +94,8 @@ def sites_of(
     for place, norm in facts.norms.items():
         whole = dense.norms.get(place)
         columns = None if whole is None else _places_in(whole.mean, counterparts.dense(norm.mean))
-        if place not in taken and columns is not None and not owners.shared(place, norm.mean):
-            norms.append(NormSite(norm, columns))
+        if whole is not None and place not in taken and columns is not None and not owners.shared(place, norm.mean):
+            norms.append(NormSite(norm, columns, whole.mean.numel()))
     return sites, norms, left_alone
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fxprune.ops.meta import OpMode, tensors_in
@@ -35,7 +36,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Norm:
-    """One norm with measured statistics. ``mean``, ``var``, ``scale``: numbers of their entries, ``[C]``."""
+    """One norm with measured statistics. ``mean``, ``var``, ``scale``: numbers of their entries, ``[C]``.
+
+    Its input may be ``[1, N * C, *]``, with the statistics once for every sample, as that of an instance norm is.
+    """
 
     place: Place
     mean: Tensor
@@ -150,7 +154,8 @@ class _Survey(OpMode):
         numbers, scale = (self._entries.of(mean), self._entries.of(var)), a.get(known.scale)
         own = None if scale is None else self._entries.of(scale)
         if numbers[0] is not None and numbers[1] is not None and (scale is None or own is not None):
-            self._facts.norms[place] = Norm(place, numbers[0], numbers[1], own, float(a[known.eps]))
+            found = (once(numbers[0]), once(numbers[1]), None if own is None else once(own))
+            self._facts.norms[place] = Norm(place, *found, float(a[known.eps]))
             self.last = (place, out)
 
 
@@ -188,6 +193,18 @@ def _is_view(value: Tensor, out: Tensor) -> bool:
         return True
     same = value.data_ptr() == out.data_ptr() and value.numel() == out.numel()
     return same and value.is_contiguous() and out.is_contiguous()
+
+
+def once(numbers: Tensor) -> Tensor:
+    """What ``numbers [n]`` repeat, all of them if they repeat nothing."""
+    count = numbers.unique().numel()
+    times = len(numbers) // count if count else 0
+    return numbers[:count] if times > 1 and torch.equal(numbers[:count].repeat(times), numbers) else numbers
+
+
+def by_channel(x: Tensor, count: int) -> Tensor:
+    """``[1, N * C, *]`` as ``[N, C, *]``, ``C = count``; other inputs of a norm as they are."""
+    return x if x.shape[1] == count else x.unflatten(1, (-1, count)).flatten(0, 1)
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,48 @@ def test_norms_make_up_for_what_noise_is_not(deep: nn.Module) -> None:
     assert "samples of noise" in told.summary
 
 
+@pytest.mark.parametrize("noise", [True, False])
+def test_instance_norms_with_measured_statistics_are_batch_norms(deep: nn.Module, noise: bool) -> None:
+    """In eval they compute the same: so do their refits, whatever the size of a batch."""
+    other = copy.deepcopy(deep)
+    for name, module in deep.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            norm = nn.InstanceNorm2d(24, affine=True, track_running_stats=True)
+            norm.load_state_dict(module.state_dict())
+            other.set_submodule(name, norm.eval())
+    data = None if noise else [real(3 + index % 4, index) for index in range(12)]
+    small, twin = (cut(model, real(1)) for model in (deep, other))
+    fitted, again = (fxprune.reconstruct(s, m, data) for s, m in ((small, deep), (twin, other)))
+    torch.testing.assert_close(again.state_dict(), fitted.state_dict(), rtol=1e-3, atol=1e-4)
+    assert lacking(again, other, real(64, seed=99)) < 0.5 * lacking(twin, other, real(64, seed=99))
+
+
+class Streamed(nn.Module):
+    """A norm that follows no product: its mean follows what the stream lacks."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.make, self.norm, self.head = nn.Conv2d(3, 16, 3), norm, nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.make(x))
+        return self.head(F.relu(self.norm(torch.cat([x, x.square()], 1))))
+
+
+def test_the_mean_of_an_instance_norm_follows_as_that_of_a_batch_norm() -> None:
+    torch.manual_seed(0)
+    models = [Streamed(nn.BatchNorm2d(32)).eval()]
+    models += [Streamed(nn.InstanceNorm2d(32, affine=True, track_running_stats=True)).eval()]
+    models[1].load_state_dict(models[0].state_dict())
+    data = [torch.randn(3 + index % 4, 3, 8, 8) for index in range(12)]
+    smaller = [cut(model, data[0]) for model in models]
+    for small in smaller:
+        with torch.no_grad():
+            small.get_parameter("make.bias").add_(1)
+    fitted = [fxprune.reconstruct(small, model, data, ridge=1e6) for small, model in zip(smaller, models, strict=True)]
+    torch.testing.assert_close(fitted[1].state_dict(), fitted[0].state_dict(), rtol=1e-3, atol=1e-4)
+
+
 def test_statistics_of_real_data_come_back(deep: nn.Module) -> None:
     small = cut(deep, real(1))
     fitted, before = fxprune.reconstruct(small, deep), copy.deepcopy(small.state_dict())
