@@ -10,15 +10,16 @@ import torch
 from torch import fx, nn
 
 from fxprune import running
-from fxprune.errors import InputError, PlanError, check_choice, check_flags
+from fxprune.errors import InputError, PlanError, check_choice
 from fxprune.groups.channels import ChannelGraph
 from fxprune.labels.classes import Reason
-from fxprune.methods import Learner, Method, needs_of
+from fxprune.methods import Learner, Method, name_of, needs_of, resolve
 from fxprune.options import Attention, LatencyBudget, Loop, Options, RoundTo, Scope, asked
 from fxprune.pipeline import Cut, Stages, record_and_analyse, recorded, rewrite_as
-from fxprune.reconstruction.front import refitted
+from fxprune.reconstruction.data import pieces_of
+from fxprune.reconstruction.front import inside, refitted
 from fxprune.recording.checks import check_finite, check_model, checked_inputs, chosen_names, names_in_part
-from fxprune.recording.inputs import RECORD_KEY, describe_inputs
+from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of
 from fxprune.recording.part import part_of as part_of  # noqa: PLC0414 - for those who look for it here
 from fxprune.recording.part import with_part
 from fxprune.recording.together import joined
@@ -254,7 +255,7 @@ def prune_submodule(
         example_kwargs: keyword inputs.
         ignore: as for ``prune``, of the whole model.
         keep: as for ``prune``, of the whole model.
-        data: inputs of the whole model, for ``reconstruct`` alone.
+        data: inputs of the whole model, for ``reconstruct`` and for methods that read no targets (``obs``).
         reconstruct: as for ``prune``.
         options: as for ``prune``.
         **keywords: those of ``prune``, about the part: a budget is a ratio of the part's own MACs.
@@ -277,23 +278,24 @@ def prune_submodule(
     check_model(model)
     if not isinstance(submodule, str):
         raise InputError(f"submodule={submodule!r} is no name: pass one of model.named_modules().")
-    check_flags(reconstruct=reconstruct)
-    if data is not None and not reconstruct:
-        raise InputError("A part is pruned without data: choose a method that needs none.")
+    method = resolve(keywords.get("method", "l2"))
+    if data is not None and (isinstance(method, Learner) or needs_of(method) - {"reads"}):
+        raise InputError(
+            f"{name_of(method)} takes batches (inputs, target), and targets are the whole model's: for a part choose a "
+            "method that needs none."
+        )
     if isinstance(options, Options) and options.consume:
         raise InputError("consume=True empties the model, and a copy of all of it is returned here: leave it out.")
     chosen = {"ignore": chosen_names(model, "ignore", ignore), "keep": chosen_names(model, "keep", keep)}
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
-    tune = 0
-    if isinstance(options, Options):
-        tune, options = options.tune, replace(options, tune=0)
-    if tune and not reconstruct:
-        raise InputError(f"tune={tune} follows a refit: pass reconstruct=True as well.")
     part, inputs = part_of(model, submodule, args, kwargs)
+    if data is not None:
+        pieces = pieces_of(data, {"args": args, "kwargs": kwargs}, None, device_of(model))
+        keywords["data"] = inside(model, model.get_submodule(submodule), pieces)
+    keywords["reconstruct"] = reconstruct
     keywords |= {name: names_in_part(names, submodule) for name, names in chosen.items()} | {"options": options}
     small = prune(part, inputs[0], example_kwargs=inputs[1], **keywords)
-    pruned = with_part(model, submodule, small, args, kwargs)
-    return refitted(pruned, model, data, seed=keywords.get("seed", 0), tune=tune) if reconstruct else pruned
+    return with_part(model, submodule, small, args, kwargs)
 
 
 def attach(

@@ -42,7 +42,7 @@ def pieces_of(data: Any, record: Mapping[str, Any] | None, samples: int | None, 
 
     Args:
         data: a tensor ``[N, ...]``; or an iterable of inputs or of ``(inputs, target)``, where inputs are a tensor, a
-            tuple of positional inputs or a dict of keyword inputs.
+            tuple of positional inputs or a dict of keyword inputs; or pieces.
         record: of the example inputs, to tell positional inputs from a pair with a target; without, two are a pair.
         samples: use so many at most.
         device: where the network is.
@@ -98,6 +98,8 @@ def on_item(number: int) -> Iterator[None]:
 
 
 def _piece(item: Any, number: int, record: Mapping[str, Any] | None, device: torch.device) -> Piece:
+    if isinstance(item, Piece):
+        return item
     inputs = _inputs_of(item, number, record)
     inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
     tensors = tensors_of(inputs)

@@ -130,7 +130,7 @@ def refitted(
         pieces = noise_for(part, samples, seed, device)
     else:
         pieces = pieces_of(data, None if name else part.meta[RECORD_KEY], samples, device)
-        pieces = _inside(model, original, pieces) if name else pieces
+        pieces = inside(model, original, pieces) if name else pieces
     fit = partial(refit, ridge=ridge, memory=memory, seed=seed)
     if data is None:
         fit = partial(refit_on_noise, fit)
@@ -168,8 +168,12 @@ def _recording(model: nn.Module, pruned: fx.GraphModule, piece: Piece) -> fx.Gra
     return module
 
 
-def _inside(model: nn.Module, part: nn.Module, pieces: Sequence[Piece]) -> list[Piece]:
-    """What a part of the model is given when the model runs on these."""
+def inside(model: nn.Module, part: nn.Module, pieces: Sequence[Piece]) -> list[Piece]:
+    """What a part of the model is given when the model runs on these.
+
+    Raises:
+        InputError: the model does not run on them, or calls the part on none.
+    """
     found: list[Piece] = []
     current: list[Piece] = []
 

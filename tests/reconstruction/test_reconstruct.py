@@ -163,6 +163,40 @@ def test_a_part_of_a_model(images: Tensor) -> None:
     assert type(fitted) is Whole
 
 
+@pytest.mark.parametrize("method", ["l2", "obs"])
+def test_a_part_is_recorded_once_and_pruned_with_data_of_the_whole(
+    images: Tensor, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = Whole().eval()
+    body = F.relu(model.stem(images)).detach()
+    expected = halved(model.body, body[:1], method=method, data=body, reconstruct=True)
+    monkeypatch.delattr("fxprune.reconstruction.front.recorded")
+    given = {"flops": 0.5, "round_to": 1, "progress": False, "data": images, "reconstruct": True}
+    small = fxprune.prune_submodule(model, "body", images[:1], method=method, **given)
+    assert small.body.meta["fxprune"].plan.kept == expected.meta["fxprune"].plan.kept
+    torch.testing.assert_close(small.body.state_dict(), expected.state_dict(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_part_of_a_model_of_two_inputs() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = TwoInputs()
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.inner(x, y=y + 1)
+
+    torch.manual_seed(0)
+    model, pairs = Outer().eval(), list(zip(torch.randn(80, 4).split(10), torch.randn(80, 6).split(10), strict=True))
+    small = fxprune.prune_submodule(
+        model, "inner", pairs[0], method="obs", flops=0.5, round_to=1, progress=False, data=pairs, reconstruct=True
+    )
+    told = small.inner.meta["fxprune"].reconstruction
+    assert told.output_after < 0.7 * told.output_before
+    assert told.samples + told.held_out == 80
+
+
 def test_a_layer_made_worse_is_put_back(net: Net, small: nn.Module, images: Tensor) -> None:
     """Data to fit that is nothing like what is held out."""
     odd = [images[:12] * (1 if i % 5 == 4 else 100) + (0 if i % 5 == 4 else 1000) for i in range(10)]
