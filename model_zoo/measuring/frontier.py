@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -25,17 +25,24 @@ ROUNDS = 31  # of the dense and the other network in turn
 
 
 class Series(NamedTuple):
-    """A way to make a network faster. ``latency``: the budget is of milliseconds, else of MACs."""
+    """A way to make a network faster. ``latency``: the budget is of milliseconds, else of MACs.
+
+    ``depth``: residual branches may go; ``widths``: channels may.
+    """
 
     round_to: int = 1
     latency: bool = False
     peer: bool = False
+    depth: bool = False
+    widths: bool = True
 
 
 SERIES = {
     "MACs": Series(),
     "MACs, aligned": Series(round_to=8),
     "latency, aligned": Series(round_to=8, latency=True),
+    "branches": Series(depth=True, widths=False),
+    "branches and MACs, aligned": Series(round_to=8, depth=True),
     PEER: Series(peer=True),
     f"{PEER}, aligned": Series(round_to=8, peer=True),
 }
@@ -81,6 +88,12 @@ def least(timers: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> d
     return {name: min(times[name] for times in found) for name in timers}
 
 
+def _depth(series: Series) -> dict[str, Any]:
+    """Keywords of ``fxprune.prune``."""
+    options = {} if series.widths else {"options": fxprune.Options(max_ratio=0.0)}
+    return {"depth": True, **options} if series.depth else {}
+
+
 def measured(job: Job, case: Trained, clocks: Clocks) -> Record:
     """One network, cut, brought back without labels, and timed. The peer's has its norms measured anew."""
     record = Record(str(job), {**job._asdict(), "unit": case.unit})
@@ -91,7 +104,7 @@ def measured(job: Job, case: Trained, clocks: Clocks) -> Record:
     asked = reconstruction.Job(job.case, PEER if series.peer else job.method, job.ratio, job.seed)
     begun = time.perf_counter()
     try:
-        small = cut(asked, case, inputs, series.round_to, series.latency)
+        small = cut(asked, case, inputs, series.round_to, series.latency, **_depth(series))
     except Exception as error:
         if not series.peer:
             raise
@@ -104,6 +117,9 @@ def measured(job: Job, case: Trained, clocks: Clocks) -> Record:
     else:
         small = fxprune.reconstruct(small, case.model, inputs, seed=job.seed)
     record.seconds["bring back"] = round(time.perf_counter() - begun, 1)
+    if series.depth:
+        told: Any = small.meta
+        record.figures["removed"] = list(told["fxprune"].plan.removed)
     record.figures |= {
         "macs_ratio": fxprune.analyze(small, inputs[:1]).macs() / clocks.macs, "quality": case.quality(small),
         **clocks.beside(small),

@@ -73,10 +73,11 @@ def measured(job: Job, case: Trained, dense: float, steps: int) -> Record:
     return record
 
 
-def cut(job: Job, case: Trained, inputs: Tensor, round_to: int = 1, latency: bool = False) -> nn.Module:
+def cut(job: Job, case: Trained, inputs: Tensor, round_to: int = 1, latency: bool = False, **depth: Any) -> nn.Module:
     """By the method alone.
 
     ``inputs``: of the calibration. ``latency``: the ratio is of the time on onnxruntime, one image and one thread.
+    ``depth``: keywords of ``fxprune.prune``.
     """
     if job.method == PEER:
         macs = int(job.ratio * fxprune.analyze(case.model, inputs[:1]).macs())
@@ -89,5 +90,5 @@ def cut(job: Job, case: Trained, inputs: Tensor, round_to: int = 1, latency: boo
         wanted = wanted + wanted.std() * torch.randn(wanted.shape, generator=torch.Generator().manual_seed(job.seed))
         given = {"data": list(zip(inputs.split(16), wanted.split(16), strict=True)), "loss_fn": F.mse_loss}
     budget = {"latency": fxprune.LatencyBudget(job.ratio, CPU, 1)} if latency else {"flops": job.ratio}
-    options = {**budget, "round_to": round_to, "seed": job.seed, "progress": False, **given}
+    options = {**budget, "round_to": round_to, "seed": job.seed, "progress": False, **given, **depth}
     return fxprune.prune(case.model, inputs[:1], method=job.method, **options)

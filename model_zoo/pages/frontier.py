@@ -14,12 +14,14 @@ NOTE = (
     f"onnxruntime on the processor, one thread: dense and pruned network run in turn, {ROUNDS} times, and the least of "
     "their processor time counts, which other programs disturb little; without any, it is the time on the clock. A "
     "pruned network's milliseconds are its ratio to the dense one's times the least of those in any run. "
-    "*MACs*, *latency*: what the budget is of (latency at batch 1); *aligned*: channels in multiples of 8. Ours are "
+    "*MACs*, *latency*: what the budget is of (latency at batch 1); *aligned*: channels in multiples of 8; *branches*: "
+    "whole residual branches go, alone or beside channels. Ours are "
     "refitted by fxprune.reconstruct, which cannot be done to Torch-Pruning's: these (group norm, global) have their "
     "batch norms measured anew on the same unlabelled images. Nothing is trained. In bold: no other network of the "
     "same data is at least as fast and more accurate."
 )
-COLOURS = dict(zip((DENSE, *SERIES), ("#000000", "#1a7f37", "#0b62b5", "#c2570c", "#aaaaaa", "#777777"), strict=True))
+_HUES = ("#000000", "#1a7f37", "#0b62b5", "#c2570c", "#8250df", "#cf222e", "#aaaaaa", "#777777")
+COLOURS = dict(zip((DENSE, *SERIES), _HUES, strict=True))
 MARKS = "os^"
 
 
