@@ -18,6 +18,7 @@ from fxprune.recording.options import Options
 from fxprune.recording.parts import Parts
 from fxprune.recording.recorder import Recorder
 from fxprune.recording.sources import raised_at
+from fxprune.recording.together import is_together
 from fxprune.recording.traced import TracedFlag
 from fxprune.recording.writer import GraphWriter
 
@@ -201,12 +202,20 @@ def _explained(
     except Exception as own:
         return ExampleInputsError(
             f"{name}.forward raised {type(own).__name__}: {own}{_where(own)}. It was called with {given}. "
-            "Pass example inputs that the model accepts in eval mode."
+            f"Pass example inputs that the model accepts in eval mode.{_of_calls(model)}"
         )
     return RecordError(
         f"{name} runs, but recording it raised {type(error).__name__}: {error}{_where(error)}. "
         "Express what that line does with torch functions, or keep it out of forward."
     )
+
+
+def _of_calls(model: nn.Module) -> str:
+    """What the keys of a dict were taken for."""
+    if not is_together(model):
+        return ""
+    names = " and ".join(boundary.signature_of(model).parameters)
+    return f" The dict was taken for the calls {names}; one that forward takes itself is wrapped: (the_dict,)."
 
 
 def _where(error: Exception) -> str:

@@ -47,16 +47,29 @@ class Parameters:
 def joined(model: Any, example_inputs: Any, example_kwargs: Any) -> tuple[Any, Any, Any]:
     """What was given, and where that is inputs of several calls by name the model and the inputs of :func:`together`.
 
-    A dict of one item, or with a key that is a parameter of forward, is none of calls.
+    A dict of one item, or whose keys are parameters of forward, is none of calls.
 
     Raises:
-        ExampleInputsError: see :func:`together`.
+        ExampleInputsError: a call has the name of an input, the model is a graph of several calls already, or see
+            :func:`together`.
     """
     if not isinstance(example_inputs, Mapping) or len(example_inputs) < 2 or not isinstance(model, nn.Module):
         return model, example_inputs, example_kwargs
+    if isinstance(model, fx.GraphModule) and CALLS_KEY in model.meta:
+        raise ExampleInputsError(
+            f"The model is a graph of the calls {', '.join(model.meta[CALLS_KEY])}. Pass the class with its layers, "
+            "fxprune.into(model, graph), and the calls; example_kwargs= makes one graph of it, of which no call is "
+            "taken out."
+        )
     parameters = inspect.signature(model.forward).parameters.values()
-    if any(p.name in example_inputs and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+    named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name in example_inputs]
+    if len(named) == len(example_inputs):
         return model, example_inputs, example_kwargs
+    if named:
+        raise ExampleInputsError(
+            f"example_inputs names several calls, and forward has an input {named[0]!r} too: give the call another "
+            "name. Inputs by name of one call are example_kwargs=."
+        )
     if example_kwargs:
         raise ExampleInputsError(
             "example_inputs names several calls, so example_kwargs= belongs to none of them: give the inputs of every "
@@ -80,7 +93,7 @@ def together(model: nn.Module, calls: Mapping[str, Any]) -> tuple[nn.Module, Kwa
         raise ExampleInputsError("example_inputs names several calls, and a graph has one: pass the model it is of.")
     inputs: Kwargs = {}
     for name, given in calls.items():
-        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name == "self":
             raise ExampleInputsError(f"example_inputs names a call {name!r}: pass a name such as 'features'.")
         args, kwargs = normalise_inputs(*((), given) if isinstance(given, Mapping) else (given, None))
         inputs[name] = dict(boundary.bind(model, args, kwargs).arguments)
@@ -97,14 +110,27 @@ def called(model: nn.Module, names: Iterable[str]) -> nn.Module:
     return result
 
 
+class _Unannounced:
+    """A subclass that the base class is told nothing of: it may keep a register."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        pass
+
+
 def _class_of(cls: type[nn.Module]) -> type[nn.Module]:
-    def call(self: nn.Module, **calls: Mapping[str, Any]) -> dict[str, Any]:
-        signature = inspect.signature(self.forward)
+    """A subclass for all calls at once. Inside each the model is of its own class, which its code may ask for."""
+
+    def call(self: nn.Module, /, **calls: Mapping[str, Any]) -> dict[str, Any]:
+        signature, kind = inspect.signature(self.forward), type(self)
         bound = {name: inspect.BoundArguments(signature, OrderedDict(given)) for name, given in calls.items()}
-        return {name: cls.__call__(self, *own.args, **own.kwargs) for name, own in bound.items()}
+        self.__class__ = cls
+        try:
+            return {name: self(*own.args, **own.kwargs) for name, own in bound.items()}
+        finally:
+            self.__class__ = kind
 
     members = {"__call__": call, "__module__": cls.__module__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (cls,), members)
+    return type(cls.__name__, (_Unannounced, cls), members)
 
 
 def is_together(model: nn.Module) -> bool:
@@ -128,7 +154,7 @@ def called_as(module: fx.GraphModule, model: nn.Module) -> nn.Module:
 
 def alone(model: nn.Module) -> nn.Module:
     """A model of :func:`together` in its own class again, for any other call."""
-    model.__class__ = type(model).__mro__[1]
+    model.__class__ = type(model).__bases__[1]
     del model.__dict__[boundary.SIGNATURE_OF_CALLS]
     return model
 
@@ -154,7 +180,7 @@ def one_call(module: fx.GraphModule, name: str) -> fx.GraphModule:
         name: of the call.
 
     Raises:
-        InputError: there is no such call.
+        InputError: there is no such call, or ``module`` is no graph.
         RecordError: what it computes depends on the inputs of another one.
 
     Examples:
@@ -163,6 +189,8 @@ def one_call(module: fx.GraphModule, name: str) -> fx.GraphModule:
         >>> fxprune.one_call(small, "whole")(x).shape
         torch.Size([2, 10])
     """
+    if not isinstance(module, fx.GraphModule):
+        raise InputError(f"module is {type(module).__name__}; pass a graph of several calls, of record or prune.")
     calls: Mapping[str, Parameters] = module.meta.get(CALLS_KEY, {})
     if name not in calls:
         known = f" It has {', '.join(calls)}.{suggestion(name, list(calls))}" if calls else " It is a graph of one."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -169,6 +169,9 @@ def test_state_hooks_and_parameters_without_names() -> None:
         ({"a": X, "class": X}, "names a call 'class'"),
         ({"a": X, "b": {"y": X}}, r"do not fit TwoHeads.forward.*missing a required argument: 'x'"),
         ({"a": X, "b": 3}, "example_inputs is an int; pass a tensor"),
+        ({"a": X, "self": X}, "names a call 'self'"),
+        ({"x": X, "aux": X}, "names several calls, and forward has an input 'x' too: give the call another name"),
+        ({"a": X, "b": {"x": X[0, 0]}}, r"The dict was taken for the calls a and b; one that forward takes itself"),
         ({"x": X, "mode": "aux"}, "example_inputs is a dict; pass keyword arguments as example_kwargs"),
         ({"only": X}, "example_inputs is a dict; pass keyword arguments as example_kwargs"),
     ],
@@ -186,6 +189,10 @@ def test_more_that_cannot_be(model: nn.Module, tmp_path: Path) -> None:
         fxprune.one_call(fxprune.prune(model, X, channels=0.5, progress=False), "logits")
     with pytest.raises(ExampleInputsError, match="a graph has one: pass the model it is of"):
         fxprune.prune(fxprune.one_call(small, "logits"), CALLS, flops=0.5, progress=False)
+    with pytest.raises(ExampleInputsError, match=r"a graph of the calls logits, aux, more. Pass the class .*into"):
+        fxprune.prune(small, CALLS, flops=0.5, progress=False)
+    with pytest.raises(InputError, match="module is TwoHeads; pass a graph of several calls"):
+        fxprune.one_call(model, "logits")  # type: ignore[arg-type]
     with pytest.raises(ExampleInputsError, match="example_kwargs= belongs to none of them"):
         fxprune.prune(model, CALLS, example_kwargs={"scale": 1.0}, flops=0.5, progress=False)
     alone = fxprune.one_call(small, "logits")
@@ -193,3 +200,27 @@ def test_more_that_cannot_be(model: nn.Module, tmp_path: Path) -> None:
         fxprune.into(model, alone)
     with pytest.raises(InputError, match="the call 'logits' alone"):
         fxprune.save(alone, tmp_path / "alone.safetensors")
+
+
+class Own(nn.Module):
+    """Asks which class it is of, and keeps a register of those made from it."""
+
+    register: ClassVar[list[str]] = []
+
+    def __init_subclass__(cls) -> None:
+        Own.register.append(cls.__name__)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        h = self.up(x) * scale
+        return self.down(h.relu() if type(self) is Own else h)
+
+
+def test_in_every_call_a_model_is_of_its_own_class() -> None:
+    model, x = Own().eval(), torch.randn(3, 8)
+    graph = fxprune.record(model, {"once": x, "twice": (x, 2.0)})
+    assert torch.equal(fxprune.one_call(graph, "twice")(x, 2.0), model(x, 2.0))
+    assert Own.register == []
