@@ -35,7 +35,11 @@ def follow_training(writer: GraphWriter, run: Run) -> None:
     where these are several, a run in which every other of them trains has to bear that out.
     """
     paths = list(dict.fromkeys(writer.branches))
-    found = _differing(writer, run(frozenset(paths)))
+    other = run(frozenset(paths))
+    while other is not None and (more := [path for path in dict.fromkeys(other.branches) if path not in paths]):
+        paths += more  # asked only where those before said yes
+        other = run(frozenset(paths))
+    found = _differing(writer, other)
     if found is None:
         return
     some = frozenset(paths[::2])

@@ -270,22 +270,21 @@ for _cls, _base in ((TracedInt, int), (TracedFloat, float)):
     _cls.__format__ = _spelling(_base.__format__)  # type: ignore[method-assign]
 
 
-class TracedFlag(int):
+class TracedFlag:
     """A module's ``training`` flag: reads as the recorded value, written down as the module's flag of the day.
 
-    ``on_branch`` is called when Python code branches on the flag, which no graph can follow.
+    ``on_branch`` is called when Python code branches on the flag, computes with it or looks something up by it, which
+    no graph can follow.
     """
 
     lazy: Lazy
     value: bool
     on_branch: Callable[[], None]
 
-    def __new__(cls, value: bool, lazy: Lazy, on_branch: Callable[[], None]) -> TracedFlag:
-        self = super().__new__(cls, value)
+    def __init__(self, value: bool, lazy: Lazy, on_branch: Callable[[], None]) -> None:
         self.lazy = lazy
         self.value = value
         self.on_branch = on_branch
-        return self
 
     def __bool__(self) -> bool:
         self.on_branch()
@@ -299,6 +298,28 @@ class TracedFlag(int):
 
     def __reduce__(self) -> Any:
         return bool, (self.value,)
+
+
+def _with_answers(cls: Any) -> None:
+    """What is made of a flag by operators and conversions is made of the plain one, and told."""
+
+    def answer(function: Callable[..., Any], swap: bool = False) -> Callable[..., Any]:
+        def method(self: TracedFlag, *others: Any) -> Any:
+            self.on_branch()
+            values = (self.value, *map(plain, others))
+            return function(*(reversed(values) if swap else values))
+
+        return method
+
+    unary: dict[str, Any] = {"int": int, "float": float, "index": int, "hash": hash, "neg": operator.neg}
+    comparisons: dict[str, Any] = {name.strip("_"): getattr(operator, name) for name in _COMPARISONS}
+    for name, function in (unary | comparisons | _BINARY | _BITS).items():
+        setattr(cls, f"__{name}__", answer(function))
+    for name, function in (_BINARY | _BITS).items():
+        setattr(cls, f"__r{name}__", answer(function, swap=True))
+
+
+_with_answers(TracedFlag)
 
 
 def traced_int(value: Any = 0, *args: Any, **kwargs: Any) -> int:

@@ -308,6 +308,45 @@ def test_a_flag_that_is_asked_too_early_is_not_guessed() -> None:
     assert note.endswith("a branch on self.training was recorded as it goes in eval mode")
 
 
+FLAGS = {
+    "int": lambda flag: 1 + int(flag),
+    "sum": lambda flag: 1.5 + flag,
+    "lookup": lambda flag: {True: 2.0, False: 1.0}[flag],
+    "equal": lambda flag: 2.0 if flag == True else 1.0,  # noqa: E712
+    "place": lambda flag: [1.0, 2.0][flag],
+    "order": lambda flag: 2.0 if flag > 0 else 1.0,
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_flag_that_is_computed_with_is_followed(name: str) -> None:
+    class Computes(Part):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x) * FLAGS[name](self.training)  # type: ignore[no-any-return]
+
+    model, x = Computes(), torch.randn(3, 4)
+    graph = record(model, x)
+    for mode in (True, False):
+        assert torch.equal(graph.train(mode)(x), model.train(mode)(x))
+
+
+def test_a_flag_that_is_asked_only_where_another_says_yes_is_noted() -> None:
+    class Inner(Part):
+        def forward(self, x: Tensor, other: bool) -> Tensor:
+            return self.linear(x) * (2.0 if self.training and other else 1.0)  # type: ignore[no-any-return]
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x, self.training)  # type: ignore[no-any-return]
+
+    (note,) = record(Outer(), torch.randn(1, 4)).meta["notes"]
+    assert note.endswith("a branch on self.training was recorded as it goes in eval mode")
+
+
 def test_branch_on_training_is_noted() -> None:
     notes = record(Branches(structure=True), torch.randn(1, 4)).meta["notes"]
     assert notes
