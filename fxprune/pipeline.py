@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
@@ -288,10 +289,20 @@ def _cut_around(graph: ChannelGraph, keep: Keep, node: fx.Node) -> list[int]:
     while waiting:
         here = waiting.pop()
         found += [c for c in channels_of(graph.nodes.get(here.name)) if not keep[c]]
-        if here is node or not isinstance(graph.nodes.get(here.name), TensorLabels):
+        if here is not node and here.target == "size" and len(here.args) == 2:
+            found += [c for c in _along(graph, *here.args) if not keep[c]]
+        elif here is node or not isinstance(graph.nodes.get(here.name), TensorLabels):
             waiting += [n for n in here.all_input_nodes if n not in seen]
             seen.update(here.all_input_nodes)
     return found
+
+
+def _along(graph: ChannelGraph, node: Any, dim: Any) -> list[int]:
+    """The channels along one dimension of the tensor that a node gives."""
+    known = graph.nodes.get(node.name)
+    if not isinstance(known, TensorLabels):
+        return channels_of(known)
+    return [int(c) for f in known.labels if f.dim == dim % len(known.shape) for c in np.unique(f.ids)]
 
 
 def _loosened(dense: Dense, graph: ChannelGraph, scores: Sequence[Scores | None], options: Cut) -> ChannelGraph:

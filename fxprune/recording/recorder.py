@@ -130,8 +130,12 @@ class Recorder:
             return self.model(*inputs.args, **inputs.kwargs)
 
     def constants(self) -> dict[str, Tensor]:
-        """The tensors that the run did not compute, by the name of their buffer: the caller's own, not their copies."""
-        return {name: self._copies.original(tensor) for name, tensor in self.writer.constants.items()}
+        """The tensors that the run did not compute, by the name of their buffer: the caller's own, not their copies.
+
+        One that a gradient of the caller's runs through is taken out of that.
+        """
+        found = {name: self._copies.original(tensor) for name, tensor in self.writer.constants.items()}
+        return {name: tensor if tensor.grad_fn is None else tensor.detach() for name, tensor in found.items()}
 
     def forget(self) -> None:
         """Let go of the copy."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_e
 
 ORIGIN_KEY = "fxprune_meta"
 """The attribute of what ``into`` returns that tells of its pruning what the graph's ``meta`` does."""
+
+_MOST_NAMES = 6  # of attributes, of which any may be what was read
 
 _REMEDY = "Prune with for_class=True, or use the pruned GraphModule itself."
 
@@ -74,24 +77,28 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
             "GraphModule, or prune without depth=."
         )
     whole = called_as(pruned, model)
-    result = _held(model, pruned) if whole is model else alone(_held(whole, pruned))
+    result, exact = _held(whole, pruned)
+    result = result if whole is model else alone(result)
     report = replace(pruned.meta[REPORT_KEY], optimizer=None)  # whose parameters are those of the graph
     told = {key: pruned.meta[key] for key in (RECORD_KEY, CALLS_KEY) if key in pruned.meta}
     vars(result)[ORIGIN_KEY] = {**told, REPORT_KEY: report}
 
     def equals(instance: nn.Module) -> bool:
         try:
-            _compare(model, instance, pruned)
+            _compare(whole, called_as(pruned, instance), pruned, exact)
         except ConversionError:
             return False
         return True
 
-    return in_its_class(result, equals) if whole is model else result
+    return in_its_class(result, equals)
 
 
-def _held(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
+Exact = Mapping[str, Tensor]  # name of a parameter -> what it would be in double
+
+
+def _held(model: nn.Module, pruned: fx.GraphModule) -> tuple[nn.Module, Exact]:
     """The class with the pruned layers, compared."""
-    result = copy.deepcopy(model)
+    result = _copied(model)
     for cache in cached_tensor_dicts(result.modules()):  # computed from the dense weights
         cache.clear()
     _put_tensors(result, pruned)
@@ -104,18 +111,28 @@ def _held(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     )
     if outgrown:
         raise refusal
-    take_up_scales(result, pruned, _fresh_inputs(pruned))
+    exact = take_up_scales(result, pruned, _fresh_inputs(pruned))
     first: ConversionError | None = None
     for sizes in _attempts(model, result, repaired):
-        attempt = _with_sizes(result, sizes) if sizes else result
         try:
-            _compare(model, attempt, pruned)
+            attempt = _with_sizes(result, sizes) if sizes else result
+            _compare(model, attempt, pruned, exact)
         except ConversionError as error:
             first = first or error
         else:
-            return attempt
+            return attempt, exact
     assert first is not None, "there is an attempt"
     raise refusal if repaired else first
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # of the user's, or of a tensor that a gradient runs through
+        raise ConversionError(
+            f"{type(model).__name__} cannot be copied: copy.deepcopy raised {_said(error)}. Let go of what it keeps "
+            "from an earlier call, or call it under torch.no_grad()."
+        ) from error
 
 
 def check_same(model: nn.Module, cuts: Cuts) -> None:
@@ -220,26 +237,39 @@ def _numbers(repaired: Sequence[fx.Node]) -> dict[tuple[str, int], set[int]]:
 
 
 def _attributes(model: nn.Module, path: str, number: int) -> list[str]:
-    """Of a module those that are this number."""
-    return [k for k, value in vars(model.get_submodule(path)).items() if type(value) is int and value == number]
+    """Of a module those that are this number; those of its class too, which an instance can have otherwise."""
+    module = model.get_submodule(path)
+    classes = [c for c in type(module).__mro__ if c.__module__.partition(".")[0] not in ("torch", "builtins")]
+    values = {key: value for c in reversed(classes) for key, value in vars(c).items()} | vars(module)
+    return [key for key, value in values.items() if type(value) is int and value == number]
 
 
 def _attempts(model: nn.Module, result: nn.Module, repaired: Sequence[fx.Node]) -> Iterator[Sizes]:
-    """Attributes that may be what the numbers at these nodes were read from: all of them, else those of one name.
+    """Attributes that may be what the numbers at these nodes were read from: all of them, else those of some names.
 
     An attribute may be so if it has the value of such a number, which became the same new one wherever the module has
     it. Numbers that a forward only compares are in no node: a module may have those that its own layers had.
     """
     found: Sizes = {}
+    rivals: list[set[str]] = []
     for (path, old), news in _numbers(repaired).items():
-        for key in _attributes(result, path, old) if len(news) == 1 else ():
-            found[f"{path}.{key}" if path else key] = old, *news  # type: ignore[assignment]
+        keys = _attributes(result, path, old) if len(news) == 1 else []
+        found |= {f"{path}.{key}" if path else key: (old, *news) for key in keys}  # type: ignore[misc]
+        rivals += [set(keys)] if keys else []
     names = dict.fromkeys(name.rpartition(".")[2] for name in found)
+
+    def of(own: Sequence[str]) -> Sizes:
+        return {name: sizes for name, sizes in found.items() if name.rpartition(".")[2] in own}
+
     yield found
     if others := {name: sizes for name, sizes in _of_layers(model, result).items() if name not in found}:
         yield others | found
+    if 1 < len(names) <= _MOST_NAMES:  # a width that is as large as the number of heads, say
+        for count in reversed(range(1, len(names))):
+            chosen = combinations(names, count)
+            yield from (of(own) for own in chosen if not any(keys.isdisjoint(own) for keys in rivals))
     if len(names) > 1:
-        yield from ({n: s for n, s in found.items() if n.rpartition(".")[2] == own} for own in names)
+        yield from (of([own]) for own in names)
 
 
 def _of_layers(model: nn.Module, result: nn.Module) -> Sizes:
@@ -269,12 +299,15 @@ def _with_sizes(result: nn.Module, sizes: Sizes) -> nn.Module:
     changed = copy.deepcopy(result)
     for name, (_, new) in sizes.items():
         path, _, key = name.rpartition(".")
-        setattr(changed.get_submodule(path), key, new)
+        try:
+            setattr(changed.get_submodule(path), key, new)
+        except Exception as error:  # of the user's
+            raise ConversionError(f"{name} cannot be set to {new}: {_said(error)}. {_REMEDY}") from error
     changed.fxprune_sizes = sizes  # type: ignore[assignment]
     return changed
 
 
-def _compare(model: nn.Module, result: nn.Module, pruned: fx.GraphModule) -> None:
+def _compare(model: nn.Module, result: nn.Module, pruned: fx.GraphModule, exact: Exact) -> None:
     """Equal outputs in eval mode, and no exception in train mode unless ``model`` raises one too."""
     name = type(model).__name__
     inputs = _fresh_inputs(pruned)
@@ -282,6 +315,9 @@ def _compare(model: nn.Module, result: nn.Module, pruned: fx.GraphModule) -> Non
         error = _difference(result, pruned, inputs)
         if error > TOLERANCE:  # what float32 rounds may be amplified
             double = copy.deepcopy(result).double(), copy.deepcopy(pruned).double()
+            with torch.no_grad():
+                for tensor, value in exact.items():
+                    double[0].get_parameter(tensor).copy_(value)
             error = _difference(*double, _fresh_inputs(double[1]))
             if error <= DOUBLE_TOLERANCE:
                 error = 0.0

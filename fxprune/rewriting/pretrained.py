@@ -93,7 +93,7 @@ def differences(made: nn.Module, result: nn.Module) -> Sizes:
     """What ``result`` has in other sizes than ``made``, of the same modules."""
     attributes: dict[str, dict[str, Any]] = {}
     for (path, module), other in zip(result.named_modules(), made.modules(), strict=True):
-        before = vars(other)
+        before = {**vars(type(other)), **vars(other)}
         changed = {key: value for key, value in vars(module).items() if _is_size(value) and key in before}
         changed = {key: value for key, value in changed.items() if value != before[key]}
         if changed:

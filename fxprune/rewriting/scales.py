@@ -18,21 +18,30 @@ from fxprune.ops.table import argument
 from fxprune.recording import clone_modules, put_in_eval_mode
 
 
-def take_up_scales(result: nn.Module, pruned: fx.GraphModule, inputs: tuple[Any, Any]) -> None:
+def take_up_scales(result: nn.Module, pruned: fx.GraphModule, inputs: tuple[Any, Any]) -> dict[str, Tensor]:
     """Scale what makes the queries in ``result``, which has the weights of ``pruned``; nothing where no scale changed.
 
-    ``inputs``: that ``pruned`` takes.
+    Args:
+        result: is changed.
+        pruned: the graph that says the scales.
+        inputs: that ``pruned`` takes.
+
+    Returns:
+        name of a parameter -> what it is now, in double: those that are less precise were rounded.
     """
     makers = {node: _makers(argument(node, 0, "query")) for node in pruned.graph.nodes if RESCALED in node.meta}
     if not makers:
-        return
+        return {}
     run = _Queries(pruned, makers)
     with torch.inference_mode(False), torch.enable_grad():
         run.run(*placeholder_values(pruned, *inputs))
+    exact: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, factor in run.factors.items():
             parameter = result.get_parameter(name)
-            parameter.mul_(factor.to(parameter))
+            exact[name] = parameter.double() * factor.to(parameter.device)
+            parameter.copy_(exact[name])
+    return exact
 
 
 class _Queries(ValueInterpreter):
@@ -44,13 +53,15 @@ class _Queries(ValueInterpreter):
         self._makers = makers
         self._own: dict[str, nn.Parameter] = {}
         watched = set[str]().union(*makers.values())
-        for name, module in shadow.named_modules(remove_duplicate=False):
+        named = [*shadow.named_modules(remove_duplicate=False)]
+        makes = {id(module) for name, module in named if name in watched}  # which may have other names too
+        for module in {id(module): module for _, module in named}.values():
             for key, parameter in module._parameters.items():
                 if parameter is not None:
-                    own = nn.Parameter(parameter.detach(), requires_grad=name in watched)
-                    module._parameters[key] = own
-                    if name in watched:
-                        self._own[f"{name}.{key}"] = own
+                    module._parameters[key] = nn.Parameter(parameter.detach(), requires_grad=id(module) in makes)
+        for name, module in named:
+            own = module._parameters.items() if name in watched else ()
+            self._own.update((f"{name}.{key}", parameter) for key, parameter in own if parameter is not None)
         self.factors: dict[str, Tensor] = {}
         super().__init__(shadow, graph=pruned.graph)
 

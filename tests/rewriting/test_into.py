@@ -449,3 +449,111 @@ def test_the_queries_of_a_packed_layer_take_up_the_scale(kind: type[Packed]) -> 
         moved = (own.get_parameter(name) / small.get_parameter(name)).reshape(3, width, -1)
         assert torch.allclose(moved[0], torch.tensor((width / 32) ** 0.5), atol=1e-5)
         assert torch.equal(moved[1:], torch.ones_like(moved[1:]))
+
+
+# -- what attributes say
+
+
+class Heads(nn.Module):
+    """Attention [N, T, 16]: as many heads as each is wide; sizes of the batch are read from the stream."""
+
+    heads, width = 4, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = 16
+        self.qkv, self.o = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, self.heads, self.width).permute(2, 0, 3, 1, 4)
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, self.inner))
+
+
+class Stream(nn.Module):
+    """[N, T, 6] -> [N, 3] by two blocks, which may be one."""
+
+    def __init__(self, block: type[nn.Module] = Heads, shared: bool = False) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.blocks = nn.ModuleList([block(), block()])
+        if shared:
+            self.blocks[1] = self.blocks[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.mean(1))
+
+
+TOKENS = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
+
+
+def held(model: nn.Module, x: Tensor, **options: Any) -> tuple[Any, Any]:
+    given: Any = {"flops": 0.5, "round_to": 1, "for_class": True, "progress": False, **options}
+    small = fxprune.prune(model, x, **given)
+    return small, fxprune.into(model, small)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_one_number_for_two_attributes_of_the_class_and_a_block_with_two_names(shared: bool) -> None:
+    small, own = held(make(partial(Stream, shared=shared)), TOKENS)
+    assert same(own, small, TOKENS)
+    assert {name.rpartition(".")[2] for name in own.fxprune_sizes} == {"width", "inner"}
+    assert own.blocks[0].width < 4 == own.blocks[0].heads == Heads.width
+    assert (own.blocks[0] is own.blocks[1]) == shared
+
+
+def test_the_scale_that_queries_take_up_may_be_rounded_in_bfloat16() -> None:
+    model, x = make(Stream).bfloat16(), TOKENS.bfloat16()
+    small, own = held(model, x)
+    assert own.blocks[0].width < 4
+    assert torch.allclose(own(x), small(x), rtol=0.1, atol=0.05)
+
+
+class Literal(Heads):
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, 4, 4).permute(2, 0, 3, 1, 4)
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, 16))
+
+
+def test_a_line_that_reads_another_size_of_the_stream_does_not_hold_its_width() -> None:
+    small, own = held(make(partial(Stream, Literal)), TOKENS, flops=0.7)
+    assert own.stem.out_features < 16
+    assert own.blocks[0].qkv.out_features == 48
+    assert same(own, small, TOKENS)
+
+
+class Frozen(Heads):
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 4
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__ and type(value) is int:
+            raise TypeError("made once")
+        super().__setattr__(name, value)
+
+
+class Keeps(Small):
+    kept: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        self.kept = y
+        return y
+
+
+def test_what_the_class_itself_refuses() -> None:
+    model = make(partial(Stream, Frozen))
+    with pytest.raises(ConversionError, match="cannot hold the pruned layers: its code names sizes") as caught:
+        fxprune.into(model, fxprune.prune(model, TOKENS, flops=0.5, round_to=1, progress=False))
+    assert "test_into.py" in str(caught.value)
+    keeping = make(Keeps)
+    small = pruned(keeping)
+    keeping(image())
+    with pytest.raises(ConversionError, match=r"Keeps cannot be copied: copy.deepcopy raised .* torch.no_grad"):
+        fxprune.into(keeping, small)
+    assert pruned(keeping).meta["fxprune"].macs_after < pruned(keeping).meta["fxprune"].macs_before

@@ -301,3 +301,14 @@ def test_a_network_that_its_config_no_longer_describes_stays_as_it_is(tmp_path: 
 def test_without_transformers(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert refusal(saved, InputError) == "This needs transformers: pip install 'fxprune[zoo]'."
+
+
+def test_several_calls_of_one_network(tmp_path: Path) -> None:
+    model = build("llama")
+    given = inputs(model)
+    calls = {"logits": given, "loss": {**given, "labels": given["input_ids"]}}
+    joined = fxprune.prune(model, calls, flops=0.6, for_class=True, round_to=1, verify=False, progress=False)
+    own = fxprune.into(model, joined)
+    own.save_pretrained(tmp_path)
+    other = auto("llama").from_pretrained(tmp_path, trust_remote_code=True).eval()
+    assert torch.equal(output(other), output(own))
