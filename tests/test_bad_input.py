@@ -427,6 +427,8 @@ def test_unknown_names_to_keep_and_patterns_that_fit_nothing() -> None:
     assert message(InputError, model, keep="9*") == "keep has the pattern '9*', which fits no name of the model."
     assert message(InputError, model, keep=3) == "keep=3 must be a module, a name, or a list of them."
     assert message(InputError, model, keep=[nn.ReLU()]) == "keep holds a ReLU that is not part of the model."
+    given = message(InputError, model, keep=[model.up[0].weight])
+    assert given == "keep holds a Parameter: pass its name, such as 'stem.0.weight'."
     said = ", which has no parameters. Its channels stay by ignore=."
     assert message(InputError, model, keep="stem.2") == f"keep names 'stem.2'{said}"
     assert message(InputError, model, keep=[model.stem[2]]) == f"keep names a ReLU{said}"

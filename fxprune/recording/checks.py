@@ -138,6 +138,9 @@ def _found(modules: Mapping[str, nn.Module], tensors: Sequence[str], argument: s
         if not found:
             raise InputError(f"{argument} holds a {type(item).__name__} that is not part of the model.")
         return found
+    if isinstance(item, Tensor):
+        example = next(iter(tensors), "")
+        raise InputError(f"{argument} holds a {type(item).__name__}: pass its name, such as {example!r}.")
     known = [*modules, *tensors]
     if isinstance(item, str) and item in known:
         return [item]
