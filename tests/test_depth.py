@@ -88,10 +88,12 @@ def ids() -> Tensor:
 
 
 def residual(**how: Any) -> nn.Module:
+    torch.manual_seed(0)
     return randomise(Residual(**how)).eval()
 
 
 def attending() -> nn.Module:
+    torch.manual_seed(0)
     return randomise(Attending()).eval()
 
 
@@ -254,19 +256,22 @@ def test_the_branch_that_adds_nothing_goes(shallower: tuple[nn.Module, Any]) -> 
 
 
 def test_depth_is_at_most_the_share_that_was_given() -> None:
-    model = idle(residual(), "blocks.0", "blocks.1")
+    model = idle(residual(blocks=5), "blocks.0", "blocks.1")
+    dense, found, _ = analysed(model, image())
+    ratio = 1 - 2 * found[0].macs / dense.graph.macs()  # what the two that add nothing have
     counts = [
-        len(fxprune.prune(model, image(), flops=0.6, depth=depth, progress=False).meta["fxprune"].plan.removed)
-        for depth in (0.2, True)
+        len(fxprune.prune(model, image(), flops=ratio, depth=depth, progress=False).meta["fxprune"].plan.removed)
+        for depth in (0.15, True)
     ]
-    assert counts == [1, 2]
+    assert counts[0] <= 1
+    assert counts[1] == 2
 
 
 @pytest.mark.parametrize("budget", ["params", "channels"])
 def test_other_budgets_are_of_the_whole_model(budget: str) -> None:
-    model = idle(residual(), "blocks.0", "blocks.1")
+    model = idle(residual(blocks=5), "last")
     report = fxprune.prune(model, image(), depth=True, progress=False, **{budget: 0.7}).meta["fxprune"]
-    assert report.plan.removed
+    assert "last" in report.plan.removed
     assert report.budget_used <= 1
     if budget == "params":
         assert report.params_after <= 0.7 * report.params_before

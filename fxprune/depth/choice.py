@@ -1,8 +1,8 @@
 """Which branches go, together with how wide the others stay: both measured by what is left of the outputs.
 
 Branches are ranked once, by the error of the outputs without them per MAC that goes with them. Then the same budget is
-met with none of them gone, with a few, and so on to so many that nothing need become thinner, and what the outputs lose
-least by is taken. Where there are data each network is refitted on a part of them before it is judged.
+met with none of them gone, with a few, and so on to as many as it takes, and what the outputs lose least by is taken.
+Where there are data each network is refitted on them before it is judged.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from fxprune.recording.inputs import map_tensors
 from fxprune.rewriting import CUTS_KEY, Cuts
 from fxprune.verification import TOLERANCE, Inputs
 
-RANKED_ON, JUDGED_ON = 32, 128
+RANKED_ON, JUDGED_ON = 32, 512
 """Samples of the data on which branches are ranked, and networks are judged."""
 
 _STEPS = 4  # from none gone to so many that the budget is met without cuts
 _FINER = 2  # numbers that are tried between the best one and its neighbours
+_OVER = 0.01  # of the budget may be left unused for the sake of a branch
 
 
 def usable(dense: Dense, most: float) -> tuple[list[Branch], dict[str, Reason]]:
@@ -90,13 +91,15 @@ def chosen(
     with dense.stages("ranking branches"):
         order = _ranked(dense, good, _few(pieces, RANKED_ON))
     left = dense.graph.macs() - np.cumsum([branch.macs for branch in order])
-    enough = int(np.count_nonzero(left > ratio * dense.graph.macs())) + 1
+    budget = ratio * dense.graph.macs()
     tried = _Tried(dense, order, _few(pieces, JUDGED_ON), attempt)
-    top = min(most, enough)
+    top = min(most, int(np.count_nonzero(left >= (1 - _OVER) * budget)))
     for step in range(_STEPS + 1):
         tried(round(step * top / _STEPS))
     for _ in range(_FINER):
         tried(*tried.between())
+    if not tried.is_met and top < most:
+        tried(top + 1)  # where channels cannot do the rest
     return tried.best()
 
 
@@ -125,6 +128,11 @@ class _Tried:
                 else:
                     with self._dense.stages("judging"):
                         self.errors[count] = damage(self._dense.module, cut, self._pieces, _example(self._dense))
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the budget was met with any number."""
+        return any(map(math.isfinite, self.errors.values()))
 
     def between(self) -> Iterator[int]:
         """The numbers halfway from the best one to its neighbours."""
@@ -195,7 +203,7 @@ def _few(pieces: Sequence[Piece], samples: int) -> list[Piece]:
 
 
 def part_of_data(data: Any) -> Any:
-    """Of data as users pass them the first that hold ``JUDGED_ON`` samples, or 16 items."""
+    """Of data as users pass them the first that hold ``JUDGED_ON`` samples."""
     if data is None or isinstance(data, Tensor):
         return data if data is None else data[:JUDGED_ON]
     found, count = [], 0

@@ -77,9 +77,10 @@ def _erased(total: fx.Node, place: int) -> list[fx.Node]:
     inside = computed_for(total, operand)
     total.update_arg(place, total.args[1 - place])
     for node in [n for n in reversed(total.graph.nodes) if n in inside]:
-        for guard in [u for u in node.users if u not in inside]:
-            _erase_after(guard)
-        total.graph.erase_node(node)
+        for user in [u for u in node.users if u not in inside]:
+            _erase_after(user)
+        if not node._erased:  # a number that was computed for a guard alone went with it
+            total.graph.erase_node(node)
     return [*inside]
 
 
