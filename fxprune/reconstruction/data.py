@@ -104,11 +104,16 @@ def _piece(item: Any, number: int, record: Mapping[str, Any] | None, device: tor
     inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
     tensors = tensors_of(inputs)
     if not tensors:
-        raise InputError(f"Item {number} of data= holds no tensor.")
+        raise InputError(
+            f"Item {number} of data= is a {type(item).__name__} that holds no tensor. Pass tensors "
+            "(torch.from_numpy makes one of an array)."
+        )
     for tensor in tensors:
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise InputError(f"Item {number} of data= holds NaN. Leave it out, or repair it, before calibrating on it.")
     count = len(tensors[0]) if tensors[0].ndim else 1
+    if not count:
+        raise InputError(f"Item {number} of data= holds no samples: its first tensor is {list(tensors[0].shape)}.")
     if isinstance(inputs, Mapping):
         return Piece((), dict(inputs), count, number)
     return Piece(tuple(inputs), {}, count, number)

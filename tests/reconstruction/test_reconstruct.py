@@ -6,6 +6,7 @@ import copy
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -230,7 +231,9 @@ def test_a_few_samples_do_no_harm(net: Net, small: nn.Module, images: Tensor) ->
         (torch.randn(10, 4, 8, 8), "does not run on batch 0 of data"),
         ([torch.randn(2, 3, 8, 8), torch.randn(2, 5, 8, 8)], "does not run on batch 1 of data"),
         ([(torch.randn(2, 3, 8, 8),) * 3], "has 3 parts"),
-        (["text"], "holds no tensor"),
+        (["text"], "Item 0 of data= is a str that holds no tensor"),
+        (np.zeros((4, 3, 8, 8), np.float32), r"is a ndarray that holds no tensor. Pass tensors \(torch.from_numpy"),
+        ([torch.randn(2, 3, 8, 8), torch.randn(0, 3, 8, 8)], r"Item 1 of data= holds no samples: .* \[0, 3, 8, 8\]"),
     ],
 )
 def test_data_that_cannot_be_used(net: Net, small: nn.Module, data: object, message: str) -> None:

@@ -235,6 +235,9 @@ def test_arguments_that_are_missing_or_have_no_meaning() -> None:
     assert message(InputError, data=data, epochs=0) == "epochs=0 must be a whole number of at least 1."
     assert message(InputError, data=data, steps=2) == "slimming trains once; steps= is for criteria."
     assert message(InputError, "taylor") == "taylor measures gradients: pass data=, a loader of (inputs, target)."
+    assert message(InputError, "obs").startswith(
+        "obs measures what weights read: pass data=, a tensor, a list of inputs"
+    )
     for name, value in (("epochs", 2), ("loop", Loop()), ("loop", Loop(resume="run.pt"))):
         assert message(InputError, "l2", **{name: value}) == (
             f"l2 does not train, so {name}= has no meaning. Fine-tune what prune returns."
