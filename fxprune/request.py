@@ -129,8 +129,8 @@ def check_data(request: Request, keywords: Keywords, options: Options) -> None:
     if needs and data is None:
         if needs == ["reads"]:
             raise InputError(
-                f"{name} measures what weights read: pass data=, a tensor, a list of inputs or a loader; targets are not "
-                "read."
+                f"{name} measures what weights read: pass data=, a tensor, a list of inputs or a loader. It reads no "
+                "targets."
             )
         raise InputError(f"{name} measures {' and '.join(needs)}: pass data=, a loader of (inputs, target).")
 
