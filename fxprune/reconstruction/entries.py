@@ -84,7 +84,8 @@ class Entries:
         else:
 
             def numbers(t: Tensor) -> Tensor | None:
-                return self.of(t) if t.is_floating_point() else t.cpu()
+                own = self.of(t) if t.is_floating_point() else t.cpu()
+                return None if own is None else own.contiguous()  # the tensor may have other strides: any view is one
 
             moved = func(*tree_map_only(Tensor, numbers, args), **tree_map_only(Tensor, numbers, kwargs))
             found = tensors_in((moved,))  # type: ignore[assignment]

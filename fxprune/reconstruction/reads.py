@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +35,6 @@ from fxprune.reconstruction.sites import Site, distinct, sites_of
 from fxprune.reconstruction.survey import Call, Facts, Observed, Place, survey
 from fxprune.reconstruction.walk import floating, square
 from fxprune.recording import evaluated
-from fxprune.recording.inputs import tensors_of
 from fxprune.rewriting.slicing import Cuts
 from fxprune.training.randomness import seeded
 
@@ -77,6 +75,11 @@ def measure_reads(
                 _run(lane, piece, at, gates, piece.samples / total, generator)
     sums = [own for own in sums if not any(call.is_odd for call in own.calls.values())]
     reads = [own.result(total) for own in sums]
+    if reads and not any(bool(read.sensitivity.any()) for read in reads):
+        raise InputError(
+            "obs compares channels by how the outputs change with them, and no output has a gradient of them: choose "
+            "another method."
+        )
     told = (gate.result(total) for gate in gates.values())
     return (*reads, *(gate for gate in told if gate is not None)), _Trials(lane, entries, pieces, sums, gates)
 
@@ -130,31 +133,39 @@ def _run(
     generator: torch.Generator,
 ) -> None:
     env = lane.begin(piece.args, piece.kwargs)
-    images = {node: value for node, value in env.items() if isinstance(value, Tensor) and value.is_floating_point()}
-    env.update({node: value.requires_grad_().clone() for node, value in images.items()})
-    for parameter in lane.module.parameters() if images else ():
-        parameter.requires_grad_(False)  # gradients of activations are all that is asked for
+    lane.module.requires_grad_(False)  # gradients of activations are all that is asked for
     watched = {node: (number, own) for (node, number), own in at.items()}  # a call is all that its node does
     for place, node in enumerate(lane.nodes):
         (number, own), gate = watched.get(node.name, (0, None)), gates.get(node.name)
         if own is None:
             lane.advance(env, place, place + 1)
             if gate is not None:
-                gate.watch(env.get(node))
+                gate.watch(_differentiable(env, node))
             continue
         seen = Observed()
         lane.advance(env, place, place + 1, seen)
         (call,) = (c for c in seen.calls if c.number == number)
         product = call.product(own.argument)
         own.add(product, call.out, piece.samples, share, generator)
-        if isinstance(env.get(node), Tensor) and env[node].requires_grad:
-            env[node].register_hook(own.gradients(product, tuple(call.out.shape), piece.samples))
+        value = _differentiable(env, node)
+        if value is not None:
+            value.register_hook(own.gradients(product, tuple(call.out.shape), piece.samples))
         if gate is not None:
-            gate.watch(env.get(node))
-    outputs = [t for t in tensors_of(lane.output(env)) if t.requires_grad]
+            gate.watch(value)
+    outputs = [t for t in floating(lane.output(env)) if t.requires_grad]
     if outputs:
         signs = [torch.randint(0, 2, t.shape, generator=generator).to(t) * 2 - 1 for t in outputs]
         torch.autograd.backward(outputs, signs)
+
+
+def _differentiable(env: Env, node: fx.Node) -> Tensor | None:
+    """What a node gave, with a gradient to come from here on, whether or not anything before it has one."""
+    value = env.get(node)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return None
+    if not value.requires_grad:
+        value = env[node] = value.requires_grad_().clone()  # what comes later may write to it
+    return value
 
 
 class _Trials:
@@ -352,8 +363,8 @@ class _Energy:
         self._last = tuple(range(-len(varying), 0))
         self._energy: Tensor | None = None
 
-    def watch(self, value: Any) -> None:
-        if not isinstance(value, Tensor) or not value.requires_grad:
+    def watch(self, value: Tensor | None) -> None:
+        if value is None:
             return
         kept = value.detach().clone()  # what comes later may write to it
 

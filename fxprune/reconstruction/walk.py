@@ -160,8 +160,9 @@ class Walk:
 
 
 def floating(outputs: Any) -> list[Tensor]:
-    """The outputs whose errors count."""
-    return [t for t in tensors_of(outputs) if t.is_floating_point()]
+    """The outputs whose errors count; of complex ones real and imaginary parts, ``[*, 2]``."""
+    found = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors_of(outputs)]
+    return [t for t in found if t.is_floating_point()]
 
 
 def square(now: Tensor, wanted: Tensor) -> Tensor:

@@ -65,6 +65,17 @@ class Products(nn.Module):
         return (self.last @ x.transpose(1, 2)).transpose(1, 2)
 
 
+class Heads(nn.Module):
+    """A weight ``[heads, inputs, 3]`` that a product takes in another order, which copies it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.weight, self.out = nn.Linear(6, 16), nn.Parameter(torch.randn(4, 16, 3) / 3), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(F.relu(self.make(x)) @ self.weight.transpose(0, 1).reshape(-1, 12)))
+
+
 class Block(nn.Module):
     """A stream that is normed and added to, with an attention of two heads, of which there are several kinds.
 
@@ -191,6 +202,7 @@ CASES = {
     "residual": (Residual, images(3, 8, 8)),
     "concat": (Concat, images(3, 8, 8)),
     "products": (Products, images(7, 6)),
+    "copied heads": (Heads, images(6)),
     "embedding": (Tokens, lambda count: torch.randint(0, 20, (count, 9))),
     "called twice": (Twice, images(5)),
     "attention": (Separate, images(5, 7)),

@@ -462,3 +462,41 @@ def test_where_half_is_dead_it_is_measured_among_the_others(monkeypatch: pytest.
     found = trial_of(monkeypatch, model)
     assert found[0] == 0.0
     assert found[-1] > 0
+
+
+class Lookup(nn.Module):
+    """Two ways to the output: of numbers that are looked up, which have no gradient, and of others."""
+
+    def __init__(self, floats: bool) -> None:
+        super().__init__()
+        self.floats = floats
+        self.table, self.a, self.b = nn.Embedding(10, 8), nn.Linear(8, 12), nn.Linear(12, 4)
+
+    def forward(self, ids: Tensor, bias: Tensor) -> Tensor:
+        y = self.b(F.relu(self.a(self.table(ids))))
+        return y + bias if self.floats else y
+
+
+@pytest.mark.parametrize("floats", [False, True])
+def test_gradients_that_the_inputs_do_not_have(floats: bool) -> None:
+    """Frozen weights, and floats among the inputs that nothing else depends on, change no score."""
+    torch.manual_seed(0)
+    model, data = Lookup(floats).eval(), [(torch.randint(0, 10, (8, 5)), torch.randn(8, 5, 4)) for _ in range(6)]
+    given = {"method": "obs", "data": data, "channels": 0.5, "round_to": 1, "progress": False}
+    plan = fxprune.prune(model, data[0], **given).meta["fxprune"].plan
+    frozen = fxprune.prune(model.requires_grad_(False), data[0], **given).meta["fxprune"].plan
+    assert plan.kept == frozen.kept
+    graph = fxprune.analyze(model, data[0])
+    pieces = pieces_of(data, {"args": data[0], "kwargs": {}}, None, torch.device("cpu"))
+    reads, _ = measure_reads(fxprune.record(model, data[0]), graph, pieces)
+    assert all(bool((read.sensitivity > 0).all()) for read in reads if isinstance(read, Read))
+
+
+def test_without_any_gradient_nothing_is_ranked() -> None:
+    class Choice(TwoReaders):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[0].argmax(1)
+
+    data = torch.randn(10, 3, 6, 6)
+    with pytest.raises(fxprune.errors.InputError, match="no output has a gradient of them: choose another method"):
+        fxprune.prune(Choice().eval(), data[:1], method="obs", data=data, channels=0.5, progress=False)
