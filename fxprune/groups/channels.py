@@ -19,7 +19,7 @@ from fxprune.errors import check_installed
 from fxprune.groups.cost import CostModel, Keep
 from fxprune.labels.classes import Ids, Reason
 from fxprune.labels.factors import Labels
-from fxprune.labels.records import Attention, Statistic, Term, labels_in
+from fxprune.labels.records import Attention, Floor, Statistic, Term, labels_in
 
 _FEW = 4  # slots: what cannot be rewritten with so many of a group left cannot be rewritten with more
 
@@ -121,7 +121,8 @@ class ChannelGraph:
 
     ``sources``: node -> the user's source line. ``lines``: module or parameter -> the line that uses it first, in the
     order of use. ``kinds``: module -> class name; that of '' is the model's. ``uninterpreted``: nodes that do not run
-    without data; what reaches them is locked.
+    without data; what reaches them is locked. ``floors``: of some channels so many stay. ``routed``: channels of which
+    data choose some, such as experts: how many there are changes no MACs.
 
     Examples:
         >>> graph = fxprune.analyze(model, x)
@@ -150,6 +151,8 @@ class ChannelGraph:
     lines: Mapping[str, str] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     uninterpreted: frozenset[str] = frozenset()
+    floors: tuple[Floor, ...] = ()
+    routed: frozenset[int] = frozenset()
 
     @cached_property
     def by_name(self) -> dict[str, Parameter]:

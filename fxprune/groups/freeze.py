@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from fxprune.labels.blocks import BlockSets
 from fxprune.labels.classes import Ids, Reason, distinct_rows
 from fxprune.labels.factors import Factor, Labels, compact, settle_dim
 from fxprune.labels.propagation import Propagation
-from fxprune.labels.records import Statistic, TensorLabels, Term, labels_in
+from fxprune.labels.records import Floor, Statistic, TensorLabels, Term, labels_in
 
 
 def freeze(
@@ -37,7 +37,7 @@ def freeze(
     terms = tuple(_without_fixed_sizes(term, numbers) for term in run.terms)
 
     def renumbered(known: TensorLabels) -> TensorLabels:
-        return TensorLabels(known.shape, known.dtype, translate(known.labels))
+        return replace(known, labels=translate(known.labels))
 
     nodes = {
         name: renumbered(v) if isinstance(v, TensorLabels) else tree_map_only(TensorLabels, renumbered, v)
@@ -73,6 +73,8 @@ def freeze(
         group_of=group_of,
         lines=_first_lines(graph_module),
         uninterpreted=frozenset(run.failed),
+        floors=_floors(run, numbers.of_atom),
+        routed=frozenset(int(c) for ids in run.routed for c in numbers.of_atom[ids] if c >= 0),
     )
 
 
@@ -95,6 +97,11 @@ def _numbered(run: Propagation) -> tuple[_Numbers, int]:
     number = np.full(len(classes), -1, dtype=np.int64)
     number[channels] = np.arange(len(channels))
     return _Numbers(number[roots]), len(channels)
+
+
+def _floors(run: Propagation, of_atom: Ids) -> tuple[Floor, ...]:
+    found = [replace(floor, channels=of_atom[floor.channels]) for floor in run.floors]
+    return tuple(floor for floor in found if (floor.channels >= 0).all())
 
 
 def _constants(members: _Incidence, parameters: Sequence[Parameter], channels: int) -> Ids:

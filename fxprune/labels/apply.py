@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fxprune.labels import usage
+from fxprune.labels.classes import Ids
 from fxprune.labels.factors import Labels
 from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
 from fxprune.ops.meta import tensors_in
+from fxprune.ops.refit import Followed
 from fxprune.ops.table import Label, Op
 
 
@@ -24,9 +29,33 @@ def apply(run: Propagation, func: Any, args: Any, kwargs: Any, out: Any) -> None
     Raises:
         AssertionError: its rule left out an operand with channels or an output.
     """
-    outputs = tensors_in((out,))
-    call = Call(func, args, kwargs, outputs)
-    record = call.record
+    call = Call(func, args, kwargs, tensors_in((out,)))
+    run.followed.clear()
+    _label(run, call)
+    followed = set(run.followed)
+    for tensor in call.tensors:
+        if id(tensor) not in followed and (ids := run.chosen(tensor)) is not None:
+            _follow_chosen(run, call, tensor, ids)
+    if call.record is not None and call.record.refit is Followed.COPIED:
+        run.copy_count(call.input, call.out)
+
+
+def _follow_chosen(run: Propagation, call: Call, tensor: Tensor, ids: Ids) -> None:
+    """What is moved holds the same places; what else reads which channels were chosen, without a word, locks them."""
+    if call.record is not None and (call.record.fills or (call.record.moves and not call.outputs)):
+        return  # it looks at the shape
+    moved = call.get("tensors") or [call.input]
+    same_values = call.func._overloadname != "dtype" and all(out.dtype != torch.bool for out in call.outputs)
+    is_moved = call.record is not None and isinstance(call.record.refit, Followed) and same_values
+    if is_moved and all(run.has_chosen(t, ids) for t in moved) and any(t is tensor for t in moved):
+        for out in call.outputs:
+            run.choose(out, ids)
+    else:
+        run.lock(ids, f"{call.name} reads which of them were chosen")
+
+
+def _label(run: Propagation, call: Call) -> None:
+    outputs, record = call.outputs, call.record
     for tensor in call.tensors:
         run.used(tensor)
         if id(tensor) in run.usage.unread:

@@ -22,6 +22,7 @@ from fxprune.labels.records import (
     Attention,
     Facts,
     Family,
+    Floor,
     Interleaved,
     Owner,
     Statistic,
@@ -35,6 +36,8 @@ from fxprune.ops.table import is_movement
 _LABELS = "_fxprune_labels"
 _NAME = "_fxprune_name"
 _DEMANDS = "_fxprune_demands"
+_CHOSEN = "_fxprune_chosen"
+_TALLY = "_fxprune_tally"
 _SHARED_FROM = 4096  # atoms
 _ONE_SIZE = "equal parts of one dimension"
 _ONE_WIDTH = "heads of one width, that of queries and that of values, of which one cannot be cut"
@@ -65,6 +68,9 @@ class Propagation:
         self.statistics: list[Statistic] = []
         self.families: list[Family] = []
         self.alikes: list[Alike] = []
+        self.floors: list[Floor] = []
+        self.routed: list[Ids] = []
+        """Channels of which data choose some: what lies along them computes for those alone."""
         self.heads: list[tuple[Factor, Reason]] = []  # that must go whole, cut along the channels inside
         self.interleaved: list[Interleaved] = []
         self.norm_scales: set[str] = set()
@@ -72,6 +78,7 @@ class Propagation:
         self.usage = Usage()
         self.failed: set[str] = set()  # nodes that could not be interpreted
         self.asked: set[int] = set()  # identities of the tensors whose labels the rule under way looked at
+        self.followed: set[int] = set()  # of those of which it looked at what they choose
         self.new_layouts: dict[str, int] = {}
         self.fixed: list[Ids] = []
         self.rows_joined = False
@@ -281,6 +288,52 @@ class Propagation:
             alike = [Alike(found[0], f, self.node_name, self.reason(_ONE_SIZE), optional=True) for f in found[1:]]
             self.alikes += alike
 
+    # -- channels that data choose ---------------------------------------------------------------------------------
+
+    def choose(self, tensor: Tensor, ids: Ids) -> None:
+        """The values of ``tensor``, integers, are places along a dimension with these channels ``[n]``.
+
+        Where channels go, it holds the places among those that stay. What reads it otherwise locks them.
+        """
+        setattr(tensor, _CHOSEN, ids)
+
+    def chosen(self, tensor: object) -> Ids | None:
+        """The channels that the values of ``tensor`` are places of; the rule under way follows them."""
+        ids: Ids | None = getattr(tensor, _CHOSEN, None)
+        self.followed.add(id(tensor))
+        return ids
+
+    def has_chosen(self, tensor: object, ids: Ids) -> bool:
+        """Whether the values of ``tensor`` are places of the same channels."""
+        own: Ids | None = getattr(tensor, _CHOSEN, None)
+        return own is not None and same(self.classes.find(own), self.classes.find(ids))
+
+    def count_chosen(self, tensor: Tensor, ids: Ids, ends: bool = False) -> Labels:
+        """``tensor [n]`` holds how often each of these channels was chosen; ``ends``: it and those before it."""
+        setattr(tensor, _TALLY, (ids, ends))
+        return (Factor(ids.reshape(-1), 0),)
+
+    def copy_count(self, tensor: Tensor, copy: Tensor) -> None:
+        """``copy`` counts what ``tensor`` does, if that counts channels."""
+        if hasattr(tensor, _TALLY):
+            setattr(copy, _TALLY, getattr(tensor, _TALLY))
+
+    def counted_chosen(self, tensor: object, ends: bool = False) -> Ids | None:
+        """The channels that ``tensor`` counts so, if it does."""
+        ids, is_ends = getattr(tensor, _TALLY, (None, ends))
+        return ids if is_ends == ends else None
+
+    def route(self, ids: Ids, chosen: Ids) -> None:
+        """What lies along ``ids`` computes for the chosen ones of these channels only: they are the same."""
+        self.join(ids.reshape(-1), chosen)
+        self.routed.append(chosen)
+
+    def at_least(self, ids: Ids, least: int, text: str) -> None:
+        """Of these channels so many are chosen, whichever."""
+        self.floors.append(Floor(ids.reshape(-1), least, self.reason(text)))
+
+    # -- for the proof and the report ------------------------------------------------------------------------------
+
     def count(self, op: str) -> None:
         """A call of ``op`` is under way, whose statistics the mask oracle takes: it counts the calls too."""
         self._calls[op] = self._calls.get(op, -1) + 1
@@ -380,7 +433,7 @@ class Propagation:
 
 def describe(run: Propagation, value: Any) -> Any:
     if isinstance(value, Tensor):
-        return TensorLabels(tuple(value.shape), value.dtype, run.labels(value))
+        return TensorLabels(tuple(value.shape), value.dtype, run.labels(value), hasattr(value, _CHOSEN))
     return value
 
 

@@ -18,11 +18,12 @@ Attention = Literal["head_dim", "uneven", "heads"]
 
 @dataclass(frozen=True)
 class TensorLabels:
-    """What is known of one tensor: its shape, dtype and labels."""
+    """What is known of one tensor: its shape, dtype and labels. ``chosen``: its values are places of channels."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     labels: Labels
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,15 @@ class Interleaved:
     node: str
     reason: Reason
     inside: bool
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Of these channels so many stay: the best of them are chosen, and there must be as many as are."""
+
+    channels: Ids
+    least: int
+    reason: Reason
 
 
 @dataclass

@@ -272,3 +272,5 @@ def propagate(
         for tensor in tensors_of(result):
             run.used(tensor)
             run.lock_all(run.labels(tensor), "network output")
+            if (chosen := run.chosen(tensor)) is not None:
+                run.lock(chosen, "network output")

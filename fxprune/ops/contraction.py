@@ -86,30 +86,41 @@ def _embedding(run: Propagation, call: Call) -> Labels:
     return tuple(result)
 
 
+_CHOSEN = "the data choose among these matrices"
+
+
 def _grouped_mm(run: Propagation, call: Call) -> Labels:
-    run.unread(call.name, call.get("offs"))
-    return grouped_product(run, call["self"], call["mat2"], call.out)
+    return grouped_product(run, call["self"], call["mat2"], call.out, call.get("offs"))
 
 
-def grouped_product(run: Propagation, x: Tensor, experts: Tensor, out: Tensor) -> Labels:
+def grouped_product(run: Propagation, x: Tensor, experts: Tensor, out: Tensor, offs: Tensor | None = None) -> Labels:
     """The experts of a mixture, ``[m, k] x [g, k, n] -> [m, n]``: every row is multiplied with one of ``g`` matrices.
 
-    Which one, ``offs`` decides: the matrices stay. ``[g, m, k] x [g, k, n]`` is a ``bmm``.
+    Which one, ``offs [g]`` decides: where that counts how often each matrix was chosen, whole ones may go, else all
+    stay. ``[g, m, k] x [g, k, n]`` is a ``bmm``.
     """
     if experts.ndim != 3:
-        run.lock_all((*run.labels(x), *run.labels(experts)), "a product whose blocks the data decide")
+        run.lock_all(
+            (*run.labels(x), *run.labels(experts), *run.labels(offs)), "a product whose blocks the data decide"
+        )
         run.term(float(x.shape[-1] * out.numel()) / (out.shape[0] if out.ndim == 3 else 1), ())
         return ()
     _note(run, x, experts)
     dims = _dims_of(run, experts)
     if x.ndim == 3:
+        run.unread("grouped_mm", offs)
         return contract(
             run, [operand(run, x, "gmk"), Operand(tuple(experts.shape), run.labels(experts), "gkn", dims)], "gmn"
         )
-    matrices = []
+    ends, counted, matrices = run.counted_chosen(offs, ends=True), run.labels(offs), []
+    whole = [f for f in run.labels(experts) if f.varying == (0,)]
+    if ends is None or not whole:
+        run.lock_all((*counted, *whole), _CHOSEN)
     for factor in run.labels(experts):
-        if factor.dim == 0:
-            run.lock(factor.ids, "the data choose among these matrices")
+        if factor.varying == (0,) and ends is not None:
+            run.route(factor.ids, ends)
+        elif factor.dim == 0:
+            run.lock(factor.ids, _CHOSEN)
         else:
             one = run.collapse(factor, [0])
             matrices.append(one.laid(one.ids.reshape(one.ids.shape[1:]), one.dim - 1))

@@ -1,4 +1,4 @@
-"""Channels pass along the dims that are not indexed; what reads single channels locks them."""
+"""Channels pass along dims that are not indexed; what reads single channels locks them, but for what a top-k chose."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxprune.labels.factors import Factor, Labels, along, full, settle_dim
+from fxprune.labels.classes import Ids
+from fxprune.labels.factors import Factor, Labels, along, full, settle_dim, vector
 from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
 from fxprune.ops.meta import is_within, on_meta, recorded_count, recorded_shape
 from fxprune.ops.parts import repair_index_select
 from fxprune.ops.refit import NO_WEIGHT, NOT_FOLLOWED, Followed
+from fxprune.ops.repair import Repair, set_argument
 from fxprune.ops.table import adder
 
 _aten = torch.ops.aten
@@ -48,8 +50,9 @@ def _index(run: Propagation, call: Call) -> Labels:
     indices = _as_integers(call["indices"], source.ndim, out.shape[start] if out.ndim else 1)
     known = all(i is None or not i.is_meta for i in indices)
     indexed = [d for d, index in enumerate(indices) if index is not None]
+    labels = _without_chosen(run, source, call["indices"])
     result = []
-    for factor in run.labels(source):
+    for factor in labels:
         touched = [d for d in indexed if factor.ids.shape[d] > 1]
         if touched and (not known or out.numel() > 1 << 24):
             run.lock(factor.ids, "indexed by values that are not known")
@@ -58,6 +61,20 @@ def _index(run: Propagation, call: Call) -> Labels:
             run.lock(factor.ids, "channels are indexed one by one")
         result.append(_indexed(factor, source, indices, indexed))
     return tuple(result)
+
+
+def _without_chosen(run: Propagation, source: Tensor, indices: Sequence[Tensor | None]) -> Labels:
+    """The factors that are left where an index says which channels were chosen along its dimension."""
+    labels = run.labels(source)
+    given = [(dim, run.chosen(index)) for dim, index in enumerate(indices) if index is not None]
+    for dim, chosen in given:
+        own = next((f for f in labels if f.varying == (dim,)), None)
+        if chosen is not None and own is not None and len(given) == 1:
+            (run.route if run.is_parameter(source) else run.join)(own.ids.reshape(-1), chosen)
+            labels = tuple(f for f in labels if f is not own)
+        elif chosen is not None:
+            run.lock(chosen, "they choose among what cannot be cut")
+    return labels
 
 
 def _first(indices: Sequence[Tensor | None]) -> int:
@@ -90,7 +107,7 @@ def _index_select(run: Propagation, call: Call) -> Labels:
     dim, index = call.dims()[0], call["index"]
     run.unread(call.name, index)
     result = []
-    for factor in run.labels(call.input):
+    for factor in _without_chosen(run, call.input, [None] * dim + [index]):
         if factor.ids.shape[dim] > 1 and index.is_meta:
             run.lock(factor.ids, "indexed by values that are not known")
             continue
@@ -137,6 +154,10 @@ def _one_mask(indices: Sequence[Tensor | None]) -> tuple[int, Tensor] | None:
 def _along_index(run: Propagation, call: Call) -> Labels:
     """Places along ``dim`` are given by an index; along the other dims all operands lie position by position."""
     x, index, dim = call["self"], call["index"], call["dim"] % max(call["self"].ndim, 1)
+    chosen = run.chosen(index)
+    routed = None if chosen is None else _at_chosen(run, call, chosen, dim)
+    if routed is not None:
+        return routed
     operands = [x]
     if call.name.startswith("index_"):
         run.lock_all(run.labels(index), "used as an index")
@@ -157,6 +178,32 @@ def _along_index(run: Propagation, call: Call) -> Labels:
         sizes = tuple(1 if d == dim or size != shape[d] else size for d, size in enumerate(tensor.shape))
         free.append((sizes, tuple(labels)))
     return join_positions(run, free, tuple(shape))
+
+
+def _at_chosen(run: Propagation, call: Call, chosen: Ids, dim: int) -> Labels | None:
+    """One entry each at the chosen channels is read or written; None, and they are locked, if there is more to it."""
+    x, source = call["self"], call.get("src")
+    labels = (*run.labels(x), *run.labels(call["index"]), *run.labels(source))
+    own = [f for f in run.labels(x) if f.varying == (dim,)]
+    if call.name not in ("gather", "scatter") or len(labels) > len(own) or (call.name == "gather" and not own):
+        run.lock(chosen, f"{call.name} reads which of them were chosen")
+        return None
+    for factor in own:
+        run.join(factor.ids.reshape(-1), chosen)
+    return () if call.name == "gather" else (Factor(vector(chosen, dim, x.ndim), dim),)
+
+
+def _histogram(run: Propagation, call: Call) -> Labels:
+    """How often each of some channels was chosen, if its values are places of such and every place is a bin."""
+    x, chosen = call.input, run.chosen(call.input)
+    run.lock_all((*run.labels(x), *run.labels(call.get("weights"))), f"{call.name} reads values")
+    if chosen is None:
+        return ()
+    every = (call.get("bins"), call.get("min"), call.get("max")) == (len(chosen), 0, len(chosen) - 1)
+    if every if call.name == "histc" else call.get("weights") is None and call.out.shape == (len(chosen),):
+        return run.count_chosen(call.out, chosen)
+    run.lock(chosen, f"{call.name} reads which of them were chosen")
+    return ()
 
 
 def _masked_scatter(run: Propagation, call: Call) -> Labels:
@@ -195,6 +242,23 @@ def _counts(run: Propagation, call: Call) -> Labels:
     """``[n]`` counts -> the places ``[sum of counts]`` that are repeated so often."""
     run.lock_all(run.labels(call.input), "used as counts")
     return ()
+
+
+# -- repairs -----------------------------------------------------------------------------------------------------------
+
+
+def _repair_histc(repair: Repair, node: fx.Node) -> None:
+    """A bin for every place: ``histc(x, n, 0, n - 1)``."""
+    (bins,) = repair.promised(node)
+    if bins != repair.dense(node).shape[0]:
+        set_argument(node, 1, "bins", bins)
+        set_argument(node, 3, "max", bins - 1)
+
+
+def _repair_bincount(repair: Repair, node: fx.Node) -> None:
+    if repair.promised(node) != repair.dense(node).shape:
+        set_argument(node, 2, "minlength", repair.promised(node)[0])
+        node.meta["shape"] = repair.promised(node)
 
 
 # -- results without values -----------------------------------------------------------------------------------------
@@ -277,7 +341,7 @@ _op("repeat_interleave", label=_counts, without_values=_repeated, repair="an ind
 _read = adder(__name__, reads_values=True, mask="its channels stay", cost="it compares and counts", refit=NO_WEIGHT)
 
 _read(
-    "one_hot", "_local_scalar_dense", "_assert_async", "histc", "multi_margin_loss", "multilabel_margin_loss_forward",
+    "one_hot", "_local_scalar_dense", "_assert_async", "multi_margin_loss", "multilabel_margin_loss_forward",
     "_linalg_check_errors",
 )  # fmt: skip
 _read("nll_loss_forward", "nll_loss2d_forward", repair="the number of a class")
@@ -286,4 +350,5 @@ _read("equal", without_values=_equal)
 _read("nonzero", without_values=_nonzero)
 _read("masked_select", without_values=_masked_select)
 _read("_unique2", "unique_consecutive", without_values=_unique)
-_read("bincount", without_values=_bincount, repair="it counts values")
+_read("histc", label=_histogram, repair=_repair_histc)
+_read("bincount", label=_histogram, without_values=_bincount, repair=_repair_bincount)

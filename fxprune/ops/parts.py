@@ -128,6 +128,12 @@ def _cut_slice(repair: Repair, node: fx.Node, known: TensorLabels, dim: int, win
     return slice(new_start, window.stop if repair.value(window.stop) == end else end, window.step)
 
 
+def _is_chosen(repair: Repair, index: Any) -> bool:
+    """Whether the run itself says which of the channels that are left it picks."""
+    known = repair.dense(index)
+    return isinstance(known, TensorLabels) and known.chosen
+
+
 def _cut_item(repair: Repair, node: fx.Node, known: TensorLabels, index: Any) -> Any:
     """The index expression of ``x[index]`` for the cut tensor."""
     items = list(index) if isinstance(index, tuple) else [index]
@@ -145,6 +151,8 @@ def _cut_item(repair: Repair, node: fx.Node, known: TensorLabels, index: Any) ->
             elif isinstance(repair.value(item), int) and not isinstance(item, bool):
                 position = repair.dense(item) % known.shape[dim]
                 item = int(repair.mask(known, dim, node)[:position].sum())
+            elif isinstance(item, fx.Node) and _is_chosen(repair, item):
+                pass  # of those that are left
             elif isinstance(item, fx.Node) and isinstance(repair.dense(item), TensorLabels):
                 if base_name(node) == "setitem" and repair.dense(item).dtype == torch.bool:
                     result.append(item)  # a mask of the same channels
@@ -218,7 +226,7 @@ def _repair_select(repair: Repair, node: fx.Node) -> None:
 def repair_index_select(repair: Repair, node: fx.Node) -> None:
     known, dim = repair.dense(node.args[0]), repair.value(argument(node, 1, "dim"))
     dim %= len(known.shape)
-    if not repair.is_cut(known, dim):
+    if not repair.is_cut(known, dim) or _is_chosen(repair, argument(node, 2, "index")):
         return
     set_argument(node, 2, "index", _cut_index(repair, node, known, dim, argument(node, 2, "index")))
 

@@ -1,4 +1,4 @@
-"""A reduction or a softmax over channels is approximate; sorting and cumulation across them lock."""
+"""A reduction, a softmax or a top-k over channels is approximate; sorting and cumulation across them lock."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch import Tensor, fx
 from fxprune.labels.factors import Factor, Labels, settle_dim
 from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
+from fxprune.labels.records import TensorLabels, channels_of
 from fxprune.ops.call import Call
 from fxprune.ops.masks import largest, one, smallest, zero
 from fxprune.ops.meta import empty, is_plain, on_meta, recorded_shape
 from fxprune.ops.refit import NOT_FOLLOWED
-from fxprune.ops.table import adder
+from fxprune.ops.repair import Repair, UnrepairableError
+from fxprune.ops.table import adder, argument
 
 
 def _reduce(run: Propagation, call: Call) -> Labels:
@@ -60,9 +62,53 @@ def _softmax(run: Propagation, call: Call) -> Labels:
     return tuple(f if f.dim in dims else run.collapse(f, dims) for f in labels)
 
 
+def _topk(run: Propagation, call: Call) -> Labels | list[Labels]:
+    """Of the channels that stay the largest are taken: there must be as many. Their places are theirs among those."""
+    dim, labels = call.dims()[0], run.labels(call.input)
+    cut = [f for f in labels if f.ids.shape[dim] > 1]
+    if not call["largest"] or not cut or any(f.varying != (dim,) for f in cut):
+        return _along(run, call)
+    run.statistic("topk", tuple(cut))
+    for factor in cut:
+        run.approximate(factor.ids, "topk over channels")
+        run.at_least(factor.ids, call["k"], f"topk takes {call['k']} of them")
+        run.choose(call.outputs[1], factor.ids.reshape(-1))
+    rest = tuple(f for f in labels if f.ids.shape[dim] == 1)
+    return [rest, rest]
+
+
+def _sort(run: Propagation, call: Call) -> Labels:
+    """Places among channels that stay lie in the same order as before."""
+    chosen = run.chosen(call.input)
+    if chosen is not None and call.name == "sort":
+        run.choose(call.out, chosen)
+    return _along(run, call)
+
+
+def _cumsum(run: Propagation, call: Call) -> Labels:
+    """Counts of channels that go are 0: where those of the others end stays."""
+    counted = run.counted_chosen(call.input)
+    if counted is not None:
+        run.labels(call.input)
+        return run.count_chosen(call.out, counted, ends=True)
+    return _along(run, call)
+
+
 def _along(run: Propagation, call: Call) -> Labels:
     mixed = [run.mix(f, call.dims(), f"{call.name} across channels", ordered=True) for f in run.labels(call.input)]
     return tuple(f for f in mixed if f is not None)
+
+
+# -- repairs -----------------------------------------------------------------------------------------------------------
+
+
+def _repair_topk(repair: Repair, node: fx.Node) -> None:
+    """As many are taken as before: there must be so many."""
+    of, k, dim = argument(node, 0, "input"), repair.value(argument(node, 1, "k")), argument(node, 2, "dim", -1)
+    left = repair.promised(of)[dim] if isinstance(repair.dense(of), TensorLabels) else k
+    if left < k:
+        text = f"topk takes {k} channels, and {left} would be left"
+        raise UnrepairableError(node, text, channels_of(repair.dense(of)))
 
 
 # -- on meta tensors --------------------------------------------------------------------------------------------------
@@ -151,6 +197,11 @@ def _masked_softmax(func: Any, on: Tensor, args: Any, kwargs: Any) -> Any:
     return func(x.masked_fill(~on, -torch.inf), *rest, **kwargs)
 
 
+def _masked_topk(func: Any, on: Tensor, args: Any, kwargs: Any) -> Any:
+    x, *rest = args
+    return func(x.masked_fill(~on, -torch.inf if x.is_floating_point() else smallest(x)), *rest, **kwargs)
+
+
 # -- the ops -----------------------------------------------------------------------------------------------------------
 
 _op = adder(__name__, label=_reduce, refit=NOT_FOLLOWED)
@@ -176,6 +227,7 @@ _softmaxes("softmax", "log_softmax")
 _held = adder(__name__, mask="across channels it locks them; else every channel by itself", refit=NOT_FOLLOWED)
 _held("argmax", "argmin", "median", "mode", "kthvalue", "nanmedian", label=_by_rank, repair="a rank is no size")
 _held("unique_dim", label=_by_rank, without_values=_unique_rows)
-_held("cumsum", label=_along, takes="floats of one kind")
-_held("cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort", "topk", label=_along,
-      repair="across channels it locks them")  # fmt: skip
+_held("cumsum", label=_cumsum, takes="floats of one kind")
+_held("sort", "argsort", label=_sort, repair="across channels it locks them")
+_held("cumprod", "logcumsumexp", "cummax", "cummin", label=_along, repair="across channels it locks them")
+_op("topk", label=_topk, mask=_masked_topk, repair=_repair_topk)

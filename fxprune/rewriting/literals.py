@@ -143,6 +143,7 @@ def _note_changes(node: fx.Node, before: list[Any], now: list[Any]) -> None:
     """Whether a node says something else than before, and the numbers in which that is all that changed."""
     if now != before:
         pairs = [(a, b) for a, b in zip(before, now, strict=False) if a is not b and a != b]
+        pairs = [(a, b) for a, b in pairs if type(a) is not int or (a + 1, b + 1) not in pairs]  # a size's last place
         numbers = len(before) == len(now) and all(type(a) is type(b) is int for a, b in pairs)
         node.meta |= {REPAIRED: True, RESIZED: tuple(pairs) if numbers else ()}
 

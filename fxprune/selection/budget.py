@@ -140,7 +140,7 @@ def select(
         ModelError: nothing may be cut.
         BudgetError: no allowed choice meets the budget.
     """
-    locked = _locked(graph, scores, exact)
+    locked = _locked(graph, scores, exact, budget)
     free = [i for i, g in enumerate(graph.groups) if g.locked is None and g.name not in locked]
     if not free:
         raise ModelError(_nothing_to_prune(graph, locked))
@@ -190,13 +190,18 @@ def remaining(graph: ChannelGraph, budget: Budget, keep: Keep) -> float:
     return cost(keep) / max(budget.whole or cost(graph.everything()), 1)
 
 
-def _locked(graph: ChannelGraph, scores: Sequence[Scores | None], exact: bool) -> dict[str, str]:
+_NO_MACS = "as many are chosen as before, so no MACs go: params= counts them"
+
+
+def _locked(graph: ChannelGraph, scores: Sequence[Scores | None], exact: bool, budget: Budget) -> dict[str, str]:
     locked = {}
     for group, score in zip(graph.groups, scores, strict=True):
         if group.locked is not None:
             continue
         if exact and not group.exact:
             locked[group.name] = f"not exact: {group.approximate}"
+        elif budget.kind in ("flops", "latency") and int(group.channels[0, 0]) in graph.routed:
+            locked[group.name] = _NO_MACS
         elif score is None:
             locked[group.name] = "the method gives these channels no score"
     return locked
@@ -215,17 +220,21 @@ class _Ranking:
 
 
 def _protected(graph: ChannelGraph, ranked: Mapping[int, _Ranking], min_channels: int) -> Keep:
-    """The best ``min_channels`` along every dimension of every tensor; of equal ones those that are ranked last."""
+    """The best ``min_channels`` along every dimension of every tensor, and as many as are chosen of some.
+
+    Of equal ones those that are ranked last.
+    """
     score = np.full(graph.channel_count, np.inf)
     slot = np.zeros(graph.channel_count, dtype=np.int64)
     for ranking in ranked.values():
         score[ranking.channels] = ranking.scores
         slot[ranking.channels] = np.arange(ranking.scores.shape[1])
     protected = np.zeros(graph.channel_count, dtype=bool)
-    for extent in graph.extents:
+    rows = [(extent, min_channels) for extent in graph.extents]
+    for extent, least in [*rows, *((floor.channels, floor.least) for floor in graph.floors)]:
         values = score[extent]
-        if np.count_nonzero(np.isinf(values)) < min_channels:
-            best = np.lexsort((-slot[extent], -values))[:min_channels]
+        if np.count_nonzero(np.isinf(values)) < least:
+            best = np.lexsort((-slot[extent], -values))[:least]
             protected[extent[best]] = True
     return protected
 
@@ -280,7 +289,8 @@ def _units(
     base = 0
     for index, ranking in ranked.items():
         blocks, slots = ranking.channels.shape
-        step = round_to // math.gcd(round_to, blocks)
+        routed = int(ranking.channels[0, 0]) in graph.routed
+        step = 1 if routed else round_to // math.gcd(round_to, blocks)
         edges = np.arange(slots % step, slots + 1, step)
         edges = edges if edges[0] == 0 else np.concatenate([[0], edges])
         most = min(limits.get(index, 1.0) * slots + 1e-9, slots - graph.groups[index].least)
@@ -362,6 +372,13 @@ def _unreachable(
         without = floor.copy()
         without[group.channels] = False
         held.append((least - cost(without), f"{group.name} ({why})"))
+    for few in graph.floors:
+        left = few.channels[floor[few.channels]]
+        if len(left) == few.least and budget.kind != "channels":
+            without = floor.copy()
+            without[left] = False
+            name = graph.groups[graph.group_of[left[0]]].name
+            held.append((least - cost(without), f"{name} ({few.reason})"))
     held.sort(key=lambda h: (-h[0], h[1]))
     names = "; ".join(text for saved, text in held[:4] if saved > 0) or "at least one channel of every layer must stay"
     return (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import ops
-from fxprune.errors import InputError, ModelError
+from fxprune.errors import BudgetError, InputError, ModelError, PlanError
 from fxprune.labels.run import Labelling
 from fxprune.ops import table as op_table
 from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE
@@ -287,3 +289,67 @@ def test_grouped_products_in_double_are_pytorchs(kind: str) -> None:
     torch.testing.assert_close(found.float(), expected)
     given = [None if t is None else t.to("meta") for t in (a, b, ends)]
     assert MetaKernels()(torch.ops.aten._grouped_mm.default, given, {}).shape == expected.shape
+
+
+class Routed(nn.Module):
+    """[N, 4] -> [N, 3]: two of eight experts for every row, as libraries sort and count them."""
+
+    def __init__(self, chosen: int = 2) -> None:
+        super().__init__()
+        self.experts, self.chosen = 8, chosen
+        self.a, self.router, self.b = nn.Linear(4, 16), nn.Linear(16, 8), nn.Linear(16, 3)
+        self.up, self.down = nn.Parameter(torch.randn(8, 16, 32) / 4), nn.Parameter(torch.randn(8, 32, 16) / 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.a(x)
+        weights, places = self.router(rows).softmax(-1).topk(self.chosen, -1)
+        flat, order = places.reshape(-1).sort()
+        ends = torch.histc(flat.float(), self.experts, 0, self.experts - 1).cumsum(0, dtype=torch.int32)
+        inner = torch._grouped_mm(rows[order // self.chosen], self.up, ends).relu()
+        outer = torch._grouped_mm(inner, self.down, ends) * weights.reshape(-1)[order].unsqueeze(-1)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order))
+        return self.b(rows + outer[back].view(-1, self.chosen, outer.shape[-1]).sum(1))
+
+
+def without_experts(model: nn.Module, stay: list[int], x: Tensor) -> Tensor:
+    """What the dense model computes where the router gives no probability to the others."""
+    masked = copy.deepcopy(model)
+    gone = [i for i in range(8) if i not in stay]
+    with torch.no_grad():
+        masked.router.bias[gone] = -torch.inf
+        return masked(x)
+
+
+@pytest.mark.parametrize("name", ["l2", "random"])
+def test_whole_experts_go_as_if_the_router_never_chose_them(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Routed().eval(), torch.randn(12, 4)
+    small = fxprune.prune(
+        model, x, params=0.75, method=name, scope="uniform", round_to=4, ignore=["a", "up"], progress=False
+    )
+    stay = small.meta["fxprune"].plan.kept["router.weight"][0]
+    assert 2 <= len(stay) < 8
+    assert small.meta["fxprune"].plan.kept["up"][0] == small.meta["fxprune"].plan.kept["down"][0] == stay
+    with torch.no_grad():
+        assert torch.allclose(small(x), without_experts(model, stay, x), atol=1e-5)
+    own = fxprune.into(model, small)
+    assert own.experts == own.up.shape[0] == own.router.out_features == len(stay)
+
+
+def test_whole_experts_and_budgets() -> None:
+    """They save parameters and no MACs, and as many are left as are chosen."""
+    model, x = Routed(6).eval(), torch.randn(12, 4)
+    given: Any = {"method": "random", "scope": "uniform", "round_to": 1, "progress": False}
+    by_macs = fxprune.prune(model, x, flops=0.5, **given)
+    assert by_macs.up.shape[0] == 8
+    (row,) = [row for row in by_macs.meta["fxprune"].rows if row.name == "router"]
+    assert row.locked == "as many are chosen as before, so no MACs go: params= counts them"
+    assert fxprune.prune(model, x, params=0.3, **given).up.shape[0] == 6
+    with pytest.raises(BudgetError, match=r"held up by: .*topk takes 6 of them \(.*test_ops\.py"):
+        fxprune.prune(model, x, params=0.001, **given)
+    plan = fxprune.prune(model, x, params=0.3, **given).meta["fxprune"].plan
+    cut = {"router.weight": 0, "router.bias": 0, "up": 0, "down": 0}
+    kept = {name: {d: k[:4] if cut.get(name) == d else k for d, k in dims.items()} for name, dims in plan.kept.items()}
+    with pytest.raises(PlanError, match="topk takes 6 channels, and 4 would be left"):
+        fxprune.apply(model, replace(plan, kept=kept), x)

@@ -312,3 +312,15 @@ def test_several_calls_of_one_network(tmp_path: Path) -> None:
     own.save_pretrained(tmp_path)
     other = auto("llama").from_pretrained(tmp_path, trust_remote_code=True).eval()
     assert torch.equal(output(other), output(own))
+
+
+def test_whole_experts_of_a_mixture(tmp_path: Path) -> None:
+    """As many in every layer are a number of the config; else the sizes say it."""
+    small = pruned(build("mixtral", num_experts_per_tok=1), params=0.5, flops=None, scope="uniform", method="random")
+    counts = [layer.mlp.experts.down_proj.shape[0] for layer in small.model.layers]
+    assert max(counts) < 4
+    assert all(layer.mlp.experts.num_experts == count for layer, count in zip(small.model.layers, counts, strict=True))
+    small.save_pretrained(tmp_path)
+    other = auto("mixtral").from_pretrained(tmp_path, trust_remote_code=True).eval()
+    assert torch.equal(output(other), output(small))
+    assert torch.equal(tokens(other, use_cache=True), tokens(small, use_cache=False))

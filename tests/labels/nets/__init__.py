@@ -138,6 +138,7 @@ from labels.nets import (  # noqa: E402
     limits,  # noqa: F401
     movement,  # noqa: F401
     normalisation,  # noqa: F401
+    routed,  # noqa: F401
     structure,  # noqa: F401
     usage,  # noqa: F401
 )
