@@ -31,7 +31,7 @@ from fxprune.recording.inputs import map_tensors
 from fxprune.rewriting import CUTS_KEY, Cuts
 from fxprune.verification import TOLERANCE, Inputs
 
-RANKED_ON, JUDGED_ON = 32, 512
+RANKED_ON, JUDGED_ON = 32, 256
 """Samples of the data on which branches are ranked, and networks are judged."""
 
 _STEPS = 4  # from none gone to so many that the budget is met without cuts
