@@ -280,6 +280,7 @@ def test_other_budgets_are_of_the_whole_model(budget: str) -> None:
 def test_a_plan_with_branches_is_applied_and_read_back(shallower: tuple[nn.Module, Any], tmp_path: Path) -> None:
     model, small = shallower
     plan = small.meta["fxprune"].plan
+    assert plan.widths["blocks.1.conv1"] == (0, 8)
     plan.save(tmp_path / "plan.json")
     assert fxprune.PruningPlan.load(tmp_path / "plan.json") == plan
     again = fxprune.apply(model, plan, image())

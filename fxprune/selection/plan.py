@@ -225,6 +225,9 @@ class PruningPlan:
     ) -> PruningPlan:
         """The plan that keeps the channels ``keep``. ``whole``: the graph with the branches that were ``removed``."""
         widths = {group.name: (int(keep[group.channels].sum()), group.channels.size) for group in graph.prunable}
+        for group in whole.prunable if whole is not None and removed else ():
+            if not any(member.name in graph.by_name for member in group.members):
+                widths[group.name] = 0, group.channels.size
         own = fingerprint((whole or graph).parameters)
         return cls(kept_of(graph, keep), graph.attention, own, widths=widths, removed=tuple(removed))
 
