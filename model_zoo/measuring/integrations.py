@@ -38,13 +38,17 @@ class Ran(NamedTuple):
 
 
 class Way(NamedTuple):
-    """``run(network, calibration batches, empty folder)``; the extra and the modules that it takes."""
+    """``run(network, batches, empty folder)``; the extra and the modules that it takes.
+
+    ``plain(network, batches)``: of one that trains, what it should make of the network; None: that does not change.
+    """
 
     run: Callable[[nn.Module, Batches, Path], Ran]
     int8: bool
     slow: bool
     extra: str
     modules: tuple[str, ...]
+    plain: Callable[[nn.Module, Batches], nn.Module] | None = None
 
 
 WAYS: dict[str, Way] = {}
@@ -178,7 +182,8 @@ def _onnx_int8(net: nn.Module, batches: Batches, folder: Path) -> Ran:
 # -- quantised in torch ------------------------------------------------------------------------------------------------
 
 
-def _weights(net: nn.Module) -> int:
+def weights(net: nn.Module) -> int:
+    """Bytes, as ``torch.save`` writes them."""
     buffer = io.BytesIO()
     torch.save(net.state_dict(), buffer)
     return buffer.tell()
@@ -201,7 +206,7 @@ def _fx(net: nn.Module, batches: Batches, folder: Path) -> Ran:
     int8 = convert_fx(observed)
     called = [type(int8.get_submodule(n.target)) for n in int8.graph.nodes if n.op == "call_module"]
     layers = Counter(f"quantized.{kind.__name__.lower()}" for kind in called if ".quantized." in kind.__module__)
-    return Ran(int8, _weights(int8), layers + _calls(int8.graph, "quantized"))
+    return Ran(int8, weights(int8), layers + _calls(int8.graph, "quantized"))
 
 
 @_way("torchao int8 weights", "torchao", "torchao")
@@ -211,7 +216,7 @@ def _torchao(net: nn.Module, batches: Batches, folder: Path) -> Ran:
     int8 = copy.deepcopy(net)
     quantize_(int8, Int8WeightOnlyConfig())
     linear = [layer for layer in int8.modules() if isinstance(layer, nn.Linear)]
-    return Ran(int8, _weights(int8), Counter(f"Linear of {type(layer.weight.data).__name__}" for layer in linear))
+    return Ran(int8, weights(int8), Counter(f"Linear of {type(layer.weight.data).__name__}" for layer in linear))
 
 
 def _pt2e(net: nn.Module, batches: Batches, quantizer: Any) -> fx.GraphModule:
@@ -231,7 +236,7 @@ def _pt2e_x86(net: nn.Module, batches: Batches, folder: Path) -> Ran:
 
     quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
     int8 = _pt2e(net, batches, quantizer)
-    size = _weights(int8)
+    size = weights(int8)
     lowered = lower_pt2e_quantized_to_x86(int8, batches[0])
     return Ran(lowered, size, _calls(lowered.graph))
 

@@ -1,4 +1,4 @@
-"""Pruned networks quantised and on other runtimes, beside the dense ones: fusions, errors, milliseconds, bytes.
+"""Pruned networks quantised, on other runtimes and trained, beside dense ones: fusions, errors, milliseconds, bytes.
 
 Every network is pruned to half of its MACs (l2, random weights). Dense network, pruned graph, and the class that
 ``fxprune.into`` gives back (of a plan that ``for_class=True`` makes, where another does not go in) then go the same
@@ -8,9 +8,13 @@ on one core, batch size 1. Ways that take minutes are gone without the class. Wh
 what ``fxprune.record`` makes of it stands for it, and the page tells why; a way that neither goes is not asked of the
 pruned network.
 
+Trainers go three steps on these batches without labels, in eval mode; the error is against a loop without the library
+(of adapters: merged, against not merged), milliseconds are those of the trained network in torch.
+
 Checks: "pruned": graph and class go where the dense network goes; "ops": they run as many ops of every kind that
 multiplies, is fused or is quantised; "milliseconds": at most the share of the dense network's that the MACs are, and
-0.1 of it, for int8.
+0.1 of it, for int8; "trained": the error is at most 1e-4, and training
+changed more than that.
 """
 
 from __future__ import annotations
@@ -24,13 +28,17 @@ from typing import NamedTuple
 
 from fxprune.errors import InputError, check_installed
 from fxprune.verification import relative_error
-from model_zoo.measuring.integrations import WAYS, Prepared, Ran, beside, first, other_ops, prepared
+from model_zoo.measuring import integrations
+from model_zoo.measuring.integrations import Prepared, Ran, beside, first, other_ops, prepared
+from model_zoo.measuring.trainers import TRAINERS
 from model_zoo.networks.after import NETWORKS
 from model_zoo.pages.integrations import page
 from model_zoo.records import Record, raised
 from model_zoo.study import Measure, Options, Study
 
 SLACK = 0.1
+SAME = 1e-4
+WAYS = integrations.WAYS | TRAINERS
 
 
 class Case(NamedTuple):
@@ -70,8 +78,12 @@ def measure(case: Case, prepare: Callable[[str], Prepared]) -> Record:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 ran[name] = way.run(network, batches[1:], Path(folder))
-                apart = relative_error([first(ran[name].call(*batches[0]))], [first(network(*batches[0]))])
+                expected = network if way.plain is None else way.plain(network, batches[1:])
+                apart = relative_error([first(ran[name].call(*batches[0]))], [first(expected(*batches[0]))])
                 record.figures[name] = {"error": apart, "bytes": ran[name].size, "ops": dict(ran[name].ops)}
+                if way.plain is not None:
+                    moved = relative_error([first(expected(*batches[0]))], [first(network(*batches[0]))])
+                    record.figures[name]["moved"] = moved
             except Exception as error:
                 ran.pop(name, None)
                 if name != "dense":
@@ -80,6 +92,12 @@ def measure(case: Case, prepare: Callable[[str], Prepared]) -> Record:
                     return record
     record.checks.setdefault("pruned", "")
     record.checks["ops"] = other_ops(ran)
+    if way.plain is not None:
+        record.checks["trained"] = ", ".join(
+            f"{name}: {f['error']:.1e}, trained by {f['moved']:.1e}"
+            for name, f in ((name, record.figures[name]) for name in ran)
+            if not f["error"] <= SAME < f["moved"]
+        )
     times = beside({name: one.call for name, one in ran.items()}, *batches[0])
     for name, ms in times.items():
         record.figures[name]["ms"] = ms
@@ -90,7 +108,7 @@ def measure(case: Case, prepare: Callable[[str], Prepared]) -> Record:
 
 
 STUDY = Study(
-    "integrations", "five networks, pruned, through quantisers and runtimes; an hour",
+    "integrations", "five networks, pruned, through quantisers, runtimes and trainers; an hour",
     lambda _: CASES, worker, partial(page, wanted=[*map(str, CASES)]), doc=__doc__,
     rules=__doc__.partition("\n\n")[2].strip(),
     needs=("pip install '.[integrations,zoo]': what is missing is told",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from model_zoo.measuring import integrations as measuring
-from model_zoo.measuring.integrations import WAYS, Prepared, Ran, Way
+from model_zoo.measuring import trainers
+from model_zoo.measuring.integrations import Prepared, Ran, Way
+from model_zoo.measuring.trainers import TRAINERS
 from model_zoo.pages import integrations as pages
 from model_zoo.records import Results
 from model_zoo.studies import integrations as study
@@ -35,7 +38,7 @@ class Net(nn.Module):
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    batches = [(torch.randn(1, 3, 8, 8),) for _ in range(3)]
+    batches = [(torch.randn(1, 3, 8, 8),) for _ in range(9)]
     monkeypatch.setattr(measuring, "made", lambda spec: (Net().eval(), batches))
     monkeypatch.setattr(measuring, "RUNS", 1)
     monkeypatch.setattr(measuring, "SECONDS", 0.0)
@@ -58,8 +61,29 @@ def test_a_way_is_gone_by_the_real_library(way: str) -> None:
     assert ("milliseconds" in record.checks) == ("int8" in way)
 
 
+@pytest.mark.parametrize("way", TRAINERS)
+def test_a_trainer_is_held_to_a_plain_loop(way: str) -> None:
+    for module in study.WAYS[way].modules:
+        pytest.importorskip(module)
+    record = measured(way)
+    assert "dense fails" not in record.figures, record.figures
+    for name in ("dense", "pruned", "class"):
+        assert record.figures[name]["error"] < 1e-5
+        assert record.figures[name]["moved"] > 1e-3
+    assert record.checks == {"pruned": "", "ops": "", "trained": ""}
+
+
+def test_a_trainer_that_trains_otherwise_or_nothing_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(net: nn.Module, batches: Sequence[tuple[Tensor]], folder: Path) -> Ran:
+        return Ran(net, 1, Counter())
+
+    for plain, why in ((trainers.plain, "dense: .*, trained by "), (lambda net, batches: net, "trained by 0.0e.00")):
+        monkeypatch.setitem(study.WAYS, "own", Way(run, False, False, "", (), plain))
+        assert re.search(why, measured("own").checks["trained"])
+
+
 def entered(monkeypatch: pytest.MonkeyPatch, run: object, *modules: str) -> None:
-    monkeypatch.setitem(WAYS, "own", Way(run, False, False, "openvino", modules))  # type: ignore[arg-type]
+    monkeypatch.setitem(study.WAYS, "own", Way(run, False, False, "openvino", modules))  # type: ignore[arg-type]
 
 
 def test_a_recording_stands_for_a_class_that_does_not_go(monkeypatch: pytest.MonkeyPatch) -> None:
