@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import subprocess
@@ -149,15 +150,39 @@ def check_distributed(names: dict[str, Any], folder: Path) -> None:
     assert sorted(re.findall(r"rank (\d) of 2: ", names["printed"])) == ["0", "1"]  # lines of two processes may meet
 
 
-def torchrun(page: Path) -> dict[str, Any]:
-    """What the page's code prints in two processes."""
-    (code,) = blocks("python", page)
-    Path("train.py").write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def check_yolo(names: dict[str, Any], folder: Path) -> None:
+    (told,) = re.findall(r"^\{.*\}$", names["printed"], re.MULTILINE)
+    found = json.loads(told)
+    assert max(found["errors"]) < SAME
+    assert (found["class"], found["nc"]) == ("DetectionModel", 2)
+    assert found["loaded"] == 0
+    assert (folder / "yolo-small/plan.json").exists()
+
+
+YOLO_TOLD = """
+import json
+from ultralytics.nn.tasks import DetectionModel
+loaded = fxprune.load_pretrained("yolo-small", DetectionModel("yolo11n.yaml", nc=2, verbose=False)).eval()
+found = {"errors": errors, "class": type(yolo.model).__name__, "nc": yolo.model.nc}
+print(json.dumps(found | {"loaded": float(abs(loaded(x)[0] - expected).max())}))
+"""
+
+
+def alone(page: Path, *launcher: str, more: str = "") -> dict[str, Any]:
+    """What the page's code prints in processes of its own."""
+    Path("train.py").write_text("\n".join([*blocks("python", page), more]))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "YOLO_CONFIG_DIR": os.getcwd()}
+    command = [sys.executable, *launcher, "train.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     return {"printed": done.stdout}
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ALONE: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "distributed": lambda page: alone(page, *TORCHRUN),
+    "yolo": lambda page: alone(page, more=YOLO_TOLD),  # ultralytics changes settings of torch for good
+}
 
 
 CHECKS: dict[str, Callable[[dict[str, Any], Path], None]] = {
@@ -173,6 +198,7 @@ CHECKS: dict[str, Callable[[dict[str, Any], Path], None]] = {
     "openvino": lambda names, folder: same(names, folder, HALF),
     "peft": check_peft,
     "torchao": check_torchao,
+    "yolo": check_yolo,
 }
 
 
@@ -188,7 +214,7 @@ def test_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         pytest.skip(f"not installed: {', '.join(lacking)}")
     monkeypatch.setattr(timm, "create_model", small_network)
     monkeypatch.chdir(tmp_path)
-    CHECKS[name](torchrun(PAGES[name]) if name == "distributed" else run(PAGES[name]), tmp_path)
+    CHECKS[name](ALONE.get(name, run)(PAGES[name]), tmp_path)
 
 
 def test_fx_quantises_a_network_that_is_bound_to_a_size() -> None:

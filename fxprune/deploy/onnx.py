@@ -351,6 +351,10 @@ def capture_reason(error: Exception, names: Mapping[int, str] | None = None) -> 
     if fixed and names:
         sizes = dict.fromkeys(f"{names.get(int(dim), f'dim {dim}')} = {size}" for dim, size in fixed)
         return f"the network works for {', '.join(sizes)} only"
+    left_out = re.findall(r"generated guard L\['\w+'\]\[\d+\]\.size\(\)\[(\d+)\] != (\d+)", str(error))
+    if left_out and names:
+        sizes = dict.fromkeys(f"{names.get(int(dim), f'dim {dim}')} = {size}" for dim, size in left_out)
+        return f"the network does something else for {', '.join(sizes)}"
     fixes = re.search(r"Suggested fixes:\s+(.+)", str(error))
     if fixes:
         return f"the network works for {fixes.group(1).strip()} only"

@@ -498,6 +498,11 @@ class WrongShape(nn.Module):
         return x[:, :2] if torch.compiler.is_exporting() else x
 
 
+class OtherAtEight(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[0] == 8 else 2 * x
+
+
 class FixedBatch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * float(x.shape[0])
@@ -580,6 +585,10 @@ def test_a_network_that_torch_export_cannot_capture(tmp_path: Path, capfd: pytes
     assert refused(ExportError, Branching(), tmp_path / "net.onnx", torch.randn(1, 4)) == (
         "torch.export cannot capture Branching with a dynamic batch: "
         f"which operations run depends on the values of its tensors; {remedy}"
+    )
+    assert refused(ExportError, OtherAtEight(), tmp_path / "net.onnx", torch.randn(1, 4)) == (
+        "torch.export cannot capture OtherAtEight with a dynamic batch: "
+        f"the network does something else for batch = 8; {remedy}"
     )
     assert capfd.readouterr() == ("", "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -29,6 +30,7 @@ import fxprune
 from model_zoo.examples import checkpoint_to_onnx, serve, timm_inference, torchvision_finetuning
 
 EXAMPLES = Path(timm_inference.__file__).parent
+ROOT = EXAMPLES.parents[1]
 CLASSES = ("blue", "green", "red")
 NETWORK = "test_resnet"
 
@@ -193,3 +195,20 @@ def test_the_server_needs_no_torch(served: Path, images: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=EXAMPLES, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in CLASSES
+
+
+@pytest.mark.parametrize("task", ["segment", "pose", "obb"])
+def test_a_yolo_of_every_task_goes_all_the_way(task: str, tmp_path: Path) -> None:
+    """In a process of its own: ultralytics changes settings of torch for good. Detection is a page of the docs."""
+    pytest.importorskip("ultralytics")
+    command = [sys.executable, "-m", "model_zoo.examples.yolo", "--task", task, "--out", "runs", "--device", "cpu"]
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "YOLO_CONFIG_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--size", "64"], capture_output=True, text=True, check=False, cwd=tmp_path, env=settings, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    errors = [float(found) for found in re.findall(r"relative error (\S+) against torch", done.stdout)]
+    assert len(errors) == 2
+    assert max(errors) < 1e-4
+    assert re.search(r"MACs .* -> .* \((59|60)\.\d%\)", done.stdout)
+    assert "| metrics/mAP50(B) | – |" in (tmp_path / "runs/pruned/README.md").read_text()
