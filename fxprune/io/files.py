@@ -85,8 +85,10 @@ def filling(path: str | os.PathLike[str], replaces: str = "") -> Iterator[Path]:
         raise InputError(f"cannot write to {text!r}: it is a file; give the name of a folder")
     if not folder.is_dir() and not folder.parent.is_dir():
         raise InputError(f"cannot write to {text!r}: the folder {str(folder.parent)!r} does not exist; create it first")
+    place = ""
     try:
         with _draft_beside(folder / "draft" if folder.is_dir() else folder) as draft:
+            place = str(draft)
             draft.mkdir()
             yield draft
             if not folder.is_dir():
@@ -100,7 +102,7 @@ def filling(path: str | os.PathLike[str], replaces: str = "") -> Iterator[Path]:
                     old.unlink()
     except OSError as error:
         if isinstance(error, WriteError):
-            raise
+            raise WriteError(str(error).replace(place, text)) from error
         raise WriteError(f"{text!r} could not be written: {_reason(error)}") from error
 
 

@@ -384,7 +384,9 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(saved: Path, tmp_pat
 
 
 def test_other_models_formats_and_kinds(saved: Path, tmp_path: Path) -> None:
-    assert message(saved, make(Shuffled), error=PlanError).startswith("The plan belongs to another model")
+    assert message(saved, make(Shuffled), error=PlanError).startswith(
+        f"'{saved}' holds a pruned Small, and model is a Shuffled. The plan belongs to another model"
+    )
     newer = rewritten(saved, tmp_path / "new.safetensors", lambda data: data.update(format=99))
     assert message(newer, make()) == f"'{newer}' has format 99; fxprune {fxprune.__version__} reads 1."
     short = rewritten(saved, tmp_path / "short.safetensors", lambda data: data.pop("inputs"))

@@ -19,7 +19,7 @@ from nets import Small, chain, image, make
 from torch import nn
 
 import fxprune
-from fxprune.errors import ArtifactError, InputError, PlanError, WriteError
+from fxprune.errors import ArtifactError, ExampleInputsError, InputError, PlanError, WriteError
 from fxprune.io.files import filling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -126,8 +126,9 @@ def test_a_full_disk_in_the_middle(
 
     for method in ("write_text", "write_bytes"):
         monkeypatch.setattr(Path, method, full(getattr(Path, method)))
-    with pytest.raises(WriteError, match=r"could not be written: No space left on device$"):
+    with pytest.raises(WriteError, match=r"could not be written: No space left on device$") as caught:
         fxprune.save_pretrained(small, folder)
+    assert str(caught.value).startswith(f"'{folder}"), "the folder that was asked for, not where it was prepared"
     assert names(tmp_path) == (["half"] if is_there else [])
     assert before is None or before == {file.name: file.read_bytes() for file in folder.iterdir()}
 
@@ -200,9 +201,19 @@ def test_a_folder_of_another_model(small: Any, tmp_path: Path) -> None:
     fxprune.save_pretrained(small, tmp_path / "half")
     assert "pass a fresh, unpruned instance of Small as model" in refusal(tmp_path / "half", InputError)
     other: nn.Module = chain()
-    assert "The plan belongs to another model" in refusal(tmp_path / "half", PlanError, other)
+    said = refusal(tmp_path / "half", PlanError, other)
+    assert said.startswith(
+        f"'{tmp_path}/half/model.safetensors' holds a pruned Small, and model is a Sequential. The plan"
+    )
+    said = refusal(tmp_path / "half", ExampleInputsError, nn.Linear(3, 4))
+    assert "holds a pruned Small, and model is a Linear. Linear.forward raised RuntimeError" in said
     said = refusal(tmp_path / "half", InputError, make(), dtype="auto")
     assert said == "dtype: for a class of transformers only, for its from_pretrained."
+    (tmp_path / "half/model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    )
+    said = refusal(tmp_path / "half", ArtifactError, make())
+    assert said == f"'{tmp_path}/half/model.safetensors' is a pointer of Git LFS, not the file: run git lfs pull."
     (tmp_path / "half/model.safetensors").write_bytes(b"half of it")
     assert "is damaged or no safetensors file" in refusal(tmp_path / "half", ArtifactError, make())
 

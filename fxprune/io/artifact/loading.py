@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from fxprune.api import applied
 from fxprune.deploy.program import read_program, read_program_notes
-from fxprune.errors import ArtifactError, InputError, check_flags
+from fxprune.errors import ArtifactError, ExampleInputsError, InputError, PlanError, check_flags
 from fxprune.io.artifact.header import KEY, Artifact, digest_of, existing, parsed
 from fxprune.io.artifact.sample import check_outputs
 from fxprune.io.forms import json_of
@@ -26,6 +27,8 @@ from fxprune.recording.inputs import device_of, from_json, like_parameters, make
 from fxprune.recording.together import called, joined
 from fxprune.reports.report import Report
 from fxprune.rewriting.into import into
+
+_POINTER = b"version https://git-lfs.github.com/"
 
 
 def load(
@@ -90,7 +93,8 @@ def load(
         part = called(part, artifact.calls)
     part, example_inputs, example_kwargs = joined(part, example_inputs, example_kwargs)
     args, kwargs = _inputs(part, artifact, example_inputs, example_kwargs)
-    pruned = applied(part, artifact.plan, args, kwargs, artifact.method, verify=False)
+    with _fitting(part, artifact, path):
+        pruned = applied(part, artifact.plan, args, kwargs, artifact.method, verify=False)
     report: Report = pruned.meta[KEY]
     told = artifact.reconstruction and Reconstruction.of_data(artifact.reconstruction)
     pruned.meta[KEY] = replace(report, oracle_error=artifact.oracle_error, budget=artifact.budget, reconstruction=told)
@@ -102,6 +106,18 @@ def load(
     if verify:
         check_outputs(result.get_submodule(artifact.part), artifact, path)
     return result
+
+
+@contextmanager
+def _fitting(part: nn.Module, artifact: Artifact, path: Path) -> Iterator[None]:
+    """Where the model is of another class than what was saved, an error says so: mostly that is why."""
+    try:
+        yield
+    except (PlanError, ExampleInputsError) as error:
+        if (given := type(part).__name__) == artifact.model:
+            raise
+        told = f"{str(path)!r} holds a pruned {artifact.model}, and model is a {given}"
+        raise type(error)(f"{told}. {error}") from error
 
 
 def read_artifact(path: str | os.PathLike[str]) -> Artifact:
@@ -117,6 +133,13 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     return _read(path)[0]
 
 
+def _begins(path: Path, text: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(text)) == text
+
+
 def _read(path: Path) -> tuple[Artifact, dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
@@ -125,6 +148,8 @@ def _read(path: Path) -> tuple[Artifact, dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
+        if _begins(path, _POINTER):
+            raise ArtifactError(f"{str(path)!r} is a pointer of Git LFS, not the file: run git lfs pull.") from error
         raise ArtifactError(
             f"{str(path)!r} is damaged or no safetensors file ({error}). Save or copy it again."
         ) from error
