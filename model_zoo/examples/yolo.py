@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 import fxprune
+from fxprune.errors import check_installed
 from fxprune.recording.inputs import tensors_of
 
 NAMES = {
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, required=True, help="folder for everything that is written")
     args = parser.parse_args(argv)
+    check_installed("ultralytics", "ultralytics")
     from ultralytics import YOLO
 
     out = args.out.absolute()

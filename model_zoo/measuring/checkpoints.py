@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import shlex
 import tempfile
@@ -99,7 +98,6 @@ def written(job: Job, how: Fitting, case: Trained, dense: float, folder: Path) -
         )
         weights = folder / "model.safetensors"
         record.figures["bytes"] = [sum(t.nbytes for t in _tensors(case.model.state_dict())), weights.stat().st_size]
-        record.figures["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     return record
 
 

@@ -5,7 +5,7 @@ to a share of its MACs by ``obs``, channels in multiples of 8, and refitted on a
 labels (``--tune``: and its scales and shifts tuned for so many steps); nothing is trained. ``fxprune.save_pretrained``
 writes a folder beside the result file, and a new process reads it with ``fxprune.load_pretrained`` into an instance of
 other weights. MB: of the dense weights, and of the file with the pruned ones. Milliseconds: medians on onnxruntime, the
-processor, one thread, one input, dense and pruned in turn.
+processor, one thread, one input, dense and pruned in turn; both are too long where the machine has other work, too.
 
 Checks: "prune", "onnxruntime" and "folder" are done; "budget": no more MACs than asked for; "loaded": in the new
 process the quality is the same, to the last digit.
