@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -293,8 +294,6 @@ def test_a_plan_with_branches_is_applied_and_read_back(shallower: tuple[nn.Modul
 
 
 def test_a_plan_of_another_model_names_the_branch_that_is_missing(shallower: tuple[nn.Module, Any]) -> None:
-    from dataclasses import replace
-
     plan = replace(shallower[1].meta["fxprune"].plan, removed=("blocks.7",))
     with pytest.raises(PlanError, match=r"removes blocks\.7, which is no residual branch of this model"):
         fxprune.apply(shallower[0], plan, image())
@@ -316,11 +315,77 @@ def test_it_goes_to_onnx(shallower: tuple[nn.Module, Any], tmp_path: Path) -> No
     assert fxprune.export(shallower[1], tmp_path / "small.onnx").max_rel_error < 1e-4
 
 
-def test_the_class_cannot_skip_them(shallower: tuple[nn.Module, Any]) -> None:
-    with pytest.raises(
-        ConversionError, match=r"Residual has residual branches in its forward that pruned lacks: blocks.1"
-    ):
-        fxprune.into(*shallower)
+def test_the_class_has_nothing_in_the_place_of_a_block(shallower: tuple[nn.Module, Any], tmp_path: Path) -> None:
+    model, small = shallower
+    same_class: Any = fxprune.into(model, small)
+    assert isinstance(same_class, Residual)
+    assert isinstance(same_class.blocks[1], nn.Identity)
+    assert same_class.state_dict().keys() == small.state_dict().keys()
+    assert relative_error(same_class(image()), small.eval()(image())) < 1e-5
+    fxprune.save(same_class, tmp_path / "class.safetensors")
+    loaded = fxprune.load(tmp_path / "class.safetensors", model)
+    assert torch.equal(loaded.eval()(image()), same_class(image()))
+
+
+class Halves(nn.Module):
+    """A branch that is a part of its block: ``norm`` is before it, and its result is scaled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norms = nn.Linear(6, 8), nn.ModuleList(nn.LayerNorm(8) for _ in range(2))
+        self.parts, self.head = nn.ModuleList(nn.Linear(8, 8) for _ in range(2)), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for norm, part in zip(self.norms, self.parts, strict=True):
+            x = x + 0.1 * part(norm(x))
+        return self.head(x)
+
+
+def test_the_class_has_zeros_in_the_place_of_a_branch() -> None:
+    model, x = make(Halves), torch.randn(4, 6)
+    small = fxprune.prune(model, x, flops=1 - 64 / 216, depth=True, progress=False)
+    (gone,) = small.meta["fxprune"].plan.removed
+    same_class = fxprune.into(model, small)
+    assert relative_error(same_class(x), small(x)) < 1e-5
+    assert same_class.state_dict().keys() == small.state_dict().keys()
+    assert not [*same_class.get_submodule(gone).parameters()]
+
+
+class Called(nn.Module):
+    """The parts are given as an argument, and something else than a tensor comes back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.part, self.head = nn.Linear(6, 8), Pair(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.part(x)[0])
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return self.layer(x).unsqueeze(0).squeeze(0), None
+
+
+def test_a_class_that_cannot_skip_them() -> None:
+    model, x = make(Called), torch.randn(4, 6)
+    with torch.no_grad():
+        model.part.layer.weight.mul_(1e-3)
+    small = fxprune.prune(model, x, flops=88 / 152, depth=True, progress=False)
+    assert small.meta["fxprune"].plan.removed == ("part.layer",)
+    same_class = fxprune.into(model, small)  # the layer alone gives zeros
+    assert relative_error(same_class(x), small(x)) < 1e-5
+    broken = copy.deepcopy(small)
+    report = broken.meta["fxprune"]
+    broken.meta["fxprune"] = replace(report, plan=replace(report.plan, removed=("part.layer#2",)))
+    with pytest.raises(ConversionError, match=r"and cannot skip them: part\.layer#2"):
+        fxprune.into(model, broken)
 
 
 # -- refitted ----------------------------------------------------------------------------------------------------------

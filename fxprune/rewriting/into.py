@@ -21,7 +21,7 @@ from fxprune.recording.randomness import repeatable
 from fxprune.recording.together import CALLS_KEY, alone, called_as
 from fxprune.reports.report import REPORT_KEY
 from fxprune.rewriting import CUTS_KEY, REPAIRED, RESIZED, Cuts, adapt, adapts_by_itself
-from fxprune.rewriting.pretrained import in_its_class
+from fxprune.rewriting.pretrained import in_its_class, library_class
 from fxprune.rewriting.scales import take_up_scales
 from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_error
 
@@ -46,6 +46,8 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     (``num_features``) stay as they are. The copy is compared with ``pruned`` on fresh inputs in eval mode, and must run
     in train mode if ``model`` does. A network of transformers is of a subclass of the same name, which its
     ``save_pretrained`` and ``from_pretrained`` take with these sizes, where numbers of its config do not say them.
+    Residual branches that went (``depth=``) are replaced by an ``nn.Identity``, where that is their block, or by zeros;
+    not in networks of transformers, which could not be loaded again.
 
     Args:
         model: the class that ``pruned`` was made from, with any weights; not changed.
@@ -70,12 +72,6 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     if any(t.is_meta for t in (*model.parameters(), *pruned.parameters())):
         raise InputError("The weights are on the meta device, where nothing can be compared. Load them first.")
     check_same(model, cuts)
-    removed = pruned.meta[REPORT_KEY].plan.removed
-    if removed:
-        raise ConversionError(
-            f"{type(model).__name__} has residual branches in its forward that pruned lacks: {some(removed)}. Use the "
-            "GraphModule, or prune without depth=."
-        )
     whole = called_as(pruned, model)
     result, exact = _held(whole, pruned)
     result = result if whole is model else alone(result)
@@ -96,8 +92,62 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
 Exact = Mapping[str, Tensor]  # name of a parameter -> what it would be in double
 
 
+class Zeros(nn.Module):
+    """Stands in a class where a residual branch was that went: zeros like its first input."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``[...] -> [...]``."""
+        return torch.zeros_like(x)
+
+
 def _held(model: nn.Module, pruned: fx.GraphModule) -> tuple[nn.Module, Exact]:
-    """The class with the pruned layers, compared."""
+    """The class with the pruned layers, compared; without branches that went, if it computes the same then."""
+    removed = pruned.meta[REPORT_KEY].plan.removed
+    if not removed:
+        return _holding(model, pruned)
+    refusal = ConversionError(
+        f"{type(model).__name__} has residual branches in its forward that pruned lacks, and cannot skip them: "
+        f"{some(removed)}. Use the GraphModule, or prune without depth=."
+    )
+    if library_class(model) is not None:  # it would not be loaded as it was saved
+        raise refusal
+    for stand_in in (nn.Identity, Zeros):
+        shallow = _without(model, removed, pruned.meta[CUTS_KEY].removed, stand_in)
+        try:
+            if shallow is not None:
+                return _holding(shallow, pruned)
+        except ConversionError:
+            continue
+    raise refusal
+
+
+def _without(
+    model: nn.Module, branches: Sequence[str], parameters: frozenset[str], stand_in: type[nn.Module]
+) -> nn.Module | None:
+    """A copy with something else in the place of every branch, and nothing where only parameters of branches were.
+
+    None if a branch is no module.
+    """
+    result = _copied(model)
+    modules = dict(result.named_modules())
+    if not modules.keys() >= set(branches):
+        return None
+    gone = [*branches]
+    for name in branches:
+        result.set_submodule(name, stand_in())
+    for name, module in modules.items():
+        inside = {f"{name}.{key}" for key, _ in module.named_parameters(remove_duplicate=False)}
+        if inside and parameters >= inside and not any(_is_in(name, other) for other in gone):
+            result.set_submodule(name, nn.Identity())
+            gone.append(name)
+    return result.train(model.training)
+
+
+def _is_in(name: str, other: str) -> bool:
+    return name == other or name.startswith(f"{other}.")
+
+
+def _holding(model: nn.Module, pruned: fx.GraphModule) -> tuple[nn.Module, Exact]:
     result = _copied(model)
     for cache in cached_tensor_dicts(result.modules()):  # computed from the dense weights
         cache.clear()
