@@ -126,8 +126,8 @@ def figures() -> str:
     first = next(iter(latencies.values())).figures
     threads = f"{first['threads']} thread of onnxruntime {first['onnxruntime_version']}, batch size 1"
     note = f"milliseconds: {first['provider']}, {threads}, {timed['cpu']}, random weights, {days(timed)}"
-    how = 'refitted: `method="obs", round_to=1`, trained weights, a few hundred unlabelled images, means of up to three seeds'
-    refit = f"{how}, {days(fitted)}"
+    how = 'refitted: `method="obs", round_to=1`, trained weights, a few hundred unlabelled images'
+    refit = f"{how}, means of up to three seeds, {days(fitted)}"
     seeds = f"fine-tuned: scikit-learn's digits with noise, means of several seeds, {days(trained)}"
     return "\n".join([*rows, "", f'(`method="l2"`, defaults; {note}; {refit}; {seeds}.)'])
 

@@ -12,8 +12,8 @@ from model_zoo.trained import NETWORKS
 
 COLUMNS = ("dense", "cut", "norm statistics", "refitted without data", "refitted", "tuned", "seconds")
 NOTE = (
-    "Channels are kept in any number (round_to=1): of networks as narrow as those for CIFAR-10, whose layers have 16 to "
-    "64, multiples of 16 leave all of a layer or none. Calibration data are unlabelled, a fifth of them held out; a "
+    "Channels are kept in any number (round_to=1): of networks as narrow as those for CIFAR-10, whose layers have 16 "
+    "to 64, multiples of 16 leave all of a layer or none. Calibration data are unlabelled, a fifth of them held out; a "
     "number is the mean over the seeds of calibration "
     "data, with the standard deviation where there are several. *cut*: as the method leaves it; *norm statistics*: "
     "batch norms measured anew on the data, and nothing else; *refitted*: fxprune.reconstruct, where nothing is "
