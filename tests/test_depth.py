@@ -268,6 +268,13 @@ def test_depth_is_at_most_the_share_that_was_given() -> None:
     assert counts[1] == 2
 
 
+def test_a_limit_of_layers_that_went_is_no_error() -> None:
+    model = idle(residual(blocks=5), "blocks.1")
+    limited = fxprune.Options(max_ratio={"blocks.1.*": 0.5, "head": 0.5})
+    small = fxprune.prune(model, image(), flops=0.8, depth=True, options=limited, progress=False)
+    assert small.meta["fxprune"].macs_after <= 0.8 * small.meta["fxprune"].macs_before
+
+
 @pytest.mark.parametrize("budget", ["params", "channels"])
 def test_other_budgets_are_of_the_whole_model(budget: str) -> None:
     model = idle(residual(blocks=5), "last")

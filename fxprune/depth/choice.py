@@ -120,11 +120,12 @@ class _Tried:
                 self._made[count] = shallower(self._dense, self._order[:count]) if count else self._dense
                 try:
                     cut = self._attempt(self._made[count])
-                except (BudgetError, ModelError) as error:
-                    self._refused = error if isinstance(error, BudgetError) else self._refused
-                    self.errors[count] = math.inf
-                    if not isinstance(error, BudgetError) and not count:
+                except BudgetError as error:
+                    self._refused, self.errors[count] = error, math.inf
+                except (InputError, ModelError):
+                    if not count:
                         raise
+                    self.errors[count] = math.inf  # what is asked of widths is of branches that went
                 else:
                     with self._dense.stages("judging"):
                         self.errors[count] = damage(self._dense.module, cut, self._pieces, _example(self._dense))
