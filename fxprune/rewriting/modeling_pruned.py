@@ -1,9 +1,9 @@
-"""Networks of transformers whose layers have widths of their own: a class of the library with other sizes.
+"""Networks of transformers and diffusers whose layers have widths of their own: a class of the library, other sizes.
 
 The class makes itself of its config, as ever, and is then given the sizes that the config holds as ``fxprune``, before
-weights are loaded; on the meta device too. This file needs nothing but torch and transformers. A copy of it lies in
+weights are loaded; on the meta device too. This file needs nothing but torch and the library. A copy of it lies in
 every folder that such a network was saved in, and ``auto_map`` in ``config.json`` names it:
-``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
+``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``, of diffusers ``AutoModel``.
 
 The entry ``fxprune`` of a config is plain data, of what differs from what the class makes:
 
@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
-import transformers
 from torch import Tensor, nn
 
 ENTRY = "fxprune"
@@ -79,7 +80,7 @@ def _cut(old: Tensor, shape: list[int]) -> Tensor:
 def class_of(base: type[Any]) -> type[Any]:
     """The subclass of a class of transformers, of the same name, that has the sizes its config says."""
     if base not in _CLASSES:
-        _CLASSES[base] = _made(base)
+        _CLASSES[base] = (_made_by_config if hasattr(base, "register_to_config") else _made)(base)
     return _CLASSES[base]
 
 
@@ -98,23 +99,65 @@ def _made(base: Any) -> type[Any]:
             sizes = getattr(self.config, ENTRY, None)
             if sizes:
                 setattr(self.config, ENTRY, current(self, sizes))
-            file = os.path.basename(__file__)
             names = auto_classes(base, type(self.config))
             if names:
-                self.config.auto_map = dict.fromkeys(names, f"{file.removesuffix('.py')}.{base.__name__}")
-            if not os.path.isfile(save_directory):  # which the class itself refuses
-                os.makedirs(save_directory, exist_ok=True)
-                shutil.copyfile(__file__, os.path.join(save_directory, file))
+                self.config.auto_map = dict.fromkeys(names, _reference(base))
+            _copy_code(save_directory)
             return super().save_pretrained(save_directory, *args, **kwargs)
 
-    Pruned.__name__ = Pruned.__qualname__ = base.__name__
-    Pruned.__doc__ = base.__doc__
-    return Pruned
+    return _named_as(base, Pruned)
+
+
+def _made_by_config(base: Any) -> type[Any]:
+    """Of diffusers, whose classes are made by ``from_config``, and whose configs are not written to."""
+
+    class Pruned(base):
+        @classmethod
+        def from_config(cls, config: Any = None, *args: Any, **kwargs: Any) -> Any:
+            sizes = config.get(ENTRY) if isinstance(config, Mapping) else None
+            made = super().from_config(without_sizes(config) if sizes else config, *args, **kwargs)
+            if sizes:
+                model = made[0] if isinstance(made, tuple) else made
+                set_sizes(model, sizes)
+                model.register_to_config(**{ENTRY: sizes})
+            return made
+
+        def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+            sizes = self.config.get(ENTRY)
+            if sizes:
+                self.register_to_config(**{ENTRY: current(self, sizes)})
+            self.register_to_config(auto_map={"AutoModel": _reference(base)})
+            _copy_code(save_directory)
+            return super().save_pretrained(save_directory, *args, **kwargs)
+
+    return _named_as(base, Pruned)
+
+
+def without_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of diffusers as its own class knows it."""
+    return {key: value for key, value in config.items() if key not in (ENTRY, "auto_map")}
+
+
+def _named_as(base: type[Any], made: type[Any]) -> type[Any]:
+    made.__name__ = made.__qualname__ = base.__name__
+    made.__doc__ = base.__doc__
+    return made
+
+
+def _reference(base: type[Any]) -> str:
+    """How ``auto_map`` names the pruned class."""
+    return f"{os.path.basename(__file__).removesuffix('.py')}.{base.__name__}"
+
+
+def _copy_code(folder: str | os.PathLike[str]) -> None:
+    if not os.path.isfile(folder):  # which the class itself refuses
+        os.makedirs(folder, exist_ok=True)
+        shutil.copyfile(__file__, os.path.join(folder, os.path.basename(__file__)))
 
 
 def auto_classes(base: type[Any], config: type[Any]) -> list[str]:
     """Names of the auto classes that take this class for such a config."""
-    found = []
+    transformers, found = import_module("transformers"), []
     for name in dir(transformers):
         mapping = getattr(getattr(transformers, name), "_model_mapping", None) if name.startswith("AutoModel") else None
         known = mapping.get(config, ()) if mapping is not None else ()
@@ -124,8 +167,17 @@ def auto_classes(base: type[Any], config: type[Any]) -> list[str]:
 
 
 def __getattr__(name: str) -> type[Any]:
-    """The pruned class of any class of transformers, by its name: what ``auto_map`` and pickle ask for."""
-    base = None if name.startswith("_") else getattr(transformers, name, None)
-    if not (isinstance(base, type) and issubclass(base, nn.Module)):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}: transformers has no such network")
-    return class_of(base)
+    """The pruned class of any class of the libraries, by its name: what ``auto_map`` and pickle ask for."""
+    for library in () if name.startswith("_") else sorted(_LIBRARIES, key=lambda each: each not in sys.modules):
+        try:
+            base = getattr(import_module(library), name, None)
+        except ImportError:
+            continue
+        if isinstance(base, type) and issubclass(base, nn.Module):
+            return class_of(base)
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}: {' or '.join(_LIBRARIES)} has no such network"
+    )
+
+
+_LIBRARIES = ("transformers", "diffusers")

@@ -1,7 +1,8 @@
-"""Classes of transformers: a pruned instance that ``save_pretrained`` and ``from_pretrained`` take by themselves.
+"""Classes of transformers and diffusers: pruned, they are saved and loaded by their own methods.
 
-Such a class makes itself of a config. Where numbers of the config say all sizes, they are set, and the class is the
-library's own; else the instance gets a subclass of the same name (see ``modeling_pruned``), and its config the sizes.
+Such a class makes itself of a config. Where numbers of a config of transformers say all sizes, they are set, and the
+class is the library's own; else the instance gets a subclass of the same name (see ``modeling_pruned``), and its config
+the sizes.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ Sizes = dict[str, Any]  # see modeling_pruned
 _MOST_NUMBERS = 3  # that one number of a config may have become
 
 
-def library_class(model: nn.Module) -> type[Any] | None:
+def library_class(model: nn.Module, library: str = "transformers", base: str = "PreTrainedModel") -> type[Any] | None:
     """The class of transformers that a model is of, by its public name, pruned before or not; else None."""
-    transformers = sys.modules.get("transformers")
-    base = getattr(transformers, "PreTrainedModel", None)
-    if base is None or not isinstance(model, base):
+    module = sys.modules.get(library)
+    kind = getattr(module, base, None)
+    if kind is None or not isinstance(model, kind):
         return None
-    own = getattr(transformers, type(model).__name__, None)
+    own = getattr(module, type(model).__name__, None)
     return own if own is not None and (type(model) is own or _is_pruned(type(model), own)) else None
 
 
@@ -40,7 +41,7 @@ def _is_pruned(kind: type[Any], own: type[Any]) -> bool:
 
 
 def in_its_class(result: nn.Module, equals: Callable[[nn.Module], bool]) -> nn.Module:
-    """Of a class of transformers: a network with pruned layers, as an instance that saves itself with its sizes.
+    """Of a class of transformers or diffusers: a network with pruned layers that saves itself with its sizes.
 
     Any other stays as it is, and so does one that differs from what its class makes of its config in more than sizes.
 
@@ -48,17 +49,23 @@ def in_its_class(result: nn.Module, equals: Callable[[nn.Module], bool]) -> nn.M
         result: changed in place.
         equals: whether another network computes what ``result`` does.
     """
-    own = library_class(result)
-    made = None if own is None else _fresh(own, result)
-    if own is None or made is None or not any((sizes := differences(made, result)).values()):
+    own, other = library_class(result), library_class(result, "diffusers", "ModelMixin")
+    kind = own or other
+    made = None if kind is None else _fresh(kind, result)
+    if kind is None or made is None or not any((sizes := differences(made, result)).values()):
+        return result
+    from fxprune.rewriting import modeling_pruned
+
+    if own is None:
+        result.__class__ = modeling_pruned.class_of(kind)
+        result.register_to_config(**{modeling_pruned.ENTRY: sizes})  # type: ignore[operator]
+        modeling_pruned.store(result, sizes)
         return result
     numbers = {} if sizes["stored"] else _numbers(own, made, result, sizes)
     if numbers and equals(_filled(own, result, numbers)):
         for path, number in numbers.items():
             _set(result.config, path, number)
         return result
-    from fxprune.rewriting import modeling_pruned
-
     result.__class__ = modeling_pruned.class_of(own)
     setattr(result.config, modeling_pruned.ENTRY, sizes)
     modeling_pruned.store(result, sizes)
@@ -166,6 +173,12 @@ def _entries(config: Any, path: str = "") -> Iterator[tuple[str, int]]:
 
 def _made(own: type[Any], config: Any, numbers: dict[str, int], device: str | torch.device = "meta") -> nn.Module:
     """An instance of the class, of a copy of the config with these numbers."""
+    if hasattr(own, "register_to_config"):  # of diffusers
+        from fxprune.rewriting.modeling_pruned import without_sizes
+
+        with repeatable(), torch.device(device):
+            made: nn.Module = own.from_config(without_sizes(config))
+        return made
     config = copy.deepcopy(config)
     for path, number in numbers.items():
         _set(config, path, number)

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -324,3 +325,32 @@ def test_whole_experts_of_a_mixture(tmp_path: Path) -> None:
     other = auto("mixtral").from_pretrained(tmp_path, trust_remote_code=True).eval()
     assert torch.equal(output(other), output(small))
     assert torch.equal(tokens(other, use_cache=True), tokens(small, use_cache=False))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_networks_of_diffusers(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers", reason="networks of diffusers are an extra: pip install '.[zoo]'")
+    torch.manual_seed(0)
+    model = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    given = {"sample": torch.randn(1, 3, 8, 8), "timestep": torch.tensor([3])}
+    options: dict[str, Any] = {"for_class": True, "round_to": 1, "verify": False, "progress": False}
+    small = fxprune.into(model, fxprune.prune(model, (), example_kwargs=given, flops=0.6, **options))
+    assert type(small).__name__ == "UNet2DModel"
+    small.save_pretrained(tmp_path / "half")
+    other = diffusers.AutoModel.from_pretrained(str(tmp_path / "half"), trust_remote_code=True).eval()
+    expected = small(**given).sample
+    close = partial(torch.allclose, rtol=1e-4, atol=1e-5)
+    assert close(other(**given).sample, expected)
+    assert close(pickle.loads(pickle.dumps(small))(**given).sample, expected)
+    again = fxprune.into(other, fxprune.prune(other, (), example_kwargs=given, flops=0.8, **options))
+    again.save_pretrained(tmp_path / "less")
+    loaded = type(small).from_pretrained(tmp_path / "less").eval()
+    assert close(loaded(**given).sample, again(**given).sample)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        diffusers.UNet2DModel.from_pretrained(tmp_path / "half")
