@@ -75,8 +75,8 @@ class Cut:
     ``round_to``: kept channels are a multiple of one of these, coarse to fine: of the first whose plan uses the budget
     up but for ``_WASTE`` of it, else of the last. ``max_ratio``: name pattern -> largest share of a group that may go.
     ``threshold``: cut the scores up to this one, whatever the budget. ``obstacles``: nodes of a rewritten module that
-    are not to be, so that what they cut is locked. ``consume``: the dense weights are emptied as
-    they are cut, so nothing can be proven by running.
+    are not to be, so that what they cut is locked; ``widely``: all of a tensor, where they read one size of it.
+    ``consume``: the dense weights are emptied as they are cut, so nothing can be proven by running.
     """
 
     budget: Budget
@@ -90,6 +90,7 @@ class Cut:
     consume: bool = False
     seed: int = 0
     obstacles: Callable[[fx.GraphModule], Sequence[fx.Node]] = lambda module: ()
+    widely: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def compress(
             found, blame = _rewrite(dense, graph, selection.keep)
         refused = [] if found is None else options.obstacles(found.module)
         if found is not None and refused:
-            before, (graph, note) = graph, _without_obstacles(dense, graph, selection.keep, refused)
+            before, (graph, note) = graph, _without_obstacles(dense, graph, selection.keep, refused, options.widely)
             if graph.groups == before.groups:
                 raise ModelError(f"The class cannot hold any cut: {note}.")
             told.append(note)
@@ -272,24 +273,24 @@ def compress(
 
 
 def _without_obstacles(
-    dense: Dense, graph: ChannelGraph, keep: Keep, nodes: Sequence[fx.Node]
+    dense: Dense, graph: ChannelGraph, keep: Keep, nodes: Sequence[fx.Node], widely: bool
 ) -> tuple[ChannelGraph, str]:
     """The graph without the cuts that these nodes of the rewritten module show, and what is told of it."""
     recorded, lines = {n.name: n for n in dense.module.graph.nodes}, set[str]()
     for node in nodes:
         line = str(node.meta.get("source", node.name))
         lines.add(line)
-        graph = graph.with_locked(_cut_around(graph, keep, recorded[node.name]), Reason(_NO_NUMBER, line))
+        graph = graph.with_locked(_cut_around(graph, keep, recorded[node.name], widely), Reason(_NO_NUMBER, line))
     return graph, f"locked: {_NO_NUMBER}, at {some(sorted(lines))}"
 
 
-def _cut_around(graph: ChannelGraph, keep: Keep, node: fx.Node) -> list[int]:
+def _cut_around(graph: ChannelGraph, keep: Keep, node: fx.Node, widely: bool) -> list[int]:
     """What is cut of the tensor that a node gives, of those that it reads and those whose sizes it is told."""
     found, waiting, seen = list[int](), [node], {node}
     while waiting:
         here = waiting.pop()
         found += [c for c in channels_of(graph.nodes.get(here.name)) if not keep[c]]
-        if here is not node and here.target == "size" and len(here.args) == 2:
+        if not widely and here is not node and here.target == "size" and len(here.args) == 2:
             found += [c for c in _along(graph, *here.args) if not keep[c]]
         elif here is node or not isinstance(graph.nodes.get(here.name), TensorLabels):
             waiting += [n for n in here.all_input_nodes if n not in seen]

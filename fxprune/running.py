@@ -133,7 +133,8 @@ def _held(
     """What comes out; if asked for the first that the class holds.
 
     That is the plan as it is, one with aligned widths, which some kernels demand and a graph provides by padding, one
-    with what no attribute says locked, or one with all of that locked which the graph says otherwise than the class.
+    with what no attribute says locked, one with all of that locked which the graph says otherwise than the class, or
+    one with all of the tensors around it locked: layers that the recording did not run may have their sizes too.
 
     Raises:
         ConversionError: the class cannot hold any cut.
@@ -146,12 +147,13 @@ def _held(
     strict = replace(cut, obstacles=partial(obstacles_to, model, strict=True))
     aligned = [replace(cut, round_to=(_ALIGNED,))] if max(cut.round_to) < _ALIGNED else []
     refused: FxpruneError | None = None
-    for held in (cut, *aligned, known, strict):
+    widest = replace(strict, widely=True)
+    for held in (cut, *aligned, known, strict, widest):
         try:
             result = made(held)
             into(model, result)
         except (ConversionError, BudgetError) as error:
-            refused = error if refused is None or held is strict else refused
+            refused = error if refused is None or held is strict or held is widest else refused
         else:
             if held in aligned:
                 report = result.meta["fxprune"]
