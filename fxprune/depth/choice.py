@@ -14,11 +14,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
 from fxprune.depth.branches import Branch, branches_of
-from fxprune.depth.removal import compared_with_zeroed, without
+from fxprune.depth.removal import answer, compared_with_zeroed, without
 from fxprune.errors import BudgetError, InputError, ModelError
 from fxprune.io.text import some
 from fxprune.labels.classes import Reason
@@ -26,8 +25,6 @@ from fxprune.pipeline import Dense, shallower
 from fxprune.reconstruction.data import Piece, held_out
 from fxprune.reconstruction.refit import refit
 from fxprune.reconstruction.walk import floating, square
-from fxprune.recording import evaluated
-from fxprune.recording.inputs import map_tensors
 from fxprune.rewriting import CUTS_KEY, Cuts
 from fxprune.verification import TOLERANCE, Inputs
 
@@ -161,7 +158,7 @@ def damage(dense: fx.GraphModule, cut: fx.GraphModule, pieces: Sequence[Piece], 
         error = refit(dense, cut, pieces, cuts)[1].output_after
         if error is not None:
             return error if math.isfinite(error) else math.inf
-    outputs = [floating(_run(module, example)) for module in (dense, cut)]
+    outputs = [floating(answer(module, example)) for module in (dense, cut)]
     pairs = [(y, now) for y, now in zip(*outputs, strict=True) if y.shape == now.shape]
     gap, whole = (sum(float(square(a, b)) for a, b in each) for each in (pairs, [(y * 0, y) for y, _ in pairs]))
     error = gap / max(whole, 1e-300)
@@ -186,12 +183,6 @@ def _example(dense: Dense) -> Inputs:
     return dense.args, dense.kwargs
 
 
-def _run(module: fx.GraphModule, inputs: Inputs) -> Any:
-    args, kwargs = map_tensors(Tensor.clone, (tuple(inputs[0]), dict(inputs[1])))
-    with evaluated(module), torch.no_grad():
-        return module(*args, **kwargs)
-
-
 def _few(pieces: Sequence[Piece], samples: int) -> list[Piece]:
     """The first pieces that hold so many samples, a fifth of them held out; two at least."""
     count, found = 0, list[Piece]()
@@ -205,8 +196,10 @@ def _few(pieces: Sequence[Piece], samples: int) -> list[Piece]:
 
 def part_of_data(data: Any) -> Any:
     """Of data as users pass them the first that hold ``JUDGED_ON`` samples."""
-    if data is None or isinstance(data, Tensor):
-        return data if data is None else data[:JUDGED_ON]
+    if data is None:
+        return None
+    if isinstance(data, Tensor):
+        return data[:JUDGED_ON]
     found, count = [], 0
     for item in islice(data, JUDGED_ON):
         found.append(item)

@@ -232,6 +232,10 @@ def _branch(lane: Lane, facts: Facts, call: Call, dense_lane: Lane, dense: Facts
     return Branch(found.norm, other, dense_other, total, stands[total])
 
 
+def _is_sum(node: fx.Node, facts: Facts) -> bool:
+    return node.name in facts.adds and node.op != "call_module"
+
+
 class _Path:
     """From a product on, as long as each node is all that the one before is used for.
 
@@ -252,7 +256,7 @@ class _Path:
                 if own.mean.numel() != call.matrix[:, 0].numel():
                     return
                 self.norm, self.results = own, []
-            elif self.other is None and ops == ["add"] and following.op != "call_module":
+            elif self.other is None and len(ops) == 1 and _is_sum(following, facts):
                 others = [a for a in following.args if a is not last]
                 other = others[0] if len(others) == 1 and len(following.args) == 2 and not following.kwargs else None
                 while isinstance(other, fx.Node) and other.name in facts.same:
