@@ -6,38 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 from model_zoo.measuring.ablation import USUAL, VARIANTS, Job, measured
 from model_zoo.pages.ablation import page
 from model_zoo.records import Record, Results
-from model_zoo.trained import Trained
-from tests.nets import make
+from tests.zoo.drawn import drawn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def case() -> Trained:
-    def calibration(seed: int) -> Tensor:
-        return torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-    model = make()
-    x = calibration(99)
-    with torch.no_grad():
-        wanted = model(x)
-
-    def quality(network: nn.Module) -> float:
-        with torch.no_grad():
-            return -float((network(x) - wanted).square().mean())
-
-    return Trained(model, calibration, quality, "-error")
 
 
 def test_every_variant_differs_from_the_usual_in_one_thing(tmp_path: Path) -> None:
     records: dict[str, Record] = {}
     for name in VARIANTS:
-        record = measured(Job("drawn", name, 0.5, 0), case(), 0.0)
+        record = measured(Job("drawn", name, 0.5, 0), drawn(), 0.0)
         records[record.name] = record
     found: dict[str, Any] = {r.figures["variant"]: r.figures for r in records.values()}
     assert [found[name]["samples"] for name in (USUAL, "a quarter of the data", "twice the data")] == [16, 4, 32]

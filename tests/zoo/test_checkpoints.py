@@ -7,38 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import randomise
-from torch import Tensor, nn
 
 import fxprune
 from model_zoo.measuring import checkpoints
 from model_zoo.measuring.checkpoints import Fitting, Job, command, loaded, quality_of, written
 from model_zoo.pages.checkpoints import page
 from model_zoo.records import Record, Results
-from model_zoo.trained import Trained
-from tests.nets import make
+from tests.zoo.drawn import drawn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 JOB = Job("drawn", 0.5)
-
-
-def calibration(seed: int) -> Tensor:
-    return torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-
-def drawn(data: Path) -> Trained:
-    """The same in every process; quality is how near its outputs are to those of these weights."""
-    model = randomise(make())
-    x = calibration(99)
-    with torch.no_grad():
-        wanted = model(x)
-
-    def quality(network: nn.Module) -> float:
-        with torch.no_grad():
-            return -float((network(x) - wanted).square().mean())
-
-    return Trained(model, calibration, quality, "-error")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +53,7 @@ def test_a_folder_has_the_same_quality_in_a_new_process(record: Record, folder: 
 
 def test_another_network_in_the_folder_is_noticed(record: Record, folder: Path) -> None:
     case = drawn(folder)
-    fxprune.save_pretrained(fxprune.prune(case.model, calibration(0)[:1], flops=0.4, progress=False), folder)
+    fxprune.save_pretrained(fxprune.prune(case.model, case.calibration(0)[:1], flops=0.4, progress=False), folder)
     loaded(record, drawn, folder, folder, 1)
     assert record.checks["loaded"].startswith(f"AssertionError: {quality_of(drawn, folder, folder, 1)} instead of ")
 
