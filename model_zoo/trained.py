@@ -45,7 +45,7 @@ class Trained:
 
     model: nn.Module
     calibration: Callable[[int], Tensor]
-    quality: Callable[[nn.Module], float]
+    quality: Callable[[Callable[[Tensor], Tensor]], float]
     unit: str
     outputs: tuple[str, ...] = ()
     statistics: Statistics = IMAGENET_STATISTICS
@@ -100,7 +100,7 @@ def _dncnn(test: str, folder: Path) -> Trained:
     noise = torch.Generator().manual_seed(0)
     noisy = [image + SIGMA * torch.randn(image.shape, generator=noise) for image in clean]
 
-    def quality(network: nn.Module) -> float:
+    def quality(network: Callable[[Tensor], Tensor]) -> float:
         pairs = zip(clean, noisy, strict=True)
         with torch.no_grad():
             return statistics.fmean(_psnr((y - network(y[None, None])[0, 0]).clamp(0, 1), x) for x, y in pairs)
@@ -133,7 +133,7 @@ def _vdsr(scale: int, folder: Path) -> Trained:
     files = sorted((folder / "vdsr/Set5").glob(f"*_GT_scale_{scale}.bmp"))
     pairs = [(_luminance(file), _luminance(file.with_name(file.name.replace(f"_scale_{scale}", "")))) for file in files]
 
-    def quality(network: nn.Module) -> float:
+    def quality(network: Callable[[Tensor], Tensor]) -> float:
         found = []
         with torch.no_grad():
             for small, whole in pairs:
@@ -178,7 +178,7 @@ def _minilm(agreement: Callable[[Tensor, Tensor], float], folder: Path) -> Train
     def calibration(seed: int) -> Tensor:
         return rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[:256]]
 
-    def quality(network: nn.Module) -> float:
+    def quality(network: Callable[[Tensor], Tensor]) -> float:
         with torch.no_grad():
             return agreement(network(test), wanted)
 
@@ -247,18 +247,30 @@ def without_folder(options: Any) -> str:
     return "" if options.data else "give --data DIR, with images and weights"
 
 
-def opening(folder: Path) -> Callable[[str], tuple[Trained, float]]:
-    """What gives a network by name, with the quality that it has; the last one stays in memory."""
+def opening(folder: Path, device: str = "cpu") -> Callable[[str], tuple[Trained, float]]:
+    """What gives a network by name, on the device, with the quality that it has; the last one stays in memory."""
+    torch.backends.cudnn.allow_tf32 = False  # all devices give the same
 
     @lru_cache(maxsize=1)
     def opened(name: str) -> tuple[Trained, float]:
-        case = NETWORKS[name][0](folder)
+        case = _on(device, NETWORKS[name][0](folder))
         return case, case.quality(case.model)
 
     return opened
 
 
-def _top1(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+def _on(device: str, case: Trained) -> Trained:
+    """The network there, what calibrates it too; images to test on are moved when they are asked for."""
+
+    def quality(network: Callable[[Tensor], Tensor]) -> float:
+        return case.quality(lambda x: network(x.to(device)).cpu())
+
+    return replace(
+        case, model=case.model.to(device), calibration=lambda s: case.calibration(s).to(device), quality=quality
+    )
+
+
+def _top1(network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> float:
     with torch.no_grad():
         found = torch.cat([network(batch).argmax(1) for batch in images.split(100)])
     return 100 * float((found == labels).float().mean())

@@ -30,7 +30,7 @@ from model_zoo.comparison import (
     usual,
 )
 from model_zoo.data import IMAGENET_STATISTICS
-from model_zoo.measuring.dhp_quality import dhp
+from model_zoo.measuring.dhp_quality import SLOWER, dhp
 from model_zoo.papers import resnet
 from model_zoo.papers.initial import he
 from model_zoo.peers import torch_pruning
@@ -63,7 +63,7 @@ class Timed(Run):
 def _network(depth: int, options: Options, images: tuple[Pictures, Pictures]) -> Network:
     """With the epochs of the options."""
     tune = Sgd(options.epochs, BATCH, options.lr, weight_decay=1e-4, drops=None)
-    search = Sgd(scaled(100, options), BATCH, 0.1, drops=(0.5,))
+    search = Sgd(scaled(100, options), BATCH, SLOWER * 0.1, drops=(0.5,))
     make = partial(resnet, depth, shortcut="pad")
     return Network(make, he, lambda *_: images, tune, tune, scaled(10, options), search, Timed)
 
@@ -200,6 +200,7 @@ METHODS = {
     "l2": _cut_of_dense(criterion("l2").cut, first=True),
     "taylor": _cut_of_dense(criterion("taylor").cut, first=True),
     "fpgm": _cut_of_dense(criterion("fpgm").cut, first=True),
+    "obs, refitted": _cut_of_dense(criterion("obs", reconstruct=True).cut, first=True),
     "dense, tuned": Method(unchanged().cut, _tuned, ("dense",), ratios=(1.0,)),
     "Torch-Pruning group norm": _peer("group_norm"),
     "Torch-Pruning Taylor": _peer("taylor"),

@@ -5,6 +5,10 @@ The networks are those of ``model_zoo/trained.py``, and ``--data`` is the folder
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from model_zoo.measuring.reconstruction import METHODS, PEER, QUALITIES, Job, measured
 from model_zoo.pages.reconstruction import page, plot
 from model_zoo.peers import is_here
@@ -25,7 +29,7 @@ def jobs(options: Options) -> list[Job]:
 
 
 def worker(options: Options) -> Measure:
-    opened = opening(options.data)
+    opened = opening(options.data, options.device)
     return lambda job: measured(job, *opened(job.case), options.tune)
 
 
@@ -41,11 +45,17 @@ def options(add: Add) -> None:
     add("--method", nargs="+", choices=METHODS, default=here, help=f"{PEER} only where it is installed")
     add("--ratio", nargs="+", type=float, help="instead of the case's own")
     add("--tune", type=int, default=400, metavar="N", help="steps of tuning after the refit; 0: none")
+    add("--device", default="cpu", help="of torch (default: cpu)")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of calibration data")
+
+
+def head(options: Options) -> dict[str, Any]:
+    cuda = options.device.startswith("cuda")
+    return {"device": torch.cuda.get_device_name()} if cuda else {}
 
 
 STUDY = Study(
     "reconstruction", "what refitting a pruned network gives back, on real images and trained weights, without labels",
     jobs, worker, page, plot, options, needs=("--data DIR: images and weights",), doc=__doc__,
-    check=without_folder, told=told, jobs=True,
+    check=without_folder, head=head, told=told, jobs=True,
 )  # fmt: skip
