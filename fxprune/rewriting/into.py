@@ -21,6 +21,7 @@ from fxprune.recording.randomness import repeatable
 from fxprune.recording.together import CALLS_KEY, alone, called_as
 from fxprune.reports.report import REPORT_KEY
 from fxprune.rewriting import CUTS_KEY, REPAIRED, RESIZED, Cuts, adapt, adapts_by_itself
+from fxprune.rewriting.held import set_numbers, whole_numbers
 from fxprune.rewriting.pretrained import in_its_class, library_class
 from fxprune.rewriting.scales import take_up_scales
 from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_error
@@ -38,16 +39,17 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
 
     For code that needs what only the class has (``forward_features``, ``no_weight_decay``, ``default_cfg``). It works
     where no line of the class's forward names a size that was cut, or where it reads that size from an attribute of its
-    own (``head_dim``, ``num_heads``): such attributes are set on the copy, and its ``fxprune_sizes`` tells them: name
-    -> (before, after). A plan made with ``for_class=True`` cuts nothing else. An attribute that a forward only compares
-    (``assert x.shape[1] == self.channels``) follows the sizes of the layers right below. Where the width of a head is
-    the scale of an attention, the weights of the queries take up what it was. Attributes of torch's own layers
-    (``in_features``, ``groups``, ``normalized_shape`` ...) follow, other numbers that a class keeps about itself
-    (``num_features``) stay as they are. The copy is compared with ``pruned`` on fresh inputs in eval mode, and must run
-    in train mode if ``model`` does. A network of transformers is of a subclass of the same name, which its
-    ``save_pretrained`` and ``from_pretrained`` take with these sizes, where numbers of its config do not say them.
-    Residual branches that went (``depth=``) are replaced by an ``nn.Identity``, where that is their block, or by zeros;
-    not in networks of transformers, which could not be loaded again.
+    own (``head_dim``, ``num_heads``) or from an entry of what configures it (``config.head_dim``, of a plain object, a
+    dataclass or a dict, of which it gets a copy of its own): such attributes are set on the copy, and its
+    ``fxprune_sizes`` tells them: name -> (before, after). A plan made with ``for_class=True`` cuts nothing else. An
+    attribute that a forward only compares (``assert x.shape[1] == self.channels``) follows the sizes of the layers
+    right below. Where the width of a head is the scale of an attention, the weights of the queries take up what it was.
+    Attributes of torch's own layers (``in_features``, ``groups``, ``normalized_shape`` ...) follow, other numbers that
+    a class keeps about itself (``num_features``) stay as they are. The copy is compared with ``pruned`` on fresh inputs
+    in eval mode, and must run in train mode if ``model`` does. A network of transformers is of a subclass of the same
+    name, which its ``save_pretrained`` and ``from_pretrained`` take with these sizes, where numbers of its config do
+    not say them. Residual branches that went (``depth=``) are replaced by an ``nn.Identity``, where that is their
+    block, or by zeros; not in networks of transformers, which could not be loaded again.
 
     Args:
         model: the class that ``pruned`` was made from, with any weights; not changed.
@@ -246,7 +248,7 @@ def _outgrown(result: nn.Module, pruned: fx.GraphModule) -> Iterator[fx.Node]:
                 yield node
 
 
-Sizes = dict[str, tuple[int, int]]  # module.attribute -> before, after
+Sizes = dict[tuple[str, str], tuple[int, int]]  # module, attribute -> before, after
 
 
 def obstacles(model: nn.Module, pruned: fx.GraphModule, strict: bool = False) -> list[fx.Node]:
@@ -256,13 +258,23 @@ def obstacles(model: nn.Module, pruned: fx.GraphModule, strict: bool = False) ->
 
 
 def _homeless(model: nn.Module, repaired: Sequence[fx.Node]) -> list[fx.Node]:
-    """Nodes at which something else than numbers changed, or a number that is no attribute, or became several."""
+    """Nodes at which something else than numbers changed, or a number that is no attribute, or became several.
+
+    A number that is a multiple of an attribute, before and after, may be computed from it (``heads * head_dim``).
+    """
     after = _numbers(repaired)
+    held: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for (path, old), news in after.items():
+        if len(news) == 1 and _attributes(model, path, old):
+            held[path].append((old, *news))  # type: ignore[arg-type]
+
+    def follows(path: str, old: int) -> bool:
+        news = after[path, old]
+        return any(old % a == 0 and news == {old // a * b} for a, b in held[path] if a > 1)
 
     def is_held(node: fx.Node) -> bool:
         path, pairs = node.meta.get("module", ""), node.meta.get(RESIZED, ())
-        one_each = all(len(after[path, old]) == 1 and _attributes(model, path, old) for old, _ in pairs)
-        return RESCALED in node.meta or (bool(pairs) and one_each)
+        return RESCALED in node.meta or (bool(pairs) and all(follows(path, old) for old, _ in pairs))
 
     return [node for node in repaired if not is_held(node)]
 
@@ -270,7 +282,7 @@ def _homeless(model: nn.Module, repaired: Sequence[fx.Node]) -> list[fx.Node]:
 def _several(model: nn.Module, repaired: Sequence[fx.Node]) -> str:
     """Which attributes would have to be two numbers at once."""
     found = [
-        f"{path + '.' if path else ''}{key}={old} became {' and '.join(map(str, sorted(news)))}"
+        f"{_named(path, key)}={old} became {' and '.join(map(str, sorted(news)))}"
         for (path, old), news in _numbers(repaired).items()
         for key in (_attributes(model, path, old) if len(news) > 1 else ())
     ]
@@ -287,11 +299,9 @@ def _numbers(repaired: Sequence[fx.Node]) -> dict[tuple[str, int], set[int]]:
 
 
 def _attributes(model: nn.Module, path: str, number: int) -> list[str]:
-    """Of a module those that are this number; those of its class too, which an instance can have otherwise."""
-    module = model.get_submodule(path)
-    classes = [c for c in type(module).__mro__ if c.__module__.partition(".")[0] not in ("torch", "builtins")]
-    values = {key: value for c in reversed(classes) for key, value in vars(c).items()} | vars(module)
-    return [key for key, value in values.items() if type(value) is int and value == number]
+    """Of a module those that are this number; of what configures it too, but for configs that a library saves."""
+    held = whole_numbers(model.get_submodule(path), inside=library_class(model) is None)
+    return [key for key, value in held.items() if value == number]
 
 
 def _attempts(model: nn.Module, result: nn.Module, repaired: Sequence[fx.Node]) -> Iterator[Sizes]:
@@ -304,15 +314,15 @@ def _attempts(model: nn.Module, result: nn.Module, repaired: Sequence[fx.Node]) 
     rivals: list[set[str]] = []
     for (path, old), news in _numbers(repaired).items():
         keys = _attributes(result, path, old) if len(news) == 1 else []
-        found |= {f"{path}.{key}" if path else key: (old, *news) for key in keys}  # type: ignore[misc]
+        found |= {(path, key): (old, *news) for key in keys}  # type: ignore[misc]
         rivals += [set(keys)] if keys else []
-    names = dict.fromkeys(name.rpartition(".")[2] for name in found)
+    names = dict.fromkeys(key for _, key in found)
 
     def of(own: Sequence[str]) -> Sizes:
-        return {name: sizes for name, sizes in found.items() if name.rpartition(".")[2] in own}
+        return {place: sizes for place, sizes in found.items() if place[1] in own}
 
     yield found
-    if others := {name: sizes for name, sizes in _of_layers(model, result).items() if name not in found}:
+    if others := {place: sizes for place, sizes in _of_layers(model, result).items() if place not in found}:
         yield others | found
     if 1 < len(names) <= _MOST_NAMES:  # a width that is as large as the number of heads, say
         for count in reversed(range(1, len(names))):
@@ -340,21 +350,28 @@ def _of_layers(model: nn.Module, result: nn.Module) -> Sizes:
         for key in _attributes(model, path, old):
             new = next((news[kind] for kind in (key, "", "in") if len(news.get(kind, ())) == 1), {old})
             if new != {old}:
-                found[f"{path}.{key}" if path else key] = old, *new  # type: ignore[assignment]
+                found[path, key] = old, *new  # type: ignore[assignment]
     return found
 
 
 def _with_sizes(result: nn.Module, sizes: Sizes) -> nn.Module:
     """A copy whose attributes have these sizes, and which tells them."""
-    changed = copy.deepcopy(result)
-    for name, (_, new) in sizes.items():
-        path, _, key = name.rpartition(".")
+    changed, copies = copy.deepcopy(result), dict[Any, Any]()
+    numbers: dict[str, dict[str, int]] = defaultdict(dict)
+    for (path, key), (_, new) in sizes.items():
+        numbers[path][key] = new
+    for path, own in numbers.items():
         try:
-            setattr(changed.get_submodule(path), key, new)
+            set_numbers(changed.get_submodule(path), own, copies)
         except Exception as error:  # of the user's
-            raise ConversionError(f"{name} cannot be set to {new}: {_said(error)}. {_REMEDY}") from error
-    changed.fxprune_sizes = sizes  # type: ignore[assignment]
+            said = some([f"{_named(path, key)}={new}" for key, new in own.items()])
+            raise ConversionError(f"{said} cannot be set: {_said(error)}. {_REMEDY}") from error
+    changed.fxprune_sizes = {_named(*place): pair for place, pair in sizes.items()}  # type: ignore[assignment]
     return changed
+
+
+def _named(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
 
 
 def _compare(model: nn.Module, result: nn.Module, pruned: fx.GraphModule, exact: Exact) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import timm
@@ -557,3 +560,92 @@ def test_what_the_class_itself_refuses() -> None:
     with pytest.raises(ConversionError, match=r"Keeps cannot be copied: copy.deepcopy raised .* torch.no_grad"):
         fxprune.into(keeping, small)
     assert pruned(keeping).meta["fxprune"].macs_after < pruned(keeping).meta["fxprune"].macs_before
+
+
+@dataclass(frozen=True)
+class Widths:
+    heads: int = 4
+    head_dim: int = 8
+
+
+class WidthsTuple(NamedTuple):
+    heads: int = 4
+    head_dim: int = 8
+
+
+class Configured(nn.Module):
+    """Attention whose sizes are entries of what configures it; ``heads * head_dim`` is none of them."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(32, 16))
+
+    def sizes(self) -> tuple[int, int]:
+        c = self.config.get("attention") if isinstance(self.config, dict) else self.config
+        return (c["heads"], c["head_dim"]) if isinstance(c, dict) else (c.heads, c.head_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads, width = self.sizes()
+        q, k, v = (f(x).view(*x.shape[:-1], heads, width).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, scale=0.5)
+        return x + self.o(y.transpose(1, 2).reshape(*x.shape[:-1], heads * width))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [Widths(), WidthsTuple(), SimpleNamespace(heads=4, head_dim=8), {"attention": {"heads": 4, "head_dim": 8}}],
+    ids=["frozen dataclass", "named tuple", "namespace", "dict in a dict"],
+)
+@pytest.mark.parametrize("attention", ["head_dim", "heads"])
+def test_sizes_that_are_read_from_what_configures_the_module(config: Any, attention: str) -> None:
+    model, before = make(lambda: nn.Sequential(Configured(config), Configured(config))), copy.deepcopy(config)
+    x = torch.randn(2, 5, 16)
+    small = fxprune.prune(
+        model, x, params=0.51, attention=attention, scope="uniform", round_to=1, for_class=True, progress=False
+    )
+    own = fxprune.into(model, small)
+    assert same(own, small, x)
+    heads, width = own[0].sizes()
+    assert (heads < 4, width < 8) == (attention == "heads", attention == "head_dim")
+    assert own[0].config is own[1].config  # of the same numbers there is one
+    assert config == before
+    assert all(block.config is config for block in model)
+    assert any(name.startswith("0.config.") and name.endswith(attention) for name in own.fxprune_sizes)
+
+
+def test_a_config_gets_one_copy_for_every_size() -> None:
+    shared = SimpleNamespace(heads=4, head_dim=8)
+    model, x = make(lambda: nn.Sequential(Configured(shared), Configured(shared))), torch.randn(2, 5, 16)
+    with torch.no_grad():
+        for layer in (model[0].q, model[0].k, model[0].v):
+            layer.weight *= 3
+    small = fxprune.prune(model, x, params=0.6, round_to=1, progress=False)
+    own = fxprune.into(model, small)
+    assert same(own, small, x)
+    assert own[0].config.head_dim != own[1].config.head_dim
+    assert shared.head_dim == 8
+
+
+class TrainsOnAll(nn.Module):
+    """A line that the class cannot hold asks a tensor for a size; its other one is that of a parameter for training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down, self.out = (nn.Linear(*s) for s in ((8, 10), (10, 32), (32, 24), (24, 4)))
+        self.scale = nn.Parameter(torch.ones(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.training:
+            x = x * self.scale
+        return self.out(F.relu(self.down(F.relu(self.up(x)).view(x.size(0), 32))))
+
+
+def test_a_plan_for_the_class_leaves_what_only_training_runs() -> None:
+    model, x = make(TrainsOnAll), torch.randn(2, 8)
+    small = fxprune.prune(model, x, params=0.8, scope="uniform", for_class=True, round_to=1, progress=False)
+    own = fxprune.into(model, small)
+    assert (own.stem.out_features, own.up.out_features) == (10, 32)
+    assert own.down.out_features < 24
+    assert own.train()(x).shape == (2, 4)

@@ -1,0 +1,90 @@
+"""Whole numbers that a module keeps: attributes of its own and of its class, and entries of what configures it."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+_DEEPEST = 3  # of ``model.config.attention.head_dim``: objects in objects
+_NOT_A_CONFIG = (nn.Module, Tensor, ModuleType, type)
+
+
+def whole_numbers(module: nn.Module, inside: bool) -> dict[str, int]:
+    """Name -> number; of an entry of another object ``config.head_dim``, also of a dict. ``inside``: these too."""
+    return dict(_numbers(_values(module), _DEEPEST if inside else 0))
+
+
+def set_numbers(module: nn.Module, numbers: Mapping[str, int], copies: dict[Any, Any]) -> None:
+    """Set them on this instance alone: what configures it, and others, it gets a copy of.
+
+    ``copies``: of one object with the same numbers there is one copy.
+
+    Raises:
+        Exception: whatever the module's own ``__setattr__`` raises.
+    """
+    for name, value in _changed(_values(module), numbers, copies).items():
+        setattr(module, name, value)
+
+
+def _numbers(values: Mapping[str, Any], depth: int) -> Iterator[tuple[str, int]]:
+    for key, value in values.items():
+        if type(value) is int:
+            yield key, value
+        elif depth and _configures(value):
+            yield from ((f"{key}.{name}", number) for name, number in _numbers(_values(value), depth - 1))
+
+
+def _configures(value: Any) -> bool:
+    """A dict with names, a named tuple, a dataclass or another plain object."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and "." not in key for key in value)
+    if isinstance(value, _NOT_A_CONFIG) or callable(value):
+        return False
+    return hasattr(value, "_fields") or hasattr(value, "__dict__") or hasattr(value, "__dataclass_fields__")
+
+
+def _values(holder: Any) -> dict[str, Any]:
+    """By name, those of its class too, which an instance can have otherwise."""
+    if isinstance(holder, dict):
+        return holder
+    if hasattr(holder, "_fields"):
+        return dict(holder._asdict())
+    slots = {key: getattr(holder, key) for key in getattr(holder, "__dataclass_fields__", ()) if hasattr(holder, key)}
+    classes = [c for c in type(holder).__mro__ if c.__module__.partition(".")[0] not in ("torch", "builtins")]
+    of_classes = {key: value for c in reversed(classes) for key, value in vars(c).items()}
+    return of_classes | slots | dict(getattr(holder, "__dict__", {}))
+
+
+def _changed(values: Mapping[str, Any], numbers: Mapping[str, int], copies: dict[Any, Any]) -> dict[str, Any]:
+    """The values that differ then."""
+    inside: dict[str, dict[str, int]] = defaultdict(dict)
+    found: dict[str, Any] = {}
+    for name, number in numbers.items():
+        key, _, rest = name.partition(".")
+        if rest:
+            inside[key][rest] = number
+        else:
+            found[key] = number
+    return found | {key: _copied(values[key], own, copies) for key, own in inside.items()}
+
+
+def _copied(holder: Any, numbers: Mapping[str, int], copies: dict[Any, Any]) -> Any:
+    key = id(holder), frozenset(numbers.items())
+    if key not in copies:
+        values = _changed(_values(holder), numbers, copies)
+        if hasattr(holder, "_fields"):
+            new = holder._replace(**values)
+        else:
+            new = copy.copy(holder)
+            for name, value in values.items():
+                if isinstance(new, dict):
+                    new[name] = value
+                else:
+                    object.__setattr__(new, name, value)  # a dataclass may be frozen
+        copies[key] = new, holder  # which lives, so that nothing else has its id
+    return copies[key][0]
