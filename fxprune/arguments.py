@@ -189,7 +189,9 @@ def as_checkpoint(name: str, value: Any) -> Any:
 
 def as_provider(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise InputError(f"provider={value!r} is no name of an execution provider of onnxruntime.")
+        raise InputError(
+            f"provider={value!r} is no name: pass an execution provider of onnxruntime, eager, inductor or openvino."
+        )
     return value
 
 

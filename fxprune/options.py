@@ -76,9 +76,10 @@ class LatencyBudget(Checked):
     """A budget of latency, and how it is measured.
 
     Args:
-        ratio: the time of a run on onnxruntime that stays, as a ratio of the dense model's in (0, 1].
-        provider: onnxruntime's execution provider (CUDA if that works here, else the CPU).
-        threads: of the processor (as many as it has cores if not given, as onnxruntime does).
+        ratio: the time of a run that stays, as a ratio of the dense model's in (0, 1].
+        provider: onnxruntime's execution provider (CUDA if that works here, else the CPU), or openvino, or PyTorch
+            itself where the model is: eager, or compiled by inductor.
+        threads: of the processor (as many as the library takes if not given: onnxruntime one for every core).
         batch: batch size of the runs (that of the example inputs if not given).
 
     Raises:
@@ -209,7 +210,7 @@ class Keywords(Checked):
         macs: the same.
         params: parameters that stay.
         channels: prunable channels that stay.
-        latency: time of a run on onnxruntime that stays, measured.
+        latency: time of a run that stays, measured, on onnxruntime if nothing else is said.
         data: a folder of images, or a loader of (inputs, target) or a function that makes one, in a Python file.
         loss_fn: a function of torch.nn.functional such as cross_entropy, or one of (output, target) in a Python file.
         epochs: how long a method that trains does.
@@ -220,7 +221,8 @@ class Keywords(Checked):
         scope: rank all channels together (global), cut every group by the same share (uniform), or every structure of
             groups (isomorphic).
         round_to: keep channels in multiples of this (auto: the largest power of two up to 16 that leaves at most 1 % of
-            the budget unused; measured: up to what the execution provider likes).
+            the budget unused, and finer ones in groups of fewer than four; measured: up to what the execution provider
+            likes).
         depth: remove whole residual branches too, at most this share of them (1: as many as serve).
         for_class: cut only what the model's own class can hold, so that ``into`` gives it back.
         verify: compare with the masked original.

@@ -44,6 +44,8 @@ _ROUNDS = 20
 _ENTRIES_IN_CACHE = 2**18
 COARSEST = 16
 """The largest multiple that channels are kept in without being asked for."""
+FEWEST = 4
+"""As many multiples a group has then at the least: 16 channels are kept in multiples of 4."""
 
 _NO_NUMBER = "no attribute of the class can say this size"
 _WASTE = 0.01  # of the budget that a plan may leave unused for the sake of a coarser multiple
@@ -73,7 +75,8 @@ class Cut:
     """What may be cut, and how it is proven.
 
     ``round_to``: kept channels are a multiple of one of these, coarse to fine: of the first whose plan uses the budget
-    up but for ``_WASTE`` of it, else of the last. ``max_ratio``: name pattern -> largest share of a group that may go.
+    up but for ``_WASTE`` of it, else of the last; ``fewest``: and of half of that, a quarter, ... in groups that do not
+    have so many of them. ``max_ratio``: name pattern -> largest share of a group that may go.
     ``threshold``: cut the scores up to this one, whatever the budget. ``obstacles``: nodes of a rewritten module that
     are not to be, so that what they cut is locked; ``widely``: all of a tensor, where they read one size of it.
     ``consume``: the dense weights are emptied as they are cut, so nothing can be proven by running.
@@ -83,6 +86,7 @@ class Cut:
     scope: Scope = "global"
     exact: bool = False
     round_to: tuple[int, ...] = (1,)
+    fewest: int = 1
     min_channels: int = 1
     max_ratio: Mapping[str, float] = field(default_factory=dict)
     threshold: float | None = None
@@ -347,14 +351,14 @@ def choose(graph: ChannelGraph, scores: Sequence[Scores | None], options: Cut) -
         unreachable = None
         try:
             selection = select(
-                graph, scores, budget, scope=options.scope, exact=options.exact, round_to=step,
+                graph, scores, budget, scope=options.scope, exact=options.exact, round_to=step, fewest=options.fewest,
                 min_channels=options.min_channels, max_ratio=options.max_ratio, threshold=options.threshold,
             )  # fmt: skip
         except BudgetError as error:
             selection, unreachable = Selection(error.floor, {}), error
         if step == finest or (unreachable is None and _used(graph, budget, selection.keep) >= 1 - waste):
             break
-    return replace(selection, round_to=step), unreachable
+    return replace(selection, round_to=step, fewest=options.fewest), unreachable
 
 
 def _used(graph: ChannelGraph, budget: Budget, keep: Keep) -> float:
@@ -451,6 +455,7 @@ def _finish(
         seconds=dict(dense.stages.seconds),
         notes=tuple(notes),
         round_to=selection.round_to,
+        fewest=selection.fewest,
         budget=(options.budget.kind, options.budget.ratio) if options.threshold is None else None,
         proof=dense.proof and replace(dense.proof, farthest=None),
         zeros=sum(_zeros(p.detach()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.deploy import alignment, check_provider, provider_at_hand
+from fxprune.deploy import alignment, check_engine, placed, provider_at_hand
 from fxprune.errors import InputError
 from fxprune.io.files import check_writable
 from fxprune.methods import Learner, Method, name_of, needs_of, resolve
 from fxprune.options import Attention, Keywords, LatencyBudget, Options
-from fxprune.pipeline import COARSEST, Cut
+from fxprune.pipeline import COARSEST, FEWEST, Cut
 from fxprune.recording.checks import check_model, chosen_names
 from fxprune.selection.budget import Budget
 from fxprune.training.distributed import from_first, is_first
@@ -46,15 +46,15 @@ def requested(model: nn.Module, keywords: Keywords, options: Options) -> Request
         variant = method.within_budget()
         method, name = (method, name) if variant is None else (variant, name_of(variant))
     budget, latency = _budget(method, keywords), keywords.latency
-    provider = None if latency is None else latency.provider
     check_model(model)
     ignored, kept = chosen_names(model, "ignore", keywords.ignore), chosen_names(model, "keep", keywords.keep)
     if latency is not None or keywords.round_to == "measured":
-        check_provider(provider)
+        check_engine(None if latency is None else latency.provider)
     cut = Cut(
-        budget, scope=keywords.scope, exact=keywords.exact, round_to=_multiples(method, keywords, provider),
+        budget, scope=keywords.scope, exact=keywords.exact, round_to=_multiples(method, keywords, model),
         min_channels=options.min_channels, max_ratio=options.limits, verify=keywords.verify,
-        consume=options.consume, seed=keywords.seed,
+        fewest=FEWEST if keywords.round_to == "auto" and latency is None else 1, consume=options.consume,
+        seed=keywords.seed,
     )  # fmt: skip
     depth = None if keywords.depth is None else float(keywords.depth)
     request = Request(method, name, cut, keywords.attention, ignored, kept, keywords.for_class, latency, depth)
@@ -74,7 +74,7 @@ def _check_depth(request: Request) -> None:
         raise InputError(f"{depth} removes branches that the class's own forward has: leave out for_class=True.")
 
 
-def _multiples(method: Method, keywords: Keywords, provider: str | None) -> tuple[int, ...]:
+def _multiples(method: Method, keywords: Keywords, model: nn.Module) -> tuple[int, ...]:
     """Of how many channels to try, coarse to fine; measured ones in several processes are those of the first."""
     round_to = keywords.round_to
     if isinstance(round_to, int):
@@ -84,7 +84,8 @@ def _multiples(method: Method, keywords: Keywords, provider: str | None) -> tupl
     if round_to == "auto" and keywords.latency is None:
         coarsest = COARSEST
     else:
-        coarsest = from_first(alignment(provider or provider_at_hand()))
+        provider = None if keywords.latency is None else keywords.latency.provider
+        coarsest = from_first(alignment(placed(provider or provider_at_hand(), model)))
     return tuple(2**power for power in reversed(range(coarsest.bit_length())))
 
 

@@ -124,7 +124,7 @@ def figures() -> str:
             dense, pruned = accuracy(network, "dense", 1.0), accuracy(network, "l2", ratio)
             rows.append(f"| {name} | {ratio:.1%} | – | – | {dense:.1f} → {pruned:.1f} |")
     first = next(iter(latencies.values())).figures
-    threads = f"{first['threads']} thread of onnxruntime {first['onnxruntime_version']}, batch size 1"
+    threads = f"{first['threads']} thread of {first['version']}, batch size 1"
     note = f"milliseconds: {first['provider']}, {threads}, {timed['cpu']}, random weights, {days(timed)}"
     how = 'refitted: `method="obs", round_to=1`, trained weights, a few hundred unlabelled images'
     refit = f"{how}, means of up to three seeds, {days(fitted)}"
@@ -172,7 +172,7 @@ def latencies() -> str:
     """The table of latencies, and what it was measured with."""
     head, records = read(RESULTS / "latency.jsonl")
     first = next(iter(records.values())).figures
-    threads = f"{first['threads']} thread of onnxruntime {first['onnxruntime_version']}"
+    threads = f"{first['threads']} thread of {first['version']}"
     return f"{latency.latencies(records)}\n\n({days(head)}; {head['cpu']}, {first['provider']}, {threads}.)"
 
 

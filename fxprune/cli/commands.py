@@ -234,7 +234,7 @@ def bench(options: argparse.Namespace) -> None:
 
     if options.batch < 1:
         raise InputError(f"--batch {options.batch}: give a whole number of at least 1")
-    deploy.check_provider(options.provider)
+    deploy.check_engine(options.provider)
     module, given = _load_artifact(options)
     example = inputs.describe_inputs(*inputs.normalise_inputs(*given))
     args, kwargs = inputs.make_inputs(example, batch=options.batch)

@@ -1,18 +1,19 @@
-"""How long onnxruntime takes for one convolution or matrix product, and which alignment of channels it likes."""
+"""How long an engine takes for one convolution or matrix product, and which alignment of channels it likes."""
 
 from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from fxprune.deploy import runtime
-from fxprune.deploy.store import store
+from fxprune.deploy.engines import engine
+from fxprune.deploy.kernel_graph import KernelGraph
+from fxprune.deploy.store import on_card, store
 
 COPIES = 2
 """How often a kernel stands in the graph that is timed, so that reordering its input and output weighs less."""
@@ -20,7 +21,6 @@ ALIGNMENTS = (32, 16, 8, 4, 2, 1)
 _ALONE = 1  # thread: with more, what else runs on the machine has a say
 _WORTH = 1.1  # a finer alignment is chosen unless a coarser one is this much faster
 _ROUNDS, _READINGS = 33, 5  # of timing the chains, each round all of them; of the whole
-_OPSET, _IR = 17, 9  # old enough for every onnxruntime of these years
 _SECONDS, _LEAST, _MOST = 0.02, 5, 30  # of timing one kernel; runs
 
 
@@ -51,15 +51,16 @@ def provider_at_hand() -> str:
     """The execution provider that ``open_session`` takes when it is left the choice: CUDA if it works, else the CPU."""
     if not torch.cuda.is_available():
         return runtime.CPU
-    return runtime.open_session(_nothing(), None).provider
+    return runtime.open_session(_nothing().as_onnx(), None).provider
 
 
 def kernel_ms(kernels: Iterable[Kernel], provider: str, threads: int = 0) -> list[float]:
-    """Milliseconds of each kernel on a provider: measured now, or by an earlier run on the same device.
+    """Milliseconds of each kernel on an engine: measured now, or by an earlier run on the same device.
 
     ``threads``: of the processor; 0: as many as it has cores.
     """
-    kernels, kept = list(kernels), store(provider, threads)
+    kernels, provider = list(kernels), engine(provider).kernels
+    kept = store(provider, threads)
     wanted = {kernel.name: kernel for kernel in kernels}
     names = kept.missing(wanted)
     if names:
@@ -67,20 +68,21 @@ def kernel_ms(kernels: Iterable[Kernel], provider: str, threads: int = 0) -> lis
         fresh: dict[str, float] = {}
         try:
             for name in names:
-                fresh[name] = max(0.0, _time(*_graph(wanted[name]), provider, threads) - idle) / COPIES
+                fresh[name] = max(0.0, _time(_graph(wanted[name]), provider, threads) - idle) / COPIES
         finally:
             kept.add(fresh)  # also when a person has no more patience
     return [kept[kernel.name] for kernel in kernels]
 
 
 def alignment(provider: str) -> int:
-    """The smallest multiple of channels that a provider runs as fast as coarser ones, give or take a tenth.
+    """The smallest multiple of channels that an engine runs as fast as coarser ones, give or take a tenth.
 
     Measured with chains of convolutions (dense and depthwise) and of matrix products, at counts of channels that are
     multiples of 1, 2, ... 32 and of nothing coarser, by time per multiply-accumulate; the coarsest that any of the
     chains needs. On a processor this is a matter of blocked convolution kernels, which take 8 or 16 channels at a
     time. Measured until two readings in a row agree, for it is kept; if none do, the coarsest reading counts.
     """
+    provider = engine(provider).kernels
     kept, name = store(provider, _ALONE), "alignment"
     if name not in kept:
         readings = [_measure_alignment(provider)]
@@ -92,14 +94,14 @@ def alignment(provider: str) -> int:
 
 
 def _measure_alignment(provider: str) -> int:
-    images = 1 if provider == runtime.CPU else 32  # fewer would not fill a card
+    images = 32 if on_card(provider) else 1  # fewer would not fill it
     coarsest = 1
     for chain, base in ((_inverted, 96), (_plain, 96), (_products, 192)):
         timers, macs = [], []
         for step in ALIGNMENTS:
             channels = base + step % ALIGNMENTS[0]  # little more than a multiple of all that is coarser: the worst
-            graph, inputs, count = chain(channels, images)
-            timers.append(_timer(graph, inputs, provider))
+            graph, count = chain(channels, images)
+            timers.append(_timer(graph, provider))
             macs.append(count)
         rounds = [[timer() for timer in timers] for _ in range(_ROUNDS)]
         times = [statistics.quantiles(column[3:])[0] for column in zip(*rounds, strict=True)]  # others slow some down
@@ -112,88 +114,41 @@ def _measure_alignment(provider: str) -> int:
 # -- timing ------------------------------------------------------------------------------------------------------------
 
 
-def _timer(graph: bytes, inputs: Sequence[np.ndarray[Any, Any]], provider: str) -> Callable[[], float]:
-    session = runtime.Session(graph, provider, _ALONE)
-    return session.timer([torch.from_numpy(value) for value in inputs])
+def _timer(graph: KernelGraph, name: str) -> Callable[[], float]:
+    return engine(name).kernel(graph, _ALONE)
 
 
-def _time(graph: bytes, inputs: Sequence[np.ndarray[Any, Any]], provider: str, threads: int) -> float:
-    session = runtime.Session(graph, provider, threads)
-    return session.latency_ms([torch.from_numpy(value) for value in inputs], _SECONDS, _LEAST, _MOST)
+def _time(graph: KernelGraph, name: str, threads: int) -> float:
+    return runtime.median_ms(engine(name).kernel(graph, threads), _SECONDS, _LEAST, _MOST)
 
 
-def _idle_ms(provider: str, threads: int) -> float:
+def _idle_ms(name: str, threads: int) -> float:
     """What a run costs that computes nothing."""
-    return _time(_nothing(), [np.ones(1, np.float32)], provider, threads)
+    return _time(_nothing(), name, threads)
 
 
 # -- graphs ------------------------------------------------------------------------------------------------------------
 
 
-class _Builder:
-    """An ONNX graph in the making; values are ones, which cost what any other number costs."""
-
-    def __init__(self, dtype: str = "float32"):
-        self._dtype = np.dtype(dtype)
-        self._nodes: list[Any] = []
-        self._weights: list[Any] = []
-        self._given: list[Any] = []
-
-    def given(self, shape: Sequence[int]) -> str:
-        from onnx import helper
-
-        name = f"x{len(self._given)}"
-        self._given.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(self._dtype), shape))
-        return name
-
-    def weight(self, shape: Sequence[int]) -> str:
-        from onnx import numpy_helper
-
-        name = f"w{len(self._weights)}"
-        value = np.full(shape, 1 + len(self._weights), self._dtype)  # equal weights would be merged
-        self._weights.append(numpy_helper.from_array(value, name))
-        return name
-
-    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
-        from onnx import helper
-
-        name = f"y{len(self._nodes)}"
-        self._nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
-        return name
-
-    def finish(self, output: str) -> bytes:
-        from onnx import helper
-
-        made = helper.make_empty_tensor_value_info(output)
-        made.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(self._dtype)
-        graph = helper.make_graph(self._nodes, "timed", self._given, [made], self._weights)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
-        return bytes(model.SerializeToString())
-
-
-def _nothing() -> bytes:
+def _nothing() -> KernelGraph:
     """One number goes through."""
-    build = _Builder()
-    return build.finish(build.add("Relu", build.given((1,))))
+    build = KernelGraph()
+    build.add("Relu", build.feed((1,)))
+    return build
 
 
-def _graph(kernel: Kernel) -> tuple[bytes, list[np.ndarray[Any, Any]]]:
-    """Copies of the kernel on one input, added up, and what to feed them."""
-    build, (first, second) = _Builder(kernel.dtype), kernel.shapes[:2]
-    shapes = [first]
-    x, total = build.given(first), ""
+def _graph(kernel: Kernel) -> KernelGraph:
+    """Copies of the kernel on one input, added up."""
+    build, (first, second) = KernelGraph(kernel.dtype), kernel.shapes[:2]
+    x, total = build.feed(first), ""
     for copy in range(COPIES):
-        if kernel.constant:
-            weight = build.weight(second)
-        else:
-            weight = build.given(second)
-            shapes.append(second)
+        weight = build.weight(second) if kernel.constant else build.feed(second)
         made = build.add("MatMul", x, weight) if kernel.kind == "product" else _convolution(build, kernel, x, weight)
         total = build.add("Add", total, made) if copy else made
-    return build.finish(total), [np.ones(shape, kernel.dtype) for shape in shapes]
+    return build
 
 
-def _convolution(build: _Builder, kernel: Kernel, x: str, weight: str) -> str:
+def _convolution(build: KernelGraph, kernel: Kernel, x: str, weight: str) -> str:
     options, (first, second) = dict(kernel.options), kernel.shapes[:2]
     spatial = len(first) - 2
 
@@ -201,43 +156,40 @@ def _convolution(build: _Builder, kernel: Kernel, x: str, weight: str) -> str:
         values = list(options[name])
         return values if len(values) == spatial else values * spatial
 
-    transposed = bool(options["transposed"])
-    groups = options["groups"]
     attributes: dict[str, Any] = {
-        "strides": each("stride"), "dilations": each("dilation"), "pads": each("padding") * 2, "group": groups,
-        "kernel_shape": list(second[2:]),
+        "strides": each("stride"), "dilations": each("dilation"), "pads": each("padding") * 2,
+        "group": options["groups"], "kernel_shape": list(second[2:]),
     }  # fmt: skip
-    if transposed:
-        attributes["output_padding"] = each("output_padding")
-    return build.add("ConvTranspose" if transposed else "Conv", x, weight, **attributes)
+    if options["transposed"]:
+        return build.add("ConvTranspose", x, weight, **attributes, output_padding=each("output_padding"))
+    return build.add("Conv", x, weight, **attributes)
 
 
-def _inverted(channels: int, images: int) -> tuple[bytes, list[np.ndarray[Any, Any]], int]:
-    """Two inverted residual blocks at 28 x 28: pointwise, depthwise, pointwise. With their input and their MACs."""
-    build, shape = _Builder(), (images, channels, 28, 28)
-    x = build.given(shape)
+def _inverted(channels: int, images: int) -> tuple[KernelGraph, int]:
+    """Two inverted residual blocks at 28 x 28: pointwise, depthwise, pointwise. With their MACs."""
+    build = KernelGraph()
+    x = build.feed((images, channels, 28, 28))
     for _ in range(2):
         wide = build.add("Relu", build.add("Conv", x, build.weight((channels, channels, 1, 1))))
         deep = build.add("Conv", wide, build.weight((channels, 1, 3, 3)), group=channels, pads=[1] * 4)
         thin = build.add("Conv", build.add("Relu", deep), build.weight((channels, channels, 1, 1)))
         x = build.add("Add", thin, x)
-    macs = 2 * images * 28 * 28 * channels * (2 * channels + 9)
-    return build.finish(x), [np.ones(shape, np.float32)], macs
+    return build, 2 * images * 28 * 28 * channels * (2 * channels + 9)
 
 
-def _plain(channels: int, images: int) -> tuple[bytes, list[np.ndarray[Any, Any]], int]:
+def _plain(channels: int, images: int) -> tuple[KernelGraph, int]:
     """Two 3 x 3 convolutions at 14 x 14."""
-    build, shape = _Builder(), (images, channels, 14, 14)
-    x = build.given(shape)
+    build = KernelGraph()
+    x = build.feed((images, channels, 14, 14))
     for _ in range(2):
         x = build.add("Relu", build.add("Conv", x, build.weight((channels, channels, 3, 3)), pads=[1] * 4))
-    return build.finish(x), [np.ones(shape, np.float32)], 2 * images * 14 * 14 * 9 * channels**2
+    return build, 2 * images * 14 * 14 * 9 * channels**2
 
 
-def _products(channels: int, images: int) -> tuple[bytes, list[np.ndarray[Any, Any]], int]:
+def _products(channels: int, images: int) -> tuple[KernelGraph, int]:
     """Four matrix products of 196 rows."""
-    build, shape = _Builder(), (images * 196, channels)
-    x = build.given(shape)
+    build = KernelGraph()
+    x = build.feed((images * 196, channels))
     for _ in range(4):
         x = build.add("Relu", build.add("MatMul", x, build.weight((channels, channels))))
-    return build.finish(x), [np.ones(shape, np.float32)], 4 * images * 196 * channels**2
+    return build, 4 * images * 196 * channels**2

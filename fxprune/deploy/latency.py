@@ -1,9 +1,9 @@
 """Latency as a budget: a table of measured kernels predicts any choice of channels, and the whole model has the word.
 
-Prediction: every convolution and matrix product is timed alone on onnxruntime at a few channel counts, and
-interpolated in between; what the dense model takes beyond the sum of those goes by the elements that the other ops
-make. Scores say which channels go and the prediction says how many; then the pruned model is exported and measured
-beside the dense one, in turn, and the prediction is corrected until the measured ratio is the budget.
+Prediction: every convolution and matrix product is timed alone on the engine, onnxruntime or another, at a few channel
+counts, and interpolated in between; what the dense model takes beyond the sum of those goes by the elements that the
+other ops make. Scores say which channels go and the prediction says how many; then the pruned model is measured beside
+the dense one, in turn, and the prediction is corrected until the measured ratio is the budget.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
-from fxprune.deploy import Kernel, Stopwatch, kernel_ms, provider_at_hand
+from fxprune.deploy import Kernel, Stopwatch, kernel_ms, placed, provider_at_hand
 from fxprune.errors import BudgetError, ModelError
 from fxprune.groups import Work, groups_of, workload
 from fxprune.groups.channels import ChannelGraph
@@ -44,7 +44,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Clock:
-    """The latency of a dense model on one execution provider, and of what pruning leaves of it.
+    """The latency of a dense model on one engine, and of what pruning leaves of it.
 
     Args:
         dense: the model.
@@ -53,13 +53,14 @@ class Clock:
 
     Raises:
         ModelError: the weights are on the meta device.
-        ExportError: the model cannot be exported.
+        ExportError: the model cannot be exported, or the engine does not run it.
     """
 
     def __init__(self, dense: Dense, budget: LatencyBudget, align: int):
         if dense.on_meta:
             raise ModelError("latency= is measured, and weights on the meta device cannot run. Load them first.")
-        provider, threads = budget.provider or provider_at_hand(), budget.threads or 0
+        provider = placed(budget.provider or provider_at_hand(), dense.module)
+        threads = budget.threads or 0
         args, kwargs = dense.args, dense.kwargs
         if budget.batch is not None:
             device = device_of(dense.module)

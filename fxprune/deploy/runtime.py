@@ -71,13 +71,7 @@ class Session:
 
         ``least`` to ``most`` runs, as many as ``seconds`` allow, after two that are not counted.
         """
-        run = self.timer(tensors)
-        run()
-        run()
-        times: list[float] = []
-        while len(times) < least or (sum(times) < seconds * 1000 and len(times) < most):
-            times.append(run())
-        return statistics.median(times)
+        return median_ms(self.timer(tensors), seconds, least, most)
 
     def timer(self, tensors: Sequence[Tensor]) -> Callable[[], float]:
         """What runs once and returns the milliseconds it took, inputs and outputs on the provider's device."""
@@ -105,6 +99,16 @@ class Session:
     def _inputs(self) -> list[Any]:
         inputs: list[Any] = self._session.get_inputs()
         return inputs
+
+
+def median_ms(timer: Callable[[], float], seconds: float, least: int, most: int) -> float:
+    """Of ``least`` to ``most`` runs, as many as ``seconds`` allow, after two that are not counted."""
+    timer()
+    timer()
+    times: list[float] = []
+    while len(times) < least or (sum(times) < seconds * 1000 and len(times) < most):
+        times.append(timer())
+    return statistics.median(times)
 
 
 def open_session(path: str | os.PathLike[str] | bytes, provider: str | None) -> Session:

@@ -1,22 +1,18 @@
-"""The latency of a pruned network beside the dense one, both on onnxruntime, in turn."""
+"""The latency of a pruned network beside the dense one, both on one engine, in turn."""
 
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fxprune.deploy import runtime
-from fxprune.deploy.flat import Flat
+from fxprune.deploy.engines import check_engine, engine, placed
 from fxprune.deploy.kernels import provider_at_hand
-from fxprune.deploy.onnx import write_unchecked
 from fxprune.deploy.store import device
 from fxprune.errors import check_count
-from fxprune.recording.inputs import describe_inputs, make_inputs, resolve_inputs, specs_of, tensors_of
+from fxprune.recording.inputs import describe_inputs, resolve_inputs, specs_of
 from fxprune.reports.report import Latency
 
 _WARM_UP = 3  # runs that do not count
@@ -25,21 +21,22 @@ _SECONDS = 1.5  # of running, where that is more than the least number of runs
 
 
 class Stopwatch:
-    """A dense network on one execution provider, to measure others beside it.
+    """A dense network on one engine, to measure others beside it.
 
     Args:
         dense: the network.
         record: its example inputs, see ``fxprune.recording.inputs.describe_inputs``; their batch size is that of every
             run.
-        provider: onnxruntime's execution provider.
+        provider: onnxruntime's execution provider, or another engine.
         threads: of the processor; 0: as many as it has cores.
 
     Raises:
-        ExportError: the network cannot be exported, or the provider does not work here.
+        ExportError: the network cannot be exported, or the engine does not run it.
     """
 
     def __init__(self, dense: nn.Module, record: Mapping[str, Any], provider: str, threads: int = 0):
-        self._record, self._provider, self._threads = record, provider, threads
+        self._record, self._threads = record, threads
+        self._engine = engine(placed(provider, dense))
         self._dense = self.timer(dense)
 
     def dense_ms(self) -> float:
@@ -59,22 +56,17 @@ class Stopwatch:
         return Latency(
             dense_ms=dense,
             pruned_ms=smaller,
-            provider=self._provider,
-            device=str(device(self._provider)["device"]),
+            provider=self._engine.name,
+            device=str(device(self._engine.name)["device"]),
             threads=self._threads,
             batch=shape[0] if shape else 1,
             runs=len(pairs),
-            onnxruntime_version=runtime.version(),
+            version=self._engine.version(),
         )
 
     def timer(self, module: nn.Module) -> Callable[[], float]:
         """What runs a network once and returns the milliseconds that it took."""
-        flat = Flat(module, self._record)
-        tensors = tensors_of(make_inputs(self._record, flat.device, permute=False))
-        with tempfile.TemporaryDirectory(prefix="fxprune-") as folder:
-            path = Path(folder) / "timed.onnx"
-            write_unchecked(flat, path)
-            return runtime.Session(path, self._provider, self._threads).timer(tensors)
+        return self._engine.network(module, self._record, self._threads)
 
 
 def _in_turn(least: int, *timers: Callable[[], float]) -> list[tuple[float, ...]]:
@@ -101,7 +93,7 @@ def bench(
     threads: int | None = None,
     runs: int = 31,
 ) -> Latency:
-    """Latency of ``pruned`` beside ``dense`` on onnxruntime: both exported, then run in turn.
+    """Latency of ``pruned`` beside ``dense``, run in turn: on onnxruntime, PyTorch or OpenVINO.
 
     Args:
         dense: a network.
@@ -109,14 +101,15 @@ def bench(
         example_inputs: a tensor, or a tuple of the positional arguments; inferred where possible. Their batch size is
             that of every run.
         example_kwargs: keyword arguments.
-        provider: onnxruntime's execution provider; CUDA if that works here, else the CPU.
-        threads: of the processor; as many as it has cores where none is given, as onnxruntime itself does.
+        provider: onnxruntime's execution provider; ``"eager"`` or ``"inductor"``, PyTorch where the networks are, as
+            they are or compiled; ``"openvino"``. Without one CUDA of onnxruntime if that works here, else the CPU.
+        threads: of the processor; as many as the library takes where none is given: onnxruntime one for every core.
         runs: of each network, at least; more where they are short.
 
     Raises:
-        InputError: there is no such provider, or ``threads`` or ``runs`` is not a positive number.
+        InputError: there is no such provider, it is not installed, or ``threads`` or ``runs`` is not a positive number.
         ExampleInputsError: inputs that are missing or do not fit.
-        ExportError: a network cannot be exported.
+        ExportError: a network cannot be exported, or the provider does not run it.
 
     Examples:
         >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
@@ -127,6 +120,6 @@ def bench(
     if threads is not None:
         check_count("threads", threads)
     check_count("runs", runs)
-    runtime.check_provider(provider)
+    check_engine(provider)
     record = describe_inputs(*resolve_inputs(dense, example_inputs, example_kwargs))
     return Stopwatch(dense, record, provider or provider_at_hand(), threads or 0).beside(pruned, runs)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.deploy import runtime
+from fxprune.deploy.engines import engine
 from fxprune.errors import InputError, WriteError
 from fxprune.io.files import replacing
 from fxprune.io.forms import FormError, Map, Real, Such, anything, check, json_of
@@ -22,17 +23,18 @@ _FORM = {"facts": Map(anything), "values": Map(Such(Real(), lambda ms: ms >= 0, 
 
 
 class Store:
-    """Numbers by name, of one execution provider on one device with so many threads and one version of onnxruntime.
+    """Numbers by name, of one engine on one device with so many threads and one version of its library.
 
     The file lies in ``$FXPRUNE_CACHE``, else in ``fxprune`` under ``$XDG_CACHE_HOME`` or ``~/.cache``. It may be
     deleted at any time; where it cannot be written, a warning says that everything is measured anew in every process.
     """
 
     def __init__(self, provider: str, threads: int):
-        versions = {"onnxruntime": runtime.version(), "format": _FORMAT}
+        library, _, version = engine(provider).version().partition(" ")
+        versions = {library: version, "format": _FORMAT}
         self.facts = {**device(provider), "provider": provider, "threads": threads, **versions}
         digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
-        self.path = folder() / f"{provider}-{digest}.json"
+        self.path = folder() / f"{provider.replace(':', '-')}-{digest}.json"
         self._values: dict[str, float] = self._read()
 
     def __contains__(self, name: str) -> bool:
@@ -69,7 +71,7 @@ class Store:
 
 @functools.lru_cache
 def store(provider: str, threads: int) -> Store:
-    """The store of a provider and a number of threads (0: all), read once per process."""
+    """The store of an engine and a number of threads (0: all), read once per process."""
     return Store(provider, threads)
 
 
@@ -79,9 +81,14 @@ def folder() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fxprune"
 
 
+def on_card(provider: str) -> bool:
+    """Whether this engine runs on a GPU."""
+    return provider == runtime.CUDA or provider.endswith(":cuda")
+
+
 def device(provider: str) -> dict[str, Any]:
-    """What decides how fast a provider runs here: the card, or the processor and how much of it we may use."""
-    if provider == runtime.CUDA:
+    """What decides how fast an engine runs here: the card, or the processor and how much of it we may use."""
+    if on_card(provider):
         import torch
 
         return {"device": torch.cuda.get_device_name(), "cores": 0}

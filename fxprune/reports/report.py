@@ -25,13 +25,14 @@ _MANY_ZEROS = 0.001  # of the parameters that are left
 
 @dataclass(frozen=True)
 class Latency:
-    """What a network takes on onnxruntime, beside the dense one.
+    """What a network takes, beside the dense one.
 
     ``dense_ms``, ``pruned_ms``: median milliseconds of ``runs`` runs in turn at batch size ``batch``. ``provider``: the
-    execution provider; ``device``: what it ran on; ``threads``: of the processor, 0: as many as it has cores.
+    execution provider of onnxruntime, or ``eager``, ``inductor`` or ``openvino``; ``device``: what it ran on;
+    ``threads``: of the processor, 0: as many as the library takes; ``version``: of which library.
 
     Examples:
-        >>> fxprune.Latency(8.0, 5.0, "CPUExecutionProvider", "AMD EPYC", 1, 1, 31, "1.31.1").ratio
+        >>> fxprune.Latency(8.0, 5.0, "CPUExecutionProvider", "AMD EPYC", 1, 1, 31, "onnxruntime 1.31.1").ratio
         0.625
     """
 
@@ -42,7 +43,7 @@ class Latency:
     threads: int
     batch: int
     runs: int
-    onnxruntime_version: str
+    version: str
 
     @property
     def ratio(self) -> float:
@@ -57,7 +58,7 @@ class Latency:
         threads = f"{self.threads} threads, " if self.threads > 1 else "1 thread, " if self.threads else ""
         return (
             f"{self.dense_ms:.2f} ms -> {self.pruned_ms:.2f} ms  ({self.ratio:.1%}), batch size {self.batch}, "
-            f"median of {self.runs} ({self.provider}, {threads}onnxruntime {self.onnxruntime_version})"
+            f"median of {self.runs} ({self.provider}, {threads}{self.version})"
         )
 
 
@@ -70,14 +71,14 @@ class Report:
     can lower; ``held``: why the others cannot be lowered, and how many they are (reason -> share). ``oracle_error``:
     relative error of the pruned model against its masked original, None if it was not asked for;
     ``oracle_error_in_double``: the same in double, where float32 rounds too much to tell; ``oracle_compared``: whether
-    numbers come out of the network, or ``"flags"`` alone, all of them the same, or ``"nothing"``.
-    ``seconds``: per stage. ``notes``: what had to be locked. ``optimizer``: the given one carried over to the
-    result, if one was given.
+    numbers come out of the network, or ``"flags"`` alone, all of them the same, or ``"nothing"``. ``seconds``: per
+    stage. ``notes``: what had to be locked. ``optimizer``: the given one carried over to the result, if one was given.
     ``zeros``: entries of the weights of two or more dims that are left, and zero. ``rows``: layers, in graph order.
-    ``groups``: of channels. ``round_to``: kept channels are a multiple of this. ``latency``: measured, where it was the
-    budget. ``budget``: (kind, ratio) that was asked for, None where the method or a given plan decided. ``proof``: the
-    recording against the model on what the example does not show, None if it was not asked for. ``reconstruction``:
-    what refitting the weights did (``fxprune.reconstruction.Reconstruction``), None if it was not asked for.
+    ``groups``: of channels. ``round_to``: kept channels are a multiple of this; ``fewest``: of half of it, a quarter
+    ... in groups that have fewer multiples than these. ``latency``: measured, where it was the budget. ``budget``:
+    (kind, ratio) that was asked for, None where the method or a given plan decided. ``proof``: the recording against
+    the model on what the example does not show, None if it was not asked for. ``reconstruction``: what refitting the
+    weights did (``fxprune.reconstruction.Reconstruction``), None if it was not asked for.
 
     Examples:
         >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
@@ -105,6 +106,7 @@ class Report:
     notes: tuple[str, ...] = ()
     zeros: int = 0
     round_to: int = 1
+    fewest: int = 1
     latency: Latency | None = None
     budget: tuple[str, float] | None = None
     optimizer: Any = field(default=None, repr=False, compare=False)
@@ -235,7 +237,10 @@ class Report:
         if self.round_to > 1:
             used = self.budget_used
             unused = "" if used is None else f", which leaves {max(0.0, 1 - used):.1%} of the budget unused"
-            lines.append(f"channels    kept in multiples of {self.round_to}{unused}")
+            narrow = self.round_to * self.fewest
+            finer = any(group.before < narrow and not group.why for group in self.groups)
+            less = f" (of less in groups below {narrow})" if finer else ""
+            lines.append(f"channels    kept in multiples of {self.round_to}{less}{unused}")
         if self.zeros > _MANY_ZEROS * self.params_after:  # a few are chance
             lines.append(f"zeros       {quantity(self.zeros)} of these  ({self.zeros / self.params_after:.1%})")
         lines += [f"{share:.1%} of the MACs cannot be lowered: {reason}" for reason, share in self.held.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import nn
 
 import fxprune
 from fxprune.deploy import kernels, runtime, store
+from fxprune.deploy.engines import EAGER, INDUCTOR, OPENVINO
+from fxprune.deploy.kernel_graph import KernelGraph
 from fxprune.deploy.kernels import COPIES, Kernel, alignment, kernel_ms
 from fxprune.deploy.runtime import CPU
-from fxprune.errors import InputError
+from fxprune.errors import ExportError, InputError
 
 OPTIONS = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "transposed": False, "output_padding": (0, 0),
            "groups": 1}  # fmt: skip
@@ -33,12 +36,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     store.store.cache_clear()
 
 
-def run(kernel: Kernel) -> torch.Tensor:
-    graph, inputs = kernels._graph(kernel)
-    (result,) = runtime.Session(graph, CPU).run([torch.from_numpy(value) for value in inputs])
+def run(kernel: Kernel, on: str = CPU) -> torch.Tensor:
+    graph = kernels._graph(kernel)
+    if on == EAGER:
+        computed: torch.Tensor = graph.as_module()(*graph.inputs())
+        return computed
+    (result,) = runtime.Session(graph.as_onnx(), CPU).run(graph.inputs())
     return result
 
 
+@pytest.mark.parametrize("on", [CPU, EAGER])
 @pytest.mark.parametrize(
     "kernel",
     [
@@ -50,16 +57,17 @@ def run(kernel: Kernel) -> torch.Tensor:
                tuple({**OPTIONS, "stride": (2,), "padding": (1,), "dilation": (1,), "output_padding": (0,)}.items())),
     ],
 )  # fmt: skip
-def test_a_timed_convolution_is_that_of_torch(kernel: Kernel) -> None:
+def test_a_timed_convolution_is_that_of_torch(kernel: Kernel, on: str) -> None:
     x, weight = (torch.ones(shape) for shape in kernel.shapes)
     expected = torch.ops.aten.convolution(x, weight, None, **dict(kernel.options))
-    torch.testing.assert_close(run(kernel), expected * sum(range(1, COPIES + 1)))
+    torch.testing.assert_close(run(kernel, on), expected * sum(range(1, COPIES + 1)))
 
 
-def test_a_timed_product_is_that_of_torch() -> None:
+@pytest.mark.parametrize("on", [CPU, EAGER])
+def test_a_timed_product_is_that_of_torch(on: str) -> None:
     given, constant = (Kernel("product", ((2, 5, 3), (2, 3, 4)), flag) for flag in (False, True))
-    torch.testing.assert_close(run(given), torch.full((2, 5, 4), 3.0 * COPIES))
-    torch.testing.assert_close(run(constant), torch.full((2, 5, 4), 3.0 * sum(range(1, COPIES + 1))))
+    torch.testing.assert_close(run(given, on), torch.full((2, 5, 4), 3.0 * COPIES))
+    torch.testing.assert_close(run(constant, on), torch.full((2, 5, 4), 3.0 * sum(range(1, COPIES + 1))))
 
 
 def test_half_precision_is_timed_in_half_precision() -> None:
@@ -146,14 +154,14 @@ def test_an_alignment_counts_when_two_readings_agree(
 def test_the_finest_alignment_that_is_as_fast_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor that works on blocks of 8 channels."""
 
-    def timer(graph: bytes, inputs: Any, provider: str) -> Any:
-        channels = inputs[0].shape[1]
+    def timer(graph: KernelGraph, provider: str) -> Any:
+        channels = graph.given[0][1]
         cost = -(-channels // 8) * 8  # as if padded to whole blocks
         return lambda: float(cost * channels)
 
     monkeypatch.setattr(kernels, "_timer", timer)
     for name in ("_inverted", "_plain", "_products"):
-        monkeypatch.setattr(kernels, name, lambda channels, images: (b"", [torch.ones(1, channels)], channels**2))
+        monkeypatch.setattr(kernels, name, lambda channels, images: (KernelGraph(given=[(1, channels)]), channels**2))
     monkeypatch.setattr(kernels, "_WORTH", 1.01)
     assert kernels._measure_alignment(CPU) == 8
 
@@ -186,12 +194,47 @@ def test_a_bench_runs_both_networks_at_the_batch_size_of_the_example() -> None:
     [
         ({"runs": 0}, "runs=0 must be a whole number of at least 1"),
         ({"threads": True}, "threads=True must be a whole number of at least 1"),
-        ({"provider": "Nobody"}, "has no execution provider 'Nobody'; it has"),
+        (
+            {"provider": "Nobody"},
+            r"provider 'Nobody'; it has .*\. Besides there are eager, inductor, openvino",
+        ),
     ],
 )
 def test_a_bench_refuses_what_it_cannot_do(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         fxprune.bench(nn.Linear(2, 2), nn.Linear(2, 2), torch.ones(1, 2), **options)
+
+
+@pytest.mark.parametrize("provider", [EAGER, INDUCTOR, OPENVINO])
+def test_a_bench_on_another_engine(provider: str) -> None:
+    if provider == OPENVINO:
+        pytest.importorskip("openvino")
+    if provider == INDUCTOR and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("there is no compiler")
+    dense, x = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512)), torch.ones(64, 512)
+    before = torch.get_num_threads()
+    found = fxprune.bench(dense, nn.Sequential(nn.Linear(512, 1)), x, provider=provider, threads=1, runs=4)
+    assert found.provider == provider
+    assert found.version.split()[0] == {OPENVINO: "openvino"}.get(provider, "torch")
+    assert 0 < found.pruned_ms < found.dense_ms
+    assert dense.training
+    assert torch.get_num_threads() == before
+
+
+def test_kernels_of_engines_are_kept_apart(cache: Path) -> None:
+    kernel = Kernel("product", ((8, 8), (8, 8)))
+    kernel_ms([kernel], CPU, 1)
+    assert kernel_ms([kernel], INDUCTOR, 1) == kernel_ms([kernel], EAGER, 1), "compiled networks run those of PyTorch"
+    assert sorted(path.name.partition("-")[0] for path in cache.iterdir()) == [CPU, EAGER]
+
+
+def test_what_an_engine_does_not_run_is_told() -> None:
+    class Grown(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.new_ones(x.shape[0], 2**60) + x
+
+    with pytest.raises(ExportError, match=r"^eager does not run the network: "):
+        fxprune.bench(Grown(), Grown(), torch.ones(2, 1), provider=EAGER)
 
 
 def test_the_provider_at_hand_is_the_processor_where_there_is_no_card() -> None:

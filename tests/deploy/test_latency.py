@@ -182,7 +182,7 @@ class Fake:
 
     def beside(self, pruned: Any, runs: int) -> fxprune.Latency:
         ratio = self.measure(pruned.meta["fxprune"].macs_after / self.dense)
-        return fxprune.Latency(1.0, ratio, "FakeProvider", "fake", 0, 1, runs, "1.0")
+        return fxprune.Latency(1.0, ratio, "FakeProvider", "fake", 0, 1, runs, "fake 1.0")
 
 
 class Wide(Small):

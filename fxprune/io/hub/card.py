@@ -96,7 +96,7 @@ def _table(report: Report, figures: Figures) -> str:
     latency = figures.latency or report.latency
     if latency is not None:
         where = f"{latency.device}, {latency.provider}, batch size {latency.batch}"
-        what = f"milliseconds ({where}, onnxruntime {latency.onnxruntime_version})"
+        what = f"milliseconds ({where}, {latency.version})"
         rows.append((what, f"{latency.dense_ms:.2f}", f"{latency.pruned_ms:.2f}", f"{latency.ratio:.1%}"))
     for what, value in figures.accuracy.items():
         dense, pruned = _pair(value) or (None, None)
