@@ -155,12 +155,11 @@ def prune(
             together only groups of the same structure, each structure cut by the same share (``"isomorphic"``): of a
             transformer the hidden channels of all MLPs, and for themselves those of all heads.
         round_to: kept channels of a group are a multiple of this. ``"auto"``: the largest of 16, 8, 4, 2 and 1 whose
-            plan takes at least 99 % of the budget. With ``flops=0.5``, if multiples of 16 take 0.488 of the MACs (97.6
-            % of the budget) and multiples of 8 take 0.497 (99.4 %), it is 8. Narrow groups are kept in finer ones, so
-            that at least four are in a group: 32 channels in multiples of 8, 16 in multiples of 4. That depends on the
-            model, the scores and the budget alone, so it is the same on every machine. ``"measured"``, and ``"auto"``
-            with ``latency``: up to the power of two that the execution provider likes, which is timed once per device
-            and kept.
+            plan takes at least 99 % of the budget, and loses at most a fifth more by the scores than multiples of 1.
+            With ``flops=0.5``, if multiples of 16 take 0.488 of the MACs (97.6 % of the budget) and multiples of 8 take
+            0.497 (99.4 %), it is 8. That depends on the model, the scores and the budget alone, so it is the same on
+            every machine. ``"measured"``, and ``"auto"`` with ``latency``: up to the power of two that the execution
+            provider likes, which is timed once per device and kept.
         depth: remove whole residual branches too, at most this share of them, in (0, 1], or with ``True`` as many as
             serve: a branch is what is added to a stream that is there without it. How many go, and how much thinner the
             rest becomes, is chosen by the error of the outputs, on the data where there are any, else on the example

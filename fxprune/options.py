@@ -221,8 +221,7 @@ class Keywords(Checked):
         scope: rank all channels together (global), cut every group by the same share (uniform), or every structure of
             groups (isomorphic).
         round_to: keep channels in multiples of this (auto: the largest power of two up to 16 that leaves at most 1 % of
-            the budget unused, and finer ones in groups of fewer than four; measured: up to what the execution provider
-            likes).
+            the budget unused and loses little more by the scores; measured: up to what the execution provider likes).
         depth: remove whole residual branches too, at most this share of them (1: as many as serve).
         for_class: cut only what the model's own class can hold, so that ``into`` gives it back.
         verify: compare with the masked original.

@@ -44,11 +44,10 @@ _ROUNDS = 20
 _ENTRIES_IN_CACHE = 2**18
 COARSEST = 16
 """The largest multiple that channels are kept in without being asked for."""
-FEWEST = 4
-"""As many multiples a group has then at the least: 16 channels are kept in multiples of 4."""
 
 _NO_NUMBER = "no attribute of the class can say this size"
 _WASTE = 0.01  # of the budget that a plan may leave unused for the sake of a coarser multiple
+_LOSS = 0.2  # of what is lost with any number of channels, that a coarser multiple may lose more
 _WASTE_OF_LATENCY = 0.04  # which is measured, and then corrected
 
 
@@ -75,8 +74,8 @@ class Cut:
     """What may be cut, and how it is proven.
 
     ``round_to``: kept channels are a multiple of one of these, coarse to fine: of the first whose plan uses the budget
-    up but for ``_WASTE`` of it, else of the last; ``fewest``: and of half of that, a quarter, ... in groups that do not
-    have so many of them. ``max_ratio``: name pattern -> largest share of a group that may go.
+    up but for ``_WASTE`` of it and loses no more by the scores than that of the last but for ``_LOSS`` of it, else of
+    the last. ``max_ratio``: name pattern -> largest share of a group that may go.
     ``threshold``: cut the scores up to this one, whatever the budget. ``obstacles``: nodes of a rewritten module that
     are not to be, so that what they cut is locked; ``widely``: all of a tensor, where they read one size of it.
     ``consume``: the dense weights are emptied as they are cut, so nothing can be proven by running.
@@ -86,7 +85,6 @@ class Cut:
     scope: Scope = "global"
     exact: bool = False
     round_to: tuple[int, ...] = (1,)
-    fewest: int = 1
     min_channels: int = 1
     max_ratio: Mapping[str, float] = field(default_factory=dict)
     threshold: float | None = None
@@ -345,20 +343,32 @@ def choose(graph: ChannelGraph, scores: Sequence[Scores | None], options: Cut) -
     """The selection; for a budget that cannot be reached the smallest one, which the error says can be reached."""
     budget = options.budget
     waste = _WASTE_OF_LATENCY if budget.kind == "latency" else _WASTE
-    finest = options.round_to[-1]
-    unreachable: BudgetError | None = None
-    for step in options.round_to if options.threshold is None else (finest,):
-        unreachable = None
+
+    def at(step: int) -> tuple[Selection, BudgetError | None]:
         try:
             selection = select(
-                graph, scores, budget, scope=options.scope, exact=options.exact, round_to=step, fewest=options.fewest,
+                graph, scores, budget, scope=options.scope, exact=options.exact, round_to=step,
                 min_channels=options.min_channels, max_ratio=options.max_ratio, threshold=options.threshold,
             )  # fmt: skip
         except BudgetError as error:
-            selection, unreachable = Selection(error.floor, {}), error
-        if step == finest or (unreachable is None and _used(graph, budget, selection.keep) >= 1 - waste):
-            break
-    return replace(selection, round_to=step, fewest=options.fewest), unreachable
+            return Selection(error.floor, {}, round_to=step), error
+        return replace(selection, round_to=step), None
+
+    *coarser, finest = options.round_to
+    last = at(finest)
+    least = _lost(graph, scores, last[0].keep)
+    for step in coarser if options.threshold is None else ():
+        selection, unreachable = at(step)
+        good = unreachable is None and _used(graph, budget, selection.keep) >= 1 - waste
+        if good and _lost(graph, scores, selection.keep) <= least + _LOSS * abs(least):
+            return selection, None
+    return last
+
+
+def _lost(graph: ChannelGraph, scores: Sequence[Scores | None], keep: Keep) -> float:
+    """The sum of the scores of what goes."""
+    pairs = zip(graph.groups, scores, strict=True)
+    return sum(float(score[~keep[group.channels]].sum()) for group, score in pairs if score is not None)
 
 
 def _used(graph: ChannelGraph, budget: Budget, keep: Keep) -> float:
@@ -455,7 +465,6 @@ def _finish(
         seconds=dict(dense.stages.seconds),
         notes=tuple(notes),
         round_to=selection.round_to,
-        fewest=selection.fewest,
         budget=(options.budget.kind, options.budget.ratio) if options.threshold is None else None,
         proof=dense.proof and replace(dense.proof, farthest=None),
         zeros=sum(_zeros(p.detach()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),

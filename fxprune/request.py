@@ -14,7 +14,7 @@ from fxprune.errors import InputError
 from fxprune.io.files import check_writable
 from fxprune.methods import Learner, Method, name_of, needs_of, resolve
 from fxprune.options import Attention, Keywords, LatencyBudget, Options
-from fxprune.pipeline import COARSEST, FEWEST, Cut
+from fxprune.pipeline import COARSEST, Cut
 from fxprune.recording.checks import check_model, chosen_names
 from fxprune.selection.budget import Budget
 from fxprune.training.distributed import from_first, is_first
@@ -53,8 +53,7 @@ def requested(model: nn.Module, keywords: Keywords, options: Options) -> Request
     cut = Cut(
         budget, scope=keywords.scope, exact=keywords.exact, round_to=_multiples(method, keywords, model),
         min_channels=options.min_channels, max_ratio=options.limits, verify=keywords.verify,
-        fewest=FEWEST if keywords.round_to == "auto" and latency is None else 1, consume=options.consume,
-        seed=keywords.seed,
+        consume=options.consume, seed=keywords.seed,
     )  # fmt: skip
     depth = None if keywords.depth is None else float(keywords.depth)
     request = Request(method, name, cut, keywords.attention, ignored, kept, keywords.for_class, latency, depth)

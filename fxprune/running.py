@@ -145,7 +145,7 @@ def _held(
     if dense.on_meta:
         return made(known)  # nothing can be compared
     strict = replace(cut, obstacles=partial(obstacles_to, model, strict=True))
-    aligned = [replace(cut, round_to=(_ALIGNED,), fewest=1)] if max(cut.round_to) < _ALIGNED else []
+    aligned = [replace(cut, round_to=(_ALIGNED,))] if max(cut.round_to) < _ALIGNED else []
     refused: FxpruneError | None = None
     widest = replace(strict, widely=True)
     for held in (cut, *aligned, known, strict, widest):

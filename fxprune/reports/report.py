@@ -74,11 +74,10 @@ class Report:
     numbers come out of the network, or ``"flags"`` alone, all of them the same, or ``"nothing"``. ``seconds``: per
     stage. ``notes``: what had to be locked. ``optimizer``: the given one carried over to the result, if one was given.
     ``zeros``: entries of the weights of two or more dims that are left, and zero. ``rows``: layers, in graph order.
-    ``groups``: of channels. ``round_to``: kept channels are a multiple of this; ``fewest``: of half of it, a quarter
-    ... in groups that have fewer multiples than these. ``latency``: measured, where it was the budget. ``budget``:
-    (kind, ratio) that was asked for, None where the method or a given plan decided. ``proof``: the recording against
-    the model on what the example does not show, None if it was not asked for. ``reconstruction``: what refitting the
-    weights did (``fxprune.reconstruction.Reconstruction``), None if it was not asked for.
+    ``groups``: of channels. ``round_to``: kept channels are a multiple of this. ``latency``: measured, where it was the
+    budget. ``budget``: (kind, ratio) that was asked for, None where the method or a given plan decided. ``proof``: the
+    recording against the model on what the example does not show, None if it was not asked for. ``reconstruction``:
+    what refitting the weights did (``fxprune.reconstruction.Reconstruction``), None if it was not asked for.
 
     Examples:
         >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
@@ -106,7 +105,6 @@ class Report:
     notes: tuple[str, ...] = ()
     zeros: int = 0
     round_to: int = 1
-    fewest: int = 1
     latency: Latency | None = None
     budget: tuple[str, float] | None = None
     optimizer: Any = field(default=None, repr=False, compare=False)
@@ -237,10 +235,7 @@ class Report:
         if self.round_to > 1:
             used = self.budget_used
             unused = "" if used is None else f", which leaves {max(0.0, 1 - used):.1%} of the budget unused"
-            narrow = self.round_to * self.fewest
-            finer = any(group.before < narrow and not group.why for group in self.groups)
-            less = f" (of less in groups below {narrow})" if finer else ""
-            lines.append(f"channels    kept in multiples of {self.round_to}{less}{unused}")
+            lines.append(f"channels    kept in multiples of {self.round_to}{unused}")
         if self.zeros > _MANY_ZEROS * self.params_after:  # a few are chance
             lines.append(f"zeros       {quantity(self.zeros)} of these  ({self.zeros / self.params_after:.1%})")
         lines += [f"{share:.1%} of the MACs cannot be lowered: {reason}" for reason, share in self.held.items()]

@@ -63,15 +63,14 @@ class Selection:
     """What stays.
 
     ``keep``: per channel. ``locked``: why prunable groups are locked all the same, by name of the group. ``guarded``:
-    groups that would have lost more by their scores, had not ``min_channels`` of a tensor been left. ``round_to``,
-    ``fewest``: of whose multiples the choice is, and of how many a group has at least.
+    groups that would have lost more by their scores, had not ``min_channels`` of a tensor been left. ``round_to``: of
+    whose multiples the choice is.
     """
 
     keep: Keep
     locked: Mapping[str, str]
     guarded: tuple[str, ...] = ()
     round_to: int = 1
-    fewest: int = 1
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,6 @@ def select(
     exact: bool = False,
     round_to: int = 1,
     min_channels: int = 1,
-    fewest: int = 1,
     max_ratio: Mapping[str, float] | None = None,
     threshold: float | None = None,
 ) -> Selection:
@@ -133,7 +131,6 @@ def select(
             together and prune every structure by the same share (Fang et al. 2024).
         exact: leave approximate groups alone.
         round_to: kept channels of every group are a multiple of this (unless the group stays whole).
-        fewest: multiples in a group; ``round_to`` is halved for narrow groups until there are as many.
         min_channels: at least so many stay along every dimension of every tensor.
         max_ratio: name pattern of parameters or layers -> the largest share of the channels they make that may go.
         threshold: cut all scores up to this one, as far as the other arguments allow, instead of meeting the budget.
@@ -149,7 +146,7 @@ def select(
         raise ModelError(_nothing_to_prune(graph, locked))
     ranked = {i: _Ranking(graph.groups[i], scores[i]) for i in free}
     protected = _protected(graph, ranked, min_channels)
-    units = _units(graph, ranked, protected, (round_to, fewest), scope, _limits(graph, max_ratio or {}))
+    units = _units(graph, ranked, protected, round_to, scope, _limits(graph, max_ratio or {}))
     if scope == "isomorphic":
         units = _within_structures(graph, units)
     prunable = int(sum(graph.groups[i].channels.size for i in free))
@@ -280,22 +277,20 @@ def _units(
     graph: ChannelGraph,
     ranked: Mapping[int, _Ranking],
     protected: Keep,
-    multiples: tuple[int, int],
+    round_to: int,
     scope: Scope,
     limits: Mapping[int, float],
 ) -> _Units:
     """What may be removed: units of equal size along the ranking of every group, up to the first protected channel.
 
-    Where that channel ends a group, a unit without channels stands for what cannot go. ``multiples``: of how many
-    channels, and how many of these a group has at least.
+    Where that channel ends a group, a unit without channels stands for what cannot go.
     """
     parts: list[tuple[Any, ...]] = []
     base = 0
     for index, ranking in ranked.items():
         blocks, slots = ranking.channels.shape
         routed = int(ranking.channels[0, 0]) in graph.routed
-        multiple = 1 if routed else _multiple(blocks * slots, *multiples)
-        step = multiple // math.gcd(multiple, blocks)
+        step = 1 if routed else round_to // math.gcd(round_to, blocks)
         edges = np.arange(slots % step, slots + 1, step)
         edges = edges if edges[0] == 0 else np.concatenate([[0], edges])
         most = min(limits.get(index, 1.0) * slots + 1e-9, slots - graph.groups[index].least)
@@ -318,13 +313,6 @@ def _units(
     group, place, scores, depth, start, sizes = (np.concatenate(column) for column in zip(*parts, strict=True))
     slot_by_slot = [ranking.channels.T.reshape(-1) for ranking in ranked.values()]
     return _Units(group, place, scores, depth, start, sizes, np.concatenate(slot_by_slot))
-
-
-def _multiple(channels: int, round_to: int, fewest: int) -> int:
-    """Halved until so many are in the channels."""
-    while round_to > 1 and channels < fewest * round_to:
-        round_to //= 2
-    return round_to
 
 
 def _cost(graph: ChannelGraph, budget: Budget, free: Ids) -> Callable[[Keep], int]:

@@ -22,7 +22,7 @@ from fxprune.deploy import Kernel, latency
 from fxprune.deploy.latency import LatencyModel
 from fxprune.errors import BudgetError, InputError, ModelError
 from fxprune.groups import workload
-from fxprune.pipeline import Cut, Dense, Stages, compress, record_and_analyse
+from fxprune.pipeline import Cut, Dense, Stages, choose, compress, record_and_analyse
 from fxprune.selection.budget import Budget, remaining
 
 
@@ -303,13 +303,29 @@ def test_the_alignment_is_the_coarsest_that_uses_the_budget_up() -> None:
     dense = recorded(make(Wide), image())
     scores = [None if g.locked else np.random.default_rng(0).random(g.channels.shape) for g in dense.graph.groups]
     for ratio in (0.3, 0.5, 0.51, 0.7):
-        used = {}
+        used, lost = {}, {}
         for steps in ((16,), (8,), (4,), (2,), (1,), (16, 8, 4, 2, 1)):
             pruned = compress(dense, scores, Cut(Budget("flops", ratio), round_to=steps, verify=False), "random")
             report = pruned.meta["fxprune"]
             used[steps] = report.round_to, report.macs_after / report.macs_before / ratio
-        wanted = next((step for step in (16, 8, 4, 2) if used[(step,)][1] >= 0.99), 1)
+            keep = report.plan.channels(dense.graph)
+            pairs = zip(dense.graph.groups, scores, strict=True)
+            lost[steps] = sum(score[~keep[group.channels]].sum() for group, score in pairs if score is not None)
+        good = [step for step in (16, 8, 4, 2) if used[(step,)][1] >= 0.99 and lost[(step,)] <= 1.2 * lost[(1,)]]
+        wanted = next(iter(good), 1)
         assert used[(16, 8, 4, 2, 1)] == used[(wanted,)]
+
+
+def test_a_multiple_that_loses_much_more_is_not_taken() -> None:
+    """Of 64 and of 96 channels 24 are worth nothing: that is three times 8, and 16 would take others or leave some."""
+    dense = recorded(make(Wide), image())
+    scores = [None if g.locked else 1.0 * (np.arange(g.channels.size) >= 24)[None] for g in dense.graph.groups]
+    free = sum(g.channels.size for g in dense.graph.prunable)
+    budget = Budget("channels", 1 - 24 * len(dense.graph.prunable) / free)
+    selection, unreachable = choose(dense.graph, scores, Cut(budget, round_to=(16, 8, 4, 2, 1)))
+    assert unreachable is None
+    assert selection.round_to == 8
+    assert choose(dense.graph, scores, Cut(budget, round_to=(16,)))[0].round_to == 16
 
 
 _PRUNING = """

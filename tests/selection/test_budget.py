@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from nets import Attentive, Shuffled, Small, chain, image, make
 from torch import Tensor, nn
 
@@ -198,24 +197,6 @@ def test_round_to_is_kept_in_every_group(k: int, attention: Any) -> None:
             count = int(keep[group.channels].sum())
             assert count % k == 0 or count == group.channels.size
         assert not keep.all()
-
-
-@pytest.mark.aligned
-def test_narrow_groups_are_kept_in_finer_multiples() -> None:
-    model = make(lambda: nn.Sequential(*(nn.Conv2d(*sizes, 1) for sizes in ((3, 8), (8, 32), (32, 128), (128, 4)))))
-    graph = fxprune.analyze(model, torch.randn(1, 3, 4, 4))
-    kept = set[tuple[int, int]]()
-    for ratio in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
-        keep = chosen(graph, scores_for(graph), ratio, "channels", round_to=16, fewest=4).keep
-        kept |= {(group.channels.size, int(keep[group.channels].sum())) for group in graph.prunable}
-    for width, multiple in ((8, 2), (32, 8), (128, 16)):
-        counts = {count for size, count in kept if size == width}
-        assert all(count % multiple == 0 for count in counts)
-        assert any(count % (2 * multiple) for count in counts)
-    report = fxprune.prune(model, torch.randn(1, 3, 4, 4), channels=0.5, progress=False).meta["fxprune"]
-    told = f"kept in multiples of {report.round_to} (of less in groups below {4 * report.round_to}), which"
-    assert told in str(report)
-    assert report.round_to > 2
 
 
 @pytest.mark.parametrize("least", [1, 2, 5])
