@@ -41,6 +41,7 @@ from fxprune.request import Request
 from fxprune.rewriting import CUTS_KEY
 from fxprune.rewriting.into import into
 from fxprune.rewriting.into import obstacles as obstacles_to
+from fxprune.selection.budget import remaining
 from fxprune.selection.plan import PruningPlan
 from fxprune.training import Training, measure, plain_state, reset_parameters, site_of
 from fxprune.training.distributed import from_first
@@ -274,7 +275,7 @@ def _scores(
                 measured = replace(measured, reads=reads, trial=trial)
             tensors = dict([*module.named_parameters(), *module.named_buffers()])
             bare = partial(_unscaled, module, graph)
-            state = ModelState(graph, tensors, cut.seed, measured, kept, bare)
+            state = ModelState(graph, tensors, cut.seed, measured, kept, bare, partial(remaining, graph, cut.budget))
             scores: list[Scores | None] = from_first(score_groups(criterion, state))
         if step == steps:
             notes += state.notes

@@ -22,7 +22,8 @@ _ROUNDS = 32  # so many for a group, or one per channel
 @register("obs")
 @dataclass(frozen=True)
 class OBS:
-    """Error of the outputs that refitting all readers of a channel leaves, per MAC; needs data, of which no targets.
+    """Error of the outputs that refitting all readers of a channel leaves, by its cost; needs data, of which no
+    targets.
 
     For a weight ``W`` that reads inputs of Gram matrix ``C`` the error is ``tr(W_c^T ((C^-1)_cc)^-1 W_c)``, ``W_c`` the
     rows of the channel (optimal brain surgeon: Hassibi and Stork 1993; for structures Kurtic et al. 2023, eq. 4). It is
@@ -36,11 +37,12 @@ class OBS:
     Where gradients tell nothing of them they stay. The fewer data there are for the inputs of a weight, the less
     its refit is trusted: a ridge of as much as there are inputs per independent position. Slopes hold for small
     changes, so when half of a group has gone the outputs' error is measured, with its readers refitted, and the
-    scores of the group are scaled to that.
-    ``per_mac=False``: the error itself, not divided by the MACs that go with the channel.
+    scores of the group are scaled to that. Errors are divided by what goes with the channel of what the budget counts:
+    MACs, parameters, or predicted milliseconds.
+    ``by_cost=False``: the error itself.
     """
 
-    per_mac: bool = True
+    by_cost: bool = True
     needs: ClassVar[frozenset[Need]] = frozenset({"reads"})
     normalize: ClassVar[Normalize] = "none"
 
@@ -71,7 +73,7 @@ class OBS:
                 # dead channels go first and tell nothing: then half of what is left is waited for
                 scale, half = (error / expected, 0) if error else (1.0, len(left) // 2)
         result = scale * np.array([scores[channel] for channel in group.channels.reshape(-1).tolist()])
-        return result.reshape(group.channels.shape) / (_macs(group, state) if self.per_mac else 1.0)
+        return result.reshape(group.channels.shape) / (_cost(group, state) if self.by_cost else 1.0)
 
 
 def _measured(parts: Sequence[_Part], state: ModelState) -> float:
@@ -85,12 +87,12 @@ def _measured(parts: Sequence[_Part], state: ModelState) -> float:
     return state.measured.trial(weights, closed)
 
 
-def _macs(group: ChannelGroup, state: ModelState) -> float:
-    """What a channel of the group costs: a share of the MACs."""
+def _cost(group: ChannelGroup, state: ModelState) -> float:
+    """What a channel of the group costs: a share of the whole."""
     keep = state.graph.everything()
     gone = group.channels[:, : max(1, group.size // 2)]
     keep[gone] = False
-    saved = 1.0 - state.graph.macs(keep) / max(state.graph.macs(), 1)
+    saved = 1.0 - state.share(keep)
     return max(saved, 1e-9) / gone.size
 
 

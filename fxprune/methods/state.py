@@ -114,6 +114,7 @@ class ModelState:
 
     ``tensors``: name -> parameter or buffer. ``seed``: for criteria that draw. ``measured``: over data, of the kinds
     that the criterion ``needs``. ``kept``: per channel, False where earlier steps have cut it (its weights are zero).
+    ``costs``: the share of what the budget counts that a choice of channels leaves; without, of the MACs.
     ``unscaled``: which channels something takes up without the scale of a norm (``groups.flow.unscaled``); none, if
     that is not given.
     """
@@ -124,7 +125,14 @@ class ModelState:
     measured: Measured = field(default_factory=Measured)
     kept: npt.NDArray[np.bool_] | None = None
     unscaled: Callable[[], frozenset[int]] = frozenset
+    costs: Callable[[npt.NDArray[np.bool_]], float] | None = None
     _cache: dict[Any, Any] = field(default_factory=dict)
+
+    def share(self, keep: npt.NDArray[np.bool_]) -> float:
+        """What a choice of channels leaves of what the budget counts."""
+        if self.costs is not None:
+            return self.costs(keep)
+        return self.graph.macs(keep) / max(self.graph.macs(), 1)
 
     def power_sums(self, group: ChannelGroup, power: int, aggregate: Aggregate = "sum") -> Scores:
         """``sum |w|^power`` over the slices of every parameter that a channel owns, ``[blocks, size]``."""

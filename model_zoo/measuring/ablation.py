@@ -35,7 +35,7 @@ VARIANTS: dict[str, Variant] = {
     **{f"ridge {ridge:g}": Variant(fit={"ridge": ridge}) for ridge in (1e-5, 1e-3, 1e-1)},
     "four steps": Variant({"options": fxprune.Options(steps=4), "reconstruct": True}),
     "l2 chooses": Variant({"method": "l2"}),
-    "not by MACs": Variant({"method": OBS(per_mac=False)}),
+    "not by MACs": Variant({"method": OBS(by_cost=False)}),
     "every layer alike": Variant({"scope": "uniform"}),
     "scales and shifts tuned": Variant(fit={"tune": 400}),
     "all weights trained": Variant(train=400),

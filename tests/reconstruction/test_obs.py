@@ -53,7 +53,7 @@ def left_after(x: Tensor, y: Tensor, inputs: list[int]) -> float:
 def test_the_score_is_what_the_best_refit_leaves() -> None:
     torch.manual_seed(0)
     model, data = TwoReaders().eval().double(), torch.randn(40, 3, 6, 6).double()
-    graph, scores = scores_of(model, data, methods.OBS(per_mac=False))
+    graph, scores = scores_of(model, data, methods.OBS(by_cost=False))
     (group,) = graph.prunable
     (found,) = (s for s in scores if s is not None)
     with torch.no_grad():
@@ -238,10 +238,26 @@ class Decoder(nn.Module):
         return F.linear(F.relu(self.tied(x)), self.tied.weight.t()) + self.read(F.relu(self.other(x)))
 
 
+def test_errors_are_weighed_by_what_the_budget_counts() -> None:
+    """A convolution has most of the MACs, and a linear layer most of the parameters."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 3, padding=1), nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8),
+    ).eval()  # fmt: skip
+    data = torch.randn(64, 3, 16, 16)
+    given: dict[str, Any] = {"method": "obs", "data": data, "round_to": 1, "progress": False}
+    by_macs = fxprune.prune(model, data[:1], flops=0.7, **given)
+    by_params = fxprune.prune(model, data[:1], params=0.7, **given)
+    of_convolution, of_linear = "0.weight", "5.weight"
+    assert by_macs.get_parameter(of_convolution).shape[0] < by_params.get_parameter(of_convolution).shape[0]
+    assert by_macs.get_parameter(of_linear).shape[0] > by_params.get_parameter(of_linear).shape[0]
+
+
 def test_what_the_refit_leaves_alone_is_lost_in_full() -> None:
     torch.manual_seed(0)
     model, data = Decoder().eval().double(), torch.randn(600, 6).double()
-    graph, scores = scores_of(model, data, methods.OBS(per_mac=False))
+    graph, scores = scores_of(model, data, methods.OBS(by_cost=False))
     group = next(g for g in graph.prunable if g.name == "tied")
     found = scores[graph.groups.index(group)].reshape(-1)
     with torch.no_grad():
@@ -326,7 +342,7 @@ class Attends(Logits):
 def test_queries_and_keys_count_by_what_they_add_to_the_logits() -> None:
     torch.manual_seed(0)
     model, data = Logits().eval().double(), torch.randn(400, 5, 8).double()
-    graph, scores = scores_of(model, data, methods.OBS(per_mac=False))
+    graph, scores = scores_of(model, data, methods.OBS(by_cost=False))
     (group,), (found,) = graph.prunable, (s for s in scores if s is not None)
     with torch.no_grad():
         q, k = model.q(data), model.k(data)
@@ -354,7 +370,7 @@ def test_a_head_dimension_that_adds_nothing_goes_first() -> None:
         model.q.weight[idle] *= 100
     keep_v = fxprune.Options(max_ratio={"v": 0.0})
     given = {"data": data, "channels": 0.7, "round_to": 1, "progress": False, "options": keep_v}
-    small = fxprune.prune(model, data[:1], method=methods.OBS(per_mac=False), **given)
+    small = fxprune.prune(model, data[:1], method=methods.OBS(by_cost=False), **given)
     kept = small.meta["fxprune"].plan.kept["q.weight"][0]
     assert not set(kept) & set(idle)
     assert len(kept) == 6
