@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from fxprune import running
-from fxprune.errors import InputError, PlanError, check_choice
+from fxprune.errors import InputError, PlanError, check_choice, shown
 from fxprune.groups.channels import ChannelGraph
 from fxprune.labels.classes import Reason
 from fxprune.methods import Learner, Method, name_of, needs_of, resolve
@@ -391,7 +391,7 @@ def apply(
     """
     check_model(model)
     if not isinstance(plan, PruningPlan):
-        raise PlanError(f"plan is {plan!r}; pass a PruningPlan: report.plan, or PruningPlan.load of a file.")
+        raise PlanError(f"plan is {shown(plan)}; pass a PruningPlan: report.plan, or PruningPlan.load of a file.")
     model, example_inputs, example_kwargs = joined(model, example_inputs, example_kwargs)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     plan.check()

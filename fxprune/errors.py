@@ -1,8 +1,11 @@
 """Every error fxprune raises on purpose. Each says what is wrong, where, and what to do about it."""
 
+import contextlib
 import difflib
 import numbers
+import re
 from collections.abc import Iterable, Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -72,7 +75,7 @@ class VerificationError(FxpruneError):
 
 
 class ExportError(FxpruneError):
-    """An ONNX file could not be written, or does not compute what the model computes."""
+    """A file of another format could not be written, or does not compute what the model computes."""
 
 
 def check_installed(extra: str, *packages: str) -> None:
@@ -83,11 +86,47 @@ def check_installed(extra: str, *packages: str) -> None:
         packages: to be imported later.
 
     Raises:
-        InputError: names those that are missing and what to install.
+        InputError: names those that are missing, or older than the extra wants, and what to install.
     """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise InputError(f"This needs {' and '.join(missing)}: pip install 'fxprune[{extra}]'.")
+    old = [f"{name}>={least}, and {found} is installed" for name, least, found in _too_old(extra)]
+    if old:
+        raise InputError(f"This needs {'; and '.join(old)}: pip install 'fxprune[{extra}]'.")
+
+
+def _too_old(extra: str) -> list[tuple[str, str, str]]:
+    """Packages of the extra that are installed in an older version: name, version wanted, version found."""
+    try:
+        wanted = metadata.requires("fxprune") or []
+    except metadata.PackageNotFoundError:  # a checkout that is not installed wants nothing
+        return []
+    result = []
+    for line in wanted:
+        named = re.match(r"([\w.-]+)\s*>=\s*([\d.]+)", line)
+        if named is None or not re.search(rf"extra\s*==\s*[\"']{re.escape(extra)}[\"']", line):
+            continue
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found = metadata.version(named[1])
+            if _release(found) < _release(named[2]):
+                result.append((named[1], named[2], found))
+    return result
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers of a version: ``1.17.0rc1`` -> (1, 17)."""
+    numbers = re.match(r"[\d.]*", version.rpartition("!")[2])
+    parts = [int(part) for part in (numbers[0] if numbers else "").split(".") if part]
+    while parts and not parts[-1]:
+        parts.pop()
+    return tuple(parts)
+
+
+def shown(value: Any) -> str:
+    """A value for a message: itself if it is short, else its type: ``of type OrderedDict``."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"of type {type(value).__name__}"
 
 
 def is_real(value: Any) -> bool:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from nets import image, make
 
 import fxprune
-from fxprune.errors import InputError
+from fxprune.errors import InputError, check_installed
 from fxprune.io.specs import load_model
 from fxprune.reports.plots import new_figure
 
@@ -96,6 +97,40 @@ def test_what_uses_one_names_the_extra_that_brings_it(use: str, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf"\b{package}: pip install 'fxprune\[{extra}\]'\.$"):
         call()
+
+
+WANTED = ["torch>=2.8", 'onnx>=1.17; extra == "onnx"', 'timm>=1.0; extra == "timm"', "matplotlib; extra == 'plots'"]
+OLD = {"onnx": "1.9.0", "timm": "0.9.12", "matplotlib": "1.0"}
+NEW = {"onnx": "1.17.0rc1", "timm": "1.0.0.dev3+cu12", "matplotlib": "1.0"}
+
+
+def installed(versions: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "requires", {"fxprune": WANTED}.__getitem__)
+    monkeypatch.setattr(metadata, "version", lambda name: versions[name])
+
+
+@pytest.mark.parametrize("use", ["onnx", "timm"])
+def test_an_older_version_than_the_extra_wants_is_refused_with_both(use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(OLD, monkeypatch)
+    extra, call = USES[use]
+    least = {"onnx": "1.17", "timm": "1.0"}[extra]
+    message = f"This needs {extra}>={least}, and {OLD[extra]} is installed: pip install 'fxprune[{extra}]'."
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        call()
+
+
+def test_versions_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(NEW, monkeypatch)
+    for extra, package in (("onnx", "onnx"), ("timm", "timm"), ("plots", "matplotlib")):
+        check_installed(extra, package)
+
+
+def test_a_checkout_that_is_not_installed_wants_no_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", unknown)
+    check_installed("onnx", "onnx")
 
 
 def test_the_extras_are_there_and_bring_what_the_plain_install_brings() -> None:

@@ -14,7 +14,7 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
-from fxprune.errors import ExampleInputsError, InputError, ModelError, suggestion
+from fxprune.errors import ExampleInputsError, InputError, ModelError, shown, suggestion
 from fxprune.recording.inputs import Args, Kwargs, normalise_inputs, resolve_inputs, tensors_of
 
 _SMALL = 4096  # entries of a tensor
@@ -28,7 +28,7 @@ def check_model(model: Any) -> None:
         ModelError: it is scripted, or a tensor is lazy, fake or of a class that stands for something else.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"model is {model!r}; pass a torch.nn.Module.")
+        raise InputError(f"model is {shown(model)}; pass a torch.nn.Module.")
     if detect_fake_mode() is not None:
         raise InputError("This is called under FakeTensorMode, where tensors have no values: call it outside.")
     if isinstance(model, torch.jit.ScriptModule):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import Parameter
 
-from fxprune.errors import InputError
+from fxprune.errors import InputError, shown
 from fxprune.rewriting import CUTS_KEY, Cuts
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
@@ -80,7 +80,7 @@ def held_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, 
         InputError: it is no optimizer, or holds a parameter that is not the model's.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise InputError(f"optimizer is {optimizer!r}; pass a torch.optim.Optimizer over the model's parameters.")
+        raise InputError(f"optimizer is {shown(optimizer)}; pass a torch.optim.Optimizer over the model's parameters.")
     names = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
     held = [p for group in optimizer.param_groups for p in group["params"]]
     strangers = [list(p.shape) for p in held if id(p) not in names]

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from nets import Small, chain, image, make
@@ -60,7 +61,7 @@ def test_the_card_tells_what_was_measured(small: Any, tmp_path: Path) -> None:
     latency = fxprune.Latency(8.0, 5.0, "CPUExecutionProvider", "AMD EPYC", 1, 1, 31, "1.31.1")
     validation = fxprune.export(small, tmp_path / "s.onnx", image(), provider="CPUExecutionProvider")
     fxprune.save_pretrained(
-        small, tmp_path / "half", accuracy={"top-1": (81.2, 80.5), "a|b": 3}, latency=latency, validation=validation,
+        small, tmp_path / "half", accuracy={"top-1": (81.2, 80.5), "a|\nb": 3}, latency=latency, validation=validation,
         command="python prune.py",
     )  # fmt: skip
     card = (tmp_path / "half/README.md").read_text()
@@ -71,7 +72,7 @@ def test_the_card_tells_what_was_measured(small: Any, tmp_path: Path) -> None:
         f"| MACs | 547 k | 274 k | {report.macs_after / report.macs_before:.1%} |",
         "| milliseconds (AMD EPYC, CPUExecutionProvider, batch size 1, onnxruntime 1.31.1) | 8.00 | 5.00 | 62.5% |",
         "| top-1 | 81.2 | 80.5 |  |",
-        "| a\\|b | – | 3 |  |",
+        "| a\\| b | – | 3 |  |",
         f"relative error {report.oracle_error:.1e}",
         f"error {validation.max_abs_error:.1e} absolute, {validation.max_rel_error:.1e} relative, against torch",
         'network = fxprune.load_pretrained("half", dense)',
@@ -161,12 +162,16 @@ def test_arguments_that_cannot_be_used(small: Any, tmp_path: Path) -> None:
 
     assert said(accuracy=0.8).startswith("accuracy=0.8 must be a dict of what was measured: {'ImageNet top-1': 80.6}")
     assert said(accuracy={"top-1": "80"}).startswith("accuracy={'top-1': '80'} must be a dict")
+    assert said(accuracy={"a": float("nan")}) == "accuracy={'a': nan}: 'a' is nan, which is no result; leave it out."
+    assert "'b' is inf, which is no result" in said(accuracy={"a": 1, "b": (np.float32("inf"), 80.1)})
     assert said(latency=3.0) == "latency is float; pass what fxprune.bench returned."
     assert said(validation=1e-5) == "validation is float; pass what fxprune.export or validate returned."
     assert said(command=3) == "command=3 must be text."
     assert said(private="no") == "private='no' must be True or False."
     assert said(max_shard_size=3) == "max_shard_size: for a class of transformers only, for its save_pretrained."
     assert said(make()).startswith("Small holds no part that fxprune pruned.")
+    weights = make().state_dict()
+    assert said(weights) == "pruned is of type OrderedDict; pass what fxprune.prune, apply, load or into returned."
     assert said(3) == "pruned is 3; pass what fxprune.prune, apply, load or into returned."
     assert said(push_to_hub="a/b/c").startswith("push_to_hub='a/b/c' is no name of a repository, such as 'user/name': ")
 
@@ -195,6 +200,18 @@ def test_folders_that_are_none(small: Any, tmp_path: Path) -> None:
 
     save_file({"a": torch.zeros(1)}, tmp_path / "empty/model.safetensors")
     assert "holds tensors, but no plan" in refusal(tmp_path / "empty", ArtifactError, make())
+
+
+def test_a_plan_that_is_damaged_or_of_another_network(small: Any, tmp_path: Path) -> None:
+    fxprune.save_pretrained(small, tmp_path / "half")
+    plan = tmp_path / "half/plan.json"
+    fxprune.prune(make(Small), image(), flops=0.8, progress=False).meta["fxprune"].plan.save(plan)
+    said = refusal(tmp_path / "half", ArtifactError, make())
+    assert said == f"'{plan}' is not the plan of model.safetensors beside it. Copy the folder again."
+    plan.write_text("{")
+    assert "plan.json" in refusal(tmp_path / "half", PlanError, make())
+    plan.unlink()
+    assert fxprune.load_pretrained(tmp_path / "half", make()).meta["fxprune"].plan == small.meta["fxprune"].plan
 
 
 def test_a_folder_of_another_model(small: Any, tmp_path: Path) -> None:

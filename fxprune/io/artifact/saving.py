@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.deploy.program import write_program
-from fxprune.errors import InputError
+from fxprune.errors import InputError, shown
 from fxprune.io.artifact.header import INPUTS, KEY, Artifact, check_path, digest_of
 from fxprune.io.artifact.sample import sample_of
 from fxprune.io.files import replacing
@@ -43,7 +43,7 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     path = check_path(path)
     if not isinstance(pruned, nn.Module):
-        raise InputError(f"pruned is {pruned!r}; pass what fxprune.prune, apply or load returned.")
+        raise InputError(f"pruned is {shown(pruned)}; pass what fxprune.prune, apply or load returned.")
     artifact = described(pruned, data=path.suffix != ".pt2")
     with replacing(path) as draft:
         if path.suffix == ".pt2":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ class Figures:
 
 def check_accuracy(accuracy: Any) -> Accuracy:
     """Raises:
-    InputError: it is something else than names and numbers.
+    InputError: it is something else than names and numbers, or one of these says nothing.
     """
     given = {} if accuracy is None else accuracy
     if not isinstance(given, Mapping) or not all(isinstance(name, str) and _pair(v) for name, v in given.items()):
@@ -34,6 +35,10 @@ def check_accuracy(accuracy: Any) -> Accuracy:
             f"accuracy={accuracy!r} must be a dict of what was measured: {{'ImageNet top-1': 80.6}}, or with the dense "
             "network's before it, {'ImageNet top-1': (81.2, 80.6)}."
         )
+    for name, value in given.items():
+        bad = [number for number in _pair(value) or () if number is not None and not math.isfinite(number)]
+        if bad:
+            raise InputError(f"accuracy={accuracy!r}: {name!r} is {bad[0]}, which is no result; leave it out.")
     return given
 
 
@@ -100,7 +105,9 @@ def _table(report: Report, figures: Figures) -> str:
         rows.append((what, f"{latency.dense_ms:.2f}", f"{latency.pruned_ms:.2f}", f"{latency.ratio:.1%}"))
     for what, value in figures.accuracy.items():
         dense, pruned = _pair(value) or (None, None)
-        rows.append((what.replace("|", "\\|"), "–" if dense is None else f"{dense:g}", f"{pruned:g}", ""))
+        rows.append(
+            (" ".join(what.split()).replace("|", "\\|"), "–" if dense is None else f"{dense:g}", f"{pruned:g}", "")
+        )
     lines = ["| | dense | pruned | stays |", "|---|---:|---:|---:|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.errors import ArtifactError, InputError, check_flags, check_installed
+from fxprune.errors import ArtifactError, InputError, check_flags, check_installed, shown
 from fxprune.io.artifact import load, save
 from fxprune.io.artifact.saving import told
 from fxprune.io.files import filling
@@ -25,6 +25,7 @@ from fxprune.io.text import some
 from fxprune.reports.report import REPORT_KEY, Latency, Report
 from fxprune.rewriting.into import ORIGIN_KEY
 from fxprune.rewriting.pretrained import auto_classes_of, loads_itself
+from fxprune.selection.plan import PruningPlan
 from fxprune.version import __version__
 
 _WEIGHTS, _PLAN, _CARD, _CONFIG = "model.safetensors", "plan.json", "README.md", "config.json"
@@ -82,7 +83,7 @@ def save_pretrained(
     if push_to_hub is not None:
         check_repository(push_to_hub)
     if not isinstance(pruned, nn.Module):
-        raise InputError(f"pruned is {pruned!r}; pass what fxprune.prune, apply, load or into returned.")
+        raise InputError(f"pruned is {shown(pruned)}; pass what fxprune.prune, apply, load or into returned.")
     own: Any = pruned if loads_itself(pruned) else None
     if own is not None and ORIGIN_KEY not in vars(own):
         raise InputError(
@@ -180,7 +181,12 @@ def load_pretrained(
         )
     if options:
         raise InputError(f"{some(sorted(options))}: for a class of transformers only, for its from_pretrained.")
-    return load(place / _WEIGHTS, model, example_inputs, example_kwargs, verify=verify)
+    plan = PruningPlan.load(place / _PLAN) if (place / _PLAN).is_file() else None
+    result = load(place / _WEIGHTS, model, example_inputs, example_kwargs, verify=verify)
+    report: Report = told(result)[2][REPORT_KEY]
+    if plan not in (None, report.plan):
+        raise ArtifactError(f"{str(place / _PLAN)!r} is not the plan of {_WEIGHTS} beside it. Copy the folder again.")
+    return result
 
 
 def _place(folder: str | os.PathLike[str], revision: str | None) -> Path:
