@@ -9,7 +9,7 @@ from fxprune.version import __version__
 if TYPE_CHECKING:
     from fxprune import methods, ops
     from fxprune.api import analyze, apply, attach, prune, prune_submodule, record
-    from fxprune.deploy import Validation, bench, export, validate
+    from fxprune.deploy import Validation, bench, converting, export, validate
     from fxprune.errors import FxpruneError
     from fxprune.groups.channels import ChannelGraph, ChannelGroup
     from fxprune.io.artifact import load, save
@@ -43,6 +43,7 @@ _HOMES = {
     "attach": "api",
     "bench": "deploy",
     "carry_over": "rewriting.carry_over",
+    "converting": "deploy",
     "distill_loss": "training",
     "export": "deploy",
     "into": "rewriting.into",
@@ -74,6 +75,7 @@ __all__ = [
     "attach",
     "bench",
     "carry_over",
+    "converting",
     "distill_loss",
     "export",
     "into",

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.deploy import runtime
+from fxprune.deploy.converting import lines_named
 from fxprune.deploy.flat import Flat, batch_dim
 from fxprune.deploy.onnx_file import PLAN_DIGEST
 from fxprune.deploy.validation import Validation, check, run
-from fxprune.errors import ExportError, GuardError, InputError, check_flags
+from fxprune.errors import ExportError, GuardError, InputError, check_flags, shown
 from fxprune.io.files import check_writable, replacing
 from fxprune.recording import evaluated
 from fxprune.recording.checks import checked_inputs
@@ -102,7 +103,7 @@ def export(
     _check_opset(opset)
     check_flags(dynamic_size=dynamic_size, fold_norms=fold_norms, half=half)
     if not isinstance(module, nn.Module):
-        raise InputError(f"module is {module!r}; pass a torch.nn.Module.")
+        raise InputError(f"module is {shown(module)}; pass a torch.nn.Module.")
     flat = Flat(module, describe_inputs(*checked_inputs(module, example_inputs, example_kwargs)))
     if dynamic_size and image_size(flat.record) is None:
         raise InputError(f"dynamic_size: {flat.name} takes no image, that is no tensor with four dims or more")
@@ -179,7 +180,9 @@ def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bo
             if not fold_norms:
                 _optimise_around_norms(program)
         except Exception as error:
-            raise ExportError(f"torch.onnx cannot write {flat.name}: {runtime.first_line(_root(error))}") from error
+            named = lines_named(error, exported)
+            reason = runtime.first_line(_root(error)) + (f" ({named})" if named else "")
+            raise ExportError(f"torch.onnx cannot write {flat.name}: {reason}") from error
         written = int(program.model.opset_imports[""])
         if opset not in (None, written):
             raise ExportError(

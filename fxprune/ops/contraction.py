@@ -16,7 +16,7 @@ from fxprune.ops.call import Call
 from fxprune.ops.convolution import with_bias
 from fxprune.ops.meta import empty, fits, is_plain, is_within
 from fxprune.ops.refit import product
-from fxprune.ops.repair import Repair, UnrepairableError
+from fxprune.ops.repair import Repair, UnrepairableError, origin
 from fxprune.ops.table import Shape, adder, argument, layer
 
 
@@ -155,7 +155,7 @@ def _repair_grouped_mm(repair: Repair, node: fx.Node) -> None:
         product = repair.code.call_function(cast(Any, node.target), (wide, filled, *node.args[2:]), dict(node.kwargs))
     promised = repair.promised(node)
     for made in (wide, filled, product):
-        made.meta = {key: value for key, value in node.meta.items() if key in ("source", "module")}
+        made.meta = origin(node)
     repair.values[wide] = nn.functional.pad(x, (0, inner))
     repair.values[filled] = nn.functional.pad(weight, (0, outer, 0, inner))
     repair.values[product] = torch.empty((*promised[:-1], promised[-1] + outer), dtype=x.dtype, device="meta")

@@ -112,6 +112,7 @@ class Repair:
             now = self.value(argument)
             scaled = self.code.call_function(operator.mul, (argument, promised))
             result = self.code.call_function(operator.floordiv, (scaled, now))
+        scaled.meta, result.meta = origin(node), origin(node)
         self.values[scaled], self.values[result] = now * promised, promised
         return result
 
@@ -133,6 +134,7 @@ class Repair:
                 continue
             with self.code.inserting_before(node):
                 item = self.code.call_function(operator.getitem, (argument, place))
+            item.meta = origin(node)
             self.values[item] = have
             items.append(item)
         return tuple(items)
@@ -196,8 +198,13 @@ def new_constant(module: nn.Module, name: str, value: torch.Tensor, before: fx.N
     module.register_buffer(f"_{name}_{index}", value, persistent=False)
     with before.graph.inserting_before(before):
         result = before.graph.create_node("get_attr", f"_{name}_{index}")
-    result.meta = {k: v for k, v in before.meta.items() if k in ("source", "module")}
+    result.meta = origin(before)
     return result
+
+
+def origin(node: fx.Node) -> dict[str, Any]:
+    """Where a node comes from, for the ``meta`` of others that are put in for it."""
+    return {key: value for key, value in node.meta.items() if key in ("source", "stack_trace", "module")}
 
 
 def shape_after_self(repair: Repair, node: fx.Node) -> None:

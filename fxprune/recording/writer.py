@@ -19,7 +19,7 @@ from fxprune.recording.guards import OPPOSITE, holds
 from fxprune.recording.liveness import eliminate_dead_nodes
 from fxprune.recording.module import TRAINING_FLAG
 from fxprune.recording.parts import Parts
-from fxprune.recording.sources import caller_is_user_code, current_source
+from fxprune.recording.sources import caller_is_user_code, current_lines, current_source
 from fxprune.recording.tensors import Tensors, storage_of
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
 
@@ -248,7 +248,9 @@ class GraphWriter:
         return node
 
     def describe(self, node: Node, value: Tensor | None) -> None:
-        node.meta["source"] = current_source()
+        node.meta["source"], stack = current_lines()
+        if stack:
+            node.meta["stack_trace"] = stack
         node.meta["module"] = self.path[-1]
         if self.call is not None:
             node.meta[CALL] = self.call
