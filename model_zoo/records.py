@@ -186,8 +186,9 @@ def read(path: Path, layout: Layout = LINES) -> tuple[dict[str, Any], dict[str, 
 
 
 def raised(error: BaseException) -> str:
-    """An error as the reason why a check fails."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    """An error as the reason why a check fails; files of installed packages by their place in them."""
+    text = re.sub(r"[^\s\"'(]*-packages/", "", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text[:400]}"
 
 
 @contextmanager

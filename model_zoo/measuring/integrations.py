@@ -223,8 +223,9 @@ def _pt2e(net: nn.Module, batches: Batches, quantizer: Any) -> fx.GraphModule:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     observed = prepare_pt2e(torch.export.export(net, batches[0]).module(), quantizer)
-    for batch in batches:
-        observed(*batch)
+    with fxprune.converting(observed):
+        for batch in batches:
+            observed(*batch)
     int8: fx.GraphModule = convert_pt2e(observed)
     return int8
 
@@ -303,10 +304,10 @@ def _litert(net: nn.Module, batches: Batches, folder: Path) -> Ran:
         litert_torch.convert(net, batches[0]).export(str(path))
     interpreter = Interpreter(str(path), num_threads=1)
     interpreter.allocate_tensors()
-    given, made = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    (given, *_), made = interpreter.get_input_details(), interpreter.get_output_details()[0]["index"]
 
     def call(x: Tensor) -> Tensor:
-        interpreter.set_tensor(given, x.numpy())
+        interpreter.set_tensor(given["index"], x.numpy().astype(given["dtype"]))  # whole numbers have 32 bits there
         interpreter.invoke()
         return torch.from_numpy(interpreter.get_tensor(made))
 

@@ -12,8 +12,9 @@ COLUMNS = ("way", "error, dense → pruned", "ms, dense → pruned", "share", "M
 def _row(record: Record) -> list[str]:
     f = record.figures
     dense, pruned, own = f["dense"], f.get("pruned"), f.get("class")
+    as_class = "–" if own is None else f"{own['error']:.0e}"
     if pruned is None or "ms" not in pruned:
-        return [f["way"], f"{dense['error']:.0e} → **fails**", *["–"] * 5]
+        return [f["way"], f"{dense['error']:.0e} → **fails**", *["–"] * 4, as_class]
     share = f"{pruned['ms'] / dense['ms']:.2f}"
     ops = "yes" if not record.checks["ops"] else "**no**"
     return [
@@ -23,7 +24,7 @@ def _row(record: Record) -> list[str]:
         f"**{share}**" if record.checks.get("milliseconds") else share,
         f"{dense['bytes'] / 1e6:.1f} → {pruned['bytes'] / 1e6:.1f}",
         ops if dense["ops"] else "–",
-        "–" if own is None else f"{own['error']:.0e}",
+        as_class,
     ]
 
 
