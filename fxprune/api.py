@@ -155,7 +155,7 @@ def prune(
             together only groups of the same structure, each structure cut by the same share (``"isomorphic"``): of a
             transformer the hidden channels of all MLPs, and for themselves those of all heads.
         round_to: kept channels of a group are a multiple of this. ``"auto"``: the largest of 16, 8, 4, 2 and 1 whose
-            plan takes at least 99 % of the budget, and loses at most a fifth more by the scores than multiples of 1.
+            plan takes at least 99 % of the budget, and loses at most a tenth more by the scores than multiples of 1.
             With ``flops=0.5``, if multiples of 16 take 0.488 of the MACs (97.6 % of the budget) and multiples of 8 take
             0.497 (99.4 %), it is 8. That depends on the model, the scores and the budget alone, so it is the same on
             every machine. ``"measured"``, and ``"auto"`` with ``latency``: up to the power of two that the execution

@@ -47,7 +47,7 @@ COARSEST = 16
 
 _NO_NUMBER = "no attribute of the class can say this size"
 _WASTE = 0.01  # of the budget that a plan may leave unused for the sake of a coarser multiple
-_LOSS = 0.2  # of what is lost with any number of channels, that a coarser multiple may lose more
+_LOSS = 0.1  # of what is lost with any number of channels, that a coarser multiple may lose more
 _WASTE_OF_LATENCY = 0.04  # which is measured, and then corrected
 
 

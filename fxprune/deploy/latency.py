@@ -34,6 +34,7 @@ from fxprune.training.distributed import from_first
 TOLERANCE = 0.04
 """How far the measured ratio may be from the budget, as a share of it."""
 _STEADY = 0.1  # difference of two measurements of the same, as a share, that is worth a note
+_AT_LEAST_LESS = 0.9  # of a prediction that was too slow, the next one
 _ROUNDS = 6  # of cutting and measuring the whole model
 _SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)  # of the channels of a dimension: where kernels are timed
 _AXES = 2  # dimensions of a kernel that the table follows; by others, such as whole heads, its time is proportional
@@ -131,14 +132,19 @@ class Clock:
 
 
 def _next(tried: dict[float, float], target: float) -> float:
-    """The predicted ratio to try next, from measured ones: between the nearest two, or in proportion to the nearest."""
+    """The predicted ratio to try next, from measured ones: between the nearest two, else in proportion.
+
+    Where all were above the target it is always smaller than those: what is measured need not follow the prediction.
+    """
     below = max((p for p, m in tried.items() if m <= target), default=None)
     above = min((p for p, m in tried.items() if m > target), default=None)
     if below is not None and above is not None and below < above:
         part = (target - tried[below]) / (tried[above] - tried[below])
         return below + min(0.9, max(0.1, part)) * (above - below)
-    nearest = min(tried, key=lambda p: abs(tried[p] - target))
-    return min(1.0, nearest * target / tried[nearest])
+    if below is None:
+        least = min(tried)
+        return least * min(_AT_LEAST_LESS, target / tried[least])
+    return min(1.0, below * target / tried[below])
 
 
 class LatencyModel:

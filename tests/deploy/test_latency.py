@@ -225,6 +225,13 @@ def test_with_steps_in_the_latency_the_largest_plan_below_is_taken(monkeypatch: 
     assert pruned.meta["fxprune"].latency.ratio == 0.45
 
 
+def test_a_measurement_that_does_not_follow_the_prediction_ends_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = faked(monkeypatch, lambda ratio: 0.65 if ratio > 0.35 else 0.48)
+    pruned = fxprune.prune(model, image(), latency=0.5, round_to=1, progress=False)
+    assert pruned.meta["fxprune"].latency.ratio == 0.48
+    assert len(seen) > 2
+
+
 def test_measurements_that_disagree_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = faked(monkeypatch, lambda ratio: ratio)
     steady = fxprune.prune(model, image(), latency=0.5, round_to=1, progress=False).meta["fxprune"]
@@ -311,7 +318,7 @@ def test_the_alignment_is_the_coarsest_that_uses_the_budget_up() -> None:
             keep = report.plan.channels(dense.graph)
             pairs = zip(dense.graph.groups, scores, strict=True)
             lost[steps] = sum(score[~keep[group.channels]].sum() for group, score in pairs if score is not None)
-        good = [step for step in (16, 8, 4, 2) if used[(step,)][1] >= 0.99 and lost[(step,)] <= 1.2 * lost[(1,)]]
+        good = [step for step in (16, 8, 4, 2) if used[(step,)][1] >= 0.99 and lost[(step,)] <= 1.1 * lost[(1,)]]
         wanted = next(iter(good), 1)
         assert used[(16, 8, 4, 2, 1)] == used[(wanted,)]
 
