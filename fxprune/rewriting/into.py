@@ -262,21 +262,38 @@ def _homeless(model: nn.Module, repaired: Sequence[fx.Node]) -> list[fx.Node]:
 
     A number that is a multiple of an attribute, before and after, may be computed from it (``heads * head_dim``).
     """
-    after = _numbers(repaired)
-    held: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for (path, old), news in after.items():
-        if len(news) == 1 and _attributes(model, path, old):
-            held[path].append((old, *news))  # type: ignore[arg-type]
-
-    def follows(path: str, old: int) -> bool:
-        news = after[path, old]
-        return any(old % a == 0 and news == {old // a * b} for a, b in held[path] if a > 1)
+    after, kept = _numbers(repaired), _kept_by(model, repaired)
 
     def is_held(node: fx.Node) -> bool:
         path, pairs = node.meta.get("module", ""), node.meta.get(RESIZED, ())
-        return RESCALED in node.meta or (bool(pairs) and all(follows(path, old) for old, _ in pairs))
+        one_each = all(
+            (path, old) in kept or (len(after[path, old]) == 1 and _is_multiple(path, old, new, kept))
+            for old, new in pairs
+        )
+        return RESCALED in node.meta or (bool(pairs) and one_each)
 
     return [node for node in repaired if not is_held(node)]
+
+
+Kept = dict[
+    tuple[str, int], tuple[int, list[str]]
+]  # module, number -> the number then, attributes that are this number
+
+
+def _kept_by(model: nn.Module, repaired: Sequence[fx.Node]) -> Kept:
+    """Numbers at these nodes that became the same new one wherever the module has them, and are attributes."""
+    found: Kept = {}
+    for (path, old), news in _numbers(repaired).items():
+        keys = _attributes(model, path, old) if len(news) == 1 else []
+        if keys:
+            found[path, old] = next(iter(news)), keys
+    return found
+
+
+def _is_multiple(path: str, old: int, new: int, kept: Kept) -> bool:
+    """Whether a number may be so many times another of the module, before and after."""
+    others = [(a, b) for (place, a), (b, _) in kept.items() if place == path and 1 < a < old]
+    return any(old % a == 0 and new == old // a * b for a, b in others)
 
 
 def _several(model: nn.Module, repaired: Sequence[fx.Node]) -> str:
@@ -308,28 +325,33 @@ def _attempts(model: nn.Module, result: nn.Module, repaired: Sequence[fx.Node]) 
     """Attributes that may be what the numbers at these nodes were read from: all of them, else those of some names.
 
     An attribute may be so if it has the value of such a number, which became the same new one wherever the module has
-    it. Numbers that a forward only compares are in no node: a module may have those that its own layers had.
+    it. Of entries of what configures a module, which has others by chance, as few as will do. Numbers that a forward
+    only compares are in no node: a module may have those that its own layers had.
     """
-    found: Sizes = {}
-    rivals: list[set[str]] = []
-    for (path, old), news in _numbers(repaired).items():
-        keys = _attributes(result, path, old) if len(news) == 1 else []
-        found |= {(path, key): (old, *news) for key in keys}  # type: ignore[misc]
-        rivals += [set(keys)] if keys else []
+    kept = _kept_by(result, repaired)
+    found: Sizes = {(path, key): (old, new) for (path, old), (new, keys) in kept.items() for key in keys}
+    rivals = [set(keys) for (path, old), (new, keys) in kept.items() if not _is_multiple(path, old, new, kept)]
     names = dict.fromkeys(key for _, key in found)
+    inside = [name for name in names if "." in name]
+    own = [name for name in names if name not in inside]
 
-    def of(own: Sequence[str]) -> Sizes:
-        return {place: sizes for place, sizes in found.items() if place[1] in own}
+    def of(some_names: Sequence[str]) -> Sizes:
+        return {place: sizes for place, sizes in found.items() if place[1] in some_names}
 
+    def with_all_of(chosen: Sequence[Sequence[str]]) -> Iterator[Sizes]:
+        return (of(each) for each in chosen if not any(keys.isdisjoint(each) for keys in rivals))
+
+    if 0 < len(inside) <= _MOST_NAMES:
+        for count in range(len(inside)):
+            yield from with_all_of([[*own, *few] for few in combinations(inside, count)])
     yield found
     if others := {place: sizes for place, sizes in _of_layers(model, result).items() if place not in found}:
         yield others | found
     if 1 < len(names) <= _MOST_NAMES:  # a width that is as large as the number of heads, say
         for count in reversed(range(1, len(names))):
-            chosen = combinations(names, count)
-            yield from (of(own) for own in chosen if not any(keys.isdisjoint(own) for keys in rivals))
+            yield from with_all_of([*combinations(names, count)])
     if len(names) > 1:
-        yield from (of([own]) for own in names)
+        yield from (of([name]) for name in names)
 
 
 def _of_layers(model: nn.Module, result: nn.Module) -> Sizes:
