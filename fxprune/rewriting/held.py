@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 _DEEPEST = 3  # of ``model.config.attention.head_dim``: objects in objects
+_MOST = 256  # entries of a dict: more are a vocabulary, or the like
 _NOT_A_CONFIG = (nn.Module, Tensor, ModuleType, type)
 
 
@@ -42,7 +43,7 @@ def _numbers(values: Mapping[str, Any], depth: int) -> Iterator[tuple[str, int]]
 def _configures(value: Any) -> bool:
     """A dict with names, a named tuple, a dataclass or another plain object."""
     if isinstance(value, dict):
-        return all(isinstance(key, str) and "." not in key for key in value)
+        return len(value) <= _MOST and all(isinstance(key, str) and "." not in key for key in value)
     if isinstance(value, _NOT_A_CONFIG) or callable(value):
         return False
     return hasattr(value, "_fields") or hasattr(value, "__dict__") or hasattr(value, "__dataclass_fields__")
