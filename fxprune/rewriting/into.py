@@ -275,9 +275,8 @@ def _homeless(model: nn.Module, repaired: Sequence[fx.Node]) -> list[fx.Node]:
     return [node for node in repaired if not is_held(node)]
 
 
-Kept = dict[
-    tuple[str, int], tuple[int, list[str]]
-]  # module, number -> the number then, attributes that are this number
+Kept = dict[tuple[str, int], tuple[int, list[str]]]
+"""(Module, number) -> the number that it became, and the attributes that are the first."""
 
 
 def _kept_by(model: nn.Module, repaired: Sequence[fx.Node]) -> Kept:
