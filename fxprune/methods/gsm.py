@@ -10,6 +10,8 @@ how many it left: where they are many more, the cut is not free.
 ``structured=True`` ranks whole channels by the same rule, ``|sum gradient * weight|`` over all that a channel owns:
 those that a plan within the budget would keep are active. Here weight decay acts on biases and norms too, or the scale
 and shift of a passive channel would stay; and in the end the channels with the smallest norms go, to meet the budget.
+
+``freeze=`` departs from the paper: see ``fxprune.optim.GSM.freeze``. Of channels those with the largest norms are held.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from fxprune.groups.channels import Parameter
 from fxprune.methods import optim
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
 from fxprune.methods.registry import register
-from fxprune.methods.state import ModelState, kept_entries, places_of, sums_in_places
+from fxprune.methods.state import ModelState, Scores, kept_entries, places_of, sums_in_places
 
 Keep = npt.NDArray[np.bool_]
 _COMPRESSION = 10.0
@@ -52,6 +54,9 @@ class GSM:
         momentum: see ``fxprune.optim`` for how it, the rate and the weight decay must go with the number of steps.
         weight_decay: of passive weights all that moves them, but for momentum.
         nesterov: Nesterov's momentum.
+        freeze: after which share of the epochs the active set is held, so that what is out of it can vanish before the
+            rate falls. None: never, as in the paper. Epochs are those of fxprune's loop; in a loop of your own call
+            ``optimizer.freeze()``.
     """
 
     compression: float | None = None
@@ -60,8 +65,11 @@ class GSM:
     momentum: float = 0.98
     weight_decay: float = 1e-4
     nesterov: bool = False
+    freeze: float | None = None
 
     def __post_init__(self) -> None:
+        if self.freeze is not None and not 0 <= self.freeze < 1:
+            raise InputError(f"freeze={self.freeze} is a share of the epochs: at least 0 and below 1, or None.")
         if self.compression is None:
             return
         optim.active_count(0, self.compression)
@@ -87,6 +95,43 @@ class GSM:
 class _Run(Hooks):
     def __init__(self, options: GSM, site: Site):
         self._options, self._site = options, site
+        self._epochs = 0  # that are over
+        self._held: tuple[optim.GSM, int] | None = None  # what is frozen, and after how many epochs
+
+    def begins(self, optimizer: torch.optim.Optimizer, epochs: int) -> None:
+        if self._options.freeze is None:
+            return
+        if not isinstance(optimizer, optim.GSM):
+            raise InputError(
+                f"freeze={self._options.freeze} holds the active set of fxprune.optim.GSM; {type(optimizer).__name__} "
+                "has none. Leave freeze out, or the optimizer."
+            )
+        self._held = optimizer, round(self._options.freeze * epochs)
+        self._hold()
+
+    def after_epoch(self, accuracy: float | None) -> None:
+        self._epochs += 1
+        self._hold()
+
+    def _hold(self) -> None:
+        if self._held is not None and self._epochs == self._held[1]:
+            self._held[0].freeze()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self._epochs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._epochs = state["epochs"]
+
+    def held(self) -> tuple[str, ...]:
+        """For the report: what came of ``freeze``."""
+        if self._options.freeze is None:
+            return ()
+        if self._held is None:
+            return (f"freeze={self._options.freeze} held nothing: it counts epochs of fxprune's own loop",)
+        if self._epochs < self._held[1]:
+            return (f"the training ended before the active set was held, after {self._epochs} epochs",)
+        return (f"the active set was held after {self._held[1]} of {self._epochs} epochs",)
 
     def trained(self) -> Parameters:
         return self._site.model.parameters()
@@ -107,12 +152,14 @@ class _Unstructured(_Run):
 
     def after_epoch(self, accuracy: float | None) -> None:
         """How many weights count after every epoch: in the end they should be as many as the cut leaves."""
+        super().after_epoch(accuracy)
         self.support.append(optim.support(self.trained()))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"support": self.support}
+        return super().state_dict() | {"support": self.support}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         self.support = list(state["support"])
 
     def outcome(self) -> Outcome:
@@ -125,6 +172,7 @@ class _Unstructured(_Run):
         notes = (
             f"{alive} of {total} weights were above {optim.SUPPORT:g} in size before the cut{first}",
             f"{kept} of {total} weights are not zero; no weight reads {int(unread.sum())} channels",
+            *self.held(),
         )
         graph = self._site.graph
         scores = [np.where(unread[group.channels], 0.0, 1.0) for group in graph.groups]
@@ -168,12 +216,39 @@ class _Structured(_Run):
         self._owned = [(named[p.name], p, places_of(p)) for p in owned]
         self._ids: dict[str, list[Tensor]] = {}
         self._active: Keep | None = None
+        self._frozen = False
+
+    def hold(self) -> None:
+        """From now on the channels with the largest norms are active, as many as the budget keeps."""
+        self._active, self._frozen = self._site.select(self._norms()), True
+
+    def state_dict(self) -> dict[str, Any]:
+        active = None if self._active is None or not self._frozen else torch.from_numpy(self._active)
+        return super().state_dict() | {"active": active}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        if state["active"] is not None:
+            self._active, self._frozen = state["active"].cpu().numpy(), True
 
     def optimizer(self) -> torch.optim.Optimizer:
         return _OfChannels(self, self._options)
 
     def masked(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """The gradients of active channels; zero elsewhere."""
+        owned = [entry for entry in self._owned if entry[0] in gradients]
+        if self._active is None or not self._frozen:
+            self._active = self._largest(gradients)
+        active = self._active
+        moved = {device: torch.from_numpy(~active).to(device) for device in {tensor.device for tensor, _, _ in owned}}
+        passive: dict[Tensor, Tensor] = {
+            tensor: reduce(torch.logical_or, (moved[tensor.device][ids] for ids in self._ids_of(tensor, parameter)))
+            for tensor, parameter, _ in owned
+        }
+        return {t: g.masked_fill(passive[t], 0) if t in passive else g for t, g in gradients.items()}
+
+    def _largest(self, gradients: Mapping[Tensor, Tensor]) -> Keep:
+        """Which channels a plan within the budget keeps, by ``|sum gradient * weight|``."""
         graph, total = self._site.graph, np.zeros(self._site.graph.channel_count)
         owned = [entry for entry in self._owned if entry[0] in gradients]
         products = [(gradients[tensor].double() * tensor.detach().double(), places) for tensor, _, places in owned]
@@ -181,13 +256,7 @@ class _Structured(_Run):
         for place, sums in zip(places, sums_in_places(products), strict=True):
             total[place.channels] += sums
         total = np.abs(total)
-        self._active = active = self._site.select([None if g.locked else total[g.channels] for g in graph.groups])
-        moved = {device: torch.from_numpy(~active).to(device) for device in {tensor.device for tensor, _, _ in owned}}
-        passive: dict[Tensor, Tensor] = {
-            tensor: reduce(torch.logical_or, (moved[tensor.device][ids] for ids in self._ids_of(tensor, parameter)))
-            for tensor, parameter, _ in owned
-        }
-        return {t: g.masked_fill(passive[t], 0) if t in passive else g for t, g in gradients.items()}
+        return self._site.select([None if g.locked else total[g.channels] for g in graph.groups])
 
     def _ids_of(self, tensor: Tensor, parameter: Parameter) -> list[Tensor]:
         """The channels along the dims of a parameter, on its device."""
@@ -198,10 +267,13 @@ class _Structured(_Run):
     def alive(self) -> Keep | None:
         return self._active
 
+    def _norms(self) -> list[Scores | None]:
+        state = ModelState(self._site.graph, self._site.parameters)
+        groups = self._site.graph.groups
+        return [None if g.locked else np.asarray(np.sqrt(state.power_sums(g, 2))) for g in groups]
+
     def outcome(self) -> Outcome:
-        graph = self._site.graph
-        state = ModelState(graph, self._site.parameters)
-        return Outcome([None if g.locked else np.asarray(np.sqrt(state.power_sums(g, 2))) for g in graph.groups])
+        return Outcome(self._norms(), notes=self.held())
 
 
 class _OfChannels(optim.GSM):
@@ -213,3 +285,6 @@ class _OfChannels(optim.GSM):
 
     def gradients(self) -> dict[Tensor, Tensor]:
         return self._run.masked(super().gradients())
+
+    def freeze(self) -> None:
+        self._run.hold()

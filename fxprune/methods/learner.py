@@ -107,6 +107,9 @@ class Outcome:
 class Hooks:
     """One training with one learner. What a learner does not need it leaves as it is here."""
 
+    def begins(self, optimizer: torch.optim.Optimizer, epochs: int) -> None:
+        """Before the first step of fxprune's own loop, which is to take so many epochs."""
+
     def loss(self, loss: Tensor) -> Tensor:
         """The loss to differentiate, from the loss of the task."""
         return loss

@@ -159,15 +159,51 @@ class GSM(Optimizer):
         found = {p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None}
         if any(gradient.is_sparse for gradient in found.values()):
             raise InputError("GSM ranks dense gradients, and one is sparse. Use nn.Embedding(..., sparse=False).")
-        for compression in dict.fromkeys(group["compression"] for group in self.param_groups):
-            if compression != 1:
-                kernels = self._kernels(compression)
-                count = active_count(sum(p.numel() for p in kernels), compression)
-                ranked = [p for p in kernels if p in found]
-                if sum(p.numel() for p in ranked) > count:
-                    masked = self._masked([found[p] for p in ranked], ranked, count, compression)
-                    found.update(zip(ranked, masked, strict=True))
+        for compression in self._compressions():
+            kernels = self._kernels(compression)
+            count = active_count(sum(p.numel() for p in kernels), compression)
+            ranked = [p for p in kernels if p in found]
+            gradients = [found[p] for p in ranked]
+            if self._held(kernels):
+                found.update(zip(ranked, self._kept_active(gradients, ranked), strict=True))
+            elif sum(p.numel() for p in ranked) > count:
+                found.update(zip(ranked, self._masked(gradients, ranked, count, compression), strict=True))
         return found
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Hold the active set: from now on the ``Q`` weights that are largest now are active in every step.
+
+        Beside the paper's rule, where weights take turns in the set, and each that has been in it a while ago is
+        still there when the magnitude cut comes. Held out, a weight shrinks as every passive one does, and does not
+        come back: the cut costs nothing if the rates that are still to come sum up to well over
+        ``7 * (1 - momentum) / weight_decay`` (from 0.1 to 1e-4). Call it again to choose anew; it is kept in
+        ``state_dict()``.
+        """
+        for compression in self._compressions():
+            kernels = self._kernels(compression)
+            count = active_count(sum(p.numel() for p in kernels), compression)
+            for parameter, mask in zip(kernels, _largest(kernels, count), strict=True):
+                self.state[parameter]["active"] = mask
+
+    def _compressions(self) -> list[float]:
+        """Of the groups of which some weights are passive."""
+        return [c for c in dict.fromkeys(group["compression"] for group in self.param_groups) if c != 1]
+
+    def _held(self, kernels: Sequence[Tensor]) -> bool:
+        """Whether ``freeze`` has said which weights are active.
+
+        Raises:
+            InputError: of some kernels it has not.
+        """
+        held = ["active" in self.state[p] for p in kernels]
+        if any(held) and not all(held):
+            raise InputError("Parameters were added after freeze(). Call freeze() again, to choose among all.")
+        return any(held)
+
+    def _kept_active(self, gradients: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+        masks = [self.state[p]["active"] for p in weights]
+        return [gradient * mask.to(gradient.dtype) for gradient, mask in zip(gradients, masks, strict=True)]
 
     def _masked(self, gradients: list[Tensor], weights: list[Tensor], count: int, compression: float) -> list[Tensor]:
         """The gradients, zero but for the ``count`` largest ``|gradient * weight|``; they lie where the scores were."""
@@ -233,12 +269,18 @@ def magnitude_cut(params: Iterable[Tensor], compression: float) -> list[Tensor]:
     count = active_count(sum(p.numel() for p in kernels), compression)
     masks = {id(p): torch.ones_like(p, dtype=torch.bool) for p in params}
     if count < sum(p.numel() for p in kernels):
-        scores = torch.cat([p.flatten().to(kernels[0].device, _wide(kernels)) for p in kernels])
-        parts = _parts(_mark_largest(scores.abs_(), count), kernels)
-        for p, part in zip(kernels, parts, strict=True):
-            masks[id(p)] = part.to(p.device, torch.bool)
-            p.masked_fill_(~masks[id(p)], 0)
+        for p, mask in zip(kernels, _largest(kernels, count), strict=True):
+            masks[id(p)] = mask
+            p.masked_fill_(~mask, 0)
     return [masks[id(p)] for p in params]
+
+
+def _largest(kernels: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Boolean masks of the ``count`` largest weights of all kernels together; fewer than there are."""
+    kernels = [p.detach() for p in kernels]
+    scores = torch.cat([p.flatten().to(kernels[0].device, _wide(kernels)) for p in kernels])
+    parts = _parts(_mark_largest(scores.abs_(), count), kernels)
+    return [part.to(p.device, torch.bool) for p, part in zip(kernels, parts, strict=True)]
 
 
 def support(params: Iterable[Tensor]) -> int:

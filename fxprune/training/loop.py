@@ -80,6 +80,7 @@ class _Run:
             self._schedule = loop.schedule(self._optimizer, epochs)
         else:
             self._schedule = hooks.schedule(self._optimizer, epochs) if loop.optimizer is None else None
+        hooks.begins(self._optimizer, epochs)
         half = loop.amp and self._device.type == "cuda"
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=half)
         self._half = torch.float16 if half else torch.bfloat16

@@ -287,7 +287,8 @@ class Run:
         self.example: Tensor = train[0][0][None].to(self.device)
         self._recipe, self._seconds = recipe, dict[str, float]()
         first = {name: value for name in ("dataset", "network") if (value := vars(options).get(name))}
-        self._settings = first | {name: value for name, value in vars(options).items() if name not in ANYWHERE}
+        given = {name: value for name, value in vars(options).items() if value is not None}
+        self._settings = first | {name: value for name, value in given.items() if name not in ANYWHERE}
         self._folder = options.out / "-".join([recipe, *map(_word, self._settings.items()), *self.pick([], ["smoke"])])
         self._folder.mkdir(parents=True, exist_ok=True)
 

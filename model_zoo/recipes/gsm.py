@@ -15,7 +15,7 @@ import fxprune
 from fxprune import optim
 from fxprune.methods import GSM, Hooks, Site
 from fxprune.training import fit, seeded
-from model_zoo.recipes.common import Plain, Run, Sgd, parser, scheduled
+from model_zoo.recipes.common import Plain, Run, Sgd, parser, scheduled, share
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +32,14 @@ class Held(Plain):
 def arguments(doc: str | None, dataset: str, networks: Iterable[str] = ()) -> argparse.ArgumentParser:
     """The options of all recipes, and those of GSM; with several networks ``--network``, the first one the default.
 
-    ``compression`` is None unless it is given: the recipe then takes the paper's.
+    ``compression`` is None unless it is given: the recipe then takes the paper's. ``freeze`` is not the paper's.
     """
     result = parser(doc)
     result.set_defaults(dataset=dataset)
     if names := [*networks]:
         result.add_argument("--network", choices=names, default=names[0])
     result.add_argument("--compression", type=float, help="one of this many weights stays (default: the paper's)")
+    result.add_argument("--freeze", type=share, help="of the epochs, after which the active set is held (default: never)")
     result.add_argument("--ticket", action="store_true", help="also train the first weights with the zeros of GSM")
     return result
 
@@ -56,7 +57,7 @@ def gsm(run: Run, make: Callable[..., nn.Module], base: Sgd, sparse: Sgd, compre
     base, sparse = run.shortened(base), run.shortened(sparse)
     model = run.network(make)
     trained = run.train("base", model, base)
-    training = fxprune.attach(trained, run.example, method=GSM(compression), seed=run.options.seed)
+    training = fxprune.attach(trained, run.example, method=GSM(compression, freeze=run.options.freeze), seed=run.options.seed)
 
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return optim.GSM(

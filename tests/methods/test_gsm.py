@@ -272,7 +272,7 @@ def test_the_support_is_told_beside_the_cut() -> None:
     head, up = 10 * 16, 24 * 16 * 9
     resumed = begun(make(), compression=10).hooks
     resumed.load_state_dict(training.hooks.state_dict())
-    assert resumed.state_dict() == {"support": [head]}
+    assert resumed.state_dict() == {"epochs": 1, "support": [head]}
     total = sum(p.numel() for p in make().parameters() if p.ndim > 1)
     assert training.hooks.outcome().notes[0] == (
         f"{head + up} of {total} weights were above 0.0001 in size before the cut ({head} after the first epoch)"
@@ -309,9 +309,12 @@ class Interrupted:
         return iter(batches(10))
 
 
-def test_a_training_goes_on_from_its_checkpoint(tmp_path: Any) -> None:
+@pytest.mark.parametrize("freeze", [None, 0.4])
+@pytest.mark.parametrize("budget", [{}, {"flops": 0.6}])
+def test_a_training_goes_on_from_its_checkpoint(tmp_path: Any, freeze: float | None, budget: dict[str, float]) -> None:
     path = tmp_path / "run.pt"
-    settings: Any = {"method": GSM(compression=5, lr=0.05, momentum=0.9), "epochs": 3, "progress": False}
+    method = GSM(compression=None if budget else 5, lr=0.05, momentum=0.9, freeze=freeze)
+    settings: Any = {"method": method, "epochs": 4, "progress": False, **budget}
 
     def run(data: Any, **loop: Any) -> Any:
         options = fxprune.Options(loop=fxprune.Loop(checkpoint=path, **loop))
@@ -343,6 +346,53 @@ def test_the_cut_changes_little_after_a_training_and_much_without() -> None:
 
     # With momentum and decay a passive weight is multiplied by e^-6.4.
     assert spread(lr=0.02, momentum=0.95, weight_decay=0.2) < 0.5 * spread(lr=0.02, momentum=0.0, weight_decay=1e-4)
+
+
+class Watched(optim.GSM):
+    """Remembers after how many steps its set was held."""
+
+    steps = 0
+    held: int | None = None
+
+    def step(self, closure: Any = None) -> Any:
+        self.steps += 1
+        return super().step(closure)
+
+    def freeze(self) -> None:
+        self.held = self.steps
+        super().freeze()
+
+
+@pytest.mark.parametrize(("freeze", "epochs"), [(0.0, 0), (0.5, 2), (0.6, 2), (0.74, 3)])
+def test_the_active_set_is_held_after_a_share_of_the_epochs(freeze: float, epochs: int) -> None:
+    made: list[Watched] = []
+
+    def optimizer(parameters: Any) -> Watched:
+        made.append(Watched(parameters, compression=5))
+        return made[-1]
+
+    loop = fxprune.Loop(optimizer=optimizer)
+    small = fxprune.prune(
+        make(), image(), method=GSM(compression=5, freeze=freeze), data=batches(10), epochs=4, progress=False,
+        options=fxprune.Options(loop=loop),
+    )  # fmt: skip
+    assert made[0].held == 2 * epochs  # of two batches each
+    assert small.meta["fxprune"].notes[-1] == f"the active set was held after {epochs} of 4 epochs"
+
+
+def test_where_no_set_is_held_it_is_told() -> None:
+    training = begun(make(), compression=5, freeze=0.5)
+    training.after_epoch(0.5)
+    note = "freeze=0.5 held nothing: it counts epochs of fxprune's own loop"
+    assert training.finish().meta["fxprune"].notes[-1] == note
+    for share in (-0.1, 1.0, float("nan")):
+        with pytest.raises(InputError, match=rf"freeze={share} is a share of the epochs"):
+            GSM(freeze=share)
+    with pytest.raises(InputError, match=r"freeze=0.5 holds the active set of fxprune.optim.GSM; SGD has none"):
+        fxprune.prune(
+            make(), image(), method=GSM(compression=5, freeze=0.5), data=batches(10), epochs=2, progress=False,
+            options=fxprune.Options(loop=fxprune.Loop(optimizer=lambda p: torch.optim.SGD(p, 0.1))),
+        )  # fmt: skip
 
 
 # -- whole channels ----------------------------------------------------------------------------------------------------
@@ -380,6 +430,26 @@ def test_channels_are_ranked_by_what_they_own_within_the_budget() -> None:
         assert moved[name][marks].any()
         assert not moved[name][~marks].any()
     assert not moved["down.0.weight"][:, ~marks].any()
+
+
+def test_channels_with_the_largest_norms_are_held() -> None:
+    training = structured(make(), freeze=0.0, lr=1e-3, momentum=0.0, weight_decay=0.0)
+    training.hooks.begins(optimizer := training.optimizer(), 3)
+    kept = training.hooks.alive()
+    assert kept is not None
+    before = copy.deepcopy(dict(training.model.named_parameters()))
+    for factor in (1, -2, 3):
+        optimizer.zero_grad()
+        F.cross_entropy(training.model(factor * image()), torch.tensor([1, 2])).backward()
+        optimizer.step()
+        assert training.hooks.alive() is kept
+    group = next(g for g in training.graph.prunable if g.name == "up.0")
+    marks = torch.from_numpy(kept[sorted(group.channels.reshape(-1))])
+    moved = training.model.get_parameter("up.0.weight") != before["up.0.weight"]
+    assert moved[marks].flatten(1).any(1).all()
+    assert not moved[~marks].any()
+    plan = training.finish().meta["fxprune"].plan
+    assert plan.kept["up.0.weight"][0] == marks.nonzero().flatten().tolist()
 
 
 def test_passive_channels_decay_whole_and_go() -> None:

@@ -197,6 +197,75 @@ def test_a_gradient_is_left_as_it_is_and_channels_last_is_no_matter() -> None:
     assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), last.parameters(), strict=True))
 
 
+# -- a set that is held ------------------------------------------------------------------------------------------------
+
+
+def test_the_set_that_is_held_has_the_largest_weights_of_the_whole_model_whatever_their_gradients() -> None:
+    model = make()
+    optimizer = GSM(model.parameters(), lr=0.0, compression=10)
+    optimizer.freeze()
+    with torch.no_grad():
+        expected = [w.clone() for w in kernels(model)]
+        cut = copy.deepcopy(model)
+        magnitude_cut(cut.parameters(), 10)
+    for factor in (1.0, -3.0):
+        optimizer.zero_grad()
+        backward(model, factor * image())
+        gradients = optimizer.gradients()
+        for weight, left, before in zip(kernels(model), kernels(cut), expected, strict=True):
+            assert weight.grad is not None
+            assert torch.equal(gradients[weight], weight.grad * (left != 0))
+            assert torch.equal(weight, before)
+        assert all(gradients[p] is p.grad for p in model.parameters() if p.ndim < 2)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_the_cut_is_free_once_the_set_was_held_for_long_enough(held: bool) -> None:
+    """Weights that would take turns in the set: random gradients let every one of them be active now and then."""
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(20, 20, generator=generator))
+    optimizer = GSM([weight], lr=0.01, momentum=0.9, weight_decay=0.1, compression=10)
+    if held:
+        optimizer.freeze()
+    for _ in range(1500):  # exp(-1500 * 0.01 * 0.1 / 0.1) = 3e-7
+        weight.grad = torch.randn(20, 20, generator=generator)
+        optimizer.step()
+    assert (optim.support([weight]) == 40) == held
+
+
+def test_a_held_set_is_part_of_the_state() -> None:
+    model = make()
+    optimizer = GSM(model.parameters(), compression=10)
+    optimizer.freeze()
+    backward(model)
+    expected = active(optimizer)
+    with torch.no_grad():
+        for weight in kernels(model):
+            weight.copy_(weight.flip(0))
+    again = GSM(model.parameters(), compression=10)
+    assert any(not torch.equal(one, other) for one, other in zip(active(again), expected, strict=True))
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert all(torch.equal(one, other) for one, other in zip(active(again), expected, strict=True))
+    again.step()
+    again.freeze()
+    assert any(not torch.equal(one, other) for one, other in zip(active(again), expected, strict=True))
+
+
+def test_weights_that_come_later_are_not_held() -> None:
+    first, later = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(2, 3))
+    optimizer = GSM([first], compression=3)
+    optimizer.freeze()
+    optimizer.add_param_group({"params": [later]})
+    first.grad, later.grad = torch.ones(2, 3), torch.ones(2, 3)
+    with pytest.raises(InputError, match=r"added after freeze\(\). Call freeze\(\) again"):
+        optimizer.step()
+    optimizer.freeze()
+    assert sum(int(mask.sum()) for mask in active(optimizer)) == 4
+    whole = GSM([first], compression=1)
+    whole.freeze()
+    assert whole.gradients()[first] is first.grad
+
+
 # -- what a step does --------------------------------------------------------------------------------------------------
 
 
