@@ -181,6 +181,7 @@ def export(options: argparse.Namespace) -> None:
         dynamic_size=options.dynamic_size,
         fold_norms=options.fold_norms,
         half=options.half,
+        sparse=options.sparse,
     )
     if options.json:
         _print_json({"onnx": validation})

@@ -82,6 +82,7 @@ def _export(export: argparse.ArgumentParser) -> None:
     export.add_argument("--opset", type=int, metavar="N", help="version of the ONNX operator set")
     export.add_argument("--dynamic-size", action="store_true", help="leave the height and width of images open")
     export.add_argument("--half", action="store_true", help="float16 in place of float32")
+    export.add_argument("--sparse", action="store_true", help="weights that are mostly zeros as sparse initializers")
     export.add_argument(
         "--fold-norms",
         action=argparse.BooleanOptionalAction,

@@ -39,7 +39,9 @@ def arguments(doc: str | None, dataset: str, networks: Iterable[str] = ()) -> ar
     if names := [*networks]:
         result.add_argument("--network", choices=names, default=names[0])
     result.add_argument("--compression", type=float, help="one of this many weights stays (default: the paper's)")
-    result.add_argument("--freeze", type=share, help="of the epochs, after which the active set is held (default: never)")
+    result.add_argument(
+        "--freeze", type=share, help="of the epochs, after which the active set is held (default: never)"
+    )
     result.add_argument("--ticket", action="store_true", help="also train the first weights with the zeros of GSM")
     return result
 
@@ -57,7 +59,9 @@ def gsm(run: Run, make: Callable[..., nn.Module], base: Sgd, sparse: Sgd, compre
     base, sparse = run.shortened(base), run.shortened(sparse)
     model = run.network(make)
     trained = run.train("base", model, base)
-    training = fxprune.attach(trained, run.example, method=GSM(compression, freeze=run.options.freeze), seed=run.options.seed)
+    training = fxprune.attach(
+        trained, run.example, method=GSM(compression, freeze=run.options.freeze), seed=run.options.seed
+    )
 
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return optim.GSM(

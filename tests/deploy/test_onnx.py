@@ -354,6 +354,38 @@ def test_half_is_compared_with_the_network_in_float(tmp_path: Path) -> None:
     importlib.import_module("onnxruntime.quantization")  # which needs a folder that is gone from there
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_that_are_mostly_zeros_are_sparse(tmp_path: Path, half: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 5),
+    )  # fmt: skip
+    randomise(net)
+    fxprune.optim.magnitude_cut([net[3].weight, net[6].weight], 20)
+    x = torch.randn(1, 3, 8, 8)
+    dense, path = tmp_path / "dense.onnx", tmp_path / "sparse.onnx"
+    export(net, dense, x, half=half)
+    assert export(net, path, x, half=half, sparse=True).max_rel_error < (1e-2 if half else 1e-5)
+    graph = onnx.load(path).graph
+    assert sorted(t.values.name for t in graph.sparse_initializer) == ["3.weight", "6.weight"]
+    assert {"8.weight", "8.bias", "3.bias"} <= {t.name for t in graph.initializer}, "full, or too small to matter"
+    whole = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(dense).graph.initializer}
+    for sparse in graph.sparse_initializer:
+        values, places = (onnx.numpy_helper.to_array(t) for t in (sparse.values, sparse.indices))
+        expected = whole[sparse.values.name]
+        assert list(sparse.dims) == list(expected.shape)
+        assert (expected.reshape(-1)[places] == values).all()
+        assert len(values) == (expected != 0).sum() > 0
+    assert path.stat().st_size < 0.6 * dense.stat().st_size
+    assert validate(path, net, x).max_rel_error < (1e-2 if half else 1e-5)
+
+
+def test_where_nothing_is_sparse_there_is_no_file(tmp_path: Path) -> None:
+    told = refused(InputError, randomise(Net()), tmp_path / "net.onnx", torch.randn(1, 3, 8, 8), sparse=True)
+    assert told.startswith("sparse=True: no weight has so many exact zeros that it would take half of its bytes")
+
+
 def test_what_float16_cannot_hold(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[0].weight.data *= 1e5

@@ -5,8 +5,8 @@ JSON, the plan, what the network is called with, a sample of what it returns, ve
 Loading records a fresh instance of the class, applies the plan and puts the tensors in. ``.pt2`` is a program of
 torch.export with the same metadata beside it: it needs no class.
 
-``header`` is what a file says of itself, ``sample`` tells whether a network still computes what it did; ``saving`` and
-``loading`` write and read.
+``header`` is what a file says of itself, ``sample`` tells whether a network still computes what it did, ``packing`` is
+for tensors that are mostly zeros; ``saving`` and ``loading`` write and read.
 """
 
 from fxprune.io.artifact.header import KEY, Artifact, check_path, digest_of

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fxprune.errors import ArtifactError, InputError
+from fxprune.io.artifact.packing import MOST_LOW
 from fxprune.io.files import as_path, check_writable
 from fxprune.io.forms import Either, FormError, Map, Real, Such, Whole, anything, check, json_of
 from fxprune.reconstruction.result import FORM as RECONSTRUCTION
@@ -36,6 +37,7 @@ _DTYPES = {n for n, t in vars(torch).items() if isinstance(t, torch.dtype) and _
 _DTYPE = Such(str, lambda name: name in _DTYPES, "the name of a dtype")
 _INT64 = Whole(-(2**63), 2**63 - 2)
 _SHAPE = Such([Whole()], lambda shape: len(shape) <= 25, "a shape of at most 25 dimensions")
+_SIZED = Such(_SHAPE, lambda shape: math.prod(max(size, 1) for size in shape) < 2**48, "a shape of fewer entries")
 _SPEC = (_SHAPE, _DTYPE, _INT64, _INT64)
 _VALUES = [Either(bool, Whole(-(2**63)), Real(), "inf", "-inf")]
 _TENSOR = Such(
@@ -76,6 +78,7 @@ _FORM = {
     "reconstruction": Either(None, RECONSTRUCTION),
     "calls": [str],
     "own_class": bool,
+    "packed": Map({"shape": _SIZED, "dtype": _DTYPE, "low": Whole(0, MOST_LOW)}),
 }
 
 
@@ -99,6 +102,7 @@ class Artifact:
     tensor is stored under. ``orders``: name -> dimensions from the outermost in memory. ``buffers``: name -> dtype of
     those that a state_dict leaves out. ``budget``: (kind, ratio) that was asked for. ``reconstruction``: what a
     refit did, as data. ``calls``: the names of several, of which ``inputs`` are.
+    ``packed``: name -> shape, dtype and ``low`` of tensors that are not stored as they are, see ``packing``.
     ``own_class``: the tensors are those of the model's own class (``fxprune.into``), not of the graph.
     """
 
@@ -119,6 +123,7 @@ class Artifact:
     reconstruction: Mapping[str, Any] | None = None
     calls: Sequence[str] = ()
     own_class: bool = False
+    packed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def data(self) -> dict[str, Any]:
         return {**vars(self), "format": _FORMAT, "plan": self.plan.data(), "calls": list(self.calls)}
@@ -140,6 +145,7 @@ def parsed(text: str | bytes, path: Path, **more: Any) -> Artifact:
         data.setdefault("budget", None)  # version 0.1 did not write these
         data.setdefault("calls", [])
         data.setdefault("own_class", False)
+        data.setdefault("packed", {})
         told = data.setdefault("reconstruction", None)
         if isinstance(told, dict):
             told.setdefault("tuning", None)

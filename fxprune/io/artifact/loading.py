@@ -17,6 +17,7 @@ from fxprune.api import applied
 from fxprune.deploy.program import read_program, read_program_notes
 from fxprune.errors import ArtifactError, ExampleInputsError, InputError, PlanError, check_flags
 from fxprune.io.artifact.header import KEY, Artifact, digest_of, existing, parsed
+from fxprune.io.artifact.packing import PLACES, VALUES, unpacked
 from fxprune.io.artifact.sample import check_outputs
 from fxprune.io.forms import json_of
 from fxprune.io.specs import misfits
@@ -165,10 +166,12 @@ def _read(path: Path) -> tuple[Artifact, dict[str, Tensor]]:
         raise ArtifactError(
             f"{str(path)!r} was changed after it was saved (its digest differs). Save or copy it again."
         )
+    dims = {name: tensor.ndim for name, tensor in tensors.items()}
+    dims |= {name: len(note["shape"]) for name, note in artifact.packed.items()}
     for name, order in artifact.orders.items():
-        if name in tensors and sorted(order) != list(range(tensors[name].ndim)):
+        if name in dims and sorted(order) != list(range(dims[name])):
             raise ArtifactError(
-                f"{str(path)!r} is damaged: {order} is no order of the {tensors[name].ndim} dimensions of {name!r}. "
+                f"{str(path)!r} is damaged: {order} is no order of the {dims[name]} dimensions of {name!r}. "
                 "Save it again."
             )
     return artifact, tensors
@@ -194,8 +197,15 @@ def _inputs(part: nn.Module, artifact: Artifact, example_inputs: Any, example_kw
 
 def _put(result: nn.Module, artifact: Artifact, tensors: Mapping[str, Tensor], path: Path) -> None:
     """The file's tensors into the module, in their dtype and memory order, on the module's device."""
-    given = {**tensors, **{name: tensors[first] for name, first in artifact.tied.items() if first in tensors}}
+
+    def named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**tensors, **{name: tensors[first] for name, first in artifact.tied.items() if first in tensors}}
+
     own = result.state_dict(keep_vars=True)
+    parts = {name + end for name in artifact.packed for end in (VALUES, PLACES)}
+    plain = {name: tensor for name, tensor in tensors.items() if name not in parts}
+    # Not unpacked yet: a few digits can claim any size, which has to be the model's first.
+    given = named(plain | {name: _claimed(note) for name, note in artifact.packed.items()})
     reasons = misfits(own, given)
     if reasons:
         raise ArtifactError(f"the weights in {str(path)!r} are not those of this {type(result).__name__}; {reasons}")
@@ -205,6 +215,10 @@ def _put(result: nn.Module, artifact: Artifact, tensors: Mapping[str, Tensor], p
                 f"the weights in {str(path)!r} are not those of this {type(result).__name__}; {name} is "
                 f"{given[name].dtype} in the file, and cannot be trained in that"
             )
+    try:
+        given = named(plain | {name: unpacked(name, note, tensors) for name, note in artifact.packed.items()})
+    except ValueError as error:
+        raise ArtifactError(f"{str(path)!r} is damaged: {error}. Save it again.") from error
     names = {id(tensor): name for name, tensor in own.items()}
     dtypes = {id(b): artifact.buffers.get(n) for n, b in result.named_buffers(remove_duplicate=False)}
     made: dict[int, Tensor] = {}
@@ -224,6 +238,11 @@ def _put(result: nn.Module, artifact: Artifact, tensors: Mapping[str, Tensor], p
         return made[key]
 
     replace_tensors(result, put)
+
+
+def _claimed(note: Mapping[str, Any]) -> Tensor:
+    """Shape and dtype of a packed tensor, without memory."""
+    return torch.empty(note["shape"], dtype=getattr(torch, note["dtype"]), device="meta")
 
 
 def _ordered(tensor: Tensor, order: list[int] | None) -> Tensor:
