@@ -275,6 +275,8 @@ def test_a_network_goes_through_files(net: str, tmp_path: Path) -> None:
     code, out, _ = run("export", program, "--onnx", str(tmp_path / "program.onnx"), "--json", "--quiet")
     assert code == 0
     assert json.loads(out)["onnx"]["max_rel_error"] < 1e-4
+    told = refused("export", program, "--onnx", str(tmp_path / "no.onnx"), "--sparse")
+    assert told.startswith("sparse=True: no weight has so many exact zeros")
     code, out, _ = run("validate", half, net, "--json", "--quiet")
     assert code == 0
     facts = json.loads(out)

@@ -220,6 +220,7 @@ def test_gsm_of_lenet_5_and_imagenet(tmp_path: Path) -> None:
     (line,) = run("gsm_mnist", tmp_path / "two", "--smoke", "--network", "lenet_5", "--compression", "20")
     check_gsm(line, tmp_path / "two", 20)
     assert "ticket_accuracy" not in line
+    assert "freeze" not in line, "the paper's rule"
 
 
 def check_gsm(line: Line, out: Path, compression: float) -> None:
@@ -492,6 +493,14 @@ def test_settings_of_gsm_mnist(tmp_path: Path, fits: list[Fit], name: str, compr
     assert fits[0].rates == warmed(0.03, 40, 40, 40, 40, 40)
     assert fits[1].rates == warmed(1e-2, 160, 40, 40, 40)
     assert line["weights_kept"] == {"lenet_300_100": 4436, "lenet_5": 3444}[name]
+
+
+def test_gsm_with_a_set_that_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(GSM, "freeze", lambda optimizer: calls.append(optimizer.defaults["momentum"]))
+    (line,) = run("gsm_mnist", tmp_path, "--smoke", "--freeze", "0.35")
+    assert line["freeze"] == 0.35
+    assert calls == [0.99], "in the sparse training alone"
 
 
 def test_later_passes_go_on_from_the_weights_that_are_there(
