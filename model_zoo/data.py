@@ -200,7 +200,8 @@ def load(name: str, directory: str | os.PathLike[str]) -> Split:
     """A data set of the papers, train and test, from files that are there; nothing is downloaded.
 
     - ``cifar10``, ``cifar100``: images [3, 32, 32]; trained on crops of the image with 4 zeros around it, and mirrored.
-    - ``mnist``: images [1, 28, 28], as they are. All three are ``Pictures``.
+    - ``mnist``: images [1, 28, 28], as they are. All but ImageNet are ``Pictures``.
+    - ``tiny_imagenet``: images [3, 64, 64] from folders; trained on mirrored.
     - ``imagenet``: images [3, 224, 224] from folders ``train`` and ``val`` with a folder per class; trained on crops of
       random size and shape, and mirrored; tested on the middle of the image with its shorter side made 256.
 
@@ -242,6 +243,11 @@ def _cifar(train: Read, test: Read) -> Split:
 
 def _mnist(train: Read, test: Read) -> Split:
     return Pictures(*train, MNIST_STATISTICS), Pictures(*test, MNIST_STATISTICS)
+
+
+def _tiny_imagenet(directory: Path) -> Split:
+    train, test = read_folders("tiny_imagenet", directory, Folder(3, 64, 200))
+    return Pictures(*train, IMAGENET_STATISTICS, mirrored=True), Pictures(*test, IMAGENET_STATISTICS)
 
 
 def _downloaded(kind: type[datasets.CIFAR10] | type[datasets.MNIST], finish: Finish) -> Callable[[Path], Split]:
@@ -295,5 +301,6 @@ _SETS: dict[str, tuple[list[str], Callable[[Path], Split]]] = {
     "cifar10": (_cifar_files(datasets.CIFAR10), _downloaded(datasets.CIFAR10, _cifar)),
     "cifar100": (_cifar_files(datasets.CIFAR100), _downloaded(datasets.CIFAR100, _cifar)),
     "mnist": (_MNIST_FILES, _downloaded(datasets.MNIST, _mnist)),
+    "tiny_imagenet": (["train", "test"], _tiny_imagenet),
     "imagenet": (["train", "val"], _imagenet),
 }

@@ -8,8 +8,13 @@ become ordinary parameters. A latent of zero does not make a weight of zero, sin
 falls at the cut. What is returned keeps what it has learned, and the paper's converging stage is to fine-tune it, with
 the schedule of a training from scratch.
 
+As in the released code for ResNets, the classifier is an ordinary layer, and the channels it reads (the last stage's)
+stay; ``classifier="cut"`` is its code for MobileNets, ``"generated"`` what it has not: a classifier that a hypernetwork
+generates.
+
 The latent vectors belong to the groups of channels that the analysis finds, which is the paper's sharing (of residual
-streams, say) without its cases. The paper trains from scratch, and so does this: generated weights start at random,
+streams, say) without its cases. Where the code shares more, as upsamplers do with the stream before them, ``shared=``
+says so. The paper trains from scratch, and so does this: generated weights start at random,
 whatever the model holds there; biases and norms start as they are given. The latents of what may not be cut are trained
 and not shrunk.
 
@@ -27,9 +32,9 @@ are not kept for the backward pass. What this takes is measured in ``model_zoo/r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +43,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from fxprune.errors import InputError, ModelError, check_count
+from fxprune.groups.channels import ChannelGraph, ChannelGroup
+from fxprune.io.text import some
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
 from fxprune.methods.registry import register
 from fxprune.methods.state import Scores
@@ -57,6 +64,11 @@ class DHP:
             dense model. None: it goes on to its last epoch.
         every: steps from one look at that to the next.
         embedding: size of a hypernetwork's inner vectors, ``m``.
+        classifier: of linear layers whose outputs the network returns: ``"kept"``, ordinary layers, and what they read
+            stays; ``"cut"``, ordinary layers, and what they read may go; ``"generated"``, weights like all others.
+        shared: layers, by name, whose channels have one latent vector: a list of such lists. Of SRResNet or EDSR of the
+            paper ``[["head", "tail.0", "tail.2"]]``, the stream and the upsamplers. At the edge of the budget one of
+            them may keep a channel more.
     """
 
     strength: float = 2e-4
@@ -65,6 +77,8 @@ class DHP:
     limit: float | None = 0.02
     every: int = 100
     embedding: int = 8
+    classifier: Literal["kept", "cut", "generated"] = "kept"
+    shared: Sequence[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("strength", self.strength), ("limit", self.limit)):
@@ -74,6 +88,8 @@ class DHP:
             raise InputError(f"threshold={self.threshold} must be positive: latents are compared with it.")
         for name in ("minimum", "every", "embedding"):
             check_count(name, getattr(self, name))
+        if self.classifier not in (known := get_args(get_type_hints(DHP)["classifier"])):
+            raise InputError(f"classifier={self.classifier!r} is unknown. Known: {', '.join(known)}.")
 
     def attach(self, site: Site) -> Hooks:
         return _Run(self, site)
@@ -100,14 +116,33 @@ def counted(latents: Scores, threshold: float, minimum: int) -> npt.NDArray[np.b
 class _Run(Hooks):
     def __init__(self, options: DHP, site: Site):
         self._options, self._site = options, site
-        self._latents = site.insert_hypernetworks(options.embedding)
-        self._groups = [g for g in site.graph.prunable if g.name in self._latents.index]
+        graph = site.graph
+        self._ordinary = () if options.classifier == "generated" else site.classifiers()
+        shared = [[_made_by(graph, name) for name in names] for names in options.shared]
+        for names, (first, *others) in zip(options.shared, shared, strict=True):
+            if any(other.channels.shape != first.channels.shape for other in others):
+                sizes = ", ".join(f"{n} {g.blocks} x {g.size}" for n, g in zip(names, (first, *others), strict=True))
+                raise InputError(f"shared: layers of one latent vector have equally many channels, and here: {sizes}.")
+        kept = set[int]()
+        if options.classifier == "kept":
+            read = [f for name in self._ordinary for f in graph.by_name[name].labels if f.dim == 1]
+            kept = {int(c) for factor in read for c in np.unique(factor.ids)}
+        self._latents = site.insert_hypernetworks(options.embedding, self._ordinary, shared)
+        generated = [g for g in graph.prunable if g.name in self._latents.index]
+        self._groups = [g for g in generated if kept.isdisjoint(g.channels.reshape(-1).tolist())]
         if not self._groups:
+            if generated:
+                raise ModelError(
+                    f"The only channels that may be cut are those that {' and '.join(self._ordinary)} reads, and what "
+                    'the classifier reads stays. DHP(classifier="cut") lets it go.'
+                )
             raise ModelError(
                 "DHP generates the weights of convolutions and linear layers, and this model has none between channels "
                 "that may be cut whose weights are trained. Are they frozen (requires_grad=False)?"
             )
-        vectors = [row for group in self._groups for row in self._latents.index[group.name]]
+        site.select(self._scores([np.ones(g.channels.shape) for g in self._groups]))  # whether the budget can be met
+        rows = [row for group in self._groups for row in self._latents.index[group.name]]
+        vectors = [*{tuple(row.tolist()): row for row in rows}.values()]
         self._places = torch.cat(vectors)
         self._vector = torch.cat([torch.full_like(row, number) for number, row in enumerate(vectors)])
         self._count = len(vectors)
@@ -173,10 +208,8 @@ class _Run(Hooks):
     def outcome(self) -> Outcome:
         latents = self._read()
         most = max(float(np.abs(z).max()) for z in latents)
-        scores: dict[str, Scores] = {}
-        for group, z in zip(self._groups, latents, strict=True):
-            last = counted(z, math.inf, self._options.minimum)  # the minimum goes after everything else
-            scores[group.name] = np.abs(z) + most * last
+        # The minimum goes after everything else.
+        scores = [np.abs(z) + most * counted(z, math.inf, self._options.minimum) for z in latents]
         ratio, target = self._ratio(), self._site.target
         end = "stopped by its rule" if self._done else "not stopped by its rule"
         notes = [
@@ -187,4 +220,28 @@ class _Run(Hooks):
             notes.append("channels with larger latents had to go, too: search for longer, or with a larger strength")
         if self._latents.plain:
             notes.append(f"weights that are not generated: {', '.join(self._latents.plain)}")
-        return Outcome([scores.get(group.name) for group in self._site.graph.groups], notes=tuple(notes))
+        if self._ordinary:
+            stays = "and what it reads stays" if self._options.classifier == "kept" else "and what it reads may go"
+            notes.append(f"the classifier is an ordinary layer, {stays}: {', '.join(self._ordinary)}")
+        return Outcome(self._scores(scores), notes=tuple(notes))
+
+    def _scores(self, scores: Sequence[Scores]) -> list[Scores | None]:
+        """For every group of the graph, of those of ``self._groups``."""
+        named = {group.name: score for group, score in zip(self._groups, scores, strict=True)}
+        return [named.get(group.name) for group in self._site.graph.groups]
+
+
+def _made_by(graph: ChannelGraph, name: str) -> ChannelGroup:
+    """The group of the channels that a layer makes.
+
+    Raises:
+        InputError: there is no such layer with a weight, or it makes channels of several groups or none.
+    """
+    found = [g for g in graph.prunable if any((m.name, m.dim) == (f"{name}.weight", 0) for m in g.members)]
+    if len(found) != 1:
+        layers = dict.fromkeys(m.name.removesuffix(".weight") for g in graph.prunable for m in g.members if m.dim == 0)
+        raise InputError(
+            f"shared: {name!r} is no layer whose output channels are one group that may be cut. There are: "
+            f"{some([*layers])}."
+        )
+    return found[0]

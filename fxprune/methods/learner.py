@@ -64,10 +64,12 @@ class Site:
     original model by name. ``producers``: how many layers make a group's channels; more than one for a residual stream.
     ``readers``: the places (name, dim) where weights of layers read a group's channels; None where something else takes
     them up (a product of activations, a sum over channels), or where one cannot tell. ``insert_gates(groups)`` puts
-    gates into ``model``. ``insert_hypernetworks(embedding)`` puts hypernetworks in the place of the weights of
-    ``model``. ``target``: the budget, a ratio of the dense model; ``remaining(keep)``: the same ratio of a choice of
-    channels, a boolean per channel. ``select(scores)``: the choice for these scores (see ``Outcome``) that meets it.
-    ``unscaled``: see ``ModelState``.
+    gates into ``model``. ``insert_hypernetworks(embedding, ordinary, shared)`` puts hypernetworks in the place of the
+    weights of ``model``, but for those that are named in ``ordinary``; groups that are ``shared`` have the latents of
+    the first of them. ``target``: the budget, a ratio of the dense model; ``remaining(keep)``: the same ratio of a
+    choice of channels, a boolean per channel. ``select(scores)``: the choice for these scores (see ``Outcome``) that
+    meets it. ``unscaled``: see ``ModelState``. ``classifiers``: names of the weights ``[classes, channels]`` of linear
+    layers whose outputs the network returns and no layer reads.
     """
 
     graph: ChannelGraph
@@ -76,12 +78,13 @@ class Site:
     producers: Callable[[ChannelGroup], int]
     readers: Callable[[ChannelGroup], tuple[tuple[str, int], ...] | None]
     insert_gates: Callable[[Sequence[ChannelGroup]], Gates]
-    insert_hypernetworks: Callable[[int], Latents]
+    insert_hypernetworks: Callable[..., Latents]
     target: float
     remaining: Callable[[npt.NDArray[np.bool_]], float]
     select: Callable[[Sequence[Scores | None]], npt.NDArray[np.bool_]]
     seed: int = 0
     unscaled: Callable[[], frozenset[int]] = frozenset
+    classifiers: Callable[[], tuple[str, ...]] = tuple
 
     def norm_scales(self) -> dict[str, nn.Parameter]:
         """The scales of the norm layers whose channels are known, by name."""

@@ -10,7 +10,7 @@ composes them, ``check`` proves that every node of the result carries the channe
 from fxprune.ops.repair import UnrepairableError
 from fxprune.rewriting.check import check_rewrite
 from fxprune.rewriting.gates import insert_gates
-from fxprune.rewriting.hypernetworks import Hypernetworks, insert_hypernetworks
+from fxprune.rewriting.hypernetworks import Hypernetworks, classifiers, insert_hypernetworks
 from fxprune.rewriting.literals import REPAIRED, RESIZED
 from fxprune.rewriting.on_meta import MetaRun, OnMeta
 from fxprune.rewriting.rewrite import Draft, draft
@@ -29,6 +29,7 @@ __all__ = [
     "adapt",
     "adapts_by_itself",
     "check_rewrite",
+    "classifiers",
     "draft",
     "insert_gates",
     "insert_hypernetworks",

@@ -9,14 +9,14 @@ convolutions and packed projections are no cases of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
-from fxprune.groups.channels import ChannelGraph, Parameter
+from fxprune.groups.channels import ChannelGraph, ChannelGroup, Parameter
 from fxprune.groups.flow import ADDED, channels_in, constants, node_labels
 from fxprune.methods.learner import Latents
 from fxprune.recording.module import device_of, widest_dtype
@@ -132,20 +132,40 @@ class Given(nn.Module):
 
 
 def insert_hypernetworks(
-    module: fx.GraphModule, graph: ChannelGraph, embedding: int, seed: int, recompute: bool = True
+    module: fx.GraphModule,
+    graph: ChannelGraph,
+    embedding: int,
+    seed: int,
+    ordinary: Collection[str] = (),
+    shared: Sequence[Sequence[ChannelGroup]] = (),
+    recompute: bool = True,
 ) -> Latents:
     """Put hypernetworks in the place of the kernels of ``module``, in place.
 
     The latents are drawn from a normal distribution: first those of all channels by number, then those of dims that no
     channel runs through (the one input of every filter of a depthwise convolution).
+
+    Args:
+        module: the network.
+        graph: its channels.
+        embedding: see ``Hypernetwork``.
+        seed: of latents and hypernetworks.
+        ordinary: names of weights that are not generated.
+        shared: groups of equal shapes that have the latents of the first of them, position by position.
+        recompute: see ``Hypernetwork``.
     """
     found, plain = kernels(module, graph)
+    found = [(parameter, fan_in) for parameter, fan_in in found if parameter.name not in ordinary]
+    latent = torch.arange(graph.channel_count)
+    for first, *others in shared:
+        for other in others:
+            latent[torch.from_numpy(other.channels)] = torch.from_numpy(first.channels)
     generator = torch.Generator().manual_seed(seed)
     index, entries = [], graph.channel_count
     for parameter, _ in found:
         free = [_range(entries, parameter, d) for d in _free_dims(parameter)]
         entries += sum(ids.numel() for ids in free)
-        index.append([*(factor.tensor() for factor in parameter.labels), *free])
+        index.append([*(latent[factor.tensor()] for factor in parameter.labels), *free])
     device = device_of(module)
     bank = Hypernetworks(torch.randn(entries, generator=generator).to(device, widest_dtype(module)))
     for number, (parameter, fan_in) in enumerate(found):
@@ -155,7 +175,7 @@ def insert_hypernetworks(
     _rewire(module, bank)
     generated = channels_in(tuple(factor for parameter, _ in found for factor in parameter.labels))
     through = [group for group in graph.groups if generated.issuperset(group.channels.reshape(-1).tolist())]
-    return Latents(bank.latents, {group.name: torch.from_numpy(group.channels) for group in through}, plain)
+    return Latents(bank.latents, {group.name: latent[torch.from_numpy(group.channels)] for group in through}, plain)
 
 
 def _free_dims(parameter: Parameter) -> list[int]:
@@ -194,6 +214,19 @@ def kernels(module: fx.GraphModule, graph: ChannelGraph) -> tuple[list[tuple[Par
             for name, parameter in names.items():
                 found.setdefault(name, (parameter, macs[node.name] / max(math.prod(known[0].shape), 1)))
     return [*found.values()], tuple(name for name in seen if name not in found)
+
+
+def classifiers(module: fx.GraphModule, graph: ChannelGraph) -> tuple[str, ...]:
+    """The weights ``[classes, channels]`` of linear layers whose outputs the network returns and no layer reads."""
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    returned = channels_in(
+        tuple(
+            factor for node in output.all_input_nodes for known in node_labels(graph, node) for factor in known.labels
+        )
+    )
+    last = [g for g in graph.groups if returned.issuperset(g.channels.reshape(-1).tolist())]
+    makers = [m.name for g in last if not any(m.read for m in g.members) for m in g.members if m.dim == 0]
+    return tuple(name for name in dict.fromkeys(makers) if len(graph.by_name[name].shape) == 2)
 
 
 def _contracted(

@@ -15,7 +15,7 @@ from fxprune.groups.cost import Keep
 from fxprune.groups.flow import ADDED, flows, producers, readers, unscaled
 from fxprune.methods.learner import Hooks, Outcome, Site
 from fxprune.methods.state import Scores
-from fxprune.rewriting import Hypernetworks, insert_gates, insert_hypernetworks
+from fxprune.rewriting import Hypernetworks, classifiers, insert_gates, insert_hypernetworks
 from fxprune.selection.budget import Budget, remaining
 from fxprune.training.batches import Gaussian, Loss, distance
 
@@ -126,12 +126,13 @@ def site_of(
         count,
         reading,
         lambda groups: insert_gates(model, graph, groups),
-        lambda embedding: insert_hypernetworks(model, graph, embedding, seed),
+        lambda embedding, ordinary=(), shared=(): insert_hypernetworks(model, graph, embedding, seed, ordinary, shared),
         budget.ratio,
         lambda keep: remaining(graph, budget, keep),
         select,
         seed,
         lambda: unscaled(model, graph, steps),
+        lambda: classifiers(model, graph),
     )
 
 

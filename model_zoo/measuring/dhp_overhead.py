@@ -72,7 +72,9 @@ def _resident() -> int:
 def _train(model: nn.Module, x: Tensor, way: str, steps: int) -> tuple[dict[str, Any], list[float]]:
     after: Callable[..., None] = _nothing
     if way != "as it is":
-        training = fxprune.attach(model, x[:1], method=DHP(), flops=0.5, verify=False, progress=False)
+        training = fxprune.attach(
+            model, x[:1], method=DHP(classifier="generated"), flops=0.5, verify=False, progress=False
+        )
         model, after = training.model, training.after_step
         for part in model.modules():
             if isinstance(part, Hypernetwork):

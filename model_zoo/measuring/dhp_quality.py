@@ -114,7 +114,8 @@ def dhp(case: Case, ratio: float) -> DHP:
     """With the strength that is just enough; whether the budget is met is looked at often."""
     # MACs go with the square of the channels that stay; the sizes of normal latents are below x for 2 cdf(x) - 1.
     shrink = MARGIN * NormalDist().inv_cdf(1 - ratio**0.5 / 2)
-    return DHP(strength=shrink / (sum(rates(case.searching)) * len(case.batches())), every=5)
+    strength = shrink / (sum(rates(case.searching)) * len(case.batches()))
+    return DHP(strength=strength, every=5, classifier="generated")
 
 
 METHODS = {

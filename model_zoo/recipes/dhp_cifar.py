@@ -1,8 +1,9 @@
-"""DHP on CIFAR-10 (Li et al., ECCV 2020): ResNet-20, -56, -110 and -164; the two deep ones are made of bottlenecks.
+"""DHP on CIFAR-10 (Li et al., ECCV 2020): ResNet-20, -56, -110 and -164 (the deep ones of bottlenecks), DenseNet-40.
 
 Settings are those of the released scripts: SGD with momentum at a batch of 64, a search of at most 100 epochs, then 300
 epochs for what it leaves. ``--ratio`` defaults to the first of the scripts'; another one takes the settings of the
-first. Unlike there, MACs are those of convolutions and linear layers, and the result is at or under the ratio.
+first. Of DenseNet-40 no settings are published: it has those of ResNet-20. Unlike there, MACs are those of convolutions
+and linear layers, and the result is at or under the ratio.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from fxprune.methods import DHP
-from model_zoo.papers import resnet, resnet_bottleneck
+from model_zoo.papers import densenet_40_12, resnet, resnet_bottleneck
 from model_zoo.recipes.common import Sgd, parser, share, start
 from model_zoo.recipes.dhp import dhp
 
@@ -49,6 +50,9 @@ NETWORKS = {
     ),
     "resnet_164": Network(
         partial(resnet_bottleneck, depth=164), 1e-4, {0.5: Setting()}, {"depth": 11, "width": 0.5}
+    ),
+    "densenet_40_12": Network(
+        partial(densenet_40_12, init_channels=16), 2e-4, {0.38: Setting(), 0.28: Setting()}, {"depth": 10}
     ),
 }  # fmt: skip
 THRESHOLD = 5e-3

@@ -2,8 +2,10 @@
 
 ``--data DIR`` holds two folders of PNG or JPEG files, ``train`` and ``test`` (the paper: DIV2K, and BSD68 or Set5).
 Settings are those of the released scripts: L1 loss, Adam at 1e-4, Gaussian noise of deviation 70 of 255 on gray images,
-or enlargement by 4 in colour. Networks are trained on random crops, mirrored and turned; an epoch is so many of them as
-in the scripts. PSNR is that of all colours of the whole test images, cut to multiples of 16 pixels, the mean over them.
+or enlargement by 4 in colour. ``--share-upsampler``: as there, upsamplers have the latents of the stream that they
+enlarge; without it, their own. Networks are trained on random crops, mirrored and turned; an epoch is so many of them
+as in the scripts. PSNR is that of all colours of the whole test images, cut to multiples of 16 pixels, the mean over
+them.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +64,8 @@ def small(clean: Tensor, generator: torch.Generator | None, scale: int = SCALE) 
 
 
 class Network(NamedTuple):
-    """``patch``: side of what it is trained on, in pixels. ``crops``: of an epoch."""
+    """``patch``: side of what it is trained on, in pixels. ``crops``: of an epoch. ``stream``: the head and upsamplers,
+    whose channels may share one latent vector."""
 
     make: Callable[..., nn.Module]
     channels: int
@@ -72,6 +75,7 @@ class Network(NamedTuple):
     search: Adam
     converging: Adam
     narrow: dict[str, Any]
+    stream: tuple[str, ...] = ()
 
 
 SEARCH_EPOCHS = 60
@@ -85,11 +89,11 @@ NETWORKS = {
     ),
     "srresnet": Network(
         srresnet, 3, small, 96, SUB_IMAGES, Adam(SEARCH_EPOCHS, 16, 40), Adam(300, 16, 200),
-        {"width": 0.25, "blocks": 1},
+        {"width": 0.25, "blocks": 1}, ("head.0", "tail.0", "tail.3"),
     ),
     "edsr": Network(
         edsr, 3, small, 192, SUB_IMAGES, Adam(SEARCH_EPOCHS, 16, 40), Adam(300, 16, 200),
-        {"width": 0.125, "blocks": 1},
+        {"width": 0.125, "blocks": 1}, ("head", "tail.0", "tail.2"),
     ),
 }  # fmt: skip
 SMOKE_PATCH, SMOKE_CROPS = 32, 64
@@ -178,6 +182,8 @@ class Restoration(Run):
 def main(argv: Sequence[str] | None = None) -> None:
     options = (known := arguments()).parse_args(argv)
     network = NETWORKS[options.network]
+    if options.share_upsampler and not network.stream:
+        known.error(f"--share-upsampler: {options.network} has no upsampler")
     train: Any
     test: Any
     if options.smoke:
@@ -193,7 +199,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     pairs = Crops(train, network.spoil, patch, crops), Whole(test, network.spoil)
     run = Restoration("dhp_restoration", options, *pairs)
     make = run.pick(network.make, lambda **others: network.make(**network.narrow, **others))
-    dhp(run, make, METHOD, options.ratio, network.search, network.converging)
+    method = replace(METHOD, shared=(network.stream,)) if options.share_upsampler else METHOD
+    dhp(run, make, method, options.ratio, network.search, network.converging)
 
 
 def _drawn(part: Dataset[Any], channels: int) -> list[Tensor]:
@@ -205,6 +212,7 @@ def arguments() -> argparse.ArgumentParser:
     result = parser(__doc__)
     result.add_argument("--network", choices=NETWORKS, default="dncnn")
     result.add_argument("--ratio", type=share, default=0.6, help="MACs that stay (default: 0.6; the paper: .6, .4, .2)")
+    result.add_argument("--share-upsampler", action="store_true", help="with the latents of the stream it enlarges")
     return result
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
 from fxprune import Loop, Options
-from fxprune.errors import InputError, ModelError
+from fxprune.errors import BudgetError, InputError, ModelError
 from fxprune.methods import DHP
 from fxprune.methods.dhp import counted, soft_threshold
 from fxprune.rewriting.hypernetworks import Hypernetwork, Hypernetworks, generate
@@ -32,10 +32,11 @@ BANK = "_fxprune_hypernetworks"
 
 
 def begun(model: nn.Module | None = None, x: Tensor | None = None, flops: float = 0.5, **options: Any) -> Training:
+    """With a classifier whose weight is generated like all others, unless another is asked for."""
+    method = DHP(**{"classifier": "generated"} | options)
     return fxprune.attach(
-        make() if model is None else model, image() if x is None else x, method=DHP(**options), flops=flops,
-        progress=False,
-    )  # fmt: skip
+        make() if model is None else model, image() if x is None else x, method=method, flops=flops, progress=False
+    )
 
 
 def bank_of(training: Training) -> Hypernetworks:
@@ -551,7 +552,8 @@ def test_what_is_cut_is_what_has_small_latents() -> None:
 @pytest.mark.parametrize(("channels", "minimum", "left"), [(0.45, 1, 2), (0.45, 4, 4), (0.1, 4, 1)])
 def test_the_minimum_goes_last(channels: float, minimum: int, left: int) -> None:
     """Of 16 + 24 channels 18 stay, or 4; the 24 have small latents."""
-    training = fxprune.attach(make(), image(), method=DHP(minimum=minimum), channels=channels, progress=False)
+    method = DHP(minimum=minimum, classifier="cut")
+    training = fxprune.attach(make(), image(), method=method, channels=channels, progress=False)
     with torch.no_grad():
         bank_of(training).latents[latents_of(training, "up.0.weight", 0)] *= 1e-5
     small = training.finish()
@@ -578,6 +580,90 @@ def test_shared_latents_of_a_residual_stream() -> None:
     assert len(first) == 2
     assert all(kept(report, name, 0, 16) == streams[0] for name in first)
     assert len(streams[0]) < 16
+
+
+class Two(nn.Module):
+    """Two classifiers on one stream, one of them behind a hidden layer, and a map that is returned too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 10, 3, padding=1)
+        self.hidden, self.first, self.second = nn.Linear(10, 8), nn.Linear(8, 4), nn.Linear(10, 5)
+        self.map = nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x).relu()
+        pooled = self.body(x).relu().mean((2, 3))
+        return self.first(self.hidden(pooled).relu()).softmax(1), {"second": self.second(pooled), "map": self.map(x)}
+
+
+def test_by_default_the_classifiers_are_ordinary_layers_and_what_they_read_stays() -> None:
+    net = randomise(Two())
+    for kept, classifier in (({"body", "hidden"}, "kept"), (set(), "cut")):
+        training = begun(net, classifier=classifier, flops=0.6)
+        names = {name for part in bank_of(training).children() if isinstance(part, Hypernetwork) for name in part.names}
+        assert names == {"stem.weight", "body.weight", "hidden.weight", "map.weight"}, "a map is no classifier"
+        for name in ("first.weight", "second.weight"):
+            assert torch.equal(training.model.get_parameter(name), net.get_parameter(name))
+            assert any(p is training.model.get_parameter(name) for p in training.hooks.trained())
+        with torch.no_grad():
+            bank_of(training).latents.zero_()
+        alive = training.hooks.alive()
+        assert alive is not None
+        whole = {g.name for g in training.graph.prunable if alive[g.channels].all()}
+        assert whole == kept
+        report = training.finish().meta["fxprune"]
+        assert report.oracle_error < 1e-5
+        assert not any(0 in report.plan.kept.get(f"{name}.weight", {}) for name in kept)
+        stays = "and what it reads stays" if classifier == "kept" else "and what it reads may go"
+        note = f"the classifier is an ordinary layer, {stays}: first.weight, second.weight"
+        assert note in report.notes
+    assert DHP().classifier == "kept"
+
+
+def test_what_a_classifier_keeps_is_told_before_the_training() -> None:
+    with pytest.raises(BudgetError, match=r"flops=0.1 cannot be reached"):
+        begun(make(), classifier="kept", flops=0.1)
+    with pytest.raises(ModelError, match=r"are those that 2.weight reads, .* DHP\(classifier=\"cut\"\) lets it go"):
+        begun(chain(4, 8, 2), torch.randn(2, 4), classifier="kept")
+
+
+def test_upsamplers_share_the_latents_of_the_stream_where_asked() -> None:
+    net, x = papers.edsr(width=0.125, blocks=1, scale=4), torch.randn(1, 3, 16, 16)
+    names = ("head", "tail.0", "tail.2")
+    alone, together = begun(net, x), begun(net, x, shared=[names], minimum=1)
+    assert len({tuple(latents_of(alone, f"{name}.weight", 0)) for name in names}) == 3
+    places = part_of(together, "head.weight").index_0.flatten()
+    for name in names[1:]:
+        part = part_of(together, f"{name}.weight")
+        assert torch.equal(part.index_0.flatten(), places.repeat_interleave(4)), "a latent for its four sub-pixels"
+    assert torch.equal(part_of(together, "tail.4.weight").index_1.flatten(), places)
+    latents = bank_of(together).latents
+    optimizer = torch.optim.SGD(together.model.parameters(), lr=1.0)
+    with torch.no_grad():
+        before = latents.fill_(0.5).clone()
+    together.after_step(optimizer)
+    torch.testing.assert_close((before - latents)[places], torch.full((16,), 2e-4)), "shrunk once, not three times"
+    with torch.no_grad():
+        latents[places[[1, 5, 9]]] = 0.0
+    plan = together.finish().meta["fxprune"].plan
+    rows = [plan.kept[f"{name}.weight"][0] for name in names]
+    wide = [sorted({row // 4 for row in found}) for found in rows[1:]]
+    assert rows[0] == wide[0] == wide[1], "the budget is met without an edge here"
+    assert not {1, 5, 9} & set(rows[0])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("stem.0", "up.0"), r"shared: layers of one latent vector have equally many channels, .* stem.0 1 x 16, up.0"),
+        (("stem.0", "nothing"), r"shared: 'nothing' is no layer whose output channels are one group .* There are: "),
+        (("stem.0", "head"), r"shared: 'head' is no layer"),
+    ],
+)
+def test_what_cannot_share_a_latent_vector(names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        begun(shared=[names])
 
 
 def test_depthwise_concat_and_sub_pixels() -> None:
@@ -652,6 +738,7 @@ def test_whole_networks_are_trained_cut_and_proven(name: str) -> None:
         ({"minimum": 0}, "minimum=0 must be a whole number of at least 1."),
         ({"every": 1.5}, "every=1.5 must be a whole number of at least 1."),
         ({"embedding": True}, "embedding=True must be a whole number of at least 1."),
+        ({"classifier": "whole"}, "classifier='whole' is unknown. Known: kept, cut, generated."),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

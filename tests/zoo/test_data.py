@@ -330,6 +330,6 @@ def test_other_classes_for_testing_are_named(tmp_path: Path) -> None:
 
 
 def test_unknown_data_sets(tmp_path: Path) -> None:
-    message = "there is no data set 'svhn'. Known: cifar10, cifar100, mnist, imagenet."
+    message = "there is no data set 'svhn'. Known: cifar10, cifar100, mnist, tiny_imagenet, imagenet."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         load("svhn", tmp_path)

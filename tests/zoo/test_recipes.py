@@ -27,6 +27,7 @@ from model_zoo.papers import mlp_784_500_300_10, vgg19_bn, vgg_a_bn
 from model_zoo.papers.vit import vit_32
 from model_zoo.recipes import (
     dhp_cifar,
+    dhp_mobilenet,
     dhp_restoration,
     gsm,
     gsm_cifar,
@@ -173,7 +174,7 @@ def test_slimming_imagenet(tmp_path: Path) -> None:
     check(line, vgg_a_bn(num_classes=10, width=0.0625), torch.zeros(1, 3, 64, 64))
 
 
-@pytest.mark.parametrize("name", ["resnet_20", "resnet_164"])
+@pytest.mark.parametrize("name", ["resnet_20", "resnet_164", "densenet_40_12"])
 def test_dhp_cifar(tmp_path: Path, name: str) -> None:
     (line,) = run("dhp_cifar", tmp_path, "--smoke", "--network", name, "--ratio", "0.6")
     network = dhp_cifar.NETWORKS[name]
@@ -185,6 +186,29 @@ def test_dhp_cifar(tmp_path: Path, name: str) -> None:
     assert list(line["seconds"]) == ["baseline", "search", "converging"]
     pruned = fxprune.apply(dense, fxprune.PruningPlan.load(folder(tmp_path) / "pruned.plan.json"), image)
     pruned.load_state_dict(weights(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "width"), [("mobilenet_v1", 1), ("mobilenet_v2", 2)])
+def test_dhp_mobilenet(tmp_path: Path, name: str, width: int) -> None:
+    given = ("--smoke", "--network", name, "--width", str(width), "--ratio", "0.6", "--no-baseline")
+    (line,) = run("dhp_mobilenet", tmp_path, *given)
+    dense, image = dhp_mobilenet.NETWORKS[name].make(num_classes=10, width=0.25 * width), torch.zeros(1, 3, 32, 32)
+    graph = fxprune.analyze(dense, image)
+    assert (line["dense"]["macs"], line["dense"]["params"]) == (graph.macs(), graph.params())
+    assert 0.55 < line["pruned"]["macs"] / line["dense"]["macs"] <= 0.6
+    plan = fxprune.PruningPlan.load(folder(tmp_path) / "pruned.plan.json")
+    assert 1 in plan.kept["classifier.1.weight"], "the classifier reads less"
+
+
+def test_upsamplers_that_share_the_latents_of_the_stream(tmp_path: Path) -> None:
+    given = ("--smoke", "--no-baseline", "--share-upsampler", "--network")
+    run("dhp_restoration", tmp_path, *given, "srresnet")
+    kept = fxprune.PruningPlan.load(folder(tmp_path) / "pruned.plan.json").kept
+    stream, *others = (kept[f"{name}.weight"][0] for name in ("head.0", "tail.0", "tail.3"))
+    for rows in others:
+        assert len({*stream} ^ {row // 4 for row in rows}) <= 1, "but for the edge of the budget"
+    with pytest.raises(SystemExit):
+        run("dhp_restoration", tmp_path / "other", *given, "dncnn")
 
 
 @pytest.mark.parametrize("name", dhp_restoration.NETWORKS)
