@@ -131,7 +131,7 @@ def test_sub_gradient_threshold_and_counts_of_slimming() -> None:
 
 def test_prox_of_latents_with_hypernetworks() -> None:
     """``O = W2 ((z_out z_in + B0) W1 + B1) + B2``; after a step ``z <- sgn(z) max(|z| - lambda rate, 0)``."""
-    training = begun(DHP(strength=0.5, threshold=0.05, minimum=2), flops=0.5)
+    training = begun(DHP(strength=0.5, threshold=0.05, minimum=2, classifier="generated"), flops=0.5)
     optimizer, graph = training.optimizer(), training.graph
     bank = training.model.get_submodule("_fxprune_hypernetworks")
     p, z = copied(training), Tensors()
