@@ -26,7 +26,8 @@ def _of(key: tuple[str, int], figures: Sequence[dict[str, Any]]) -> list[str]:
     network, compression = key
     first = figures[0]
     epochs = f"{first['epochs']} epochs of 235 steps with batches of {first['batch']}"
-    kept = f"{first['kept']} of {first['weights']} weights stay; {len(figures)} seeds; {epochs}"
+    seeds = "1 seed" if len(figures) == 1 else f"{len(figures)} seeds"
+    kept = f"{first['kept']} of {first['weights']} weights stay; {seeds}; {epochs}"
     return [
         f"## {network}, {compression} times\n\n{kept}.",
         table(["rule", "dense", "before the cut", "after the cut", "weights above 1e-4", "norm cut"], [
