@@ -2,8 +2,6 @@
 
 ``flat`` is a network as a function from tensors to tensors, ``onnx`` writes it, ``sparse`` what is zero in it,
 ``onnx_file`` is what a file says, ``validation`` compares the file with the network on every provider, ``runtime``
-``flat`` is a network as a function from tensors to tensors, ``onnx`` writes it, ``sparse`` what is zero in it,
-``onnx_file`` is what a file says, ``validation`` compares the file with the network on every provider, ``runtime``
 opens sessions; ``program`` is one of torch.export, ``converting`` tells the lines at which other converters fail.
 ``engines`` run what is timed, ``kernels`` (made of a ``kernel_graph``) and ``stopwatch`` measure, ``store`` keeps what
 was measured. ``latency`` is latency as a budget: predicted, then measured.
