@@ -97,7 +97,7 @@ def figures() -> str:
     timed, latencies = read(RESULTS / "latency.jsonl")
     for record in latencies.values():
         f = record.figures
-        if f["batch"] == 1 and f["cut"] == "flops=0.5":
+        if f["batch"] == 1 and f["cut"] == "flops=0.5" and f["version"].startswith("onnxruntime"):
             rows.append(
                 f"| {f['network']} | {f['macs_ratio']:.1%} | {f['dense_ms']:.1f} → {f['pruned_ms']:.1f} | – | – |"
             )
@@ -169,11 +169,11 @@ def results() -> str:
 
 
 def latencies() -> str:
-    """The table of latencies, and what it was measured with."""
+    """The tables of latencies, and what they were measured with."""
     head, records = read(RESULTS / "latency.jsonl")
-    first = next(iter(records.values())).figures
-    threads = f"{first['threads']} thread of {first['version']}"
-    return f"{latency.latencies(records)}\n\n({days(head)}; {head['cpu']}, {first['provider']}, {threads}.)"
+    tables = [f"{engine}:\n\n{latency.latencies(found)}" for engine, found in latency.by_engine(records).items()]
+    threads = next(iter(records.values())).figures["threads"]
+    return "\n\n".join([*tables, f"({days(head)}; {head['cpu']}, {threads} thread.)"])
 
 
 def speed() -> str:

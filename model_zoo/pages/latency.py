@@ -10,15 +10,24 @@ from model_zoo.records import Record, Results, bullets, table
 def page(results: Results) -> Sequence[str]:
     """Where it was measured, the table, and what is not where it should be."""
     records = results.records
-    devices = sorted({f"{r.figures['provider']} on {r.figures['device']}" for r in records.values()})
+    devices = sorted({r.figures["device"] for r in records.values()})
     threads = sorted({str(r.figures["threads"] or "all") for r in records.values()})
     wanted = [r for r in records.values() if r.checks]
     return [
-        f"{'; '.join(devices)}; threads of onnxruntime: {', '.join(threads)}.",
-        latencies(records),
+        f"On {'; '.join(devices)}; threads: {', '.join(threads)}.",
+        *(f"## {name}\n\n{latencies(found)}" for name, found in by_engine(records).items()),
         f"{sum(r.passed for r in wanted)} of {len(wanted)} are where they should be (bold are not).",
         bullets(f"{name}: {r.checks['latency']}" for name, r in records.items() if r.failures),
     ]
+
+
+def by_engine(records: Mapping[str, Record]) -> dict[str, dict[str, Record]]:
+    """Those of one engine and version together."""
+    found: dict[str, dict[str, Record]] = {}
+    for name, record in records.items():
+        engine = f"{record.figures['provider']}, {record.figures['version']}"
+        found.setdefault(engine, {})[name] = record
+    return found
 
 
 def latencies(records: Mapping[str, Record]) -> str:

@@ -1,4 +1,4 @@
-"""Latency of what is left, beside the dense network's, on onnxruntime.
+"""Latency of what is left, beside the dense network's, on onnxruntime or another engine.
 
 Every network is pruned by the magnitude of its (random) weights: to half of its MACs with default settings, to half of
 its MACs with any number of channels (``round_to=1``), and to half of its latency. Dense and pruned network then run in
@@ -7,6 +7,7 @@ turn, ``fxprune.bench``: medians of at least 31 runs each.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -32,18 +33,20 @@ TOLERANCE = 0.05  # of the latency that was asked for
 
 
 class Case(NamedTuple):
-    """One network pruned in one way."""
+    """One network pruned in one way. ``provider``: another than the one at hand."""
 
     network: str
     batch: int
     cut: str
+    provider: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.network}, batch {self.batch}, {self.cut}"
+        where = f", {self.provider}" if self.provider else ""
+        return f"{self.network}, batch {self.batch}, {self.cut}{where}"
 
 
 def measured(case: Case, options: Options) -> Record:
-    (network, batch, cut), threads, provider = case, options.threads, options.provider
+    (network, batch, cut, provider), threads = case, options.threads
     torch.manual_seed(0)
     model = load_model(f"timm:{network}").eval()
     args, _ = infer_inputs(model)
@@ -59,7 +62,7 @@ def measured(case: Case, options: Options) -> Record:
         "round_to": report.round_to, "oracle": report.oracle_error, **latency.data(),
     }  # fmt: skip
     record = Record(str(case), figures, dict(report.seconds))
-    if cut == "flops=0.5":
+    if cut == "flops=0.5" and provider is None:
         most = MOST[network]
         record.checks["latency"] = "" if latency.ratio <= most else f"{latency.ratio:.3f}, at most {most} wanted"
     if "latency" in CUTS[cut]:
@@ -71,12 +74,19 @@ def measured(case: Case, options: Options) -> Record:
 
 def _options(add: Add) -> None:
     add("--batches", nargs="+", type=int, default=[*BATCHES], help="sizes")
-    add("--provider", help="onnxruntime's execution provider (default: CUDA, or the CPU)")
+    add("--cuts", nargs="+", choices=CUTS, default=[*CUTS])
+    engines = "of onnxruntime, eager, inductor, openvino (default: CUDA, or the CPU)"
+    add("--provider", nargs="+", default=[None], help=engines)
+
+
+def cases(options: Options) -> list[Case]:
+    """Where first, then how many at once."""
+    places = itertools.product(options.provider, options.batches)
+    return [Case(network, batch, cut, place) for place, batch in places for network in MOST for cut in options.cuts]
 
 
 STUDY = Study(
     "latency", "milliseconds that half of the MACs, or half of the latency, leave of six networks; an hour",
-    lambda options: [Case(n, batch, cut) for batch in options.batches for n in MOST for cut in CUTS], each(measured),
-    page, options=_options, doc=__doc__, rules=__doc__.strip(),
+    cases, each(measured), page, options=_options, doc=__doc__, rules=__doc__.strip(),
     told=lambda r: f"{r.name}: MACs {r.figures['macs_ratio']:.3f}, latency {r.figures['ratio']:.3f} {r.failures or ''}",
 )  # fmt: skip
