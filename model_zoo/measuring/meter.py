@@ -64,6 +64,17 @@ def in_turn(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
 
 def milliseconds(work: Callable[[], object], seconds: float, device: str) -> float:
     """Median of one call, of at least five and for so long, after two that do not count."""
+    once = timer(work, device)
+    once(), once()
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(found) < 5 or time.perf_counter() < end:
+        found.append(once())
+    return statistics.median(found)
+
+
+def timer(work: Callable[[], object], device: str = "cpu") -> Callable[[], float]:
+    """What calls it once and returns the milliseconds."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -72,9 +83,4 @@ def milliseconds(work: Callable[[], object], seconds: float, device: str) -> flo
             torch.cuda.synchronize()
         return (time.perf_counter() - start) * 1000
 
-    once(), once()
-    found: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(found) < 5 or time.perf_counter() < end:
-        found.append(once())
-    return statistics.median(found)
+    return once
