@@ -107,3 +107,11 @@ def test_compiled() -> None:
     with torch.no_grad():
         compiled = torch.compile(pruned)(x)
         assert torch.allclose(compiled, pruned(x), atol=1e-3)
+
+
+def test_a_bench_in_pytorch_is_of_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXPRUNE_CACHE", str(tmp_path))
+    model = make().cuda()
+    pruned = fxprune.prune(model, image().cuda(), flops=0.5, progress=False)
+    found = fxprune.bench(model, pruned, image(4).cuda(), provider="eager", runs=3)
+    assert (found.provider, found.device) == ("eager:cuda", torch.cuda.get_device_name())
