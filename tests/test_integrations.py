@@ -19,7 +19,7 @@ import onnx
 import pytest
 import timm
 import torch
-from pages import DOCS, ROOT, blocks, run, stand_in
+from pages import DOCS, ROOT, block_with, blocks, run, stand_in
 from torch import Tensor, nn
 
 import fxprune
@@ -120,6 +120,9 @@ def check_trained(names: dict[str, Any], folder: Path, net: str) -> None:
     assert not torch.equal(small.conv1.weight, fxprune.apply(model, small.meta["fxprune"].plan).conv1.weight)
     loaded = fxprune.load(folder / "tuned.safetensors", stand_in("resnet18"))
     assert torch.equal(loaded.conv1.weight, small.conv1.weight)
+    if net == "task":
+        assert names["loaded"].net is names["again"]
+        assert torch.equal(names["again"].conv1.weight, small.conv1.weight)
 
 
 def check_peft(names: dict[str, Any], folder: Path) -> None:
@@ -132,7 +135,7 @@ def check_peft(names: dict[str, Any], folder: Path) -> None:
     trained = [name for name, p in names["graph"].named_parameters() if p.grad is not None]
     assert len(trained) == 8
     assert all("lora_" in name for name in trained)
-    assert type(merged) is type(model)
+    assert isinstance(merged, type(model))
     assert merged.get_submodule("model.layers.1.self_attn.q_proj").weight.shape == q_proj.weight.shape
     same = names["kept"](names["tokens"]).logits
     torch.testing.assert_close(names["same"](names["tokens"]).logits, same)
@@ -252,7 +255,12 @@ def test_the_x86_quantizer_refuses_one_relu_in_two_places_dense_or_pruned() -> N
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
     model, x = Twice().eval(), torch.randn(1, 3, 8, 8)
-    for network in (model, fxprune.prune(model, x, channels=0.5, progress=False)):
-        quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    small = fxprune.prune(model, x, channels=0.5, progress=False)
+    expected = small(x)
+    for network in (model, small):
         with pytest.raises(ValueError, match="Input partition has more than one output node"):
             prepare_pt2e(torch.export.export(network, (x,)).module(), quantizer)
+    exec(block_with("nn.functional.relu", PAGES["torchao"]), {"small": small, "torch": torch})
+    observed = prepare_pt2e(torch.export.export(small, (x,)).module(), quantizer)
+    assert torch.equal(observed(x), expected)
