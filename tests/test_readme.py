@@ -35,6 +35,7 @@ from fxprune.ops.table import KINDS
 from model_zoo.pages import benchmark, latency
 from model_zoo.pages.coverage import networks_table, summary
 from model_zoo.pages.field import counts
+from model_zoo.pages.papers import papers_table
 from model_zoo.records import RESULTS, days, read
 from model_zoo.studies.coverage import LISTS
 
@@ -213,6 +214,7 @@ GENERATED: dict[str, tuple[Path, Callable[[], str]]] = {
     "coverage": (DOCS / "results.md", results),
     "libraries": (DOCS / "results.md", libraries),
     "latency": (DOCS / "results.md", latencies),
+    "papers": (DOCS / "results.md", papers_table),
     "speed": (DOCS / "comparison.md", speed),
 }
 
