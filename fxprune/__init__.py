@@ -8,7 +8,7 @@ from fxprune.version import __version__
 
 if TYPE_CHECKING:
     from fxprune import methods, ops
-    from fxprune.api import analyze, apply, attach, prune, prune_submodule, record
+    from fxprune.api import analyze, apply, attach, prune, prune_submodule, record, select_inputs
     from fxprune.deploy import Validation, bench, converting, export, validate
     from fxprune.errors import FxpruneError
     from fxprune.groups.channels import ChannelGraph, ChannelGroup
@@ -56,6 +56,7 @@ _HOMES = {
     "reconstruct": "reconstruction.front",
     "save": "io.artifact",
     "save_pretrained": "io.hub",
+    "select_inputs": "api",
     "validate": "deploy",
 }
 __all__ = [
@@ -91,6 +92,7 @@ __all__ = [
     "record",
     "save",
     "save_pretrained",
+    "select_inputs",
     "study",
     "validate",
 ]

@@ -25,6 +25,7 @@ from fxprune.recording.part import with_part
 from fxprune.recording.together import joined
 from fxprune.request import check_consumable, check_data, check_reconstructible, check_steps, requested
 from fxprune.rewriting.carry_over import carry_over, held_names
+from fxprune.rewriting.selections import with_selections
 from fxprune.selection.budget import Budget
 from fxprune.selection.plan import PruningPlan
 from fxprune.training import Loss, Training, fit, seeded
@@ -92,6 +93,40 @@ def analyze(
     ignored, kept = chosen_names(model, "ignore", ignore), chosen_names(model, "keep", keep)
     check_choice("attention", attention, get_args(Attention))
     return record_and_analyse(model, args, kwargs, attention, ignored, Stages(progress=False), keep=kept).graph
+
+
+def select_inputs(
+    model: nn.Module, example_inputs: Any = None, *, example_kwargs: Mapping[str, Any] | None = None
+) -> fx.GraphModule:
+    """A copy of ``model`` whose blocks each select what they read of a stream, at first all of it.
+
+    Where blocks begin with a norm (pre-activation ResNets, DenseNets), a channel of the stream is worth something else
+    to each of them. ``prune`` of the result cuts the selections, with the norms behind them and the columns of the
+    layers that read these, and leaves the streams whole: Network Slimming of such networks. A plan fits what this
+    returns of a fresh instance (``apply``, ``load``). An ``index_select`` (ONNX: Gather) is what a selection costs.
+
+    Args:
+        model: any module; it is left exactly as it was.
+        example_inputs: a tensor or a tuple; inferred as by ``prune``.
+        example_kwargs: keyword inputs.
+
+    Raises:
+        ExampleInputsError, InputError, RecordError: see ``analyze``.
+        ModelError: no norm of the model reads a stream for a block alone.
+
+    Examples:
+        >>> net = fxprune.select_inputs(preactivation, image)
+        >>> small = fxprune.prune(net, image, method="bn_scale", channels=0.6, progress=False)
+        >>> sorted(small.meta["fxprune"].plan.kept["norm_selection"])
+        [0]
+    """
+    check_model(model)
+    model, example_inputs, example_kwargs = joined(model, example_inputs, example_kwargs)
+    args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
+    dense = record_and_analyse(model, args, kwargs, "head_dim", (), Stages(progress=False))
+    result = with_selections(dense.module, dense.graph)
+    result.meta[RECORD_KEY] = describe_inputs(args, kwargs)
+    return result
 
 
 def prune(

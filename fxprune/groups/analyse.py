@@ -55,8 +55,8 @@ def analyse_graph(
             run.join(a, b)
         owned = len(run.classes)
         propagate(shadow, graph_module.graph, values, run, "network input", settings)
-        if run.new_layouts:
-            facts = Facts({**facts.layouts, **run.new_layouts}, [])
+        if run.new_layouts or run.new_indices:
+            facts = Facts({**facts.layouts, **run.new_layouts}, [], facts.indices | run.new_indices)
             before = None
             continue
         lock_unused(run)

@@ -68,6 +68,11 @@ def labelled_shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[nn.
                 holders.append((stand, Parameter(own, shape, (), isinstance(tensor, nn.Parameter), groups)))
             else:
                 stand = _as_it_is(tensor)
+                if own[0] in run.facts.indices:
+                    label_parameter(run, own[0], stand)
+                    holders.append((stand, Parameter(own, tuple(tensor.shape), (), False, 1)))
+                else:
+                    set_labels(stand, (), own[0])
             replaced[id(tensor)] = stand
         return replaced[id(tensor)]
 

@@ -80,6 +80,7 @@ class Propagation:
         self.asked: set[int] = set()  # identities of the tensors whose labels the rule under way looked at
         self.followed: set[int] = set()  # of those of which it looked at what they choose
         self.new_layouts: dict[str, int] = {}
+        self.new_indices: set[str] = set()
         self.fixed: list[Ids] = []
         self.rows_joined = False
         self.made = 0  # atoms from here on belong to no parameter and no input
@@ -378,6 +379,14 @@ class Propagation:
         if owner is None or owner.dim != 1 or self.facts.layouts.get(owner.name) == groups:
             return False
         self.new_layouts[owner.name] = groups
+        return True
+
+    def request_index(self, tensor: Tensor) -> bool:
+        """Ask for the entries of an integer buffer to have atoms in the next run."""
+        name = getattr(tensor, _NAME, None)
+        if name is None or self.seeded or name in self.facts.indices:
+            return False
+        self.new_indices.add(name)
         return True
 
     def is_parameter(self, tensor: Tensor) -> bool:

@@ -96,10 +96,15 @@ class Floor:
 
 @dataclass
 class Facts:
-    """What earlier runs found out. ``layouts``: weight name -> groups. ``joins``: pairs of parameter atoms."""
+    """What earlier runs found out.
+
+    ``layouts``: weight name -> groups. ``joins``: pairs of parameter atoms. ``indices``: names of integers that have
+    atoms: an op takes each of them as a channel of its own.
+    """
 
     layouts: dict[str, int] = field(default_factory=dict)
     joins: list[tuple[Ids, Ids]] = field(default_factory=list)
+    indices: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

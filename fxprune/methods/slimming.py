@@ -4,8 +4,9 @@ A sub-gradient of ``strength * sum |gamma|`` is added to the gradients of the sc
 passes through the optimizer; channels with small scales go. What differs from the original:
 
 - It ranks the scales of a residual stream too, and there selects for every block which channels it reads; the stream
-  stays whole. Here channels go everywhere or nowhere: those of a stream by the mean of their scales, or not at all with
-  ``inner_only``. That is no rule of the paper's: it ranks fewer scales, so that a percentile is one of fewer channels.
+  stays whole. That is what this does with ``fxprune.select_inputs(model)``. With the model itself channels go
+  everywhere or nowhere: those of a stream by the mean of their scales, or not at all with ``inner_only``. That is no
+  rule of the paper's: it ranks fewer scales, so that a percentile is one of fewer channels.
 - A scale tells of a channel what it multiplies. Where a layer reads the channel past all scales (a shortcut that takes
   a stream before a block's first norm), the channel has no score and stays; the report names it.
 - The shift of a channel that goes is zero in the masked network too, so that masked and sliced networks agree.

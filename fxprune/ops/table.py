@@ -33,6 +33,7 @@ KINDS = (
 
 _BUILT_IN = {
     **dict.fromkeys(("aten", "python"), tuple(f"fxprune.ops.{kind}" for kind in KINDS)),
+    "fxprune": ("fxprune.ops.selection",),
     "torchvision": ("fxprune.ops.torchvision",),
     "transformers": ("fxprune.ops.transformers",),
 }

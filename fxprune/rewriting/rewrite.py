@@ -15,6 +15,7 @@ from fxprune.groups.cost import Keep
 from fxprune.ops.repair import new_constant
 from fxprune.recording import RecordedModule, clone_modules
 from fxprune.rewriting.literals import REPAIRED, Literals
+from fxprune.rewriting.selections import as_index_select
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, Uncut, stand_ins
 
 
@@ -28,6 +29,7 @@ class Draft:
     def finished(self, consume: bool = False) -> RecordedModule:
         """With its weights. ``consume``: those of the dense module are emptied one by one as they are cut."""
         self.uncut.fill(self.module, consume)
+        as_index_select(self.module)
         return self.module
 
 

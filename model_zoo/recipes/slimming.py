@@ -17,9 +17,10 @@ GAMMA = 0.5  # first scale of all norms
 
 
 def slim(
-    run: Run, stage: str, model: nn.Module, method: Slimming, settings: Sgd, **cut: Any
+    run: Run, stage: str, model: nn.Module, method: Slimming, settings: Sgd, selects: bool = False, **cut: Any
 ) -> tuple[fx.GraphModule, float]:
     """The network cut after a training with the penalty, and its accuracy before the cut."""
+    model = fxprune.select_inputs(model, run.example) if selects else model
     training = fxprune.attach(model, run.example, method=method, round_to=1, seed=run.options.seed, **cut)
     loop = run.loop(stage, optimizer=settings.optimizer, schedule=settings.schedule)
     with run.timed(stage), seeded(run.options.seed):
@@ -29,8 +30,9 @@ def slim(
 
 
 def slimming(
-    run: Run, make: Callable[..., nn.Module], method: Slimming, settings: Sgd, tuning: Sgd, passes: int = 1, **cut: Any
-) -> None:
+    run: Run, make: Callable[..., nn.Module], method: Slimming, settings: Sgd, tuning: Sgd, passes: int = 1,
+    selects: bool = False, **cut: Any,
+) -> None:  # fmt: skip
     """All stages, with a result for every pass.
 
     Args:
@@ -40,6 +42,7 @@ def slimming(
         settings: how the network is trained, with the penalty and, for the baseline, without.
         tuning: how what is left is fine-tuned.
         passes: each starts from what the one before has left, with its weights.
+        selects: whether blocks select what they read of a stream, see ``fxprune.select_inputs``.
         cut: other arguments of ``fxprune.attach``.
     """
     settings, tuning = run.shortened(settings), run.shortened(tuning)
@@ -47,7 +50,7 @@ def slimming(
     dense = run.baseline(model, settings)
     method = replace(method, gamma=GAMMA)
     for number in range(1, passes + 1):
-        pruned, sparse = slim(run, f"pass{number}-sparse", model, method, settings, **cut)
+        pruned, sparse = slim(run, f"pass{number}-sparse", model, method, settings, selects, **cut)
         tuned = run.train(f"pass{number}-tuned", pruned, tuning)
         run.keep(pruned.meta["fxprune"].plan, tuned, f"pass{number}")
         steps = {"pass": number, "sparse_accuracy": sparse, "cut_accuracy": run.accuracy(pruned)}

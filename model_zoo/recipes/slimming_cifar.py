@@ -3,10 +3,8 @@
 Settings are those of section 4 of the paper; ``--percent`` defaults to the first of its table 1. With ``--passes`` more
 than 1 each pass cuts half of all channels, and of no layer more than half.
 
-Unlike there, what goes are channels, everywhere: PreResNet-164 keeps its residual stream whole and ranks the scales
-inside its blocks only, where the paper ranks all and selects channels of the stream for every block: a percentage is
-one of fewer channels here. A channel of DenseNet goes for all the layers that read it, by the mean of their scales,
-where the paper selects for every layer.
+As there, the blocks of PreResNet-164 and DenseNet-40 select what they read of a stream, which stays whole
+(``fxprune.select_inputs``): plans and weights fit what that makes of a fresh network.
 """
 
 from __future__ import annotations
@@ -27,24 +25,27 @@ from model_zoo.recipes.slimming import slimming
 
 
 class Network(NamedTuple):
-    """``method``: with the lambda of the paper. ``percents``: of its table 1, by data set."""
+    """``method``: with the lambda of the paper. ``percents``: of its table 1, by data set. ``selects``: whether blocks
+    select their inputs."""
 
     make: Callable[..., nn.Module]
     method: Slimming
     percents: dict[str, tuple[float, ...]]
     narrow: dict[str, Any]
+    selects: bool = False
 
 
 NETWORKS = {
     "vgg19_bn": Network(vgg19_bn, Slimming(1e-4), {"cifar10": (0.7,), "cifar100": (0.5,)}, {"width": 0.25}),
     "preresnet_164": Network(
-        preresnet, Slimming(1e-5, inner_only=True), {"cifar10": (0.4, 0.6), "cifar100": (0.4, 0.6)}, {"depth": 11}
+        preresnet, Slimming(1e-5), {"cifar10": (0.4, 0.6), "cifar100": (0.4, 0.6)}, {"depth": 11}, selects=True
     ),
     "densenet_40_12": Network(
         partial(densenet_40_12, init_channels=16),
         Slimming(1e-5),
         {"cifar10": (0.4, 0.7), "cifar100": (0.4, 0.6)},
         {"depth": 10},
+        selects=True,
     ),
 }
 TRAIN = Sgd(epochs=160, batch=64, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4, drops=(0.5, 0.75))
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = start("slimming_cifar", known, options)
     method = replace(network.method, percent=options.percent)
     make = partial(network.make, **run.pick({}, network.narrow))
-    slimming(run, make, method, TRAIN, TUNE, options.passes, **cut)
+    slimming(run, make, method, TRAIN, TUNE, options.passes, network.selects, **cut)
 
 
 def arguments() -> argparse.ArgumentParser:
