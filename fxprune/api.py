@@ -1,4 +1,4 @@
-"""What users call: ``prune``, ``attach``, ``apply``, ``analyze`` and ``record``."""
+"""What users call: ``prune``, ``attach``, ``apply``, ``analyze``, ``select_inputs`` and ``record``."""
 
 from __future__ import annotations
 
@@ -115,10 +115,16 @@ def select_inputs(
         ModelError: no norm of the model reads a stream for a block alone.
 
     Examples:
-        >>> net = fxprune.select_inputs(preactivation, image)
-        >>> small = fxprune.prune(net, image, method="bn_scale", channels=0.6, progress=False)
-        >>> sorted(small.meta["fxprune"].plan.kept["norm_selection"])
-        [0]
+        >>> class Block(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.norm, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+        ...     def forward(self, x):
+        ...         return x + self.conv(self.norm(x).relu())
+        >>> net = fxprune.select_inputs(nn.Sequential(nn.Conv2d(3, 8, 3), Block(), Block(), nn.Conv2d(8, 4, 1)), x)
+        >>> small = fxprune.prune(net, x, channels=0.5, progress=False)
+        >>> [len(small.get_buffer(f"{block}.norm_selection")) < 8 for block in (1, 2)]
+        [True, True]
     """
     check_model(model)
     model, example_inputs, example_kwargs = joined(model, example_inputs, example_kwargs)

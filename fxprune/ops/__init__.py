@@ -3,8 +3,8 @@
 ``table`` is what a record may say; then one file per kind of PyTorch's own ops: rules for the labels, repairs, the
 oracle's counterparts, and at the end of the file the records. Below that: ``call`` (a call as rules see it),
 ``repair`` (a node as repairs see it), ``refit`` (what an op is for the refit of weights), ``masks`` and ``meta``
-(helpers of the counterparts and of kernels without data), ``registry`` (the door for other packages). ``torchvision``
-and ``transformers`` are examples to copy.
+(helpers of the counterparts and of kernels without data), ``registry`` (the door for other packages). ``selection``
+is our own; ``torchvision`` and ``transformers`` are examples to copy.
 
 The channels that reach an op without a record stay. With ``register`` the package that brings an op says what it does.
 A worked example. The op ``mylib::centre`` takes their mean from the channels of ``x [N, C]`` and multiplies them with

@@ -62,7 +62,6 @@ def _label(run: Propagation, call: Call) -> Labels:
 
 add(
     "fxprune::select_channels",
-    kind="selection",
     label=_label,
     mask="every channel that it gives is one that it is given",
     cost="it moves",
