@@ -58,11 +58,12 @@ def _seed() -> None:
 def _same_plans_everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny networks are cut channel by channel; with the marker ``aligned`` as by default, in multiples of up to 16.
 
-    Nothing is measured while all tests run.
+    Nothing is measured while all tests run, and what is timed is run as few times as may be.
     """
     steps = 16 if request.node.get_closest_marker("aligned") else 1
     monkeypatch.setattr("fxprune.request.COARSEST", steps)
     monkeypatch.setattr("fxprune.request.alignment", lambda provider: steps)
+    monkeypatch.setattr("fxprune.deploy.stopwatch._SECONDS", 0.0)
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

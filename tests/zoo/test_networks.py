@@ -28,9 +28,7 @@ from model_zoo.study import load
 # network -> image size, None for the network's own
 SMALL = {
     "timm:test_convnext": None,  # layer norm over channels, layer scale
-    "timm:ghostnet_050": 64,  # concatenation, depthwise, squeeze-excite
     "torchvision:shufflenet_v2_x0_5": 64,  # channel shuffle
-    "torchvision:lraspp_mobilenet_v3_large": 64,  # two branches, dict output
 }
 
 
