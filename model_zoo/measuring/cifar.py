@@ -30,7 +30,7 @@ from model_zoo.comparison import (
     usual,
 )
 from model_zoo.data import IMAGENET_STATISTICS
-from model_zoo.measuring.dhp_quality import SLOWER, dhp
+from model_zoo.measuring.dhp_quality import dhp
 from model_zoo.papers import resnet
 from model_zoo.papers.initial import he
 from model_zoo.peers import torch_pruning
@@ -63,7 +63,7 @@ class Timed(Run):
 def _network(depth: int, options: Options, images: tuple[Pictures, Pictures]) -> Network:
     """With the epochs of the options."""
     tune = Sgd(options.epochs, BATCH, options.lr, weight_decay=1e-4, drops=None)
-    search = Sgd(scaled(100, options), BATCH, SLOWER * 0.1, drops=(0.5,))
+    search = Sgd(scaled(100, options), BATCH, 0.1, drops=(0.5,))
     make = partial(resnet, depth, shortcut="pad")
     return Network(make, he, lambda *_: images, tune, tune, scaled(10, options), search, Timed)
 
@@ -171,7 +171,7 @@ def _scratch(study: Trained, ratio: float) -> nn.Module:
 
 
 def _dhp(study: Trained, ratio: float) -> nn.Module:
-    method, search = replace(dhp(study, ratio), every=50), study.searching
+    method, search = replace(dhp(study, ratio), every=50, classifier="kept"), study.searching
     return learned(study, f"dhp-{ratio:g}", method, ratio, search.epochs, usual(search), study.random())
 
 

@@ -22,8 +22,8 @@ RULES = """\
   such that a passive weight shrinks as it does there; the paper does not fine-tune, which is the column before.
   *scratch*: gates for 10 epochs on random weights, then new ones for 160 divided by the ratio (Scratch-B), by the
   paper's schedule. *dhp*: random weights, a search of 100 epochs at most, then 300 for what is left, by its schedule;
-  its strength suffices to meet the budget in a search, whose rate is a tenth of the paper's, with which it diverges
-  here. The random weights of these two have not seen the hundreds of
+  its strength suffices to meet the budget in a search, and the classifier is an ordinary layer, as in the released
+  code: one that is generated diverges at this rate. The random weights of these two have not seen the hundreds of
   epochs that the published ones have.
 - Torch-Pruning leaves the residual stream whole: where zeros are put to new channels ("option A"), what it makes of the
   stream does not run.
