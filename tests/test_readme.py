@@ -36,7 +36,8 @@ from model_zoo.pages import benchmark, latency
 from model_zoo.pages.coverage import networks_table, summary
 from model_zoo.pages.field import counts
 from model_zoo.pages.papers import papers_table
-from model_zoo.records import RESULTS, days, read
+from model_zoo.records import RESULTS, Results, days, read
+from model_zoo.studies import deployed
 from model_zoo.studies.coverage import LISTS
 
 pytestmark = pytest.mark.usefixtures("ops_read_once")
@@ -177,6 +178,13 @@ def latencies() -> str:
     return "\n\n".join([*tables, f"({days(head)}; {head['cpu']}, {threads} thread.)"])
 
 
+def as_deployed() -> str:
+    """A detector and a decoder."""
+    head, records = read(RESULTS / "deployed.jsonl")
+    (rows,) = deployed.page(Results(head, records, RESULTS / "deployed.jsonl"))
+    return f"{rows}\n\n({days(head)}; {head['cpu']}, torch {head['torch']}, {head['threads']} thread.)"
+
+
 def speed() -> str:
     """Seconds of fxprune and Torch-Pruning, and what they were measured with."""
     head, records = read(RESULTS / "benchmark.jsonl")
@@ -214,6 +222,7 @@ GENERATED: dict[str, tuple[Path, Callable[[], str]]] = {
     "coverage": (DOCS / "results.md", results),
     "libraries": (DOCS / "results.md", libraries),
     "latency": (DOCS / "results.md", latencies),
+    "deployed": (DOCS / "results.md", as_deployed),
     "papers": (DOCS / "results.md", papers_table),
     "speed": (DOCS / "comparison.md", speed),
 }
