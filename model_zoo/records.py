@@ -226,7 +226,8 @@ def days(head: Mapping[str, Any]) -> str:
 
 
 def bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    """A list of texts, in which nothing is a link."""
+    return "\n".join("- " + line.replace("](", "]\\(") for line in lines)
 
 
 def reasons(record: Record) -> str:
