@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 _DEEPEST = 3  # of ``model.config.attention.head_dim``: objects in objects
 _MOST = 256  # entries of a dict: more are a vocabulary, or the like
-_NOT_A_CONFIG = (nn.Module, Tensor, ModuleType, type)
+_NOT_A_CONFIG = (nn.Module, Tensor, ModuleType, type, Enum)
 
 
 def whole_numbers(module: nn.Module, inside: bool) -> dict[str, int]:
@@ -46,16 +48,22 @@ def _configures(value: Any) -> bool:
         return len(value) <= _MOST and all(isinstance(key, str) and "." not in key for key in value)
     if isinstance(value, _NOT_A_CONFIG) or callable(value):
         return False
-    return hasattr(value, "_fields") or hasattr(value, "__dict__") or hasattr(value, "__dataclass_fields__")
+    return _is_named_tuple(value) or is_dataclass(value) or hasattr(value, "__dict__")
+
+
+def _is_named_tuple(value: Any) -> bool:
+    """Asked of its class: a config may answer to any name."""
+    return isinstance(value, tuple) and hasattr(type(value), "_fields")
 
 
 def _values(holder: Any) -> dict[str, Any]:
     """By name, those of its class too, which an instance can have otherwise."""
     if isinstance(holder, dict):
         return holder
-    if hasattr(holder, "_fields"):
+    if _is_named_tuple(holder):
         return dict(holder._asdict())
-    slots = {key: getattr(holder, key) for key in getattr(holder, "__dataclass_fields__", ()) if hasattr(holder, key)}
+    names = [field.name for field in fields(holder)] if is_dataclass(holder) else []
+    slots = {name: getattr(holder, name) for name in names if hasattr(holder, name)}
     classes = [c for c in type(holder).__mro__ if c.__module__.partition(".")[0] not in ("torch", "builtins")]
     of_classes = {key: value for c in reversed(classes) for key, value in vars(c).items()}
     return of_classes | slots | dict(getattr(holder, "__dict__", {}))
@@ -78,10 +86,12 @@ def _copied(holder: Any, numbers: Mapping[str, int], copies: dict[Any, Any]) -> 
     key = id(holder), frozenset(numbers.items())
     if key not in copies:
         values = _changed(_values(holder), numbers, copies)
-        if hasattr(holder, "_fields"):
+        if _is_named_tuple(holder):
             new = holder._replace(**values)
         else:
             new = copy.copy(holder)
+            if new is holder:
+                raise TypeError(f"{type(holder).__name__} gives itself for a copy")
             for name, value in values.items():
                 if isinstance(new, dict):
                     new[name] = value

@@ -29,6 +29,7 @@ from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_e
 ORIGIN_KEY = "fxprune_meta"
 """The attribute of what ``into`` returns that tells of its pruning what the graph's ``meta`` does."""
 
+_TOLD = (ORIGIN_KEY, "fxprune_sizes")  # by an earlier call
 _MOST_NAMES = 6  # of attributes, of which any may be what was read
 
 _REMEDY = "Prune with for_class=True, or use the pruned GraphModule itself."
@@ -317,15 +318,15 @@ def _numbers(repaired: Sequence[fx.Node]) -> dict[tuple[str, int], set[int]]:
 def _attributes(model: nn.Module, path: str, number: int) -> list[str]:
     """Of a module those that are this number; of what configures it too, but for configs that a library saves."""
     held = whole_numbers(model.get_submodule(path), inside=library_class(model) is None)
-    return [key for key, value in held.items() if value == number]
+    return [key for key, value in held.items() if value == number and key.partition(".")[0] not in _TOLD]
 
 
 def _attempts(model: nn.Module, result: nn.Module, repaired: Sequence[fx.Node]) -> Iterator[Sizes]:
     """Attributes that may be what the numbers at these nodes were read from: all of them, else those of some names.
 
     An attribute may be so if it has the value of such a number, which became the same new one wherever the module has
-    it. Of entries of what configures a module, which has others by chance, as few as will do. Numbers that a forward
-    only compares are in no node: a module may have those that its own layers had.
+    it. Of entries of what configures a module, which has others by chance, as few as will do; of very many all, if one
+    will not. Numbers that a forward only compares are in no node: a module may have those that its own layers had.
     """
     kept = _kept_by(result, repaired)
     found: Sizes = {(path, key): (old, new) for (path, old), (new, keys) in kept.items() for key in keys}
@@ -340,9 +341,8 @@ def _attempts(model: nn.Module, result: nn.Module, repaired: Sequence[fx.Node]) 
     def with_all_of(chosen: Sequence[Sequence[str]]) -> Iterator[Sizes]:
         return (of(each) for each in chosen if not any(keys.isdisjoint(each) for keys in rivals))
 
-    if 0 < len(inside) <= _MOST_NAMES:
-        for count in range(len(inside)):
-            yield from with_all_of([[*own, *few] for few in combinations(inside, count)])
+    for count in range(len(inside) if len(inside) <= _MOST_NAMES else 2):
+        yield from with_all_of([[*own, *few] for few in combinations(inside, count)])
     yield found
     if others := {place: sizes for place, sizes in _of_layers(model, result).items() if place not in found}:
         yield others | found

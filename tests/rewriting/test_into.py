@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import BudgetError, ConversionError, InputError, ModelError, PlanError
+from fxprune.rewriting.held import whole_numbers
+from fxprune.rewriting.into import _attributes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -626,6 +629,70 @@ def test_a_config_gets_one_copy_for_every_size() -> None:
     assert same(own, small, x)
     assert own[0].config.head_dim != own[1].config.head_dim
     assert shared.head_dim == 8
+
+
+class Mode(Enum):
+    WIDE = 8
+
+
+class Itself:
+    """A config of which every copy is the same object; or an answer to any name."""
+
+    def __init__(self) -> None:
+        self.heads, self.head_dim = 4, 8
+
+    def __copy__(self) -> Itself:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Itself:
+        return self
+
+
+class Enumerated(Configured):
+    def sizes(self) -> tuple[int, int]:
+        return 4, self.config.value
+
+
+@pytest.mark.parametrize(("block", "config"), [(Configured, Itself()), (Enumerated, Mode.WIDE)])
+def test_what_every_model_shares_is_not_changed(block: type[Configured], config: Any) -> None:
+    model, x = make(lambda: nn.Sequential(block(config))), torch.randn(2, 5, 16)
+    small = fxprune.prune(model, x, params=0.6, round_to=1, progress=False)
+    with pytest.raises(ConversionError, match="its code names sizes that were cut"):
+        fxprune.into(model, small)
+    assert model[0].sizes() == (4, 8)
+    with pytest.raises(ModelError, match="no attribute of the class can say this size"):
+        fxprune.prune(model, x, params=0.6, for_class=True, progress=False)
+    assert model[0].sizes() == (4, 8)
+
+
+class Answering(SimpleNamespace):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+
+def test_a_config_may_answer_to_any_name() -> None:
+    model, x = make(lambda: nn.Sequential(Configured(Answering(heads=4, head_dim=8)))), torch.randn(2, 5, 16)
+    small, own = held(model, x, flops=0.7)
+    assert same(own, small, x)
+    assert own.fxprune_sizes.keys() == {"0.config.head_dim"}
+
+
+def test_one_of_many_entries_of_the_same_number_is_set() -> None:
+    config = SimpleNamespace(**{f"other{i}": 8 for i in range(9)}, heads=4, head_dim=8)
+    model, x = make(lambda: nn.Sequential(Configured(config))), torch.randn(2, 5, 16)
+    assert held(model, x, flops=0.7)[1].fxprune_sizes.keys() == {"0.config.head_dim"}
+
+
+def test_what_an_earlier_call_told_is_no_config() -> None:
+    model, x = make(lambda: nn.Sequential(Configured(SimpleNamespace(heads=4, head_dim=8)))), torch.randn(2, 5, 16)
+    _, own = held(model, x, flops=0.7)
+    own[0].fxprune_meta = own.fxprune_meta  # of a block that was put in by itself
+    assert whole_numbers(own[0], inside=True)["fxprune_meta.fxprune.macs_after"] == (
+        macs := own.fxprune_meta["fxprune"].macs_after
+    )
+    assert not _attributes(own, "0", macs)
 
 
 class TrainsOnAll(nn.Module):
