@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ Timer = Callable[[], float]
 EAGER, INDUCTOR, OPENVINO = "eager", "inductor", "openvino"
 OTHERS = (EAGER, INDUCTOR, OPENVINO)
 """Engines besides the execution providers of onnxruntime."""
+_COMPILED = 10_000  # networks of one class, at most
 
 
 class Engine(Protocol):
@@ -139,7 +140,7 @@ class _Torch:
 
     def network(self, module: nn.Module, record: Mapping[str, Any], threads: int) -> Timer:
         args, kwargs = make_inputs(record, device_of(module), permute=False)
-        run = torch.compile(module) if self._kind == INDUCTOR else module
+        run = torch.compile(module, dynamic=False) if self._kind == INDUCTOR else module
         return self._timer(module, lambda: run(*args, **kwargs), threads)
 
     def kernel(self, graph: KernelGraph, threads: int) -> Timer:
@@ -155,7 +156,7 @@ class _Torch:
         timed = _timed(finished)
 
         def timer() -> float:
-            with evaluated(module), torch.no_grad(), _threads(threads):
+            with evaluated(module), torch.no_grad(), _threads(threads), self._compiling():
                 return timed()
 
         try:
@@ -163,6 +164,16 @@ class _Torch:
         except Exception as error:
             raise ExportError(f"{self._kind} does not run the network: {runtime.first_line(error)}") from error
         return timer
+
+    def _compiling(self) -> AbstractContextManager[Any]:
+        """Every network is compiled: PyTorch would run those of one class eagerly, after a few, without an error."""
+        if self._kind != INDUCTOR:
+            return nullcontext()
+        from torch._dynamo import config
+
+        limits = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), _COMPILED)
+        patched: AbstractContextManager[Any] = config.patch({**limits, "fail_on_recompile_limit_hit": True})
+        return patched
 
 
 def _timed(run: Callable[[], Any]) -> Timer:

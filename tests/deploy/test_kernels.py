@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,24 @@ def test_a_bench_on_another_engine(provider: str) -> None:
     assert 0 < found.pruned_ms < found.dense_ms
     assert dense.training
     assert torch.get_num_threads() == before
+
+
+def test_every_network_of_a_class_is_compiled_for_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        shapes.append([p.meta["example_value"].shape[0] for p in graph.graph.find_nodes(op="placeholder")][-1])
+        return graph.forward
+
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 2
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for batch in (2, 3, 4):
+            fxprune.bench(Doubled(4, 4), Doubled(4, 2), torch.ones(batch, 4), provider=INDUCTOR, threads=1, runs=1)
+    assert shapes == [2, 2, 3, 3, 4, 4]  # and none of them a symbol
 
 
 def test_kernels_of_engines_are_kept_apart(cache: Path) -> None:
