@@ -122,19 +122,25 @@ class Propagation:
 
     def labels(self, tensor: object) -> Labels:
         found: Labels = getattr(tensor, _LABELS, ()) if isinstance(tensor, Tensor) else ()
-        if found:
+        if found and isinstance(tensor, Tensor):
             self.asked.add(id(tensor))
+            if self.rows_joined:  # since it was labelled, maybe, and what it meets was labelled after
+                found = self._settled(found, tuple(tensor.shape))
+                setattr(tensor, _LABELS, found)
         return found
 
     def attach(self, tensor: Tensor, labels: Sequence[Factor]) -> None:
         """Give ``tensor`` its labels: canonical, compact, at most one factor per cut dimension."""
-        filled = [self.canonical(f) for f in labels if f.ids.size]  # along a dimension of size 0 there are no channels
-        alive = [f for f in filled if not self._rigid(f)]
-        settled = tuple([self._shared(f) for f in self._settle(alive, tuple(tensor.shape))]) if alive else ()
+        settled = self._settled(labels, tuple(tensor.shape))
         setattr(tensor, _LABELS, settled)
         for factor in settled:
             if len(factor.varying) > 1:
                 self._record_rows(factor)
+
+    def _settled(self, labels: Sequence[Factor], shape: tuple[int, ...]) -> Labels:
+        filled = [self.canonical(f) for f in labels if f.ids.size]  # along a dimension of size 0 there are no channels
+        alive = [f for f in filled if not self._rigid(f)]
+        return tuple([self._shared(f) for f in self._settle(alive, shape)]) if alive else ()
 
     def _shared(self, factor: Factor) -> Factor:
         """The same factor, once in memory however many tensors carry it: the rows of a grouped weight are millions."""

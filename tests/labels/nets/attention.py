@@ -250,6 +250,16 @@ class RotaryHalves(_Rotary):
 
 
 @net(*_TURNED, uneven=_TURNED_UNEVEN, heads=_TURNED_WHOLE)
+class RotaryHalvesTakenBefore(_Rotary):
+    """Of the halves one meets the angles when the other has met them already, and its heads are whole."""
+
+    def turned(self, x: Tensor, angles: Tensor) -> Tensor:
+        angles = torch.cat([angles, angles], -1)
+        one, two = x.chunk(2, -1)
+        return x * angles.cos() + torch.cat([-two, one], -1) * angles.sin()
+
+
+@net(*_TURNED, uneven=_TURNED_UNEVEN, heads=_TURNED_WHOLE)
 class RotaryAfterNoPrefix(RotaryHalves):
     """The tokens before ``prefix`` do not turn; here there are none, and an empty tensor has channels too."""
 
