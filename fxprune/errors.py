@@ -129,6 +129,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"of type {type(value).__name__}"
 
 
+def named(value: Any) -> str:
+    """The same to begin a sentence with: ``OrderedDict``."""
+    return shown(value).removeprefix("of type ")
+
+
 def is_real(value: Any) -> bool:
     """Whether this is a number on the line, numpy's too; True and False are none."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

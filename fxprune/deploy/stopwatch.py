@@ -12,6 +12,7 @@ from fxprune.deploy.engines import check_engine, engine, placed
 from fxprune.deploy.kernels import provider_at_hand
 from fxprune.deploy.store import device
 from fxprune.errors import check_count
+from fxprune.recording.checks import check_module
 from fxprune.recording.inputs import describe_inputs, resolve_inputs, specs_of
 from fxprune.reports.report import Latency
 
@@ -107,7 +108,8 @@ def bench(
         runs: of each network, at least; more where they are short.
 
     Raises:
-        InputError: there is no such provider, it is not installed, or ``threads`` or ``runs`` is not a positive number.
+        InputError: there is no such provider, it is not installed, ``threads`` or ``runs`` is not a positive number, or
+            ``dense`` or ``pruned`` is no module.
         ExampleInputsError: inputs that are missing or do not fit.
         ExportError: a network cannot be exported, or the provider does not run it.
 
@@ -121,5 +123,7 @@ def bench(
         check_count("threads", threads)
     check_count("runs", runs)
     check_engine(provider)
+    check_module("dense", dense)
+    check_module("pruned", pruned)
     record = describe_inputs(*resolve_inputs(dense, example_inputs, example_kwargs))
     return Stopwatch(dense, record, provider or provider_at_hand(), threads or 0).beside(pruned, runs)

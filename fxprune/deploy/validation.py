@@ -15,7 +15,9 @@ from fxprune.deploy import runtime
 from fxprune.deploy.flat import Flat
 from fxprune.deploy.onnx_file import PLAN_DIGEST, OnnxFile
 from fxprune.errors import ExampleInputsError, ExportError, GuardError, InputError
+from fxprune.io.files import as_path
 from fxprune.recording import evaluated
+from fxprune.recording.checks import check_module
 from fxprune.recording.inputs import (
     TensorSpec,
     batch_size,
@@ -140,7 +142,8 @@ def validate(
         >>> fxprune.validate("small.onnx", small, provider="CPUExecutionProvider").provider
         'CPUExecutionProvider'
     """
-    path = Path(path)
+    path = as_path(path)
+    check_module("module", module)
     runtime.check_provider(provider)
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fxprune.errors import InputError, WriteError
+from fxprune.errors import InputError, WriteError, named
 
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
@@ -79,7 +79,7 @@ def filling(path: str | os.PathLike[str], replaces: str = "") -> Iterator[Path]:
     """
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text:
-        raise InputError(f"{path!r} is no path of a folder: pass a str or a pathlib.Path")
+        raise InputError(f"{named(path)} is no path of a folder: pass a str or a pathlib.Path")
     folder = Path(os.path.realpath(text))
     if folder.exists() and not folder.is_dir():
         raise InputError(f"cannot write to {text!r}: it is a file; give the name of a folder")
@@ -114,7 +114,7 @@ def as_path(path: Any) -> Path:
     """
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str):
-        raise InputError(f"{path!r} is no path: pass a str or a pathlib.Path")
+        raise InputError(f"{named(path)} is no path: pass a str or a pathlib.Path")
     if not text:
         raise InputError("'' is no path: pass the name of a file")
     if text.endswith(("/", os.sep)):

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from fxprune.errors import InputError
+from fxprune.errors import InputError, is_real
 from fxprune.groups.channels import Parameter
 from fxprune.methods import optim
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
@@ -68,8 +68,8 @@ class GSM:
     freeze: float | None = None
 
     def __post_init__(self) -> None:
-        if self.freeze is not None and not 0 <= self.freeze < 1:
-            raise InputError(f"freeze={self.freeze} is a share of the epochs: at least 0 and below 1, or None.")
+        if self.freeze is not None and not (is_real(self.freeze) and 0 <= self.freeze < 1):
+            raise InputError(f"freeze={self.freeze!r} is a share of the epochs: at least 0 and below 1, or None.")
         if self.compression is None:
             return
         optim.active_count(0, self.compression)
@@ -129,7 +129,7 @@ class _Run(Hooks):
             return ()
         if self._held is None:
             return (f"freeze={self._options.freeze} held nothing: it counts epochs of fxprune's own loop",)
-        if self._epochs < self._held[1]:
+        if self._epochs <= self._held[1]:
             return (f"the training ended before the active set was held, after {self._epochs} epochs",)
         return (f"the active set was held after {self._held[1]} of {self._epochs} epochs",)
 

@@ -35,7 +35,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from torch.optim.sgd import sgd
 from torch.utils.hooks import RemovableHandle
 
-from fxprune.errors import InputError
+from fxprune.errors import InputError, is_real
 
 MANY = 2**16  # scores; fewer are sorted as they are
 SUPPORT = 1e-4  # above it a weight counts
@@ -53,7 +53,7 @@ def active_count(weights: int, compression: float) -> int:
     Raises:
         InputError: the compression is below 1, or leaves nothing.
     """
-    if not compression >= 1:
+    if not is_real(compression) or not compression >= 1:
         raise InputError(f"compression={compression} must be at least 1: 10 keeps a tenth of the weights.")
     count = int(weights / compression)
     if weights and not count:

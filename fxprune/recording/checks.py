@@ -20,6 +20,16 @@ from fxprune.recording.inputs import Args, Kwargs, normalise_inputs, resolve_inp
 _SMALL = 4096  # entries of a tensor
 
 
+def check_module(name: str, value: Any) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(value, nn.Module):
+        raise InputError(f"{name} is {shown(value)}; pass a torch.nn.Module.")
+
+
 def check_model(model: Any) -> None:
     """Refuse what is no model in Python, or one whose tensors have no values and could have none.
 
@@ -27,8 +37,7 @@ def check_model(model: Any) -> None:
         InputError: it is no module.
         ModelError: it is scripted, or a tensor is lazy, fake or of a class that stands for something else.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is {shown(model)}; pass a torch.nn.Module.")
+    check_module("model", model)
     if detect_fake_mode() is not None:
         raise InputError("This is called under FakeTensorMode, where tensors have no values: call it outside.")
     if isinstance(model, torch.jit.ScriptModule):

@@ -206,6 +206,14 @@ def test_a_bench_refuses_what_it_cannot_do(options: dict[str, Any], message: str
         fxprune.bench(nn.Linear(2, 2), nn.Linear(2, 2), torch.ones(1, 2), **options)
 
 
+def test_a_bench_is_of_modules() -> None:
+    net: Any = nn.Linear(2, 2)
+    with pytest.raises(InputError, match=r"^pruned is <function .*; pass a torch\.nn\.Module\.$"):
+        fxprune.bench(net, run, torch.ones(1, 2), provider=EAGER)
+    with pytest.raises(InputError, match=r"^dense is None; pass a torch\.nn\.Module\.$"):
+        fxprune.bench(None, net, torch.ones(1, 2), provider=EAGER)
+
+
 @pytest.mark.parametrize("provider", [EAGER, INDUCTOR, OPENVINO])
 def test_a_bench_on_another_engine(provider: str) -> None:
     if provider == OPENVINO:

@@ -463,6 +463,10 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(InputError) as missing:
         validate(tmp_path / "none.onnx", nn.Linear(4, 4), x)
     assert str(missing.value) == f"there is no file '{tmp_path / 'none.onnx'}'"
+    with pytest.raises(InputError, match=r"^Linear\(.*\) is no path: pass a str or a pathlib\.Path$"):
+        validate(nn.Linear(4, 4), path, x)
+    with pytest.raises(InputError, match=r"^module is None; pass a torch\.nn\.Module\.$"):
+        validate(path, None, x)
 
 
 def test_providers_are_tried_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

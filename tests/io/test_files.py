@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fxprune.errors import InputError, WriteError
 from fxprune.io.files import check_writable, replacing
@@ -136,6 +137,8 @@ def test_links_to_nowhere_in_circles_and_to_folders(tmp_path: Path) -> None:
 def test_paths_that_are_none(tmp_path: Path) -> None:
     for wrong in (3, None, b"net", ["net"]):
         assert refused(wrong) == f"{wrong!r} is no path: pass a str or a pathlib.Path"
+    assert refused(torch.nn.Linear(2, 2)).startswith("Linear(in_features=2, out_features=2, bias=True) is no path")
+    assert refused(torch.nn.Sequential(*[torch.nn.ReLU()] * 9)) == "Sequential is no path: pass a str or a pathlib.Path"
     assert refused("") == "'' is no path: pass the name of a file"
     assert refused("net/") == "'net/' is the name of a folder; give the name of a file"
     assert refused("a\0b") == "cannot write 'a\\x00b': embedded null byte"

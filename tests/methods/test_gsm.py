@@ -385,9 +385,13 @@ def test_where_no_set_is_held_it_is_told() -> None:
     training.after_epoch(0.5)
     note = "freeze=0.5 held nothing: it counts epochs of fxprune's own loop"
     assert training.finish().meta["fxprune"].notes[-1] == note
-    for share in (-0.1, 1.0, float("nan")):
-        with pytest.raises(InputError, match=rf"freeze={share} is a share of the epochs"):
+    for share in (-0.1, 1.0, float("nan"), "half", True):
+        with pytest.raises(InputError, match=rf"freeze={share!r} is a share of the epochs"):
             GSM(freeze=share)
+    late = GSM(compression=5, freeze=0.9)
+    small = fxprune.prune(make(), image(), method=late, data=batches(10), epochs=2, progress=False)
+    note = "the training ended before the active set was held, after 2 epochs"
+    assert small.meta["fxprune"].notes[-1] == note
     with pytest.raises(InputError, match=r"freeze=0.5 holds the active set of fxprune.optim.GSM; SGD has none"):
         fxprune.prune(
             make(), image(), method=GSM(compression=5, freeze=0.5), data=batches(10), epochs=2, progress=False,

@@ -465,6 +465,7 @@ def test_replicas_with_the_same_averaged_gradients_stay_together() -> None:
     [
         ({"compression": 0.5}, r"^compression=0.5 must be at least 1: 10 keeps a tenth of the weights\.$"),
         ({"compression": float("nan")}, r"^compression=nan must be at least 1"),
+        ({"compression": "10"}, r"^compression=10 must be at least 1"),
         ({"compression": 1e9}, r"^compression=1000000000.0 leaves none of \d+ weights\. Pass at most \d+\.$"),
         ({"lr": -1}, r"^lr=-1 must not be negative\.$"),
         ({"momentum": -0.1}, r"^momentum=-0.1 must not be negative\.$"),
