@@ -160,6 +160,14 @@ def test_heads_that_cannot_be_separated() -> None:
 def test_an_unreachable_budget_names_what_holds_it_up_with_its_line() -> None:
     held = check_unreachable(make(), "flops", 0.02, ignore=("up",))
     assert held.startswith("up.0 (ignored by the caller (")
+    for options, asked in (
+        ({"round_to": 64}, "round_to=64"),
+        ({"options": fxprune.Options(max_ratio=0.1), "round_to": 1}, "max_ratio="),
+        ({"options": fxprune.Options(min_channels=6), "round_to": 1}, "min_channels=6"),
+    ):
+        for kind in ("flops", "channels"):
+            assert check_unreachable(make(), kind, 0.05, **options).split("; ")[0] == asked
+            assert asked not in check_unreachable(make(), kind, 0.001)
     held = check_unreachable(make(Locked), "params", 0.05)
     assert f"locked (cumsum across channels (tests/{line_of(Locked.forward, 'cumsum')}))" in held
 

@@ -145,8 +145,12 @@ def select(
     if not free:
         raise ModelError(_nothing_to_prune(graph, locked))
     ranked = {i: _Ranking(graph.groups[i], scores[i]) for i in free}
-    protected = _protected(graph, ranked, min_channels)
-    units = _units(graph, ranked, protected, round_to, scope, _limits(graph, max_ratio or {}))
+    limits = _limits(graph, max_ratio or {})
+
+    def allowed(step: int, least: int, limits: Mapping[int, float]) -> _Units:
+        return _units(graph, ranked, _protected(graph, ranked, least), step, scope, limits)
+
+    units = allowed(round_to, min_channels, limits)
     if scope == "isomorphic":
         units = _within_structures(graph, units)
     prunable = int(sum(graph.groups[i].channels.size for i in free))
@@ -172,7 +176,15 @@ def select(
         return Selection(keep_after(below), locked, guarded(below))
     if cost(keep_after(len(units))) > limit:
         floor = keep_after(len(units))
-        raise BudgetError(_unreachable(graph, budget, floor, cost, whole, locked), floor)
+        relaxed = {
+            f"round_to={round_to}": allowed(1, min_channels, limits),
+            f"min_channels={min_channels}": allowed(round_to, 1, limits),
+            "max_ratio=": allowed(round_to, min_channels, {}),
+        }
+        without = {asked: everything.copy() for asked in relaxed}
+        for asked, more in relaxed.items():
+            without[asked][more.in_order()] = False
+        raise BudgetError(_unreachable(graph, budget, floor, cost, whole, locked, without), floor)
     low, high = 0, len(units)
     while low < high:
         middle = (low + high) // 2
@@ -360,11 +372,13 @@ def _nothing_to_prune(graph: ChannelGraph, locked: Mapping[str, str]) -> str:
 
 
 def _unreachable(
-    graph: ChannelGraph, budget: Budget, floor: Keep, cost: Callable[[Keep], int], whole: int, locked: Mapping[str, str]
-) -> str:
+    graph: ChannelGraph, budget: Budget, floor: Keep, cost: Callable[[Keep], int], whole: int,
+    locked: Mapping[str, str], without_asked: Mapping[str, Keep],
+) -> str:  # fmt: skip
+    """``without_asked``: what was asked for -> the floor if it were not."""
     least = cost(floor)
     reachable = math.ceil(least / whole * 10000) / 10000
-    held = []
+    held = [(least - cost(keep), asked) for asked, keep in without_asked.items()]
     for group in graph.groups:
         why = str(group.locked) if group.locked else locked.get(group.name)
         if why is None or budget.kind == "channels":
