@@ -35,7 +35,7 @@ def test_seconds_inside_of_functions_are_part_of_the_whole() -> None:
 
 
 def test_sums_and_solves_are_parts_of_a_refit() -> None:
-    f = measured("timm:resnet10t", Namespace(images=8)).figures
+    f = measured("timm:test_resnet", Namespace(images=8)).figures
     assert 0 < f["solves"] < f["solves"] + f["sums"] < f["whole"]
     assert f["times"] == (f["whole"] - f["solves"]) / (f["dense"] + f["pruned"])
 
