@@ -23,10 +23,10 @@ from fxprune.deploy.flat import Flat, batch_dim
 from fxprune.deploy.onnx_file import PLAN_DIGEST
 from fxprune.deploy.sparse import with_sparse_weights
 from fxprune.deploy.validation import Validation, check, run
-from fxprune.errors import ExportError, GuardError, InputError, check_flags, shown
+from fxprune.errors import ExportError, GuardError, InputError, check_flags
 from fxprune.io.files import check_writable, replacing
 from fxprune.recording import evaluated
-from fxprune.recording.checks import checked_inputs
+from fxprune.recording.checks import check_module, checked_inputs
 from fxprune.recording.inputs import (
     batch_size,
     describe_inputs,
@@ -107,8 +107,7 @@ def export(
     runtime.check_provider(provider)
     _check_opset(opset)
     check_flags(dynamic_size=dynamic_size, fold_norms=fold_norms, half=half, sparse=sparse)
-    if not isinstance(module, nn.Module):
-        raise InputError(f"module is {shown(module)}; pass a torch.nn.Module.")
+    check_module("module", module)
     flat = Flat(module, describe_inputs(*checked_inputs(module, example_inputs, example_kwargs)))
     if dynamic_size and image_size(flat.record) is None:
         raise InputError(f"dynamic_size: {flat.name} takes no image, that is no tensor with four dims or more")

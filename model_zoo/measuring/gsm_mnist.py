@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.methods import optim
 from model_zoo import data
-from model_zoo.measuring.gsm_digits import accuracy
+from model_zoo.measuring.gsm_digits import Case, accuracy
 from model_zoo.papers.lenet import SIDE
 from model_zoo.recipes.common import Sgd
 from model_zoo.recipes.gsm_mnist import BASE, NETWORKS, SPARSE
@@ -28,15 +28,6 @@ EPOCH = 235  # steps: as many as batches of 256 have
 LOOKS = 14  # at the weights, evenly over the training
 
 Images = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-class Case(NamedTuple):
-    network: str
-    compression: int
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.network} {self.compression}x seed {self.seed}"
 
 
 def images_of(options: Options) -> Images:

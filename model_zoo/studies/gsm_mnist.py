@@ -18,7 +18,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from model_zoo.measuring.gsm_mnist import Case, images_of, measured
+from model_zoo.measuring.gsm_digits import Case
+from model_zoo.measuring.gsm_mnist import images_of, measured
 from model_zoo.pages.gsm_mnist import page
 from model_zoo.recipes.common import positive
 from model_zoo.recipes.common import share as part
