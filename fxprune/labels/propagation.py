@@ -121,11 +121,13 @@ class Propagation:
     # -- labels of tensors --------------------------------------------------------------------------------------
 
     def labels(self, tensor: object) -> Labels:
-        found: Labels = getattr(tensor, _LABELS, ()) if isinstance(tensor, Tensor) else ()
-        if found and isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor):
+            return ()
+        found: Labels = getattr(tensor, _LABELS, ())
+        if found:
             self.asked.add(id(tensor))
-            if self.rows_joined:  # since it was labelled, maybe, and what it meets was labelled after
-                found = self._settled(found, tuple(tensor.shape))
+            if self.rows_joined and any(factor.roots_in is not self.classes.state for factor in found):
+                found = self._settled(found, tuple(tensor.shape))  # what it meets was labelled after that, maybe
                 setattr(tensor, _LABELS, found)
         return found
 
