@@ -22,7 +22,7 @@ from fxprune.recording.together import CALLS_KEY, alone, called_as
 from fxprune.reports.report import REPORT_KEY
 from fxprune.rewriting import CUTS_KEY, REPAIRED, RESIZED, Cuts, adapt, adapts_by_itself
 from fxprune.rewriting.held import set_numbers, whole_numbers
-from fxprune.rewriting.pretrained import in_its_class, library_class
+from fxprune.rewriting.pretrained import in_its_class, saves_its_config
 from fxprune.rewriting.scales import take_up_scales
 from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_error
 
@@ -112,7 +112,7 @@ def _held(model: nn.Module, pruned: fx.GraphModule) -> tuple[nn.Module, Exact]:
         f"{type(model).__name__} has residual branches in its forward that pruned lacks, and cannot skip them: "
         f"{some(removed)}. Use the GraphModule, or prune without depth=."
     )
-    if library_class(model) is not None:  # it would not be loaded as it was saved
+    if saves_its_config(model):  # it would not be loaded as it was saved
         raise refusal
     for stand_in in (nn.Identity, Zeros):
         shallow = _without(model, removed, pruned.meta[CUTS_KEY].removed, stand_in)
@@ -317,7 +317,7 @@ def _numbers(repaired: Sequence[fx.Node]) -> dict[tuple[str, int], set[int]]:
 
 def _attributes(model: nn.Module, path: str, number: int) -> list[str]:
     """Of a module those that are this number; of what configures it too, but for configs that a library saves."""
-    held = whole_numbers(model.get_submodule(path), inside=library_class(model) is None)
+    held = whole_numbers(model.get_submodule(path), inside=not saves_its_config(model))
     return [key for key, value in held.items() if value == number and key.partition(".")[0] not in _TOLD]
 
 

@@ -35,6 +35,15 @@ def library_class(model: nn.Module, library: str = "transformers", base: str = "
     return own if own is not None and (type(model) is own or _is_pruned(type(model), own)) else None
 
 
+def _diffusers_class(model: nn.Module) -> type[Any] | None:
+    return library_class(model, "diffusers", "ModelMixin")
+
+
+def saves_its_config(model: nn.Module) -> bool:
+    """Whether a model is of a class of transformers or diffusers, which makes itself of its config again."""
+    return library_class(model) is not None or _diffusers_class(model) is not None
+
+
 def _is_pruned(kind: type[Any], own: type[Any]) -> bool:
     """Whether a class is what ``modeling_pruned`` made of ``own``, here or from the copy in a folder."""
     return kind.__bases__ == (own,) and kind.__module__.rpartition(".")[2] == "modeling_pruned"
@@ -49,7 +58,7 @@ def in_its_class(result: nn.Module, equals: Callable[[nn.Module], bool]) -> nn.M
         result: changed in place.
         equals: whether another network computes what ``result`` does.
     """
-    own, other = library_class(result), library_class(result, "diffusers", "ModelMixin")
+    own, other = library_class(result), _diffusers_class(result)
     kind = own or other
     made = None if kind is None else _fresh(kind, result)
     if kind is None or made is None or not any((sizes := differences(made, result)).values()):

@@ -354,3 +354,19 @@ def test_networks_of_diffusers(tmp_path: Path) -> None:
     assert close(loaded(**given).sample, again(**given).sample)
     with pytest.raises(RuntimeError, match="size mismatch"):
         diffusers.UNet2DModel.from_pretrained(tmp_path / "half")
+
+
+def test_configs_of_diffusers_are_left_alone(tmp_path: Path) -> None:
+    """Some of its numbers are equal to sizes by chance: here groups of norms, and channels of each."""
+    diffusers = pytest.importorskip("diffusers", reason="networks of diffusers are an extra: pip install '.[zoo]'")
+    torch.manual_seed(0)
+    model = diffusers.AutoencoderKL(
+        block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).eval()  # fmt: skip
+    x = torch.randn(1, 3, 16, 16)
+    small = fxprune.into(model, fxprune.prune(model, x, flops=0.6, round_to=1, verify=False, progress=False))
+    assert {key: value for key, value in small.config.items() if key != "fxprune"} == dict(model.config)
+    small.save_pretrained(tmp_path)
+    loaded = type(small).from_pretrained(tmp_path).eval()
+    assert torch.allclose(loaded(x).sample, small(x).sample, rtol=1e-4, atol=1e-5)
