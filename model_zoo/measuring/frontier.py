@@ -43,6 +43,7 @@ SERIES = {
     "latency, aligned": Series(round_to=8, latency=True),
     "branches": Series(depth=True, widths=False),
     "branches and MACs, aligned": Series(round_to=8, depth=True),
+    "branches and latency, aligned": Series(round_to=8, latency=True, depth=True),
     PEER: Series(peer=True),
     f"{PEER}, aligned": Series(round_to=8, peer=True),
 }

@@ -20,7 +20,7 @@ NOTE = (
     "batch norms measured anew on the same unlabelled images. Nothing is trained. In bold: no other network of the "
     "same data is at least as fast and more accurate."
 )
-_HUES = ("#000000", "#1a7f37", "#0b62b5", "#c2570c", "#8250df", "#cf222e", "#aaaaaa", "#777777")
+_HUES = ("#000000", "#1a7f37", "#0b62b5", "#c2570c", "#8250df", "#cf222e", "#bf3989", "#aaaaaa", "#777777")
 COLOURS = dict(zip((DENSE, *SERIES), _HUES, strict=True))
 MARKS = "os^"
 
