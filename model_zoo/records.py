@@ -137,6 +137,11 @@ def _cpu() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
+def begun(path: Path) -> bool:
+    """Whether there is a result file, with something in it."""
+    return path.exists() and path.stat().st_size > 0
+
+
 def begin(path: Path, command: str, layout: Layout = LINES, **others: Any) -> None:
     """A new result file: it first says what it is made with, and ``others``."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from typing import IO, Any
 import torch
 
 from model_zoo.pictures import TimeUpError
-from model_zoo.records import Record, Results, append, begin, go_on, heading, read
+from model_zoo.records import Record, Results, append, begin, begun, go_on, heading, read
 from model_zoo.study import Options, Study, found_in, load
 
 UNTOLD = (
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     study, parser = studies[options.study], vars(options).pop("parser")
     if options.command == "page":
-        if not options.out.exists():
+        if not begun(options.out):
             parser.error(f"there is no result file {options.out}")
         write_page(study, options)
         return 0
@@ -68,7 +68,7 @@ def execute(study: Study, options: Options, parser: argparse.ArgumentParser) -> 
     options.threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
     cases = chosen(study, options, parser)
     with _quiet(options.threads):
-        if (options.resume or options.again) and options.out.exists():
+        if (options.resume or options.again) and begun(options.out):
             go_on(options.out, _command(study, options, parser), study.layout)
         else:
             begin(options.out, _command(study, options, parser), study.layout, **study.head(options))

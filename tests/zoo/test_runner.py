@@ -93,6 +93,8 @@ def test_what_is_not_finished_is_run_again(
     assert [*found] == ["2", "3", "4"]
     assert run(out, "2") == ["2"], "without --resume it begins anew"
     assert len(out.read_text().splitlines()) == 2
+    out.write_text("")
+    assert run(out, "2", "--resume") == ["2"], "an empty file is begun"
 
 
 def test_patterns_and_shards_choose_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
