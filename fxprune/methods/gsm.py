@@ -11,6 +11,10 @@ how many it left: where they are many more, the cut is not free.
 those that a plan within the budget would keep are active. Here weight decay acts on biases and norms too, or the scale
 and shift of a passive channel would stay; and in the end the channels with the smallest norms go, to meet the budget.
 
+``pattern="2:4"`` is not of the paper: a step chooses the active weights among those that the pattern allows, and the
+cut leaves no others. It lies along the dim of a kernel that its layers read, as the channel graph tells; kernels that
+it does not fit are named in the report. Channels that no weight reads stay: without them the pattern would shift.
+
 ``freeze=`` departs from the paper: see ``fxprune.optim.GSM.freeze``. Of channels those with the largest norms are held.
 """
 
@@ -31,6 +35,7 @@ from fxprune.errors import InputError, is_real
 from fxprune.groups.channels import Parameter
 from fxprune.methods import optim
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
+from fxprune.methods.patterns import Pattern
 from fxprune.methods.registry import register
 from fxprune.methods.state import ModelState, Scores, kept_entries, places_of, sums_in_places
 
@@ -48,7 +53,8 @@ class GSM:
     magnitude pruning.
 
     Args:
-        compression: of ``N`` weights of two or more dims ``int(N / compression)`` stay. None: 10, without a budget.
+        compression: of ``N`` weights of two or more dims ``int(N / compression)`` stay. None: 10, without a budget; as
+            many as a pattern allows.
         structured: rank whole channels, within the budget that ``prune`` must be given.
         lr: learning rate, divided by ten after 2/3 and 5/6 of the epochs.
         momentum: see ``fxprune.optim`` for how it, the rate and the weight decay must go with the number of steps.
@@ -57,6 +63,7 @@ class GSM:
         freeze: after which share of the epochs the active set is held, so that what is out of it can vanish before the
             rate falls. None: never, as in the paper. Epochs are those of fxprune's loop; in a loop of your own call
             ``optimizer.freeze()``.
+        pattern: ``"2:4"``: of every 4 consecutive weights along what a layer reads at most 2 stay. Not in the paper.
     """
 
     compression: float | None = None
@@ -66,10 +73,17 @@ class GSM:
     weight_decay: float = 1e-4
     nesterov: bool = False
     freeze: float | None = None
+    pattern: str | None = None
 
     def __post_init__(self) -> None:
         if self.freeze is not None and not (is_real(self.freeze) and 0 <= self.freeze < 1):
             raise InputError(f"freeze={self.freeze!r} is a share of the epochs: at least 0 and below 1, or None.")
+        if self.pattern is not None:
+            Pattern.parse(self.pattern)
+            if self.structured:
+                raise InputError(
+                    f"pattern={self.pattern!r} is of single weights; structured=True ranks channels: leave one out."
+                )
         if self.compression is None:
             return
         optim.active_count(0, self.compression)
@@ -85,8 +99,8 @@ class GSM:
         return not self.structured
 
     def within_budget(self) -> GSM | None:
-        """The structured variant, which meets a budget; None where a compression was asked for."""
-        return replace(self, structured=True) if self.compression is None else None
+        """The structured variant, which meets a budget; None where a compression or a pattern was asked for."""
+        return replace(self, structured=True) if self.compression is None and self.pattern is None else None
 
     def attach(self, site: Site) -> Hooks:
         return _Structured(self, site) if self.structured else _Unstructured(self, site)
@@ -143,12 +157,48 @@ class _Run(Hooks):
 class _Unstructured(_Run):
     def __init__(self, options: GSM, site: Site):
         super().__init__(options, site)
-        self._compression = _COMPRESSION if options.compression is None else options.compression
+        alone = _COMPRESSION if options.pattern is None else 1.0
+        self._compression = alone if options.compression is None else options.compression
         self.support: list[int] = []
+        self._patterns: dict[Tensor, Pattern] = {}
+        self._without: list[str] = []  # why a kernel has no pattern
+        if options.pattern is not None:
+            self._place(options.pattern)
+
+    def _place(self, text: str) -> None:
+        """Which kernels have the pattern, and along which dim."""
+        graph, named = self._site.graph, self._site.parameters
+        read: dict[str, set[int]] = {}
+        for member in (member for group in graph.groups for member in group.members if member.read):
+            read.setdefault(graph.by_name[member.name].name, set()).add(member.dim)
+        names = {named[name]: name for name in reversed([*named])}
+        for kernel in (p for p in self.trained() if optim.is_kernel(p)):
+            name = names[kernel]
+            dims = read.get(graph.by_name[name].name, set()) if name in graph.by_name else set()
+            if len(dims) != 1:
+                self._without.append(f"{name} (read along {len(dims) or 'no'} dims)")
+                continue
+            pattern = Pattern.parse(text, *dims)
+            if pattern.fits(kernel):
+                self._patterns[kernel] = pattern
+            else:
+                self._without.append(f"{name} ({kernel.shape[pattern.dim]} inputs)")
+        if not self._patterns:
+            of = Pattern.parse(text).of
+            raise InputError(
+                f"pattern={text!r} fits no layer, whose inputs must be a multiple of {of}: {', '.join(self._without)}."
+            )
 
     def optimizer(self) -> torch.optim.Optimizer:
         o = self._options
-        return optim.GSM(self.trained(), o.lr, o.momentum, o.weight_decay, self._compression, o.nesterov)
+        groups: dict[int | None, dict[str, Any]] = {}
+        for parameter in self.trained():
+            pattern = self._patterns.get(parameter)
+            own = {} if pattern is None else {"pattern": str(pattern), "input_dim": pattern.dim}
+            groups.setdefault(None if pattern is None else pattern.dim, {"params": [], **own})["params"].append(
+                parameter
+            )
+        return optim.GSM([*groups.values()], o.lr, o.momentum, o.weight_decay, self._compression, o.nesterov)
 
     def after_epoch(self, accuracy: float | None) -> None:
         """How many weights count after every epoch: in the end they should be as many as the cut leaves."""
@@ -165,18 +215,29 @@ class _Unstructured(_Run):
     def outcome(self) -> Outcome:
         alive = optim.support(self.trained())
         first = f" ({self.support[0]} after the first epoch)" if self.support else ""
-        optim.magnitude_cut(self.trained(), self._compression)
+        trained = [*self.trained()]
+        optim.magnitude_cut(trained, self._compression, [self._patterns.get(p) for p in trained])
         kernels = [p for p in self.trained() if optim.is_kernel(p)]
         kept, total = sum(int(p.count_nonzero()) for p in kernels), sum(p.numel() for p in kernels)
         unread = _unread(self._site)
         notes = (
             f"{alive} of {total} weights were above {optim.SUPPORT:g} in size before the cut{first}",
             f"{kept} of {total} weights are not zero; no weight reads {int(unread.sum())} channels",
+            *self._placed(),
             *self.held(),
         )
+        if self._patterns:
+            unread[:] = False
         graph = self._site.graph
         scores = [np.where(unread[group.channels], 0.0, 1.0) for group in graph.groups]
         return Outcome(scores, threshold=0.0, notes=notes)
+
+    def _placed(self) -> tuple[str, ...]:
+        """For the report: what has the pattern, and what not."""
+        if not self._patterns:
+            return ()
+        where = f"{self._options.pattern} along the inputs of {len(self._patterns)} kernels, of which all channels stay"
+        return (f"{where}; without it: {', '.join(self._without)}" if self._without else where,)
 
 
 def _unread(site: Site) -> Keep:

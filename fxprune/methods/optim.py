@@ -14,6 +14,9 @@ end the passive weights are so small that ``magnitude_cut`` changes nothing.
 get their whole gradient, as in the paper. ``Q`` is ``int(kernel weights / compression)`` throughout: in a step and in
 the cut.
 
+With a ``pattern`` such as ``"2:4"``, which the paper has not, the ``Q`` are the largest among those that the pattern
+allows: of every 4 consecutive weights along what a layer reads, the 2 with the largest ``|gradient * weight|``.
+
 Examples:
     >>> optimizer = fxprune.optim.GSM(model.parameters(), lr=0.01, momentum=0.98, weight_decay=1e-3, compression=10)
     >>> for x, y in loader:
@@ -25,7 +28,7 @@ Examples:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -36,11 +39,14 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from torch.optim.sgd import sgd
 from torch.utils.hooks import RemovableHandle
 
-from fxprune.errors import InputError, is_real
+from fxprune.errors import InputError, check_count, is_real
+from fxprune.methods.patterns import Pattern
 
 MANY = 2**16  # scores; fewer are sorted as they are
 SUPPORT = 1e-4  # above it a weight counts
 CACHED = 2**20  # entries of all tensors that a series of ops works on at a time
+
+Kernels = Mapping[Tensor, Pattern | None]
 
 
 def is_kernel(parameter: Tensor) -> bool:
@@ -83,9 +89,13 @@ class GSM(Optimizer):
         nesterov: Nesterov's momentum, as in the paper's lottery tickets.
         vector_decay: weight decay of the other parameters: none in the paper.
         foreach: as in ``torch.optim.SGD``.
+        pattern: of kernels whose dim ``input_dim`` is a multiple of 4, at most 2 of every 4 weights along it are
+            active (``"2:4"``), and in all at most ``int(N / C)``: alone with ``compression=1``. Not in the paper. A
+            group may have one of its own.
+        input_dim: along which layers read: 1 of linear ones and convolutions, 0 of transposed ones.
 
     Raises:
-        InputError: a value out of range.
+        InputError: a value out of range; a pattern that fits no kernel.
     """
 
     def __init__(
@@ -99,13 +109,18 @@ class GSM(Optimizer):
         vector_decay: float = 0.0,
         *,
         foreach: bool | None = None,
+        pattern: str | None = None,
+        input_dim: int = 1,
     ):
         defaults = {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "compression": compression,
-            "nesterov": nesterov, "vector_decay": vector_decay, "foreach": foreach,
+            "nesterov": nesterov, "vector_decay": vector_decay, "foreach": foreach, "pattern": pattern,
+            "input_dim": input_dim,
         }  # fmt: skip
         self._scratch: dict[float, Tensor] = {}
         super().__init__(params, defaults)
+        if pattern is not None:
+            _check_fits(pattern, input_dim, [p for group in self.param_groups for p in group["params"]])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Groups that SGD has saved lack what is only here."""
@@ -119,8 +134,9 @@ class GSM(Optimizer):
         """As every optimizer's.
 
         Raises:
-            InputError: a value out of range.
+            InputError: a value out of range; a pattern of its own that fits no kernel in it.
         """
+        own = param_group.get("pattern")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for name in ("lr", "momentum", "weight_decay", "vector_decay"):
@@ -128,7 +144,10 @@ class GSM(Optimizer):
                 raise InputError(f"{name}={group[name]} must not be negative.")
         if group["nesterov"] and not group["momentum"] > 0:
             raise InputError("nesterov=True needs a momentum.")
-        active_count(sum(p.numel() for p in self._kernels(group["compression"])), group["compression"])
+        check_count("input_dim", group["input_dim"], least=0)
+        if own is not None:
+            _check_fits(own, group["input_dim"], group["params"])
+        active_count(_count(self._kernels(group["compression"])), group["compression"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -162,18 +181,20 @@ class GSM(Optimizer):
             raise InputError("GSM ranks dense gradients, and one is sparse. Use nn.Embedding(..., sparse=False).")
         for compression in self._compressions():
             kernels = self._kernels(compression)
-            count = active_count(sum(p.numel() for p in kernels), compression)
-            ranked = [p for p in kernels if p in found]
+            count = active_count(_count(kernels), compression)
+            ranked = {p: pattern for p, pattern in kernels.items() if p in found}
             gradients = [found[p] for p in ranked]
             if self._held(kernels):
                 found.update(zip(ranked, self._kept_active(gradients, ranked), strict=True))
-            elif sum(p.numel() for p in ranked) > count:
+            elif _count(ranked) > min(count, _room(ranked)):
                 found.update(zip(ranked, self._masked(gradients, ranked, count, compression), strict=True))
         return found
 
     @torch.no_grad()
     def freeze(self) -> None:
         """Hold the active set: from now on the ``Q`` weights that are largest now are active in every step.
+
+        With a pattern they are the largest that it allows.
 
         Beside the paper's rule, where weights take turns in the set, and each that has been in it a while ago is
         still there when the magnitude cut comes. Held out, a weight shrinks as every passive one does, and does not
@@ -183,15 +204,16 @@ class GSM(Optimizer):
         """
         for compression in self._compressions():
             kernels = self._kernels(compression)
-            count = active_count(sum(p.numel() for p in kernels), compression)
+            count = active_count(_count(kernels), compression)
             for parameter, mask in zip(kernels, _largest(kernels, count), strict=True):
                 self.state[parameter]["active"] = mask
 
     def _compressions(self) -> list[float]:
         """Of the groups of which some weights are passive."""
-        return [c for c in dict.fromkeys(group["compression"] for group in self.param_groups) if c != 1]
+        groups = [g for g in self.param_groups if g["compression"] != 1 or g["pattern"] is not None]
+        return [*dict.fromkeys(group["compression"] for group in groups)]
 
-    def _held(self, kernels: Sequence[Tensor]) -> bool:
+    def _held(self, kernels: Kernels) -> bool:
         """Whether ``freeze`` has said which weights are active.
 
         Raises:
@@ -202,19 +224,20 @@ class GSM(Optimizer):
             raise InputError("Parameters were added after freeze(). Call freeze() again, to choose among all.")
         return any(held)
 
-    def _kept_active(self, gradients: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    def _kept_active(self, gradients: list[Tensor], weights: Iterable[Tensor]) -> list[Tensor]:
         masks = [self.state[p]["active"] for p in weights]
         return [gradient * mask.to(gradient.dtype) for gradient, mask in zip(gradients, masks, strict=True)]
 
-    def _masked(self, gradients: list[Tensor], weights: list[Tensor], count: int, compression: float) -> list[Tensor]:
+    def _masked(self, gradients: list[Tensor], kernels: Kernels, count: int, compression: float) -> list[Tensor]:
         """The gradients, zero but for the ``count`` largest ``|gradient * weight|``; they lie where the scores were."""
+        weights = [*kernels]
         scores = self._memory(weights, compression)
         parts = _parts(scores, weights)
         for some in _together(weights):
             torch._foreach_copy_(parts[some], gradients[some])
             torch._foreach_mul_(parts[some], [w.to(scores.device) for w in weights[some]])
             torch._foreach_abs_(parts[some])
-        _mark_largest(scores, count)
+        _mark_active(scores, kernels, count)
         torch._foreach_mul_(parts, [g.to(scores.device) for g in gradients])
         return [part.to(gradient) for part, gradient in zip(parts, gradients, strict=True)]
 
@@ -226,9 +249,14 @@ class GSM(Optimizer):
             memory = self._scratch[compression] = torch.empty(size, dtype=dtype, device=device)
         return memory[:size]
 
-    def _kernels(self, compression: float) -> list[Tensor]:
-        groups = (group for group in self.param_groups if group["compression"] == compression)
-        return [p for group in groups for p in group["params"] if is_kernel(p)]
+    def _kernels(self, compression: float) -> dict[Tensor, Pattern | None]:
+        """Those of this compression, and the pattern of each."""
+        found: dict[Tensor, Pattern | None] = {}
+        for group in self.param_groups:
+            if group["compression"] == compression:
+                kernels = [p for p in group["params"] if is_kernel(p)]
+                found |= dict(zip(kernels, patterns_of(kernels, group["pattern"], group["input_dim"]), strict=True))
+        return found
 
     def _update(
         self, group: dict[str, Any], params: list[Tensor], gradients: dict[Tensor, Tensor], weight_decay: float
@@ -249,7 +277,9 @@ class GSM(Optimizer):
                     self.state[parameter]["momentum_buffer"] = buffer
 
 
-def magnitude_cut(params: Iterable[Tensor], compression: float) -> list[Tensor]:
+def magnitude_cut(
+    params: Iterable[Tensor], compression: float, pattern: str | Sequence[Pattern | None] | None = None
+) -> list[Tensor]:
     """Zero all kernel weights but the ``int(N / compression)`` largest of all ``N`` together, in place.
 
     Where the paper's code keeps ``N - int(N - N / compression)`` weights and all that are equal to the smallest, this
@@ -258,30 +288,60 @@ def magnitude_cut(params: Iterable[Tensor], compression: float) -> list[Tensor]:
     Args:
         params: of the whole model.
         compression: ``C``.
+        pattern: of kernels whose dim 1 is a multiple of 4, at most 2 of every 4 weights along it stay (``"2:4"``), the
+            largest: just as many with ``compression=1``, if they are not zero yet. Or one for each of ``params``.
 
     Returns:
         Which entries stay: a boolean mask for every parameter, of its shape; all True for biases and norms.
 
     Raises:
-        InputError: the compression is below 1, or leaves nothing.
+        InputError: the compression is below 1, or leaves nothing; the pattern fits no kernel.
     """
     params = [p.detach() for p in params]
-    kernels = [p for p in params if is_kernel(p)]
-    count = active_count(sum(p.numel() for p in kernels), compression)
-    masks = {id(p): torch.ones_like(p, dtype=torch.bool) for p in params}
-    if count < sum(p.numel() for p in kernels):
+    if isinstance(pattern, str):
+        _check_fits(pattern, 1, params)
+    patterns = patterns_of(params, pattern) if pattern is None or isinstance(pattern, str) else pattern
+    kernels = {p: own for p, own in zip(params, patterns, strict=True) if is_kernel(p)}
+    count = active_count(_count(kernels), compression)
+    masks = {p: torch.ones_like(p, dtype=torch.bool) for p in params}
+    if min(count, _room(kernels)) < _count(kernels):
         for p, mask in zip(kernels, _largest(kernels, count), strict=True):
-            masks[id(p)] = mask
+            masks[p] = mask
             p.masked_fill_(~mask, 0)
-    return [masks[id(p)] for p in params]
+    return [masks[p] for p in params]
 
 
-def _largest(kernels: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Boolean masks of the ``count`` largest weights of all kernels together; fewer than there are."""
-    kernels = [p.detach() for p in kernels]
-    scores = torch.cat([p.flatten().to(kernels[0].device, _wide(kernels)) for p in kernels])
-    parts = _parts(_mark_largest(scores.abs_(), count), kernels)
-    return [part.to(p.device, torch.bool) for p, part in zip(kernels, parts, strict=True)]
+def patterns_of(params: Iterable[Tensor], text: str | None, dim: int = 1) -> list[Pattern | None]:
+    """The pattern of every parameter: this one where it is a kernel that the pattern fits.
+
+    Raises:
+        InputError: the text is no pattern.
+    """
+    pattern = None if text is None else Pattern.parse(text, dim)
+    return [pattern if pattern is not None and is_kernel(p) and pattern.fits(p) else None for p in params]
+
+
+def _check_fits(pattern: str, dim: int, params: Iterable[Tensor]) -> None:
+    if not any(patterns_of(params, pattern, dim)):
+        of = Pattern.parse(pattern).of
+        raise InputError(f"pattern={pattern!r} fits no kernel: of none dim {dim} is there and a multiple of {of}.")
+
+
+def _count(kernels: Iterable[Tensor]) -> int:
+    return sum(p.numel() for p in kernels)
+
+
+def _room(kernels: Kernels) -> int:
+    """How many weights the patterns let be active."""
+    return sum(p.numel() if pattern is None else pattern.room(p) for p, pattern in kernels.items())
+
+
+def _largest(kernels: Kernels, count: int) -> list[Tensor]:
+    """Boolean masks of the ``count`` largest weights of all kernels together, or of as many as their patterns allow."""
+    tensors = [p.detach() for p in kernels]
+    scores = torch.cat([p.flatten().to(tensors[0].device, _wide(tensors)) for p in tensors])
+    parts = _parts(_mark_active(scores.abs_(), kernels, count), tensors)
+    return [part.to(p.device, torch.bool) for p, part in zip(tensors, parts, strict=True)]
 
 
 def support(params: Iterable[Tensor]) -> int:
@@ -313,6 +373,14 @@ def hold_zero(params: Iterable[Tensor], masks: Iterable[Tensor]) -> list[Removab
             out = ~mask
             handles.append(parameter.register_hook(lambda gradient, out=out: gradient.masked_fill(out, 0)))
     return handles
+
+
+def _mark_active(scores: Tensor, kernels: Kernels, count: int) -> Tensor:
+    """``scores [n]`` of the weights of kernels, overwritten with 1 at the ``count`` largest that the patterns allow."""
+    for part, pattern in zip(_parts(scores, [*kernels]), kernels.values(), strict=True):
+        if pattern is not None:
+            pattern.confine(part)
+    return scores.ge_(0) if count >= _room(kernels) else _mark_largest(scores, count)
 
 
 def _mark_largest(scores: Tensor, count: int) -> Tensor:

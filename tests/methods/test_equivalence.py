@@ -102,6 +102,41 @@ def test_masks_and_momentum_of_sparse_momentum(nesterov: bool) -> None:
         assert difference(training, p) <= 1e-12
 
 
+def within_the_pattern(t: Tensor) -> Tensor:
+    """Whether an entry is of the two largest of its four inputs; all are, where these are no fours."""
+    if t.shape[1] % 4:
+        return torch.ones_like(t, dtype=torch.bool)
+    return torch.cat([four >= four.sort(1, descending=True).values[:, 1:2] for four in t.split(4, 1)], 1)
+
+
+@pytest.mark.parametrize("compression", [None, 8])
+def test_masks_of_sparse_momentum_in_a_pattern(compression: float | None) -> None:
+    """Not the paper's: ``B`` is 1 at the ``Q`` largest of those that are of the two largest of every four inputs."""
+    training = begun(GSM(compression, lr=0.05, momentum=0.9, weight_decay=1e-2, pattern="2:4"))
+    optimizer: Any = training.optimizer()
+    p, z = copied(training), Tensors()
+    kernels = [name for name, value in p.items() if value.ndim > 1]
+    assert [name for name in kernels if p[name].shape[1] % 4] == ["0.weight"]
+    for x, y in batches():
+        g = differentiated(F.cross_entropy(forward(p, x), y), p)
+        product = {name: (g[name] * p[name]).detach().abs() for name in kernels}
+        product = {name: t * within_the_pattern(t) for name, t in product.items()}
+        ranked = torch.cat([t.flatten() for t in product.values()]).sort().values
+        least = ranked[-int(len(ranked) / compression)] if compression else ranked[ranked > 0][0]
+        moves = {n: (1e-2 * p[n] + (product[n] >= least) * g[n]).detach() if n in kernels else g[n] for n in p}
+        momentum(p, moves, z, 0.05, 0.9, nesterov=False)
+        optimizer.zero_grad()
+        F.cross_entropy(training.model(x), y).backward()
+        optimizer.step()
+        assert difference(training, p) <= 1e-12
+    small, final = training.finish(), {name: p[name].detach().abs() for name in kernels}
+    final = {name: t * within_the_pattern(t) for name, t in final.items()}
+    ranked = torch.cat([t.flatten() for t in final.values()]).sort().values
+    least = ranked[-int(len(ranked) / compression)] if compression else ranked[ranked > 0][0]
+    for name in kernels:
+        assert torch.equal(small.get_parameter(name) != 0, final[name] >= least)
+
+
 def test_sub_gradient_threshold_and_counts_of_slimming() -> None:
     """``dL/dgamma + s sign(gamma)`` through Nesterov's momentum; ``|gamma|`` above the ``int(N share)``-th stay."""
     training = begun(Slimming(strength=1e-2, gamma=0.5, percent=0.4))

@@ -399,6 +399,81 @@ def test_where_no_set_is_held_it_is_told() -> None:
         )  # fmt: skip
 
 
+# -- a pattern ---------------------------------------------------------------------------------------------------------
+
+
+class Reading(nn.Module):
+    """Layers that read along different dims, a number of inputs that is no multiple of four, and one table for two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.place = nn.Embedding(20, 8), nn.Parameter(torch.randn(1, 5, 8))
+        self.product, self.turned = nn.Parameter(torch.randn(8, 12)), nn.ConvTranspose1d(12, 8, 3, padding=1)
+        self.grouped, self.depthwise = nn.Conv1d(8, 8, 1, groups=2), nn.Conv1d(8, 8, 3, padding=1, groups=8)
+        self.odd, self.even = nn.Linear(8, 6), nn.Linear(6, 8)
+        self.head = nn.Linear(8, 20, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (self.table(x) + self.place) @ self.product
+        x = self.depthwise(self.grouped(self.turned(x.transpose(1, 2)).relu())).transpose(1, 2)
+        return self.head(self.even(self.odd(x).relu()))
+
+
+def test_two_of_every_four_stay_along_what_each_layer_reads() -> None:
+    model, x = randomise(Reading()).eval(), torch.randint(0, 20, (2, 5))
+    training = fxprune.attach(model, x, method=GSM(pattern="2:4"), progress=False)
+    optimizer = training.optimizer()
+    F.cross_entropy(training.model(x).flatten(0, 1), x.flatten()).backward()
+    optimizer.step()
+    small = training.finish()
+    state = {name: value != 0 for name, value in small.state_dict().items()}
+    for name, blocks in (
+        ("table.weight", state["table.weight"].view(20, 2, 4).sum(2)),
+        ("product", state["product"].view(2, 4, 12).sum(1)),
+        ("turned.weight", state["turned.weight"].view(3, 4, 8, 3).sum(1)),
+        ("grouped.weight", state["grouped.weight"].view(8, 4).sum(1)),
+        ("odd.weight", state["odd.weight"].view(6, 2, 4).sum(2)),
+    ):
+        assert set(blocks.flatten().tolist()) == {2}, name
+    for name in ("place", "depthwise.weight", "even.weight"):
+        assert state[name].all()
+    assert small.meta["fxprune"].notes[-1] == (
+        "2:4 along the inputs of 5 kernels, of which all channels stay; without it: place (read along no dims), "
+        "depthwise.weight (read along no dims), even.weight (6 inputs)"
+    )
+
+
+def test_a_whole_run_in_a_pattern_and_further() -> None:
+    """With a compression beside it at most two of every four stay; what no weight reads stays where it is."""
+    model = make()
+    zero(model, "down.0.weight", 1, 3, 5, 7, 9)
+    small = fxprune.prune(
+        model, image(), method=GSM(compression=8, lr=1e-3, pattern="2:4", freeze=0.5), data=batches(10), epochs=2,
+        progress=False,
+    )  # fmt: skip
+    kernels = {name: p.detach() for name, p in small.named_parameters() if optim.is_kernel(p)}
+    assert {name: p.shape for name, p in kernels.items()} == {
+        name: p.shape for name, p in model.named_parameters() if optim.is_kernel(p)
+    }
+    assert sum(int(p.count_nonzero()) for p in kernels.values()) == sum(p.numel() for p in kernels.values()) // 8
+    for name, kernel in kernels.items():
+        if name != "stem.0.weight":
+            assert all(int(four.count_nonzero(1).max()) <= 2 for four in kernel.split(4, 1))
+
+
+def test_patterns_of_a_method_that_cannot_be() -> None:
+    with pytest.raises(InputError, match=r"^pattern='4:2' must be like '2:4'"):
+        GSM(pattern="4:2")
+    with pytest.raises(InputError, match=r"^pattern='2:4' is of single weights; structured=True ranks channels"):
+        GSM(pattern="2:4", structured=True)
+    with pytest.raises(InputError, match=r"^GSM\(pattern='2:4'\) says itself how much goes: leave out flops=0\.5\.$"):
+        fxprune.attach(make(), image(), method=GSM(pattern="2:4"), flops=0.5)
+    message = r"^pattern='2:4' fits no layer, whose inputs must be a multiple of 4: 0\.weight \(6 inputs\), 2\.weight"
+    with pytest.raises(InputError, match=message):
+        fxprune.attach(chain(6, 10, 4), torch.randn(2, 6), method=GSM(pattern="2:4"))
+
+
 # -- whole channels ----------------------------------------------------------------------------------------------------
 
 

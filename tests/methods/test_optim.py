@@ -16,6 +16,7 @@ import fxprune
 from fxprune import optim
 from fxprune.errors import InputError
 from fxprune.methods.optim import GSM, active_count, hold_zero, is_kernel, magnitude_cut
+from fxprune.methods.patterns import Pattern
 from model_zoo import papers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -195,6 +196,82 @@ def test_a_gradient_is_left_as_it_is_and_channels_last_is_no_matter() -> None:
         optimizer.step()
     assert all(torch.equal(p.grad, g) for p, g in zip(plain.parameters(), before, strict=True))
     assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), last.parameters(), strict=True))
+
+
+# -- a pattern ---------------------------------------------------------------------------------------------------------
+
+
+def rows(*values: list[float]) -> nn.Parameter:
+    weight = nn.Parameter(torch.tensor(values, dtype=torch.float32))
+    weight.grad = torch.ones_like(weight)
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("compression", "expected"),
+    [
+        (1, [[1, 0, 3, 0, 5, 5, 0, 0], [0, 0, 9, 8, 0, 1, 2, 0]]),
+        (2.28, [[1, 0, 3, 0, 5, 5, 0, 0], [0, 0, 9, 8, 0, 0, 2, 0]]),  # 7 of 16
+        (3.2, [[0, 0, 3, 0, 5, 5, 0, 0], [0, 0, 9, 8, 0, 0, 0, 0]]),
+    ],
+)
+def test_the_largest_of_the_model_among_two_of_every_four(compression: float, expected: list[list[float]]) -> None:
+    """Of equal ones the first, in a four as in the model."""
+    weight = rows([1, 1, 3, 0, 5, 5, 5, 5], [1, 7, 9, 8, 0, 1, 2, 1])
+    optimizer = GSM([weight], compression=compression, pattern="2:4")
+    before = weight.detach().clone()
+    (found,) = optimizer.gradients().values()
+    assert (found * weight).tolist() == expected
+    optimizer.freeze()
+    weight.detach().zero_()
+    (found,) = optimizer.gradients().values()
+    assert (found * before).tolist() == expected
+    weight.detach().copy_(-before)
+    (mask,) = magnitude_cut([weight], compression, "2:4")
+    assert (-weight).tolist() == expected
+    assert torch.equal(mask, weight != 0)
+
+
+def test_a_pattern_lies_along_what_a_layer_reads() -> None:
+    linear, conv, odd, transposed = (torch.randn(shape) for shape in ((3, 8), (5, 4, 3, 3), (4, 6), (8, 3, 2)))
+    bias = torch.randn(8)
+    masks = magnitude_cut([linear, conv, odd, transposed, bias], 1, "2:4")
+    assert [int(mask.sum()) for mask in masks] == [12, 90, 24, 48, 8]
+    assert (masks[0].view(3, 2, 4).sum(2) == 2).all()
+    assert (masks[1].sum(1) == 2).all()
+    (mask,) = magnitude_cut([transposed], 1, [Pattern.parse("1:4", dim=0)])
+    assert (mask.view(2, 4, 3, 2).sum(1) == 1).all()
+
+
+def test_groups_have_patterns_of_their_own() -> None:
+    one, other, free = (rows([1, 2, 3, 4, 5, 6, 7, 8]) for _ in range(3))
+    turned = nn.Parameter(torch.arange(1.0, 9).view(8, 1))
+    turned.grad = torch.ones(8, 1)
+    groups = [
+        {"params": [one], "pattern": "1:4"},
+        {"params": [turned], "pattern": "2:4", "input_dim": 0},
+        {"params": [other], "pattern": "3:8", "compression": 8},
+        {"params": [free]},
+    ]
+    marks = [mark.flatten().nonzero().flatten().tolist() for mark in active(GSM(groups, compression=1))]
+    assert marks == [[3, 7], [2, 3, 6, 7], [7], [*range(8)]]
+
+
+def test_patterns_that_cannot_be() -> None:
+    for text in ("4:2", "2:2", "0:4", "2", "2:4:8", "2:40000", "", 24, True, "٢:٤"):
+        with pytest.raises(InputError, match=rf"^pattern={text!r} must be like '2:4': at most 2 of every 4 weights"):
+            GSM([rows([1, 2, 3, 4])], pattern=text)
+    bias, odd = nn.Parameter(torch.ones(4)), rows([1, 2, 3])
+    message = r"^pattern='2:4' fits no kernel: of none dim 1 is there and a multiple of 4\.$"
+    for refused in (
+        lambda: GSM([bias, odd], compression=1, pattern="2:4"),
+        lambda: GSM([{"params": [rows([1, 2, 3, 4])]}, {"params": [odd], "pattern": "2:4"}], compression=1),
+        lambda: magnitude_cut([bias, odd], 1, "2:4"),
+    ):
+        with pytest.raises(InputError, match=message):
+            refused()
+    with pytest.raises(InputError, match=r"^input_dim=-1 must be a whole number of at least 0"):
+        GSM([odd], input_dim=-1)
 
 
 # -- a set that is held ------------------------------------------------------------------------------------------------
