@@ -9,7 +9,7 @@ from fxprune.version import __version__
 if TYPE_CHECKING:
     from fxprune import methods, ops
     from fxprune.api import analyze, apply, attach, prune, prune_submodule, record, select_inputs
-    from fxprune.deploy import Validation, bench, converting, export, validate
+    from fxprune.deploy import Validation, bench, converting, export, semi_structured, validate
     from fxprune.errors import FxpruneError
     from fxprune.groups.channels import ChannelGraph, ChannelGroup
     from fxprune.io.artifact import load, save
@@ -57,6 +57,7 @@ _HOMES = {
     "save": "io.artifact",
     "save_pretrained": "io.hub",
     "select_inputs": "api",
+    "semi_structured": "deploy",
     "validate": "deploy",
 }
 __all__ = [
@@ -93,6 +94,7 @@ __all__ = [
     "save",
     "save_pretrained",
     "select_inputs",
+    "semi_structured",
     "study",
     "validate",
 ]

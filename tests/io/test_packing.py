@@ -49,6 +49,17 @@ def test_the_size_is_close_to_the_entropy_of_what_is_left(density: float) -> Non
     assert torch.equal(bits(unpack(packed, [200, 1000], torch.float32)), bits(tensor))
 
 
+@pytest.mark.parametrize(("dtype", "above"), [(torch.float32, 1.022), (torch.bfloat16, 1.042)])
+def test_a_pattern_takes_little_more_than_its_entropy(dtype: torch.dtype, above: float) -> None:
+    tensor = torch.randn(64, 36, 3, 3).to(dtype)
+    magnitude_cut([tensor], 1, "2:4")
+    packed = pack(tensor)
+    assert packed is not None
+    entropy = tensor.nbytes / 2 + tensor.numel() / 4 * math.log2(math.comb(4, 2)) / 8
+    assert entropy < packed.values.nbytes + packed.places.nbytes < above * entropy
+    assert torch.equal(bits(unpack(packed, [*tensor.shape], dtype)), bits(tensor))
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.int8, torch.float8_e4m3fn]
 )

@@ -1,10 +1,12 @@
-"""Tensors that are mostly exact zeros, written as what is not zero, and where; nothing is lost.
+"""Tensors of which half or more are exact zeros, written as what is not zero, and where; nothing is lost.
 
 The places are the gaps between one value and the next, in the code of Golomb and Rice: the ``low`` last bits of a gap
 as they are, the rest of it as so many zeros and a one. ``low`` is the number that takes the fewest bytes; 0 makes a bit
-mask. Of places at random that is within a few per cent of their entropy. A negative zero is a value.
+mask. Of places at random that is within a few per cent of their entropy; of a 2:4 pattern, whose places are worth 0.65
+bits an entry, it is the mask with 1: the whole is 2 % above the entropy in float32, 4 % in halves. A negative zero is a
+value.
 
-A tensor is packed where that takes at most half of its bytes. Only what training or a cut has driven to zero is so
+A tensor is packed where that takes at most 5/8 of its bytes. Only what training or a cut has driven to zero is so
 empty; all other tensors stay what any reader of safetensors takes them for.
 """
 
@@ -24,6 +26,7 @@ VALUES, PLACES = ":values", ":places"
 
 _HEADER = 300  # bytes that two more names take, about
 MOST_LOW = 40
+_MOST = 5 / 8  # of the bytes; of a 2:4 pattern it takes 17/32 in float32, 9/16 in halves
 
 Integers = npt.NDArray[np.int64]
 
@@ -37,16 +40,17 @@ class Packed(NamedTuple):
 
 
 def pack(tensor: Tensor) -> Packed | None:
-    """A contiguous tensor on the CPU packed; None where that takes more than half of its bytes."""
-    if tensor.nbytes <= 2 * _HEADER:
+    """A contiguous tensor on the CPU packed; None where that takes more than 5/8 of its bytes."""
+    most = _MOST * tensor.nbytes - _HEADER
+    if most < 0:
         return None
     data = _as_bytes(tensor)
     found = np.flatnonzero(data.any(1))
-    if 2 * found.size * tensor.element_size() > tensor.nbytes:
+    if found.size * tensor.element_size() > most:
         return None
     low, places = _encoded(found)
     result = Packed(tensor.reshape(-1)[torch.from_numpy(found)], torch.from_numpy(places), low)
-    return result if 2 * (result.values.nbytes + places.nbytes + _HEADER) <= tensor.nbytes else None
+    return result if result.values.nbytes + places.nbytes <= most else None
 
 
 def unpack(packed: Packed, shape: list[int], dtype: torch.dtype) -> Tensor:

@@ -29,9 +29,9 @@ from fxprune.version import __version__
 def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a pruned network, with the weights that it has now, as one file; nothing appears at ``path`` on an error.
 
-    A ``.safetensors`` file keeps tensors under their names in the state_dict, but for those that are mostly exact
-    zeros: where that takes at most half of the bytes, the other values and their places are kept, which is close to the
-    entropy of what is left. ``load`` gives them back bit by bit.
+    A ``.safetensors`` file keeps tensors under their names in the state_dict, but for those of which half or more are
+    exact zeros: where that takes at most 5/8 of the bytes, the other values and their places are kept, which is close
+    to the entropy of what is left. ``load`` gives them back bit by bit.
 
     Args:
         pruned: what ``fxprune.prune``, ``apply``, ``load`` or ``into`` returned, fine-tuned or not.
