@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from enum import Enum
 from types import ModuleType
 from typing import Any
@@ -48,12 +47,18 @@ def _configures(value: Any) -> bool:
         return len(value) <= _MOST and all(isinstance(key, str) and "." not in key for key in value)
     if isinstance(value, _NOT_A_CONFIG) or callable(value):
         return False
-    return _is_named_tuple(value) or is_dataclass(value) or hasattr(value, "__dict__")
+    return _is_named_tuple(value) or hasattr(value, "__dict__") or bool(_slots(value))
 
 
 def _is_named_tuple(value: Any) -> bool:
     """Asked of its class: a config may answer to any name."""
     return isinstance(value, tuple) and hasattr(type(value), "_fields")
+
+
+def _slots(holder: Any) -> list[str]:
+    given = [vars(c).get("__slots__", ()) for c in type(holder).__mro__]
+    names = [name for names in given for name in ((names,) if isinstance(names, str) else names)]
+    return [name for name in names if not name.startswith("__")]
 
 
 def _values(holder: Any) -> dict[str, Any]:
@@ -62,8 +67,7 @@ def _values(holder: Any) -> dict[str, Any]:
         return holder
     if _is_named_tuple(holder):
         return dict(holder._asdict())
-    names = [field.name for field in fields(holder)] if is_dataclass(holder) else []
-    slots = {name: getattr(holder, name) for name in names if hasattr(holder, name)}
+    slots = {name: getattr(holder, name) for name in _slots(holder) if hasattr(holder, name)}
     classes = [c for c in type(holder).__mro__ if c.__module__.partition(".")[0] not in ("torch", "builtins")]
     of_classes = {key: value for c in reversed(classes) for key, value in vars(c).items()}
     return of_classes | slots | dict(getattr(holder, "__dict__", {}))

@@ -572,6 +572,24 @@ class Widths:
     pad_token: int = 8  # another number that is the same by chance
 
 
+@dataclass(slots=True)
+class WidthsSlots:
+    heads: int = 4
+    head_dim: int = 8
+
+
+class WidthsPlain:
+    __slots__ = ("head_dim", "heads")
+
+    def __init__(self) -> None:
+        self.heads, self.head_dim = 4, 8
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WidthsPlain) and (self.heads, self.head_dim) == (other.heads, other.head_dim)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class WidthsTuple(NamedTuple):
     heads: int = 4
     head_dim: int = 8
@@ -598,9 +616,12 @@ class Configured(nn.Module):
 
 @pytest.mark.parametrize(
     "config",
-    [Widths(), WidthsTuple(), SimpleNamespace(heads=4, head_dim=8), {"attention": {"heads": 4, "head_dim": 8}}],
-    ids=["frozen dataclass", "named tuple", "namespace", "dict in a dict"],
-)
+    [
+        Widths(), WidthsSlots(), WidthsPlain(), WidthsTuple(), SimpleNamespace(heads=4, head_dim=8),
+        {"attention": {"heads": 4, "head_dim": 8}},
+    ],
+    ids=["frozen dataclass", "dataclass with slots", "slots", "named tuple", "namespace", "dict in a dict"],
+)  # fmt: skip
 @pytest.mark.parametrize("attention", ["head_dim", "heads"])
 def test_sizes_that_are_read_from_what_configures_the_module(config: Any, attention: str) -> None:
     model, before = make(lambda: nn.Sequential(Configured(config), Configured(config))), copy.deepcopy(config)
