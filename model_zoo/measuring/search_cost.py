@@ -11,6 +11,7 @@ from functools import partial
 from statistics import mean
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
@@ -33,16 +34,18 @@ SCRATCH = Scratch(strength=0.5, sparsity=0.2, lr=0.01)
 
 @dataclass(frozen=True)
 class Network:
-    """``gamma``: first scale of the norms. ``strength``: of slimming's penalty."""
+    """``gamma``: first scale of the norms. ``strength``: of slimming's penalty. ``dataset``: digits or cifar10."""
 
     make: Callable[..., nn.Module]
     gamma: float
     strength: float
+    dataset: str = "digits"
 
 
 NETWORKS = {
     "vgg16_bn": Network(partial(vgg16_bn, in_channels=1, width=0.25), 0.5, 1e-4),
     "resnet_20": Network(partial(resnet, 20, in_channels=1, width=0.5), 1.0, 1e-5),
+    "resnet_20_cifar10": Network(partial(resnet, 20), 1.0, 1e-5, "cifar10"),
 }
 
 
@@ -51,9 +54,9 @@ class Case:
 
     def __init__(self, name: str, options: Options):
         self.network, self.options = NETWORKS[name], options
-        chosen = {"dataset": "digits", "network": name, "seed": options.seed}
+        chosen = {"dataset": self.network.dataset, "network": name, "seed": options.seed}
         rest = {"out": options.work, "smoke": False, "device": "cpu", "amp": False, "workers": 0, "resume": False}
-        self.run = Run("search_cost", Options(**chosen, **rest), *images(options.seed, options.images))
+        self.run = Run("search_cost", Options(**chosen, **rest), *images(self.network, options))
         self.settings = replace(SGD, epochs=options.train)
         self.seconds: dict[str, list[float]] = {}
 
@@ -95,9 +98,14 @@ class Case:
             self.seconds.setdefault(f"{what} {clock}", []).append(seconds)
 
 
-def images(seed: int, count: int) -> tuple[Dataset[Any], Dataset[Any]]:
-    train, test = data.digits(SIDE, seed, test=0.5)
-    return Subset(train, range(min(count, len(train)))), test
+def images(network: Network, options: Options) -> tuple[Dataset[Any], Dataset[Any]]:
+    """So many to train on as are asked for, drawn at random, and all to test on."""
+    if network.dataset == "digits":
+        train, test = data.digits(SIDE, options.seed, test=0.5)
+        return Subset(train, range(min(options.images, len(train)))), test
+    parts: Any = data.load(network.dataset, options.data)
+    drawn = torch.randperm(len(parts[0]), generator=torch.Generator().manual_seed(options.seed))
+    return parts[0].part(drawn[: options.images]), parts[1]
 
 
 def measured(name: str, options: Options) -> Record:
@@ -111,6 +119,7 @@ def measured(name: str, options: Options) -> Record:
         "dense_macs": fxprune.analyze(case.initial(), case.run.example).macs(),
         "scratch": case.trained("scratch", found, epochs),
         "slimming": case.trained("slimming", slim, options.tune, lr=SGD.lr / 10),
+        "images": len(case.run.images),
         "gates": options.gates,
         "train": options.train,
         **{f"times_{clock}": seconds[f"slimming {clock}"] / seconds[f"scratch {clock}"] for clock in ("wall", "cpu")},

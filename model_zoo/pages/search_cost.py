@@ -24,10 +24,14 @@ def page(results: Results) -> Sequence[str]:
         for method, searched in (("scratch", f["gates"]), ("slimming", f["train"])):
             of = f[method]
             spent = [str(searched), f"{s[f'{method} wall']:.1f}", f"{s[f'{method} cpu']:.1f}"]
+            macs = [searched * f["dense_macs"], of["epochs"] * of["macs"]]
+            spent += [f"{f['images'] * part / 1e12:.3g}" for part in (macs[0], sum(macs))]
             found = [f"{of['macs'] / f['dense_macs']:.2%}", str(of["epochs"]), f"{of['accuracy']:.2%}"]
-            rows.append([record.name, method, *spent, *found])
-    numbers = ("epochs", "seconds", "processor seconds", "MACs", "epochs to train", "accuracy")
-    columns = {"network": "---", "search": "---", **dict.fromkeys(numbers, "---:")}
+            rows.append([record.name, str(f["images"]), method, *spent, *found])
+    numbers = (
+        "epochs", "seconds", "processor seconds", "TMACs seen", "to the end", "MACs", "epochs to train", "accuracy",
+    )  # fmt: skip
+    columns = {"network": "---", "images": "---:", "search": "---", **dict.fromkeys(numbers, "---:")}
     return [table(columns, rows), *map(sentence, results.lines)]
 
 

@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from model_zoo.measuring import search_cost
 from model_zoo.measuring.search_cost import NETWORKS
@@ -22,6 +24,7 @@ SIZE = ["--images", "16", "--gates", "1", "--train", "2", "--tune", "1"]
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = {"vgg16_bn": partial(vgg16_bn, in_channels=1, width=0.125)}
     narrow["resnet_20"] = partial(resnet, 8, in_channels=1, width=0.5)
+    narrow["resnet_20_cifar10"] = partial(resnet, 8, width=0.5)
     for name, make in narrow.items():
         monkeypatch.setitem(NETWORKS, name, replace(NETWORKS[name], make=make))
 
@@ -57,17 +60,34 @@ def test_both_searches_are_timed_in_turns_and_end_at_the_budget(
     assert known["resnet_20"] == record
 
 
+def test_images_of_cifar(tmp_path: Path, capsys: Any) -> None:
+    out = ["--out", str(tmp_path / "cost.jsonl"), "--work", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit):
+        main(["run", "search_cost", "*cifar10", "--data", str(tmp_path / "no"), *out])
+    assert str(tmp_path / "no") in capsys.readouterr().err
+    rng = np.random.default_rng(0)
+    for folder in (tmp_path / part / f"{name}" for part in ("train", "test") for name in range(10)):
+        folder.mkdir(parents=True)
+        for number in range(2):
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    main(["run", "search_cost", "*cifar10", "--data", str(tmp_path), *SIZE, *out])
+    (record,) = read(tmp_path / "cost.jsonl")[1].values()
+    assert (record.name, record.figures["images"]) == ("resnet_20_cifar10", 16)
+    assert 0.45 < record.figures["slimming"]["macs"] / record.figures["dense_macs"] <= 0.5
+
+
 def test_the_page(tmp_path: Path) -> None:
     file = tmp_path / "cost.jsonl"
     begin(file, "python -m model_zoo run search_cost")
     of = {"macs": 50, "accuracy": 0.9, "before": 0.1, "params": 1}
-    figures = {"dense_macs": 100, "gates": 10, "train": 160, "times_wall": 12.3, "times_cpu": 14.5}
+    figures = {"dense_macs": 100, "images": 2 * 10**9, "gates": 10, "train": 160, "times_wall": 12.3, "times_cpu": 14.5}
     figures |= {"scratch": {**of, "epochs": 200}, "slimming": {**of, "epochs": 40, "accuracy": 0.8}}
     seconds = {"scratch wall": 10.0, "scratch cpu": 8.0, "slimming wall": 123.0, "slimming cpu": 116.0}
     append(file, Record("vgg16_bn", figures, seconds))
     main(["page", "search_cost", "--out", str(file)])
     page = file.with_suffix(".md").read_text()
-    assert "| vgg16_bn | scratch | 10 | 10.0 | 8.0 | 50.00% | 200 | 90.00% |" in page
-    assert "| vgg16_bn | slimming | 160 | 123.0 | 116.0 | 50.00% | 40 | 80.00% |" in page
+    assert "| vgg16_bn | 2000000000 | scratch | 10 | 10.0 | 8.0 | 2 | 22 | 50.00% | 200 | 90.00% |" in page
+    assert "| vgg16_bn | 2000000000 | slimming | 160 | 123.0 | 116.0 | 32 | 36 | 50.00% | 40 | 80.00% |" in page
     assert "takes 12.3 times as long as that of scratch by the clock, 14.5 times by processor seconds." in page
     assert "fine-tuned for 40 epochs, scratch's has new weights and\ntrains for 200." in page
