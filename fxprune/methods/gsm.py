@@ -63,7 +63,8 @@ class GSM:
         freeze: after which share of the epochs the active set is held, so that what is out of it can vanish before the
             rate falls. None: never, as in the paper. Epochs are those of fxprune's loop; in a loop of your own call
             ``optimizer.freeze()``.
-        pattern: ``"2:4"``: of every 4 consecutive weights along what a layer reads at most 2 stay. Not in the paper.
+        pattern: ``"2:4"``: of every 4 consecutive weights along what a layer reads at most 2 stay. Not in the paper. An
+            optimizer of your own needs it too, see ``fxprune.optim``.
     """
 
     compression: float | None = None
