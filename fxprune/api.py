@@ -18,12 +18,22 @@ from fxprune.options import Attention, LatencyBudget, Loop, Options, RoundTo, Sc
 from fxprune.pipeline import Cut, Stages, record_and_analyse, recorded, rewrite_as
 from fxprune.reconstruction.data import pieces_of
 from fxprune.reconstruction.front import inside, refitted
+from fxprune.recording.boundary import describe
 from fxprune.recording.checks import check_finite, check_model, checked_inputs, chosen_names, names_in_part
 from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of
 from fxprune.recording.part import part_of as part_of  # noqa: PLC0414 - for those who look for it here
 from fxprune.recording.part import with_part
+from fxprune.recording.shards import check_same, check_shares, is_sharded, resharded
 from fxprune.recording.together import joined
-from fxprune.request import check_consumable, check_data, check_reconstructible, check_steps, requested
+from fxprune.request import (
+    check_consumable,
+    check_data,
+    check_reconstructible,
+    check_shardable,
+    check_steps,
+    facts_of,
+    requested,
+)
 from fxprune.rewriting.carry_over import carry_over, held_names
 from fxprune.rewriting.selections import with_selections
 from fxprune.selection.budget import Budget
@@ -87,7 +97,7 @@ def analyze(
         >>> [(group.name, group.size) for group in graph.prunable]
         [('0', 16), ('3', 32)]
     """
-    check_model(model)
+    check_model(model, shares=True)
     model, example_inputs, example_kwargs = joined(model, example_inputs, example_kwargs)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     ignored, kept = chosen_names(model, "ignore", ignore), chosen_names(model, "keep", keep)
@@ -167,7 +177,8 @@ def prune(
     """A smaller ``GraphModule`` that computes what ``model`` computes with the same channels masked.
 
     Args:
-        model: any module; never changed, unless ``options`` say ``consume``.
+        model: any module; never changed, unless ``options`` say ``consume``. Of one that ``fully_shard`` has spread
+            over several processes, call this alike in each of them: the result is spread in the same way.
         example_inputs: a tensor or a tuple; inferred for timm models, torchvision classifiers and segmenters. Or a dict
             of several calls by name, each with its inputs (for keyword inputs a dict): they are recorded as one graph,
             whose channels, MACs and outputs are those of all of them; see ``one_call``.
@@ -244,6 +255,10 @@ def prune(
     request = requested(model, keywords, options)
     model, example_inputs, example_kwargs = joined(model, example_inputs, example_kwargs)
     learns = isinstance(request.method, Learner)
+    given = model
+    if is_sharded(model):
+        check_shares(model)
+        check_shardable(request, keywords, options, optimizer)
     if options.consume:
         check_consumable(request, optimizer)
     if optimizer is not None:
@@ -266,12 +281,13 @@ def prune(
             fit(training, data, loss_fn, keywords.epochs or 1, options.loop or Loop(), progress=keywords.progress)
         return training.finish()
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
+    _check_alike(model, args, kwargs, facts_of(request, keywords, options))
     dense, pruned = running.pruned(model, args, kwargs, request, keywords, options.steps, stages, calibration)
     if keywords.reconstruct:
         with stages("reconstructing"):
             recording = dense.whole.module
             pruned = refitted(pruned, model, calibration, recording, seed=keywords.seed, tune=options.tune)
-    return _carried(pruned, pruned, model, optimizer)
+    return _carried(resharded(pruned, given), pruned, model, optimizer)
 
 
 def prune_submodule(
@@ -389,6 +405,7 @@ def attach(
     """
     keywords, options, rest = asked("attach", locals())
     request = requested(model, keywords, options)
+    check_model(model)
     if not isinstance(request.method, Learner):
         raise InputError(f"{request.name} does not train: call fxprune.prune(..., method={request.name!r}).")
     if rest or options.loop is not None:
@@ -430,13 +447,15 @@ def apply(
         >>> bool(torch.equal(again.eval()(x), small.eval()(x)))
         True
     """
-    check_model(model)
+    check_model(model, shares=True)
     if not isinstance(plan, PruningPlan):
         raise PlanError(f"plan is {shown(plan)}; pass a PruningPlan: report.plan, or PruningPlan.load of a file.")
     model, example_inputs, example_kwargs = joined(model, example_inputs, example_kwargs)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     plan.check()
-    return applied(model, plan, args, kwargs)
+    _check_alike(model, args, kwargs, {"attention=": plan.attention})
+    result: fx.GraphModule = resharded(applied(model, plan, args, kwargs), model)
+    return result
 
 
 def applied(
@@ -456,6 +475,23 @@ def applied(
     if isinstance(pruned, Reason):
         raise PlanError(f"The plan cannot be applied: {pruned}.")
     return pruned
+
+
+def _check_alike(model: nn.Module, args: Any, kwargs: Any, asked_for: Mapping[str, Any]) -> None:
+    """Of a model that several processes share: all of them were asked for the same.
+
+    Raises:
+        InputError, ModelError: they were not, or its parameters cannot be gathered.
+    """
+    if is_sharded(model):
+        check_shares(model)
+        check_same(
+            {
+                "the example inputs": describe(args, kwargs),
+                **{f"the shape of {name}": list(p.shape) for name, p in model.named_parameters()},
+                **asked_for,
+            }
+        )
 
 
 def _carried(

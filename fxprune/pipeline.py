@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune import recording
 from fxprune.depth import Branch, compared_with_zeroed, without
-from fxprune.errors import BudgetError, GuardError, ModelError, VerificationError
+from fxprune.errors import BudgetError, ExampleInputsError, GuardError, ModelError, RecordError, VerificationError
 from fxprune.groups import analyse_graph
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.cost import Keep
@@ -29,6 +30,8 @@ from fxprune.labels.classes import Reason
 from fxprune.labels.records import Attention, TensorLabels, channels_of
 from fxprune.methods.state import Scores
 from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of, map_tensors
+from fxprune.recording.shards import check_same, is_sharded, recordable, without_values
+from fxprune.recording.shards import whole as whole_of
 from fxprune.recording.together import CALLS_KEY, is_together, one_call, parameters_of
 from fxprune.reports.graph import group_rows, groups_with_removed, rows, with_removed
 from fxprune.reports.report import Report
@@ -180,18 +183,37 @@ def record_and_analyse(
     ``verify``: the graph is compared with the model, on the example and on what the example does not show.
     """
     proof = None
-    with stages("recording"):
-        module, runs = recorded(model, args, kwargs)
-    if verify and not any(p.is_meta for p in module.parameters()):
+    given, (model, put_back) = model, recordable(model)
+    with stages("recording"), _without_values(model is not given):
+        shown = (args, kwargs) if model is given else map_tensors(without_values, (args, kwargs))
+        module, runs = recorded(model, *shown)
+    if verify and given is model and not any(p.is_meta for p in module.parameters()):
         with stages("probing"), collected():
             proven, proof = prove(model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs)
         if proven is not module:
             module, runs = proven, SizeRuns(proven, args, kwargs)
     with stages("analysing"):
         graph = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore, keep=keep)
+    put_back(module)
     kinds = {name: type(m).__name__ for name, m in recording.named_modules(model)}
+    if model is not given:
+        graph = replace(graph, notes=(*graph.notes, "the recording was not compared with the model, which is sharded"))
     graph, stays = replace(graph, kinds=kinds), {"ignore": ignore, "keep": keep}
     return Dense(module, runs, graph, args, kwargs, type(model).__name__, stages, proof, stays)
+
+
+@contextmanager
+def _without_values(shared: bool) -> Iterator[None]:
+    """Tell, of parameters that processes share, how the recording went that failed."""
+    try:
+        yield
+    except (ExampleInputsError, RecordError) as error:
+        if not shared:
+            raise
+        raise type(error)(
+            f"{error} As every process holds a share of the parameters, forward was recorded without their values. "
+            "Where it reads them, prune the whole model and shard the result."
+        ) from error
 
 
 @uncollected()
@@ -259,6 +281,7 @@ def compress(
                 loosened = True
                 continue
             with dense.stages("rewriting"):
+                _check_agreed(dense, PruningPlan.of(graph, selection.keep))
                 pruned = found.finished(options.consume)
             if options.consume:
                 told.append("not compared with the masked model: consume=True released its weights as they were cut")
@@ -333,10 +356,29 @@ def rewrite_as(dense: Dense, keep: Keep, options: Cut, method: str) -> fx.GraphM
         found, blame = _rewrite(dense, dense.graph, keep)
         if found is None:
             return blame[1]
+        _check_agreed(dense, PruningPlan.of(dense.graph, keep))
         pruned = found.finished()
     result = _finish(dense, pruned, Selection(keep, {}), options, method, list(dense.graph.notes))
     result.meta["fxprune"] = replace(result.meta["fxprune"], budget=None)  # the plan is given
     return result
+
+
+def _check_agreed(dense: Dense, plan: PruningPlan) -> None:
+    """Before shares are cut: every process has the same plan.
+
+    Raises:
+        InputError: two have not.
+    """
+    if is_sharded(dense.module):
+        kept = {name: [(dim, len(of_dim), of_dim) for dim, of_dim in dims.items()] for name, dims in plan.kept.items()}
+        check_same(
+            {
+                f"what the plan keeps of {name}": ", ".join(
+                    f"{count} in dim {dim} (checksum {crc32(repr(rows).encode())})" for dim, count, rows in found
+                )
+                for name, found in kept.items()
+            }
+        )
 
 
 def choose(graph: ChannelGraph, scores: Sequence[Scores | None], options: Cut) -> tuple[Selection, BudgetError | None]:
@@ -467,7 +509,7 @@ def _finish(
         round_to=selection.round_to,
         budget=(options.budget.kind, options.budget.ratio) if options.threshold is None else None,
         proof=dense.proof and replace(dense.proof, farthest=None),
-        zeros=sum(_zeros(p.detach()) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
+        zeros=sum(_zeros(whole_of(p.detach())) for p in pruned.parameters() if p.ndim > 1 and not p.is_meta),
     )
     return pruned
 
@@ -507,6 +549,8 @@ def _zeros(weight: torch.Tensor) -> int:
 
 def _oracle_inputs(dense: Dense) -> Inputs:
     """Inputs that are not the example's, of other sizes where the model takes them and the recording follows."""
+    if is_sharded(dense.module):
+        return dense.args, dense.kwargs
     assert dense.proof is not None, "what is verified was probed"
     device = device_of(dense.module)
     found = map_tensors(lambda tensor: tensor.to(device), dense.proof.farthest)

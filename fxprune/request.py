@@ -46,7 +46,7 @@ def requested(model: nn.Module, keywords: Keywords, options: Options) -> Request
         variant = method.within_budget()
         method, name = (method, name) if variant is None else (variant, name_of(variant))
     budget, latency = _budget(method, keywords), keywords.latency
-    check_model(model)
+    check_model(model, shares=True)
     ignored, kept = chosen_names(model, "ignore", keywords.ignore), chosen_names(model, "keep", keywords.keep)
     if latency is not None or keywords.round_to == "measured":
         check_engine(None if latency is None else latency.provider)
@@ -96,6 +96,46 @@ def _budget(method: Method, keywords: Keywords) -> Budget:
     if given:
         raise InputError(f"{name_of(method)} says itself how much goes: leave out {' and '.join(given)}.")
     return Budget("channels", 1.0)
+
+
+def facts_of(request: Request, keywords: Keywords, options: Options) -> dict[str, Any]:
+    """What decides which channels go, by the names of the arguments: for processes to compare."""
+    budgets = {f"{kind}=": ratio for kind, ratio in keywords.budgets.items()}
+    same = ("exact", "attention", "scope", "round_to", "verify", "seed")
+    return {
+        "method=": request.name,
+        **budgets,
+        "ignore=": request.ignore,
+        "keep=": request.keep,
+        **{f"{name}=": getattr(keywords, name) for name in same},
+        "min_channels=": options.min_channels,
+        "limits=": options.limits,
+        "steps=": options.steps,
+    }
+
+
+def check_shardable(request: Request, keywords: Keywords, options: Options, optimizer: Any) -> None:
+    """Whether all that is asked for can be done where every process holds a share of the parameters.
+
+    Raises:
+        InputError: something cannot.
+    """
+    method = request.method
+    asked = {
+        f"method={request.name!r}": isinstance(method, Learner) or bool(needs_of(method)),
+        "latency=": request.latency is not None,
+        "depth=": request.depth is not None,
+        "for_class=True": request.for_class,
+        "reconstruct=True": keywords.reconstruct,
+        "consume=True": options.consume,
+        "optimizer=": optimizer is not None,
+    }
+    for name, given in asked.items():
+        if given:
+            raise InputError(
+                f"{name} needs all of the model in one process, and of this one every process holds a share. Leave it "
+                "out: what reads only weights (l1, l2, lamp, fpgm, random, ...) works on shares."
+            )
 
 
 def check_steps(request: Request, options: Options) -> None:

@@ -37,6 +37,7 @@ from fxprune.pipeline import (
 from fxprune.reconstruction import Piece, measure_reads, pieces_of, refit, spread
 from fxprune.recording.checks import checked_inputs
 from fxprune.recording.inputs import describe_inputs, device_of
+from fxprune.recording.shards import Wholes
 from fxprune.request import Request
 from fxprune.rewriting import CUTS_KEY
 from fxprune.rewriting.into import into
@@ -273,7 +274,7 @@ def _scores(
             if "reads" in needs:
                 reads, trial = measure_reads(copy.deepcopy(module), graph, pieces, cut.seed)
                 measured = replace(measured, reads=reads, trial=trial)
-            tensors = dict([*module.named_parameters(), *module.named_buffers()])
+            tensors = Wholes(dict([*module.named_parameters(), *module.named_buffers()]))
             bare = partial(_unscaled, module, graph)
             state = ModelState(graph, tensors, cut.seed, measured, kept, bare, partial(remaining, graph, cut.budget))
             scores: list[Scores | None] = from_first(score_groups(criterion, state))

@@ -18,6 +18,7 @@ from fxprune.labels.parameters import label_parameter
 from fxprune.labels.propagation import Propagation, set_labels
 from fxprune.labels.run import Settings, Watch, propagate
 from fxprune.recording import clone_modules, evaluated, named_tensors, put_in_eval_mode, replace_tensors
+from fxprune.recording.shards import gathered, is_share, whole
 
 
 def placeholder_values(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -38,10 +39,24 @@ def placeholder_values(graph_module: fx.GraphModule, args: Sequence[Any], kwargs
 
 
 class ValueInterpreter(fx.Interpreter):
-    """An interpreter that is run on ``placeholder_values``: one value per placeholder, also for ``*args``."""
+    """An interpreter that is run on ``placeholder_values``: one value per placeholder, also for ``*args``.
+
+    Parameters of which every process holds a share are gathered where they are used, in ``dtype`` if that is not None,
+    and let go again.
+    """
+
+    dtype: torch.dtype | None = None
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         return next(self.args_iter)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        found = super().get_attr(target, args, kwargs)
+        return whole(found, self.dtype) if is_share(found) else found
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        with gathered(self.fetch_attr(target), self.dtype):
+            return super().call_module(target, args, kwargs)
 
 
 def labelled_shadow(graph_module: fx.GraphModule, run: Propagation) -> tuple[nn.Module, list[tuple[Tensor, Parameter]]]:

@@ -14,7 +14,8 @@ Before it: ``structure`` (the one walk over what networks take and return), ``sp
 plain data), ``inputs`` (checked or inferred), ``near`` (values near an example's), ``checks`` (models and inputs that
 cannot serve), ``part`` (one part of a model, and what it is given), ``randomness`` (random ops that draw the same
 numbers in every run), ``forms`` (what a recording takes for granted in its inputs), ``together`` (several calls of a
-model as one), ``code`` (Python code of a graph in which names are only names), ``pickling`` (a graph as plain data).
+model as one), ``code`` (Python code of a graph in which names are only names), ``pickling`` (a graph as plain data),
+``shards`` (models of which every process holds a share).
 """
 
 from fxprune.recording.module import (

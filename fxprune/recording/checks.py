@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from fxprune.errors import ExampleInputsError, InputError, ModelError, shown, suggestion
 from fxprune.recording.inputs import Args, Kwargs, normalise_inputs, resolve_inputs, tensors_of
+from fxprune.recording.shards import from_all, is_sharded, is_share, own_part
 
 _SMALL = 4096  # entries of a tensor
 
@@ -30,8 +31,10 @@ def check_module(name: str, value: Any) -> None:
         raise InputError(f"{name} is {shown(value)}; pass a torch.nn.Module.")
 
 
-def check_model(model: Any) -> None:
+def check_model(model: Any, shares: bool = False) -> None:
     """Refuse what is no model in Python, or one whose tensors have no values and could have none.
+
+    ``shares``: whether parameters may be shares of several processes.
 
     Raises:
         InputError: it is no module.
@@ -65,7 +68,13 @@ def check_model(model: Any) -> None:
                 f"{name} is a fake tensor and has no values. Make the model outside of FakeTensorMode; one on the meta "
                 "device can be pruned without values."
             )
-        if kind is not Tensor and not issubclass(kind, nn.Parameter):
+        if is_share(tensor):
+            if not shares:
+                raise ModelError(
+                    f"{name} is a {kind.__name__}, of which this process holds a share, and only prune, apply and "
+                    "analyze take a sharded model. Pass one with whole parameters."
+                )
+        elif kind is not Tensor and not issubclass(kind, nn.Parameter):
             raise ModelError(
                 f"{name} is a {kind.__name__}, a tensor with rules of its own. Prune the model with plain tensors, "
                 f"then make them {kind.__name__} again."
@@ -187,17 +196,27 @@ def check_finite(model: nn.Module) -> None:
         if tensor.layout != torch.strided or tensor.is_quantized:
             kind = "quantised" if tensor.is_quantized else "sparse"
             raise ModelError(f"{name} is {kind}; fxprune prunes dense weights. Prune first, then make them {kind}.")
-    known = [(name, t.detach(), isinstance(t, nn.Parameter)) for name, t in tensors if _has_values(t)]
+    known = [(name, own_part(t.detach()), isinstance(t, nn.Parameter)) for name, t in tensors if _has_values(t)]
+    found = _not_finite([each for each in known if each[1].numel()])
+    if is_sharded(model):
+        found = next(filter(None, from_all(found)), "")
+    if found:
+        raise ModelError(f"{found}. Load a sound checkpoint before pruning.")
+
+
+def _not_finite(known: Sequence[tuple[str, Tensor, bool]]) -> str:
+    """What is NaN or inf: (name, tensor, is it a parameter?); "" if nothing is."""
     weights = _extremes(tensor for _, tensor, trained in known if trained)
     buffers = _extremes(tensor for _, tensor, trained in known if not trained)
     if bool(weights.isfinite().all()) and not bool(buffers.isnan().any()):
-        return
+        return ""
     for name, tensor, trained in known:
         tensor = _comparable(tensor)
         if trained and not bool(tensor.isfinite().all()):
-            raise ModelError(f"{name} holds NaN or inf. Load a sound checkpoint before pruning.")
+            return f"{name} holds NaN or inf"
         if not trained and bool(tensor.isnan().any()):
-            raise ModelError(f"{name} holds NaN. Load a sound checkpoint before pruning.")
+            return f"{name} holds NaN"
+    return ""
 
 
 def _has_values(tensor: Tensor) -> bool:

@@ -15,6 +15,7 @@ from fxprune.recording import clone_modules, put_in_eval_mode, replace_tensors
 from fxprune.recording.guards import NUMBER, holds, is_guard
 from fxprune.recording.inputs import map_tensors, tensors_of
 from fxprune.recording.randomness import drawn, draws
+from fxprune.recording.shards import without_values
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -110,7 +111,7 @@ class OnMeta:
         self._module = graph_module
         self._shadow = clone_modules(graph_module)
         put_in_eval_mode(self._shadow)
-        replace_tensors(self._shadow, lambda t: t if t.is_meta else torch.empty_like(t, device="meta"))
+        replace_tensors(self._shadow, lambda t: t if t.is_meta else without_values(t))
         self._kernels = MetaKernels()
 
     def run(

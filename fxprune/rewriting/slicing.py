@@ -15,6 +15,7 @@ from fxprune.labels.factors import Labels, cut_sizes, left_rows
 from fxprune.ops.meta import channels_last_of
 from fxprune.ops.table import Shape, layers
 from fxprune.recording import named_tensors, replace_tensors
+from fxprune.recording.shards import shared_like, whole
 
 _LARGE = 2**22  # entries
 _ENTRIES_IN_CACHE = 2**19
@@ -130,7 +131,8 @@ class Uncut:
         def filled(tensor: Tensor) -> Tensor:
             if id(tensor) in self.dense and id(tensor) not in made:
                 _, dense, labels = self.dense[id(tensor)]
-                made[id(tensor)] = _as_parameter(cut(dense, labels, self.keep, copy=not consume), dense)
+                smaller = shared_like(cut(whole(dense), labels, self.keep, copy=not consume), dense)
+                made[id(tensor)] = _as_parameter(smaller, dense)
                 if consume:
                     dense.data = dense.data.new_empty(0)
             return made.get(id(tensor), tensor)

@@ -6,10 +6,12 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune.ops.meta import OpMode
 from fxprune.ops.table import record_of
+from fxprune.recording import replace_tensors
+from fxprune.recording.shards import is_sharded, is_share
 
 
 def to_double(value: Any) -> Any:
@@ -17,7 +19,17 @@ def to_double(value: Any) -> Any:
 
 
 def double(module: fx.GraphModule) -> fx.GraphModule:
-    return copy.deepcopy(module).double()
+    """A copy in double, but for what processes share, which is so when it is gathered."""
+    if not is_sharded(module):
+        return copy.deepcopy(module).double()
+    result = copy.deepcopy(module)
+    replace_tensors(result, lambda tensor: tensor if is_share(tensor) else _in_double(tensor))
+    return result
+
+
+def _in_double(tensor: Tensor) -> Tensor:
+    wide: Tensor = to_double(tensor.detach())
+    return nn.Parameter(wide, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else wide
 
 
 class InDouble(OpMode):

@@ -31,6 +31,7 @@ from fxprune.ops.table import record_of
 from fxprune.recording import named_tensors
 from fxprune.recording.inputs import map_leaves, map_tensors, tensors_of
 from fxprune.recording.randomness import drawn, draws
+from fxprune.recording.shards import from_all, is_sharded, opened
 from fxprune.selection.plan import PruningPlan
 from fxprune.verification.compare import (
     DOUBLE_TOLERANCE,
@@ -66,7 +67,8 @@ def mask_oracle(
     if error <= TOLERANCE:
         return Agreement(error, None, compared)
     with InDouble():
-        exact, _ = _compare(double(dense), double(pruned), graph, plan, keep, map_leaves(to_double, inputs))
+        wide = double(dense), double(pruned)
+        exact, _ = _compare(*wide, graph, plan, keep, map_leaves(to_double, inputs), torch.float64)
     if exact <= DOUBLE_TOLERANCE:
         return Agreement(error, exact, compared)
     raise VerificationError(
@@ -76,9 +78,11 @@ def mask_oracle(
 
 
 def _compare(
-    dense: fx.GraphModule, pruned: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs
-) -> tuple[float, Compared]:
-    expected, noise = _masked_run(dense, graph, plan, keep, inputs)
+    dense: fx.GraphModule, pruned: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs,
+    dtype: torch.dtype | None = None,
+) -> tuple[float, Compared]:  # fmt: skip
+    """``dtype``: that in which shares are gathered."""
+    expected, noise = _masked_run(dense, graph, plan, keep, inputs, dtype)
     values = [t for t in tensors_of(expected) if t.numel()]
     floats = [strided(t) for t in values if t.is_floating_point()]
     if floats and not any(bool(t.isfinite().any()) for t in floats):
@@ -91,8 +95,16 @@ def _compare(
         if noise:
             stack.enter_context(_PlainAttention())
             stack.enter_context(Redrawing(noise))
-        found = small(*_fresh(inputs[0]), **_fresh(inputs[1]))
-    return relative_error(found, expected), compared(expected)
+        if is_sharded(small):
+            interpreter = ValueInterpreter(small)
+            interpreter.dtype = dtype
+            found = interpreter.run(*placeholder_values(small, *_fresh(inputs)))
+        else:
+            found = small(*_fresh(inputs[0]), **_fresh(inputs[1]))
+    error = relative_error(found, expected)
+    if is_sharded(small):  # and on which side of the tolerance it is, they must agree
+        error = max(from_all(error))
+    return error, compared(expected)
 
 
 def masked_output(dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs) -> Any:
@@ -101,8 +113,9 @@ def masked_output(dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan,
 
 
 def _masked_run(
-    dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs
-) -> tuple[Any, list[Draw]]:
+    dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs,
+    dtype: torch.dtype | None = None,
+) -> tuple[Any, list[Draw]]:  # fmt: skip
     """The masked model's outputs, and every random op that ran."""
     masked = _eval_copy(dense)
     zero_slices(masked, plan)
@@ -110,7 +123,9 @@ def _masked_run(
     mode = _Masking(_masks(run, kept), noise)
     values = placeholder_values(masked, *_fresh(inputs))
     with torch.no_grad(), _PlainAttention(), mode:
-        return _Interpreter(masked, mode, run, kept).run(*values), mode.drawn
+        interpreter = _Interpreter(masked, mode, run, kept)
+        interpreter.dtype = dtype
+        return interpreter.run(*values), mode.drawn
 
 
 _Masks = dict[tuple[str, str, int], Tensor]
@@ -168,7 +183,13 @@ def zero_slices(module: nn.Module, plan: PruningPlan) -> None:
                     stays = torch.zeros(tensor.shape[dim])
                     stays[kept] = 1
                     shape = [-1 if d == dim else 1 for d in range(tensor.ndim)]
-                tensor.mul_(stays.reshape(shape).to(tensor))
+                _multiply(tensor, stays.reshape(shape))
+
+
+def _multiply(tensor: Tensor, by: Tensor) -> None:
+    """In place; of its own, so that nothing whole is left of a share."""
+    with opened(tensor) as values:
+        values.mul_(by.to(values))
 
 
 def _eval_copy(module: fx.GraphModule) -> fx.GraphModule:

@@ -1,0 +1,93 @@
+"""A model of which every process holds a share is pruned like one that is whole, and is never whole anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sharded_worker as worker
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the processes wrote, in the order of their ranks."""
+    out = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, worker.__file__, str(out)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("kind", ["apart", "tied"])
+def test_as_if_it_were_whole(ranks: list[dict[str, Any]], kind: str) -> None:
+    for rank in ranks:
+        found = rank[kind]
+        assert found["same plan"]
+        assert found["names"]
+        assert found["oracle"] <= 1e-5
+        for what in ("weights", "outputs", "applied", "gradients", "trained"):
+            assert found[what] <= 1e-5, what
+        assert found["notes"] == ["the recording was not compared with the model, which is sharded"]
+
+
+def test_half_precision_is_proven_in_double(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        found = rank["half"]
+        assert found["same plan"]
+        assert found["error"] > 1e-5
+        assert found["double"] <= 1e-9
+        assert found["outputs"] <= 1e-2
+        assert found["dtype"] == "torch.bfloat16"
+
+
+def test_the_model_stays(ranks: list[dict[str, Any]]) -> None:
+    assert all(rank["apart"]["model as it was"] for rank in ranks)
+
+
+def test_one_layer_is_gathered_at_a_time(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        found = rank["apart"]
+        layer = found["largest"] + 4 * (3 * worker.WIDTH + worker.WIDTH)  # its bias, the scale of a norm
+        assert found["largest"] <= found["gathered"] <= layer < found["of the whole"] / 4
+
+
+def test_every_process_holds_its_share_of_the_result(ranks: list[dict[str, Any]]) -> None:
+    own = [rank["apart"]["own entries"] for rank in ranks]
+    assert sum(own) == ranks[0]["apart"]["entries"]
+    assert max(own) < 0.55 * sum(own)
+
+
+REFUSED = {
+    "budgets": "InputError: The processes differ in params=: 0.5 in process 0, 0.6 in process 1. A sharded model is",
+    "inputs": "InputError: The processes differ in the example inputs: (Tensor[2, 5] int64) in process 0",
+    "plans": "InputError: The processes differ in what the plan keeps of words.weight: 18 in dim 1",
+    "reconstruct": "InputError: reconstruct=True needs all of the model in one process",
+    "taylor": "InputError: method='taylor' needs all of the model in one process",
+    "attach": "ModelError: words.weight is a DTensor, of which this process holds a share, and only prune, apply and",
+    "record": "ModelError: words.weight is a DTensor, of which this process holds a share, and only prune, apply and",
+    "broken": "ModelError: head.weight holds NaN or inf.",
+    "placement": "ModelError: head.weight is placed as P(sum), which cannot be made again",
+    "no group": "ModelError: The model's parameters are shares of several processes, and there is no process group",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_every_process_says_what_it_refuses(ranks: list[dict[str, Any]], kind: str) -> None:
+    for rank in ranks:
+        assert rank["refusals"][kind].startswith(REFUSED[kind])
+
+
+def test_a_forward_that_reads_its_weights(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "prune the whole model and shard the result" in rank["refusals"]["reading"]
