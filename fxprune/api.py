@@ -470,6 +470,8 @@ def applied(
     dense = record_and_analyse(model, args, kwargs, attention, (), Stages(progress=False), verify=True)
     if plan.removed:
         dense = running.without_branches(dense, plan.removed)
+    if plan.joins:
+        dense = running.with_choices_of(dense, plan.joins)
     keep = plan.channels(dense.graph, dense.whole.graph)
     pruned = rewrite_as(dense, keep, Cut(Budget("flops", 1.0), verify=verify), method)
     if isinstance(pruned, Reason):

@@ -81,6 +81,8 @@ class LatencyBudget(Checked):
             itself where the model is: eager, or compiled by inductor.
         threads: of the processor (as many as the library takes if not given: onnxruntime one for every core).
         batch: batch size of the runs (that of the example inputs if not given).
+        joins: let layers choose what they read of a stream that several others add to, where the measured kernels say
+            that the copy costs less than it saves, and more of the scores stays than without.
 
     Raises:
         InputError: a setting that cannot be used.
@@ -94,6 +96,7 @@ class LatencyBudget(Checked):
     provider: str | None = field(default=None, metadata=option(or_none(as_provider), Flag(TIMING, "NAME")))
     threads: int | None = field(default=None, metadata=option(or_none(as_whole(1)), Flag(TIMING, "N", int)))
     batch: int | None = field(default=None, metadata=option(or_none(as_whole(1)), Flag(TIMING, "N", int)))
+    joins: bool = field(default=False, metadata=option(as_flag, Flag(TIMING)))
 
 
 @dataclass(frozen=True)

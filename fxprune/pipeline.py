@@ -36,6 +36,7 @@ from fxprune.recording.together import CALLS_KEY, is_together, one_call, paramet
 from fxprune.reports.graph import group_rows, groups_with_removed, rows, with_removed
 from fxprune.reports.report import Report
 from fxprune.rewriting import CUTS_KEY, REPAIRED, Cuts, Draft, MetaRun, UnrepairableError, check_rewrite, draft
+from fxprune.rewriting.selections import follows, with_choices
 from fxprune.selection.budget import Budget, Scope, Selection, remaining, select
 from fxprune.selection.plan import PruningPlan
 from fxprune.verification import TOLERANCE, Agreement, Inputs, ReplayError, mask_oracle
@@ -81,7 +82,8 @@ class Cut:
     the last. ``max_ratio``: name pattern -> largest share of a group that may go.
     ``threshold``: cut the scores up to this one, whatever the budget. ``obstacles``: nodes of a rewritten module that
     are not to be, so that what they cut is locked; ``widely``: all of a tensor, where they read one size of it.
-    ``consume``: the dense weights are emptied as they are cut, so nothing can be proven by running.
+    ``consume``: the dense weights are emptied as they are cut, so nothing can be proven by running. ``gone``: channels
+    that go in any case; ``settled``: of which no others go.
     """
 
     budget: Budget
@@ -96,6 +98,8 @@ class Cut:
     seed: int = 0
     obstacles: Callable[[fx.GraphModule], Sequence[fx.Node]] = lambda module: ()
     widely: bool = False
+    gone: Keep | None = None
+    settled: Keep | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ class Dense:
     """A recorded model and its channels. ``runs``: of the graph with other sizes. ``name``: of the model's class.
 
     ``stays``: names of what is not to be cut, as ``analyse_graph`` takes them. ``removed``: the branches that ``whole``
-    has and this lacks; without any it is ``whole`` itself.
+    has and this lacks; without any it is ``whole`` itself. ``joins``: layers that choose what they read of a stream,
+    which in ``whole`` read all of it.
     """
 
     module: fx.GraphModule
@@ -117,6 +122,7 @@ class Dense:
     stays: Mapping[str, Sequence[str]] = field(default_factory=dict)
     removed: tuple[Branch, ...] = ()
     with_all: Dense | None = None
+    joins: tuple[str, ...] = ()
 
     @property
     def whole(self) -> Dense:
@@ -229,6 +235,18 @@ def shallower(dense: Dense, branches: Sequence[Branch]) -> Dense:
     runs = SizeRuns(module, dense.args, dense.kwargs)
     graph = replace(graph, kinds=dense.graph.kinds)
     return replace(dense, module=module, runs=runs, graph=graph, removed=tuple(going), with_all=dense)
+
+
+@uncollected()
+@torch.inference_mode(False)
+def joined(dense: Dense, readers: Sequence[str]) -> Dense:
+    """The same model in which these layers choose what they read of a stream, at first all of it; its channels anew."""
+    module = with_choices(dense.module, readers)
+    with dense.stages("analysing"):
+        graph = analyse_graph(module, dense.args, dense.kwargs, attention=dense.graph.attention, **dense.stays)
+    graph = replace(graph, kinds=dense.graph.kinds, follows=follows(module, graph))
+    runs = SizeRuns(module, dense.args, dense.kwargs)
+    return replace(dense, module=module, runs=runs, graph=graph, joins=tuple(readers), with_all=dense)
 
 
 def recorded(
@@ -391,6 +409,7 @@ def choose(graph: ChannelGraph, scores: Sequence[Scores | None], options: Cut) -
             selection = select(
                 graph, scores, budget, scope=options.scope, exact=options.exact, round_to=step,
                 min_channels=options.min_channels, max_ratio=options.max_ratio, threshold=options.threshold,
+                gone=options.gone, settled=options.settled,
             )  # fmt: skip
         except BudgetError as error:
             return Selection(error.floor, {}, round_to=step), error
@@ -470,7 +489,7 @@ def _finish(
     dense: Dense, pruned: fx.GraphModule, selection: Selection, options: Cut, method: str, notes: list[str]
 ) -> fx.GraphModule:
     graph, keep, whole = dense.graph, selection.keep, dense.whole.graph
-    plan = PruningPlan.of(graph, keep, whole, [branch.name for branch in dense.removed])
+    plan = PruningPlan.of(graph, keep, whole, [branch.name for branch in dense.removed], dense.joins)
     agreement = None
     if dense.removed:
         cuts: Cuts = pruned.meta[CUTS_KEY]
@@ -480,7 +499,7 @@ def _finish(
             inputs = _oracle_inputs(dense)
             try:
                 agreement = _compared(dense, pruned, graph, plan, keep, inputs, notes)
-                if dense.removed:
+                if dense.with_all is not None:
                     agreement = _with_branches(dense, agreement, inputs)
             except GuardError as error:
                 raise ModelError(
@@ -515,7 +534,9 @@ def _finish(
 
 
 def _with_branches(dense: Dense, agreement: Agreement, inputs: Inputs) -> Agreement:
-    """Beside the channels what the branches that went are: the dense graph with zeros for them computes the same.
+    """Beside the channels what branches that went are: the dense graph with zeros for them computes the same.
+
+    So it does where layers choose what they read, as long as that is everything.
 
     Raises:
         VerificationError: it does not.
@@ -523,8 +544,8 @@ def _with_branches(dense: Dense, agreement: Agreement, inputs: Inputs) -> Agreem
     error = compared_with_zeroed(dense.whole.module, dense.module, dense.removed, inputs)
     if error > TOLERANCE:
         raise VerificationError(
-            f"The graph without residual branches differs from the dense one with zeros for them: relative error "
-            f"{error:.1e}. This is a fault of fxprune; please report it with the model."
+            "The graph without residual branches, or with choices, differs from the dense one with zeros for them: "
+            f"relative error {error:.1e}. This is a fault of fxprune; please report it with the model."
         )
     return replace(agreement, error=max(agreement.error, error))
 

@@ -59,7 +59,19 @@ def requested(model: nn.Module, keywords: Keywords, options: Options) -> Request
     request = Request(method, name, cut, keywords.attention, ignored, kept, keywords.for_class, latency, depth)
     if depth is not None:
         _check_depth(request)
+    if latency is not None and latency.joins:
+        _check_joins(request)
     return request
+
+
+def _check_joins(request: Request) -> None:
+    """Whether layers can choose what they read of a stream."""
+    if isinstance(request.method, Learner):
+        raise InputError(f"{request.name} trains the channels; joins=True is for criteria. Leave one of them out.")
+    if request.depth is not None:
+        raise InputError("depth= and joins=True both choose by what the budget leaves: leave one of them out.")
+    if request.for_class:
+        raise InputError("joins=True adds gathers, for which no class has a place: leave out for_class=True.")
 
 
 def _check_depth(request: Request) -> None:

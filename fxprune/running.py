@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import fx, nn
 
+from fxprune.deploy.joins import choosers, freed, told
 from fxprune.deploy.latency import Clock
 from fxprune.depth.choice import JUDGED_ON, chosen, part_of_data, usable
 from fxprune.errors import BudgetError, ConversionError, FxpruneError, InputError, ModelError, PlanError
@@ -29,6 +30,7 @@ from fxprune.pipeline import (
     choose,
     collected,
     compress,
+    joined,
     record_and_analyse,
     rewrite_as,
     shallower,
@@ -42,6 +44,7 @@ from fxprune.request import Request
 from fxprune.rewriting import CUTS_KEY
 from fxprune.rewriting.into import into
 from fxprune.rewriting.into import obstacles as obstacles_to
+from fxprune.rewriting.selections import readers_of_joins
 from fxprune.selection.budget import remaining
 from fxprune.selection.plan import PruningPlan
 from fxprune.training import Training, measure, plain_state, reset_parameters, site_of
@@ -82,6 +85,8 @@ def _cut(
     model: nn.Module, dense: Dense, request: Request, keywords: Keywords, steps: int, calibration: Any
 ) -> fx.GraphModule:
     """What a criterion and the budget make of a dense model, or of one that lacks branches."""
+    if request.latency is not None and request.latency.joins:
+        return _with_joins(model, dense, request, keywords, steps, calibration)
     cut, finish = _timed(dense, request)
     scores, notes = _scores(dense, replace(request, cut=cut), keywords, steps, calibration)
     if keywords.data is not None and not needs_of(request.method):  # type: ignore[arg-type]
@@ -91,6 +96,61 @@ def _cut(
             f"{request.name} chose for what a refit leaves, which fxprune.reconstruct or reconstruct=True makes"
         )
     return _held(model, request, dense, lambda cut: finish(dense, scores, cut, request.name, notes), cut)
+
+
+def _with_joins(
+    model: nn.Module, dense: Dense, request: Request, keywords: Keywords, steps: int, calibration: Any
+) -> fx.GraphModule:
+    """The same with layers that choose what they read of a stream, if more of the scores stays so, both measured."""
+    assert request.latency is not None, "only then"
+    choosers(dense)
+    if isinstance(keywords.data, Iterator):
+        keywords = replace(keywords, data=list(keywords.data))
+
+    def scored(trial: Dense, cut: Cut) -> list[Scores | None]:
+        return _scores(trial, replace(request, cut=cut), keywords, steps, calibration)[0]
+
+    tied = replace(request, latency=replace(request.latency, joins=False))
+
+    def without() -> fx.GraphModule:
+        return _cut(model, dense, tied, keywords, steps, calibration)
+
+    other, plain = None, None
+    with suppress(BudgetError):
+        other = without()
+        plain = other.meta["fxprune"].plan.channels(dense.graph)
+    found = freed(dense, request.latency, request.cut, scored, plain)
+    if found is None:
+        note = "joins=True: of no layer a choice of what it reads is predicted to pay"
+        return _noted(other if other is not None else without(), note)
+    clock = Clock(found.dense, request.latency, found.cut.round_to[0])
+    budget = replace(found.cut.budget, ratio=request.cut.budget.ratio)
+    cut, graph = clock.within(replace(found.cut, budget=budget)), found.dense.graph
+    scores = scored(found.dense, cut)
+    try:
+        result = clock.compress(found.dense, scores, cut, request.name)
+    except BudgetError:
+        if other is None:
+            raise
+        return _noted(other, "joins=True: the budget was not met with layers that choose what they read")
+    keep = result.meta["fxprune"].plan.channels(graph, found.dense.whole.graph)
+    note = told(graph, clock.cost, found.dense.joins, keep)
+    share = found.share(graph, keep)
+    if other is None or plain is None:
+        return _noted(result, note)
+    before = found.share(dense.graph, plain)
+    if before >= share:
+        return _noted(
+            other,
+            f"joins=True: measured, {share:.2%} of the scores stays with choices ({note}), and {before:.2%} without",
+        )
+    return _noted(result, f"{note}; {share:.2%} of the scores stays, and {before:.2%} without")
+
+
+def _noted(result: fx.GraphModule, note: str) -> fx.GraphModule:
+    report = result.meta["fxprune"]
+    result.meta["fxprune"] = replace(report, notes=(*report.notes, note))
+    return result
 
 
 def _without_some(
@@ -127,6 +187,18 @@ def without_branches(dense: Dense, names: Sequence[str]) -> Dense:
     if missing:
         raise PlanError(f"The plan removes {some(missing)}, which is no residual branch of this model.")
     return shallower(dense, [known[name] for name in names])
+
+
+def with_choices_of(dense: Dense, names: Sequence[str]) -> Dense:
+    """The dense model in which these layers choose what they read of a stream.
+
+    Raises:
+        PlanError: one of them reads none.
+    """
+    missing = sorted(set(names) - set(readers_of_joins(dense.module, dense.graph)))
+    if missing:
+        raise PlanError(f"By the plan {some(missing)} choose what they read of a stream, and in this model cannot.")
+    return joined(dense, names)
 
 
 def _held(

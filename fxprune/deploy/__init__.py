@@ -5,7 +5,7 @@
 opens sessions; ``program`` is one of torch.export, ``converting`` tells the lines at which other converters fail,
 ``sparse_cores`` makes 2:4 weights sparse on a GPU. ``engines`` run what is timed, ``kernels`` (made of a
 ``kernel_graph``) and ``stopwatch`` measure, ``store`` keeps what was measured. ``latency`` is latency as a budget:
-predicted, then measured.
+predicted, then measured; ``joins`` says which layers choose what they read of a stream for its sake.
 """
 
 from fxprune.deploy.converting import converting

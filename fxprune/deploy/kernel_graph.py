@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Op = Literal["Add", "Conv", "ConvTranspose", "MatMul", "Relu"]  # as ONNX names them
+Op = Literal["Add", "Conv", "ConvTranspose", "Gather", "MatMul", "Relu"]  # as ONNX names them
 _OPSET, _IR = 17, 9  # old enough for every onnxruntime of these years
 
 
@@ -18,12 +19,14 @@ _OPSET, _IR = 17, 9  # old enough for every onnxruntime of these years
 class KernelGraph:
     """The ops in order, each with the names of its operands; values are ones, which cost what any other number costs.
 
-    ``given``, ``weights``: shapes of what it is fed and of what is constant. ``output``: its name.
+    ``given``, ``weights``: shapes of what it is fed and of what is constant. ``indices``: the numbers of constants by
+    which channels are chosen. ``output``: its name.
     """
 
     dtype: str = "float32"
     given: list[tuple[int, ...]] = field(default_factory=list)
     weights: list[tuple[int, ...]] = field(default_factory=list)
+    indices: list[tuple[int, ...]] = field(default_factory=list)
     nodes: list[tuple[Op, tuple[str, ...], dict[str, Any]]] = field(default_factory=list)
     output: str = ""
 
@@ -34,6 +37,10 @@ class KernelGraph:
     def weight(self, shape: Sequence[int]) -> str:
         self.weights.append(tuple(shape))
         return f"w{len(self.weights) - 1}"
+
+    def index(self, numbers: Sequence[int]) -> str:
+        self.indices.append(tuple(numbers))
+        return f"i{len(self.indices) - 1}"
 
     def add(self, op: Op, *operands: str, **attributes: Any) -> str:
         self.nodes.append((op, operands, attributes))
@@ -64,6 +71,7 @@ class KernelGraph:
         ]
         given = [helper.make_tensor_value_info(f"x{number}", kind, shape) for number, shape in enumerate(self.given)]
         weights = [numpy_helper.from_array(value.numpy(), f"w{n}") for n, value in enumerate(self.constants())]
+        weights += [numpy_helper.from_array(np.array(index), f"i{n}") for n, index in enumerate(self.indices)]
         made = helper.make_empty_tensor_value_info(self.output)
         made.type.tensor_type.elem_type = kind
         graph = helper.make_graph(nodes, "timed", given, [made], weights)
@@ -80,10 +88,13 @@ class _Module(nn.Module):
         super().__init__()
         self.graph = graph
         self.weights = nn.ParameterList(nn.Parameter(value, requires_grad=False) for value in graph.constants())
+        for number, index in enumerate(graph.indices):
+            self.register_buffer(f"i{number}", torch.tensor(index))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         values = {f"x{number}": value for number, value in enumerate(inputs)}
         values |= {f"w{number}": value for number, value in enumerate(self.weights)}
+        values |= dict(self.named_buffers())
         for number, (op, operands, attributes) in enumerate(self.graph.nodes):
             values[f"y{number}"] = _computed(op, [values[name] for name in operands], attributes)
         return values[self.graph.output]
@@ -93,6 +104,8 @@ def _computed(op: Op, operands: Sequence[Tensor], attributes: dict[str, Any]) ->
     match op:
         case "Add":
             return operands[0] + operands[1]
+        case "Gather":
+            return operands[0].index_select(attributes["axis"], operands[1])
         case "MatMul":
             return operands[0] @ operands[1]
         case "Relu":

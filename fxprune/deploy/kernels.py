@@ -26,13 +26,14 @@ _SECONDS, _LEAST, _MOST = 0.02, 5, 30  # of timing one kernel; runs
 
 @dataclass(frozen=True)
 class Kernel:
-    """A convolution or matrix product with its sizes.
+    """A convolution or matrix product with its sizes, or a choice of channels.
 
-    ``shapes``: of a convolution the input ``[N, I, ...]`` and the weight as torch has it; of a product both factors.
+    ``shapes``: of a convolution the input ``[N, I, ...]`` and the weight as torch has it; of a product both factors; of
+    a choice the tensor ``[N, C, ...]`` and the index ``[K]``.
     ``constant``: the second operand is known beforehand. ``options``: a convolution's, as pairs.
     """
 
-    kind: Literal["convolution", "product"]
+    kind: Literal["convolution", "product", "choice"]
     shapes: tuple[tuple[int, ...], ...]
     constant: bool = True
     options: tuple[tuple[str, Any], ...] = ()
@@ -68,7 +69,7 @@ def kernel_ms(kernels: Iterable[Kernel], provider: str, threads: int = 0) -> lis
         fresh: dict[str, float] = {}
         try:
             for name in names:
-                fresh[name] = max(0.0, _time(_graph(wanted[name]), provider, threads) - idle) / COPIES
+                fresh[name] = _alone_ms(wanted[name], provider, threads, idle)
         finally:
             kept.add(fresh)  # also when a person has no more patience
     return [kept[kernel.name] for kernel in kernels]
@@ -122,6 +123,13 @@ def _time(graph: KernelGraph, name: str, threads: int) -> float:
     return runtime.median_ms(engine(name).kernel(graph, threads), _SECONDS, _LEAST, _MOST)
 
 
+def _alone_ms(kernel: Kernel, name: str, threads: int, idle: float) -> float:
+    if kernel.kind != "choice":
+        return max(0.0, _time(_graph(kernel), name, threads) - idle) / COPIES
+    within, without = (_time(_chosen(kernel, chooses), name, threads) for chooses in (True, False))
+    return max(0.0, within - without)
+
+
 def _idle_ms(name: str, threads: int) -> float:
     """What a run costs that computes nothing."""
     return _time(_nothing(), name, threads)
@@ -145,6 +153,28 @@ def _graph(kernel: Kernel) -> KernelGraph:
         weight = build.weight(second) if kernel.constant else build.feed(second)
         made = build.add("MatMul", x, weight) if kernel.kind == "product" else _convolution(build, kernel, x, weight)
         total = build.add("Add", total, made) if copy else made
+    return build
+
+
+def _chosen(kernel: Kernel, chooses: bool) -> KernelGraph:
+    """A choice of channels between two light layers, or these alone.
+
+    Engines keep what flows between convolutions in a form of their own, and have to leave it for the choice.
+    """
+    build, (first, (count,)) = KernelGraph(kernel.dtype), kernel.shapes
+    channels = first[1]
+
+    def layer(x: str, channels: int) -> str:
+        if len(first) == 2:
+            return build.add("Relu", x)
+        return build.add("Conv", x, build.weight((channels, *[1] * (len(first) - 1))), group=channels)
+
+    x = layer(build.feed(first), channels)
+    if not chooses:
+        layer(x, channels)
+        return build
+    index = build.index([number * channels // count for number in range(count)])
+    layer(build.add("Gather", x, index, axis=1), count)
     return build
 
 

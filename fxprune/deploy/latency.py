@@ -170,20 +170,39 @@ class LatencyModel:
         kernels = [_Sized.of(work, counts, free) for work in works if work.kind != "other"]
         others = [tensor for work in works if work.kind == "other" for tensor in work.operands]
         self._elements = Products([elements(tensor.shape, tensor.labels) for tensor in others])
+        choices = [number for number, kernel in enumerate(kernels) if kernel.work.kind == "choice"]
+        self._choices = np.isin(np.arange(len(kernels)), choices)
+        self._chosen = [(number, *pair) for number in choices if (pair := _chosen(kernels[number].work, counts))]
         self._counts = counts.reader()
         self._table = _Table(kernels, align, time)
-        alone, made = self._parts(graph.everything())
+        alone, made, _ = self._parts(graph.everything())
         self._scale = min(1.0, dense_ms / alone) if alone else 1.0  # alone, kernels reorder what a model need not
         self._per_element = max(0.0, dense_ms - alone) / made if made else 0.0
 
     def __call__(self, keep: Keep) -> int:
-        alone, made = self._parts(keep)
-        return round((self._scale * alone + self._per_element * made) * 1e6)
+        alone, made, choosing = self._parts(keep)
+        return round((self._scale * alone + self._per_element * made + choosing) * 1e6)
 
-    def _parts(self, keep: Keep) -> tuple[float, int]:
-        """Milliseconds of the kernels alone, and the elements that the other ops make."""
+    def _parts(self, keep: Keep) -> tuple[float, int, float]:
+        """Milliseconds of the kernels alone, the elements that the other ops make, and milliseconds of choices.
+
+        To choose all the channels that there are takes nothing: it will not be done.
+        """
         extended = np.append(keep, True)  # the last stands for what is no channel
-        return float(self._table(self._counts(extended)).sum()), self._elements(extended)
+        counts = self._counts(extended)
+        times = self._table(counts)
+        for kernel, given, chosen in self._chosen:
+            if counts[given] == counts[chosen]:
+                times[kernel] = 0.0
+        choices = self._choices
+        return float(times[~choices].sum()), self._elements(extended), float(times[choices].sum())
+
+
+def _chosen(work: Work, counts: Counts) -> tuple[int, ...]:
+    """Where the counts are of what a choice is of, and of what it chooses; nothing where they are not channels."""
+    x, index = work.operands
+    factors = [factor for tensor, dim in ((x, 1), (index, 0)) for factor in tensor.labels if factor.dim == dim]
+    return tuple(map(counts.place, factors)) if len(factors) == 2 else ()
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,8 @@ class ChannelGraph:
     ``sources``: node -> the user's source line. ``lines``: module or parameter -> the line that uses it first, in the
     order of use. ``kinds``: module -> class name; that of '' is the model's. ``uninterpreted``: nodes that do not run
     without data; what reaches them is locked. ``floors``: of some channels so many stay. ``routed``: channels of which
-    data choose some, such as experts: how many there are changes no MACs.
+    data choose some, such as experts: how many there are changes no MACs. ``follows [pairs, 2]``: a channel that one
+    layer reads of a stream, and that channel of the stream, with which it goes.
 
     Examples:
         >>> graph = fxprune.analyze(model, x)
@@ -153,6 +154,7 @@ class ChannelGraph:
     uninterpreted: frozenset[str] = frozenset()
     floors: tuple[Floor, ...] = ()
     routed: frozenset[int] = frozenset()
+    follows: Ids = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
 
     @cached_property
     def by_name(self) -> dict[str, Parameter]:
@@ -216,6 +218,15 @@ class ChannelGraph:
         """What groups have in common whose layers are of the same kinds: the parameters their channels run through."""
         shapes = [(m, self.by_name[m.name].shape) for m in group.members]
         return group.blocks, tuple(sorted((m.name.rpartition(".")[2], m.dim, len(s), s[2:]) for m, s in shapes))
+
+    def closed(self, keep: Keep) -> Keep:
+        """``keep`` without what is read of channels that go."""
+        if not len(self.follows):
+            return keep
+        reads, streams = self.follows.T
+        result: Keep = keep.copy()
+        result[reads] &= keep[streams]
+        return result
 
     def everything(self) -> Keep:
         """The plan that cuts nothing: a boolean per channel ``[channel_count]``, all True."""

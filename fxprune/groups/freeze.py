@@ -47,9 +47,9 @@ def freeze(
     owned = numbers.of_atom[: sum(o.count for o in run.owners)]
     members = _members(run, owned)
     locked = _first_reasons(run.classes.locks, numbers.of_atom, channels)
-    locked.note(
-        _constants(members, parameters, channels), Reason("constants of the model, made by no trainable parameter")
-    )
+    chosen = np.concatenate([np.empty(0, dtype=np.int64), *(numbers.of_atom[ids] for ids in run.entries)])
+    constant = np.setdiff1d(_constants(members, parameters, channels), chosen)
+    locked.note(constant, Reason("constants of the model, made by no trainable parameter"))
     locked.note(_whole_dimensions(in_atoms, parameters, numbers), Reason("one channel fills a whole dimension"))
     approximate = _first_reasons(run.classes.approximations, numbers.of_atom, channels)
     groups = _groups(channels, members, terms, locked, approximate, blocks.translated(numbers.of_atom))

@@ -18,7 +18,7 @@ from fxprune.labels.propagation import Propagation, describe
 from fxprune.labels.records import TensorLabels
 from fxprune.ops.call import Call
 
-Kind = Literal["convolution", "product", "other"]
+Kind = Literal["convolution", "product", "choice", "other"]
 _OPTIONS = ("stride", "padding", "dilation", "transposed", "output_padding")
 
 
@@ -27,8 +27,9 @@ class Work:
     """One op of a forward pass.
 
     ``operands``: of a convolution the input and the weight, of a product both factors, ``[..., m, k]`` and
-    ``[..., k, n]``, of everything else what it makes; ids in labels are channels, or ``graph.channel_count`` for what
-    cannot go. ``constant``: the second operand is a parameter. ``options``: a convolution's, as pairs.
+    ``[..., k, n]``, of a choice of channels the tensor and the index, of everything else what it
+    makes; ids in labels are channels, or ``graph.channel_count`` for what cannot go. ``constant``: the second operand
+    is a parameter. ``options``: a convolution's, as pairs.
     """
 
     node: str
@@ -75,6 +76,8 @@ def workload(
 
 def _work(run: Propagation, call: Call) -> Work:
     node, record = run.node_name, call.record
+    if record is not None and record.chooses is not None:
+        return Work(node, "choice", tuple(describe(run, call[name]) for name in record.chooses))
     if record is None or record.multiplies is None:
         return Work(node, "other", (describe(run, call.out),))
     first, second = (call[name] for name in record.multiplies)

@@ -71,6 +71,8 @@ class Propagation:
         self.floors: list[Floor] = []
         self.routed: list[Ids] = []
         """Channels of which data choose some: what lies along them computes for those alone."""
+        self.entries: list[Ids] = []
+        """Entries of an index by which a layer chooses what it reads."""
         self.heads: list[tuple[Factor, Reason]] = []  # that must go whole, cut along the channels inside
         self.interleaved: list[Interleaved] = []
         self.norm_scales: set[str] = set()

@@ -61,6 +61,7 @@ class Op:
     - ``rearranges``: every position is there afterwards, once, in the same order as before or in another.
     - ``idempotent``: done twice, it is done once.
     - ``multiplies``: the names of the two operands of a product or a convolution.
+    - ``chooses``: the names of the tensor that it copies channels of, and of the index that says which.
     - ``attends``: it is an attention; the places and names of its queries and values.
 
     For the proof:
@@ -112,6 +113,7 @@ class Op:
     rearranges: bool = False
     idempotent: bool = False
     multiplies: tuple[str, str] | None = None
+    chooses: tuple[str, str] | None = None
     attends: tuple[tuple[int, str], tuple[int, str]] | None = None
     operand: int = 0
     counted: str = ""

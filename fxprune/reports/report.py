@@ -232,6 +232,8 @@ class Report:
             lines.insert(2, f"latency     {self.latency}")
         if self.plan.removed:
             lines.append(f"branches    {len(self.plan.removed)} removed: {some(self.plan.removed, 8)}")
+        if self.plan.joins:
+            lines.append(f"joins       {len(self.plan.joins)} freed: {some(self.plan.joins, 8)}")
         if self.round_to > 1:
             used = self.budget_used
             unused = "" if used is None else f", which leaves {max(0.0, 1 - used):.1%} of the budget unused"

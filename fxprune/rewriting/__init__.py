@@ -3,7 +3,7 @@
 ``slicing`` cuts parameters and buffers, ``literals`` repairs every argument that named an old size, ``rewrite``
 composes them, ``check`` proves that every node of the result carries the channels that the analysis promised.
 ``on_meta`` runs a graph without data. ``gates`` and ``hypernetworks`` put into the dense graph what methods train,
-``selections`` what lets a block read a part of a stream. ``carry_over`` takes an optimizer along, ``into`` the model's
+``selections`` what lets blocks read a part of a stream. ``carry_over`` takes an optimizer along, ``into`` the model's
 own class: ``held`` are numbers that its modules keep, and its attentions keep their ``scales``. ``pretrained`` has
 classes of transformers save and load such a network, by the file ``modeling_pruned``.
 """

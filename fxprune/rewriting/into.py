@@ -105,7 +105,12 @@ class Zeros(nn.Module):
 
 def _held(model: nn.Module, pruned: fx.GraphModule) -> tuple[nn.Module, Exact]:
     """The class with the pruned layers, compared; without branches that went, if it computes the same then."""
-    removed = pruned.meta[REPORT_KEY].plan.removed
+    removed, joins = pruned.meta[REPORT_KEY].plan.removed, pruned.meta[REPORT_KEY].plan.joins
+    if joins:
+        raise ConversionError(
+            f"{some(joins)} of pruned choose what they read of a stream, and {type(model).__name__} cannot. "
+            "Use the GraphModule, or prune without joins=True."
+        )
     if not removed:
         return _holding(model, pruned)
     refusal = ConversionError(

@@ -15,7 +15,7 @@ from fxprune.groups.cost import Keep
 from fxprune.ops.repair import new_constant
 from fxprune.recording import RecordedModule, clone_modules
 from fxprune.rewriting.literals import REPAIRED, Literals
-from fxprune.rewriting.selections import as_index_select
+from fxprune.rewriting.selections import as_index_select, renumber
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, Uncut, stand_ins
 
 
@@ -52,6 +52,7 @@ def draft(graph_module: fx.GraphModule, graph: ChannelGraph, keep: Keep, numbers
     root, code = clone_modules(graph_module), copy.deepcopy(graph_module.graph)
     cuts = Cuts.of(graph, keep)
     uncut = stand_ins(root, cuts)
+    renumber(root, code, graph, keep)
     device = next((p.device for p in graph_module.parameters() if not p.is_meta), torch.device("cpu"))
     _gather(root, code, graph, keep, device)
     Literals(root, code, graph.nodes, keep, numbers, device).run()

@@ -4,20 +4,27 @@ In networks whose blocks begin with a norm (pre-activation, DenseNet), the scale
 stream is worth to its block, and nothing of what it is worth to others. A selection in front of the norm, at first of
 all channels, gives the block channels of its own, which are cut like any others: with the norm, and the columns of the
 layers that read it. What is left of the selection is an ``index_select``.
+
+A *choice* is the same in front of a layer that reads a sum of branches, and there the stream is cut as well: a layer
+reads some of the channels that the stream keeps (Wan et al. 2023).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 
+import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxprune.errors import ModelError
 from fxprune.groups.channels import ChannelGraph
-from fxprune.groups.flow import Channels, Flow, channels_in, flows, node_labels
+from fxprune.groups.cost import Keep
+from fxprune.groups.flow import Channels, Flow, channels_in, flows, node_labels, producers, reading_parameters
+from fxprune.labels.classes import Ids
 from fxprune.ops import selection as _registers  # noqa: F401 - the op
 from fxprune.ops.table import base_name
 
@@ -60,6 +67,93 @@ def with_selections(module: fx.GraphModule, graph: ChannelGraph) -> fx.GraphModu
     result.graph.lint()
     result.recompile()
     return result
+
+
+CHOICE = "reads"
+"""``CONV_reads`` beside a layer ``CONV`` holds which channels of a stream it reads."""
+
+
+def readers_of_joins(module: fx.GraphModule, graph: ChannelGraph) -> list[str]:
+    """The layers that read, by a weight of theirs and along dim 1, channels that several others make together.
+
+    That is what a sum of branches gives. Each is called once, and reads all of the channels that it is given, which may
+    be cut without another statistic.
+    """
+    steps = flows(module, graph)
+    made = producers(steps)
+    free = {int(c) for group in graph.prunable if group.exact for c in group.channels.flat}
+    calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
+    found = []
+    for node, step in steps.items():
+        if node.op != "call_module" or calls[str(node.target)] > 1 or len(step.inputs) != 1:
+            continue
+        ((source, channels),) = step.inputs.items()
+        labels = [f for known in node_labels(graph, source) for f in known.labels if f.ids.size > 1]
+        alone = len(labels) == 1 and labels[0].dim == 1 and len(channels) == labels[0].ids.size
+        if alone and channels and channels == step.reads and not channels & step.out and channels <= free:
+            own = [f for name in reading_parameters(module, graph, node) for f in graph.by_name[name].labels]
+            by_columns = [
+                f for f in own if f.dim == 1 and channels_in((f,)) == channels and f.ids.size == len(channels)
+            ]
+            if len(by_columns) == 1 and min(made.get(c, 0) for c in channels) > 1:
+                found.append(str(node.target))
+    return found
+
+
+def with_choices(module: fx.GraphModule, readers: Sequence[str]) -> fx.GraphModule:
+    """A copy in which these layers choose the channels that they read, at first all; the rest may be cut as before.
+
+    Raises:
+        ValueError: the model does not call one of them just once.
+    """
+    result = copy.deepcopy(module)
+    device = next((p.device for p in result.parameters()), torch.device("cpu"))
+    for name in readers:
+        calls = [n for n in result.graph.nodes if n.op == "call_module" and n.target == name]
+        weight = getattr(result.get_submodule(name), "weight", None) if len(calls) == 1 else None
+        if weight is None or weight.ndim < 2:
+            raise ValueError(name)
+        (node,) = calls
+        path, _, last = name.rpartition(".")
+        result.get_submodule(path).register_buffer(f"{last}_{CHOICE}", torch.arange(weight.shape[1], device=device))
+        with result.graph.inserting_before(node):
+            index = result.graph.get_attr(f"{name}_{CHOICE}")
+            chosen = result.graph.call_function(_OP, (node.args[0], index, False))
+        for made in (index, chosen):
+            made.meta["source"] = node.meta.get("source", "")
+        node.args = (chosen, *node.args[1:])
+    result.graph.lint()
+    result.recompile()
+    return result
+
+
+def follows(module: fx.GraphModule, graph: ChannelGraph) -> Ids:
+    """Of all choices every entry and the channel of the stream that it is about, ``[pairs, 2]``."""
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    for node, index, stream in _choices(module.graph, graph):
+        own = next(f for known in node_labels(graph, node) for f in known.labels if f.dim == 1)
+        positions = module.get_buffer(str(index.target)).cpu().numpy()
+        pairs.append(np.stack([own.ids.reshape(-1), stream[positions]], 1))
+    return np.concatenate(pairs)
+
+
+def renumber(module: nn.Module, code: fx.Graph, graph: ChannelGraph, keep: Keep) -> None:
+    """Let the indices of choices, which were cut, say where the channels are that stay."""
+    for _, index, stream in _choices(code, graph):
+        buffer = module.get_buffer(str(index.target))
+        places = torch.from_numpy(np.cumsum(keep[stream]) - 1).to(buffer.device, buffer.dtype)
+        buffer.copy_(places[buffer])
+
+
+def _choices(code: fx.Graph, graph: ChannelGraph) -> Iterator[tuple[fx.Node, fx.Node, Ids]]:
+    """The nodes that choose of what may be cut, their indices, and the channels of the stream in order."""
+    for node in code.nodes:
+        if node.target is _OP and len(node.args) > 2 and not node.args[2]:
+            source, index = node.args[:2]
+            assert isinstance(source, fx.Node) and isinstance(index, fx.Node)
+            factors = [f for known in node_labels(graph, source) for f in known.labels if f.dim == 1]
+            if factors:
+                yield node, index, factors[0].ids.reshape(-1)
 
 
 def as_index_select(module: fx.GraphModule) -> None:

@@ -24,6 +24,8 @@ from fxprune.labels.classes import Ids
 from fxprune.methods.state import Scores
 from fxprune.options import Scope as Scope  # noqa: PLC0414 - for those who read it here
 
+_GONE = 1e200  # below all scores, and sums of it are numbers
+
 Kind = Literal["flops", "params", "channels", "latency"]
 
 
@@ -120,6 +122,8 @@ def select(
     min_channels: int = 1,
     max_ratio: Mapping[str, float] | None = None,
     threshold: float | None = None,
+    gone: Keep | None = None,
+    settled: Keep | None = None,
 ) -> Selection:
     """Choose the channels that stay.
 
@@ -134,17 +138,19 @@ def select(
         min_channels: at least so many stay along every dimension of every tensor.
         max_ratio: name pattern of parameters or layers -> the largest share of the channels they make that may go.
         threshold: cut all scores up to this one, as far as the other arguments allow, instead of meeting the budget.
+        gone: channels that go in any case.
+        settled: channels of which no others go.
 
     Raises:
         InputError: a pattern that fits nothing.
         ModelError: nothing may be cut.
         BudgetError: no allowed choice meets the budget.
     """
-    locked = _locked(graph, scores, exact, budget)
+    locked = _locked(graph, scores, exact, budget, settled)
     free = [i for i, g in enumerate(graph.groups) if g.locked is None and g.name not in locked]
     if not free:
         raise ModelError(_nothing_to_prune(graph, locked))
-    ranked = {i: _Ranking(graph.groups[i], scores[i]) for i in free}
+    ranked = {i: _Ranking(graph.groups[i], scores[i], gone) for i in free}
     limits = _limits(graph, max_ratio or {})
 
     def allowed(step: int, least: int, limits: Mapping[int, float]) -> _Units:
@@ -158,6 +164,8 @@ def select(
     cost = _cost(graph, budget, free_channels)
     everything = graph.everything()
     whole = budget.whole or (prunable if budget.kind == "channels" else cost(everything))
+    if gone is not None:
+        everything &= ~gone
     limit = math.floor(budget.ratio * whole + 1e-9)
     units = units.ranked()
     going = units.in_order()
@@ -166,7 +174,7 @@ def select(
     def keep_after(count: int) -> Keep:
         keep: Keep = everything.copy()
         keep[going[: ends[count]]] = False
-        return keep
+        return graph.closed(keep)
 
     def guarded(count: int) -> tuple[str, ...]:
         return tuple(graph.groups[group].name for group in units.group[:count][units.size[:count] == 0])
@@ -192,7 +200,8 @@ def select(
             high = middle
         else:
             low = middle + 1
-    return Selection(_put_back(units.take(np.arange(low)), keep_after(low), cost, limit), locked, guarded(low))
+    put_back = graph.closed(_put_back(units.take(np.arange(low)), keep_after(low), cost, limit))
+    return Selection(put_back & everything, locked, guarded(low))
 
 
 def remaining(graph: ChannelGraph, budget: Budget, keep: Keep) -> float:
@@ -205,12 +214,16 @@ def remaining(graph: ChannelGraph, budget: Budget, keep: Keep) -> float:
 _NO_MACS = "as many are chosen as before, so no MACs go: params= counts them"
 
 
-def _locked(graph: ChannelGraph, scores: Sequence[Scores | None], exact: bool, budget: Budget) -> dict[str, str]:
+def _locked(
+    graph: ChannelGraph, scores: Sequence[Scores | None], exact: bool, budget: Budget, settled: Keep | None = None
+) -> dict[str, str]:
     locked = {}
     for group, score in zip(graph.groups, scores, strict=True):
         if group.locked is not None:
             continue
-        if exact and not group.exact:
+        if settled is not None and settled[group.channels].any():
+            locked[group.name] = "its width was chosen before, for layers choose what they read of it"
+        elif exact and not group.exact:
             locked[group.name] = f"not exact: {group.approximate}"
         elif budget.kind in ("flops", "latency") and int(group.channels[0, 0]) in graph.routed:
             locked[group.name] = _NO_MACS
@@ -222,10 +235,12 @@ def _locked(graph: ChannelGraph, scores: Sequence[Scores | None], exact: bool, b
 class _Ranking:
     """A group's channels, every block in ascending order of score; slot j is the j-th of every block."""
 
-    def __init__(self, group: ChannelGroup, scores: Scores | None):
+    def __init__(self, group: ChannelGroup, scores: Scores | None, gone: Keep | None = None):
         assert scores is not None
         if not np.isfinite(scores).all():
             raise ModelError(f"The scores of {group.name} are not finite. Are there NaN or inf in the weights?")
+        if gone is not None and gone[group.channels].any():
+            scores = np.where(gone[group.channels], -_GONE, scores)
         order = np.argsort(scores, axis=1, kind="stable")
         self.channels = np.take_along_axis(group.channels, order, axis=1)  # [blocks, slots]
         self.scores = np.take_along_axis(scores, order, axis=1)  # [blocks, slots]

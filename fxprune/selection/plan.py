@@ -25,19 +25,23 @@ from fxprune.labels.records import Attention
 Kept = dict[str, dict[int, list[Any]]]
 _FORMAT = 2
 _FORMAT_WITH_BRANCHES = 3
+_FORMAT_WITH_JOINS = 4
+_FORMATS = (_FORMAT, _FORMAT_WITH_BRANCHES, _FORMAT_WITH_JOINS)
+_NAMES = Such(anything, lambda names: isinstance(names, tuple) and all(type(n) is str for n in names), "names")
 _ATTENTION = Either(*get_args(Attention))
 _INDICES = [Whole()]
 _WIDTHS = Such(
     (Whole(), Whole(1)), lambda counts: counts[0] <= counts[1], "how many channels are kept, and of how many"
 )
 _FORM = {
-    "format": Either(_FORMAT, _FORMAT_WITH_BRANCHES),
+    "format": Either(*_FORMATS),
     "attention": _ATTENTION,
     "fingerprint": str,
     "torch": str,
     "widths": Map(_WIDTHS),
     "kept": Map(Map(Either(_INDICES, [_INDICES]), keys="0|[1-9][0-9]?")),
     "removed": [str],
+    "joins": [str],
 }
 _IN_MEMORY = {
     "kept": Map(Map(anything, keys=Whole())),
@@ -45,7 +49,8 @@ _IN_MEMORY = {
     "fingerprint": str,
     "torch_version": str,
     "widths": Map(_WIDTHS),
-    "removed": Such(anything, lambda names: isinstance(names, tuple) and all(type(n) is str for n in names), "names"),
+    "removed": _NAMES,
+    "joins": _NAMES,
 }
 
 
@@ -59,7 +64,8 @@ class PruningPlan:
     model's parameter names and shapes. ``widths``: (kept, original) number of channels of every group that may be cut,
     named after the first layer that makes them, in graph order; plans that keep the same are equal whatever they say
     here. ``removed``: residual branches that went as a whole (``prune(..., depth=)``), of whose parameters nothing is
-    said otherwise.
+    said otherwise. ``joins``: layers that choose what they read of a stream (``LatencyBudget(..., joins=True)``): of
+    the channels of the whole stream ``kept`` has those that layer "conv" reads under "conv_reads".
 
     Examples:
         >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
@@ -77,6 +83,7 @@ class PruningPlan:
     torch_version: str = torch.__version__
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict, compare=False)
     removed: tuple[str, ...] = ()
+    joins: tuple[str, ...] = ()
 
     def save(self, path: str | Path) -> None:
         """Write JSON.
@@ -86,7 +93,7 @@ class PruningPlan:
             PlanError: of a plan made by hand, if it holds what no plan holds.
         """
         self.check()
-        _check({"removed": [], **self._content()}, _FORM)
+        _check({"removed": [], "joins": [], **self._content()}, _FORM)
         with replacing(path) as draft:
             draft.write_text(json.dumps(self.data(), separators=(",", ":")))
 
@@ -97,13 +104,14 @@ class PruningPlan:
 
     def _content(self) -> dict[str, Any]:
         return {
-            "format": _FORMAT_WITH_BRANCHES if self.removed else _FORMAT,
+            "format": _FORMAT_WITH_JOINS if self.joins else _FORMAT_WITH_BRANCHES if self.removed else _FORMAT,
             "attention": self.attention,
             "fingerprint": self.fingerprint,
             "torch": self.torch_version,
             "widths": {name: list(counts) for name, counts in self.widths.items()},
             "kept": {name: {str(d): v for d, v in dims.items()} for name, dims in self.kept.items()},
             **({"removed": list(self.removed)} if self.removed else {}),
+            **({"joins": list(self.joins)} if self.joins else {}),
         }
 
     def check(self) -> None:
@@ -151,11 +159,11 @@ class PruningPlan:
             raise PlanError(
                 f"{path} is no pruning plan: it lacks 'kept' or 'digest'. Pass a file that PruningPlan.save wrote."
             )
-        if data.get("format") not in (_FORMAT, _FORMAT_WITH_BRANCHES):
-            known = f"{_FORMAT} and {_FORMAT_WITH_BRANCHES}"
+        if data.get("format") not in _FORMATS:
+            known = f"{', '.join(map(str, _FORMATS[:-1]))} and {_FORMATS[-1]}"
             raise PlanError(f"{path} has plan format {data.get('format')!r}; this version reads formats {known}.")
         try:
-            check({"removed": [], **data}, {**_FORM, "digest": str})
+            check({"removed": [], "joins": [], **data}, {**_FORM, "digest": str})
         except FormError as error:
             raise PlanError(f"The plan file {path} is damaged: {error}. Save the plan again.") from error
         if data["digest"] != _digest({key: value for key, value in data.items() if key != "digest"}):
@@ -164,8 +172,8 @@ class PruningPlan:
             )
         kept = {name: {int(d): v for d, v in dims.items()} for name, dims in data["kept"].items()}
         widths = {name: (after, before) for name, (after, before) in data["widths"].items()}
-        removed = tuple(data.get("removed", ()))
-        return cls(kept, data["attention"], data["fingerprint"], data["torch"], widths, removed)
+        removed, joins = tuple(data.get("removed", ())), tuple(data.get("joins", ()))
+        return cls(kept, data["attention"], data["fingerprint"], data["torch"], widths, removed, joins)
 
     def channels(self, graph: ChannelGraph, whole: ChannelGraph | None = None) -> Keep:
         """The plan as one boolean per channel of ``graph``.
@@ -180,6 +188,11 @@ class PruningPlan:
         if self.removed and whole is None:
             raise PlanError(
                 f"The plan removes residual branches ({some(self.removed)}), which this graph has: pass it to "
+                "fxprune.apply."
+            )
+        if self.joins and not len(graph.follows):
+            raise PlanError(
+                f"By the plan layers choose what they read ({some(self.joins)}), which none does here: pass it to "
                 "fxprune.apply."
             )
         if self.fingerprint != fingerprint((whole or graph).parameters):
@@ -209,7 +222,7 @@ class PruningPlan:
                     gone[indices] = False
                     keep[row[gone]] = False
         uneven = any(len(np.unique(keep[group.channels].sum(1))) > 1 for group in graph.groups)
-        if uneven or kept_of(graph, keep) != self.kept:
+        if uneven or kept_of(graph, keep) != self.kept or (graph.closed(keep) != keep).any():
             raise PlanError(
                 "The plan is inconsistent: it keeps a channel in one layer and cuts it in another that it is tied to. "
                 "Use the plan as fxprune.prune wrote it, with the attention mode and example inputs it was made with."
@@ -221,15 +234,25 @@ class PruningPlan:
 
     @classmethod
     def of(
-        cls, graph: ChannelGraph, keep: Keep, whole: ChannelGraph | None = None, removed: Sequence[str] = ()
+        cls,
+        graph: ChannelGraph,
+        keep: Keep,
+        whole: ChannelGraph | None = None,
+        removed: Sequence[str] = (),
+        joins: Sequence[str] = (),
     ) -> PruningPlan:
-        """The plan that keeps the channels ``keep``. ``whole``: the graph with the branches that were ``removed``."""
+        """The plan that keeps the channels ``keep``.
+
+        ``whole``: the graph with the branches that were ``removed``. ``joins``: layers that choose what they read.
+        """
         widths = {group.name: (int(keep[group.channels].sum()), group.channels.size) for group in graph.prunable}
         for group in whole.prunable if whole is not None and removed else ():
             if not any(member.name in graph.by_name for member in group.members):
                 widths[group.name] = 0, group.channels.size
         own = fingerprint((whole or graph).parameters)
-        return cls(kept_of(graph, keep), graph.attention, own, widths=widths, removed=tuple(removed))
+        return cls(
+            kept_of(graph, keep), graph.attention, own, widths=widths, removed=tuple(removed), joins=tuple(joins)
+        )
 
 
 def _check(data: Mapping[str, Any], form: Any) -> None:
