@@ -7,6 +7,7 @@ the same modules over parameters without data, and without the hooks that would 
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from fxprune.recording.copies import Copier
 from fxprune.recording.module import named_modules, named_tensors, replace_tensors
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 def is_share(tensor: Any) -> bool:
@@ -114,6 +116,11 @@ def gathered(module: nn.Module, dtype: torch.dtype | None = None) -> Iterator[No
         yield
     finally:
         replace_tensors(module, lambda tensor: back.get(id(tensor), tensor))
+
+
+def copied_around_shares(module: M) -> M:
+    """A deep copy that holds the same shares."""
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in named_tensors(module).values() if is_share(tensor)})
 
 
 # -- what is recorded ------------------------------------------------------------------------------------------------

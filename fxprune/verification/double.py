@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from fxprune.ops.meta import OpMode
 from fxprune.ops.table import record_of
 from fxprune.recording import replace_tensors
-from fxprune.recording.shards import is_sharded, is_share
+from fxprune.recording.shards import copied_around_shares, is_sharded, is_share
 
 
 def to_double(value: Any) -> Any:
@@ -22,7 +22,7 @@ def double(module: fx.GraphModule) -> fx.GraphModule:
     """A copy in double, but for what processes share, which is so when it is gathered."""
     if not is_sharded(module):
         return copy.deepcopy(module).double()
-    result = copy.deepcopy(module)
+    result = copied_around_shares(module)
     replace_tensors(result, lambda tensor: tensor if is_share(tensor) else _in_double(tensor))
     return result
 

@@ -31,7 +31,7 @@ from fxprune.ops.table import record_of
 from fxprune.recording import named_tensors
 from fxprune.recording.inputs import map_leaves, map_tensors, tensors_of
 from fxprune.recording.randomness import drawn, draws
-from fxprune.recording.shards import from_all, is_sharded, opened
+from fxprune.recording.shards import copied_around_shares, from_all, is_sharded, opened
 from fxprune.selection.plan import PruningPlan
 from fxprune.verification.compare import (
     DOUBLE_TOLERANCE,
@@ -90,7 +90,7 @@ def _compare(
             "The masked model's outputs are not finite on random inputs, so nothing can be proven. "
             "Check the weights, or pass verify=False."
         )
-    small = _eval_copy(pruned)
+    small = copied_around_shares(pruned).eval()
     with torch.no_grad(), ExitStack() as stack:
         if noise:
             stack.enter_context(_PlainAttention())
