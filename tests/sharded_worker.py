@@ -124,6 +124,13 @@ def gathering() -> Iterator[list[int]]:
         DTensor.full_tensor = own  # type: ignore[method-assign]
 
 
+def put_together(small: Any) -> nn.Module:
+    """As the messages say: by the same plan of a whole model, with the parameters of all."""
+    whole: nn.Module = fxprune.apply(decoder(), small.meta["fxprune"].plan, IDS)
+    whole.load_state_dict({name: getattr(t, "full_tensor", lambda t=t: t)() for name, t in small.state_dict().items()})
+    return whole
+
+
 def gap(one: Tensor, other: Tensor) -> float:
     return float((one - other).detach().abs().max() / other.detach().abs().max())
 
@@ -155,6 +162,8 @@ def compared(tied: bool) -> dict[str, Any]:
         "own entries": sum(p.to_local().numel() for p in own.values()),
         "entries": sum(p.numel() for p in expected.parameters()),
         "notes": list(small.meta["fxprune"].notes),
+        "together": gap(put_together(small)(IDS), outputs) if not tied else 0.0,
+        "again": gap(pruned(small)(IDS), pruned(expected)(IDS)),
         "model as it was": isinstance(shared, FSDPModule) and gap(shared(IDS).detach(), before) == 0,
     }
     torch.optim.SGD(small.parameters(), lr=0.1).step()
@@ -191,6 +200,7 @@ def refusals(rank: int) -> dict[str, str]:
         with torch.no_grad():
             broken.head.weight.to_local()[0, 0] = torch.nan
     mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
+    small = pruned(shared, verify=False)
     odd = decoder()
     odd.head.weight = nn.Parameter(DTensor.from_local(odd.head.weight.detach(), mesh, [Partial()]))
     reading = sharded(Reading())
@@ -202,6 +212,10 @@ def refusals(rank: int) -> dict[str, str]:
         "taylor": message(lambda: pruned(shared, method="taylor", data=[(IDS, IDS)])),
         "attach": message(lambda: fxprune.attach(shared, IDS, method="slimming", params=0.5)),
         "record": message(lambda: fxprune.record(shared, IDS)),
+        "save": message(lambda: fxprune.save(small, "small.safetensors")),
+        "save_pretrained": message(lambda: fxprune.save_pretrained(small, "small")),
+        "export": message(lambda: fxprune.export(small, "small.onnx")),
+        "into": message(lambda: fxprune.into(shared, small)),
         "broken": message(lambda: pruned(broken)),
         "placement": message(lambda: pruned(odd)),
         "reading": message(lambda: fxprune.prune(reading, torch.randn(2, 8), params=0.5, progress=False)),

@@ -36,7 +36,7 @@ def test_as_if_it_were_whole(ranks: list[dict[str, Any]], kind: str) -> None:
         assert found["same plan"]
         assert found["names"]
         assert found["oracle"] <= 1e-5
-        for what in ("weights", "outputs", "applied", "gradients", "trained"):
+        for what in ("weights", "outputs", "applied", "together", "again", "gradients", "trained"):
             assert found[what] <= 1e-5, what
         assert found["notes"] == ["the recording was not compared with the model, which is sharded"]
 
@@ -76,6 +76,10 @@ REFUSED = {
     "taylor": "InputError: method='taylor' needs all of the model in one process",
     "attach": "ModelError: words.weight is a DTensor, of which this process holds a share, and only prune, apply and",
     "record": "ModelError: words.weight is a DTensor, of which this process holds a share, and only prune, apply and",
+    "save": "ModelError: Of the parameters of pruned every process holds a share, and whole ones are needed.",
+    "save_pretrained": "ModelError: Of the parameters of pruned every process holds a share",
+    "export": "ModelError: Of the parameters of module every process holds a share",
+    "into": "ModelError: Of the parameters of model every process holds a share",
     "broken": "ModelError: head.weight holds NaN or inf.",
     "placement": "ModelError: head.weight is placed as P(sum), which cannot be made again",
     "no group": "ModelError: The model's parameters are shares of several processes, and there is no process group",

@@ -21,14 +21,22 @@ from fxprune.recording.shards import from_all, is_sharded, is_share, own_part
 _SMALL = 4096  # entries of a tensor
 
 
-def check_module(name: str, value: Any) -> None:
-    """Refuse what is no module.
+def check_module(name: str, value: Any, made_by: str = "", shares: bool = False) -> None:
+    """Refuse what is no module, or one of which every process holds a share.
+
+    ``made_by``: what gives such modules. ``shares``: whether parameters may be shares of several processes.
 
     Raises:
         InputError: it is none.
+        ModelError: its parameters are shares.
     """
     if not isinstance(value, nn.Module):
-        raise InputError(f"{name} is {shown(value)}; pass a torch.nn.Module.")
+        raise InputError(f"{name} is {shown(value)}; pass {made_by or 'a torch.nn.Module'}.")
+    if not shares and is_sharded(value):
+        raise ModelError(
+            f"Of the parameters of {name} every process holds a share, and whole ones are needed. Put them together "
+            "with full_tensor(), and load them into what fxprune.apply makes by the same plan of a model that is whole."
+        )
 
 
 def check_model(model: Any, shares: bool = False) -> None:
@@ -40,7 +48,7 @@ def check_model(model: Any, shares: bool = False) -> None:
         InputError: it is no module.
         ModelError: it is scripted, or a tensor is lazy, fake or of a class that stands for something else.
     """
-    check_module("model", model)
+    check_module("model", model, shares=True)
     if detect_fake_mode() is not None:
         raise InputError("This is called under FakeTensorMode, where tensors have no values: call it outside.")
     if isinstance(model, torch.jit.ScriptModule):

@@ -141,10 +141,10 @@ def recordable(model: nn.Module) -> tuple[nn.Module, Callable[[nn.Module], None]
     given: dict[int, Tensor] = {}
 
     def stand_in(tensor: Tensor) -> Tensor:
-        new = without_values(tensor)
+        new, own = without_values(tensor), tensor.detach()  # a gradient that is a share may not be copied
         if isinstance(tensor, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-        given[id(new)] = tensor
+            new, own = (nn.Parameter(t, requires_grad=tensor.requires_grad) for t in (new, own))
+        given[id(new)] = own
         return new
 
     copier = Copier(stand_in)
@@ -208,21 +208,25 @@ def _fsdp_modules(model: nn.Module) -> list[nn.Module]:
     return [] if kind is None else [module for _, module in named_modules(model) if isinstance(module, kind)]
 
 
-_HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
-    "_forward_pre_hooks_with_kwargs",
-)  # fmt: skip
+_HOOKS = {  # of a module, and what is known of each beside it
+    "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
+    "_load_state_dict_post_hooks": (),
+}
+_STATE = "__composable_api_state_key"  # begins the names of what torch.distributed keeps in a module
 
 
 def _unhook(copied: nn.Module, module: nn.Module) -> None:
-    """Take from a copy of a module the class that ``fully_shard`` gave it, and its hooks."""
+    """Take from a copy of a module the class that ``fully_shard`` gave it, its hooks, and what it keeps there."""
     kind: Any = type(module)
     copied.__class__ = kind.__mro__[kind._orig_cls_mro_index]
-    for table in ("_forward_hooks", "_forward_pre_hooks"):
+    for table, beside in _HOOKS.items():
         for key, hook in getattr(module, table).items():
             if getattr(hook, "__module__", "").startswith("torch.distributed.fsdp"):
-                for own in _HOOKS:
+                for own in (table, *beside):
                     getattr(copied, own).pop(key, None)
+    for name in [name for name in vars(copied) if name.startswith(_STATE)]:
+        del copied.__dict__[name]
 
 
 def resharded(result: Any, model: nn.Module) -> Any:

@@ -16,6 +16,7 @@ from fxprune.errors import ConversionError, InputError, PlanError
 from fxprune.io.text import some
 from fxprune.ops.repair import RESCALED
 from fxprune.recording import cached_tensor_dicts, evaluated, named_tensors, raised_at, replace_tensors
+from fxprune.recording.checks import check_module
 from fxprune.recording.inputs import RECORD_KEY, batch_size, device_of, like_parameters, make_inputs
 from fxprune.recording.randomness import repeatable
 from fxprune.recording.together import CALLS_KEY, alone, called_as
@@ -72,6 +73,8 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
         raise InputError(
             f"pruned is {type(pruned).__name__}; pass the GraphModule that fxprune.prune, apply or load returned."
         )
+    check_module("model", model)
+    check_module("pruned", pruned)
     if any(t.is_meta for t in (*model.parameters(), *pruned.parameters())):
         raise InputError("The weights are on the meta device, where nothing can be compared. Load them first.")
     check_same(model, cuts)

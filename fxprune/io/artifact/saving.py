@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.deploy.program import write_program
-from fxprune.errors import InputError, shown
+from fxprune.errors import InputError
 from fxprune.io.artifact.header import INPUTS, KEY, Artifact, check_path, digest_of
 from fxprune.io.artifact.packing import stored
 from fxprune.io.artifact.sample import sample_of
 from fxprune.io.files import replacing
 from fxprune.io.forms import FormError, check
+from fxprune.recording.checks import check_module
 from fxprune.recording.inputs import RECORD_KEY, from_json, like_parameters, to_json
 from fxprune.recording.together import CALLS_KEY, ONE_OF_KEY
 from fxprune.reports.report import Report, pruned_part
@@ -48,8 +49,7 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         >>> fxprune.save(small, "small.safetensors")
     """
     path = check_path(path)
-    if not isinstance(pruned, nn.Module):
-        raise InputError(f"pruned is {shown(pruned)}; pass what fxprune.prune, apply or load returned.")
+    check_module("pruned", pruned, "what fxprune.prune, apply or load returned")
     artifact = described(pruned, data=path.suffix != ".pt2")
     with replacing(path) as draft:
         if path.suffix == ".pt2":

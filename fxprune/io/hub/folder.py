@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.errors import ArtifactError, InputError, check_flags, check_installed, shown
+from fxprune.errors import ArtifactError, InputError, check_flags, check_installed
 from fxprune.io.artifact import load, save
 from fxprune.io.artifact.saving import told
 from fxprune.io.files import filling
@@ -22,6 +22,7 @@ from fxprune.io.forms import Either, FormError, Map, Real, Whole, check, json_of
 from fxprune.io.hub.card import Figures, Loader, card, check_accuracy
 from fxprune.io.hub.remote import check_repository, download, upload
 from fxprune.io.text import some
+from fxprune.recording.checks import check_module
 from fxprune.reports.report import REPORT_KEY, Latency, Report
 from fxprune.rewriting.into import ORIGIN_KEY
 from fxprune.rewriting.pretrained import auto_classes_of, loads_itself
@@ -82,8 +83,7 @@ def save_pretrained(
     check_flags(private=private)
     if push_to_hub is not None:
         check_repository(push_to_hub)
-    if not isinstance(pruned, nn.Module):
-        raise InputError(f"pruned is {shown(pruned)}; pass what fxprune.prune, apply, load or into returned.")
+    check_module("pruned", pruned, "what fxprune.prune, apply, load or into returned")
     own: Any = pruned if loads_itself(pruned) else None
     if own is not None and ORIGIN_KEY not in vars(own):
         raise InputError(
