@@ -190,9 +190,8 @@ def record_and_analyse(
     """
     proof = None
     given, (model, put_back) = model, recordable(model)
-    with stages("recording"), _without_values(model is not given):
-        shown = (args, kwargs) if model is given else map_tensors(without_values, (args, kwargs))
-        module, runs = recorded(model, *shown)
+    with stages("recording"):
+        module, runs = recorded(model, args, kwargs) if model is given else _without_values(model, args, kwargs)
     if verify and given is model and not any(p.is_meta for p in module.parameters()):
         with stages("probing"), collected():
             proven, proof = prove(model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs)
@@ -208,14 +207,19 @@ def record_and_analyse(
     return Dense(module, runs, graph, args, kwargs, type(model).__name__, stages, proof, stays)
 
 
-@contextmanager
-def _without_values(shared: bool) -> Iterator[None]:
-    """Tell, of parameters that processes share, how the recording went that failed."""
+def recorded_of_shares(model: nn.Module, args: Any, kwargs: Any) -> recording.RecordedModule:
+    """The recording of a model that processes share, over the same shares."""
+    model, put_back = recordable(model)
+    module, _ = _without_values(model, args, kwargs)
+    put_back(module)
+    return module
+
+
+def _without_values(model: nn.Module, args: Any, kwargs: Any) -> tuple[recording.RecordedModule, SizeRuns]:
+    """``recorded`` of a ``recordable`` model: parameters and inputs on meta."""
     try:
-        yield
+        return recorded(model, *map_tensors(without_values, (args, kwargs)))
     except (ExampleInputsError, RecordError) as error:
-        if not shared:
-            raise
         raise type(error)(
             f"{error} As every process holds a share of the parameters, forward was recorded without their values. "
             "Where it reads them, prune the whole model and shard the result."

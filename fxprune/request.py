@@ -113,7 +113,7 @@ def _budget(method: Method, keywords: Keywords) -> Budget:
 def facts_of(request: Request, keywords: Keywords, options: Options) -> dict[str, Any]:
     """What decides which channels go, by the names of the arguments: for processes to compare."""
     budgets = {f"{kind}=": ratio for kind, ratio in keywords.budgets.items()}
-    same = ("exact", "attention", "scope", "round_to", "verify", "seed")
+    same = ("exact", "attention", "scope", "round_to", "verify", "seed", "reconstruct")
     return {
         "method=": request.name,
         **budgets,
@@ -138,7 +138,8 @@ def check_shardable(request: Request, keywords: Keywords, options: Options, opti
         "latency=": request.latency is not None,
         "depth=": request.depth is not None,
         "for_class=True": request.for_class,
-        "reconstruct=True": keywords.reconstruct,
+        "reconstruct=True without data=": keywords.reconstruct and keywords.data is None,
+        "tune=": bool(options.tune),
         "consume=True": options.consume,
         "optimizer=": optimizer is not None,
     }

@@ -68,11 +68,54 @@ def test_every_process_holds_its_share_of_the_result(ranks: list[dict[str, Any]]
     assert max(own) < 0.55 * sum(own)
 
 
+def test_refitted_as_if_it_were_whole(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        found = rank["reconstructed"]
+        for what in ("weights", "outputs", "alone", "in steps"):
+            assert found[what] <= 1e-5, what
+        assert found["moved by"] > 1e-2
+        assert found["layers"] == found["expected layers"]
+        assert {kept for _, kept, _ in found["layers"]} == {True, False}
+        assert found["errors"] == pytest.approx(found["expected errors"], rel=1e-5)
+        assert found["errors"][1] < found["errors"][0]
+        assert found["trains"]
+
+
+def test_a_refit_gathers_one_layer_at_a_time(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        largest = rank["apart"]["largest"]
+        assert largest <= rank["reconstructed"]["gathered"] <= largest + 4 * (5 * worker.WIDTH + 2 * worker.HIDDEN)
+
+
+def test_what_one_process_finds_worse_is_put_back_in_all(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        gap, note = rank["reconstructed"]["put back"]
+        assert gap == 0
+        assert note.startswith("all is as it was cut")
+
+
+REFITS_REFUSED = {
+    "data": "InputError: The processes differ in data=: 30 samples (checksum ",
+    "seed": "InputError: The processes differ in seed=: 0 in process 0, 1 in process 1.",
+    "no data": "InputError: data=None needs the whole model in one process",
+    "tune": "InputError: tune= needs the whole model in one process",
+    "one whole": "InputError: Of the model every process holds a share, and of small not: shard both, or neither.",
+}
+
+
+@pytest.mark.parametrize("kind", REFITS_REFUSED)
+def test_a_refit_says_what_it_refuses(ranks: list[dict[str, Any]], kind: str) -> None:
+    for rank in ranks:
+        assert rank["reconstructed"][kind].startswith(REFITS_REFUSED[kind])
+
+
 REFUSED = {
     "budgets": "InputError: The processes differ in params=: 0.5 in process 0, 0.6 in process 1. A sharded model is",
     "inputs": "InputError: The processes differ in the example inputs: (Tensor[2, 5] int64) in process 0",
     "plans": "InputError: The processes differ in what the plan keeps of words.weight: 18 in dim 1",
-    "reconstruct": "InputError: reconstruct=True needs all of the model in one process",
+    "noise": "InputError: reconstruct=True without data= needs all of the model in one process",
+    "tune": "InputError: tune= needs all of the model in one process",
+    "refit": "InputError: The processes differ in reconstruct=: False in process 0, True in process 1.",
     "taylor": "InputError: method='taylor' needs all of the model in one process",
     "attach": "ModelError: words.weight is a DTensor, of which this process holds a share, and only prune, apply and",
     "record": "ModelError: words.weight is a DTensor, of which this process holds a share, and only prune, apply and",

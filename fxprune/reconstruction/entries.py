@@ -7,7 +7,8 @@ that memory (a transposed view, one third of a packed weight) says by its stride
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ from fxprune.ops.meta import tensors_in
 from fxprune.ops.refit import Followed
 from fxprune.ops.table import record_of
 from fxprune.recording import named_tensors
+from fxprune.recording.shards import is_share, memory_of, opened, whole, without_values
 from fxprune.rewriting.slicing import Cuts, cut
 
+Door = Callable[[Tensor], AbstractContextManager[Tensor]]
 _KEY = "_fxprune_entries"
 _MADE = "_fxprune_made_of_parameters"
 
@@ -30,16 +33,16 @@ class Entries:
     def __init__(self, module: nn.Module):
         known = {name: tensor for name, tensor in named_tensors(module).items() if tensor.numel()}
         self.tensors = {name: tensor for name, tensor in known.items() if tensor.is_floating_point()}
-        self._others = {t.untyped_storage().data_ptr() for n, t in known.items() if n not in self.tensors}
+        self._others = {memory_of(t) for n, t in known.items() if n not in self.tensors}
         self._first: dict[int, int] = {}
         self.names: dict[int, list[str]] = {}
         count = 0
         for name, tensor in self.tensors.items():
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self._first:
-                self._first[storage.data_ptr()] = count
-                count += storage.nbytes() // tensor.itemsize
-            self.names.setdefault(storage.data_ptr(), []).append(name)
+            memory = memory_of(tensor)
+            if memory not in self._first:
+                self._first[memory] = count
+                count += _size(tensor)
+            self.names.setdefault(memory, []).append(name)
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """The number of the entry at every position, on the CPU; None where it holds anything else."""
@@ -48,9 +51,10 @@ class Entries:
             return known  # type: ignore[no-any-return]
         if tensor.layout != torch.strided or not tensor.numel():
             return None
-        first = self._first.get(tensor.untyped_storage().data_ptr())
+        first = self._first.get(memory_of(tensor))
         if first is None:
             return None
+        tensor = without_values(tensor) if is_share(tensor) else tensor
         result = torch.tensor(first + tensor.storage_offset())
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
             result = result.unsqueeze(-1) + torch.arange(size) * stride
@@ -59,13 +63,13 @@ class Entries:
     def holds(self, tensor: Tensor) -> bool:
         """Whether all its positions are entries."""
         ours = hasattr(tensor, _KEY) or (tensor.layout == torch.strided and bool(tensor.numel()))
-        return ours and (hasattr(tensor, _KEY) or tensor.untyped_storage().data_ptr() in self._first)
+        return ours and (hasattr(tensor, _KEY) or memory_of(tensor) in self._first)
 
     def made(self, tensor: Tensor) -> bool:
         """Whether it was computed from parameters alone, or is one."""
         if hasattr(tensor, _MADE) or self.holds(tensor):
             return True
-        return tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() in self._others
+        return tensor.layout == torch.strided and memory_of(tensor) in self._others
 
     def follow(self, func: Any, args: Any, kwargs: Any, outputs: Iterable[Tensor]) -> bool:
         """Note what the outputs of an aten op hold. Returns whether it only moved entries."""
@@ -95,31 +99,35 @@ class Entries:
 
     def write(self, numbers: Tensor, values: Tensor) -> None:
         """Put ``values`` into the entries ``numbers``, both ``[n]``, whichever tensors these are of."""
-        for inside, flat, places in self._memory(numbers):
+        for inside, flat, places in self._memory(numbers, opened):
             flat[places] = values[inside.to(values.device)].to(flat)
 
     def read(self, numbers: Tensor) -> Tensor:
         """The values of entries, in their order, ``[n]``."""
         result: Tensor | None = None
-        for inside, flat, places in self._memory(numbers):
+        for inside, flat, places in self._memory(numbers, lambda tensor: nullcontext(whole(tensor))):
             result = flat.new_empty(len(numbers)) if result is None else result
             result[inside.to(flat.device)] = flat[places]
         assert result is not None, "no entries"
         return result
 
-    def _memory(self, numbers: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Which of ``numbers`` lie in one piece of memory, that memory, and their places there."""
+    def _memory(self, numbers: Tensor, door: Door) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Which of ``numbers`` lie in one piece of memory, that memory, and their places there.
+
+        ``door``: what gives a tensor that may be a share as a whole.
+        """
         low, high = int(numbers.min()), int(numbers.max())
         for storage, first in self._first.items():
             tensor = self.tensors[self.names[storage][0]]
-            count = tensor.untyped_storage().nbytes() // tensor.itemsize
+            count = _size(tensor)
             if first > high or first + count <= low:
                 continue
             inside = (numbers >= first) & (numbers < first + count)
             if bool(inside.any()):
-                flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-                flat.set_(tensor.untyped_storage(), 0, (count,), (1,))
-                yield inside, flat, (numbers[inside] - first).to(flat.device)
+                with door(tensor) as found:
+                    flat = torch.empty(0, dtype=found.dtype, device=found.device)
+                    flat.set_(found.untyped_storage(), 0, (count,), (1,))
+                    yield inside, flat, (numbers[inside] - first).to(flat.device)
 
     def names_of(self, numbers: Tensor) -> list[str]:
         """The first name of every tensor that some of these entries are of."""
@@ -136,6 +144,11 @@ class Entries:
                         found.append(name)
                         break
         return found
+
+
+def _size(tensor: Tensor) -> int:
+    """How many entries lie in the memory of a tensor."""
+    return tensor.numel() if is_share(tensor) else tensor.untyped_storage().nbytes() // tensor.itemsize
 
 
 class Counterparts:

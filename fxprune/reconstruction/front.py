@@ -8,12 +8,13 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import fx, nn
 
 from fxprune.errors import ExampleInputsError, InputError, ModelError, check_count, is_real
-from fxprune.pipeline import recorded
+from fxprune.pipeline import recorded, recorded_of_shares
 from fxprune.reconstruction.data import Piece, on_item, pieces_of
 from fxprune.reconstruction.lanes import Lane
 from fxprune.reconstruction.noise import noise_for, noise_is_taken, refit_on_noise
@@ -21,7 +22,9 @@ from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.reconstruction.tune import tune as tuned
 from fxprune.recording import evaluated
 from fxprune.recording.checks import check_model
-from fxprune.recording.inputs import RECORD_KEY, device_of, map_tensors
+from fxprune.recording.inputs import RECORD_KEY, device_of, map_tensors, tensors_of
+from fxprune.recording.shards import check_same as check_processes
+from fxprune.recording.shards import check_shares, is_sharded, resharded, without_hooks
 from fxprune.recording.together import called_as
 from fxprune.reports.report import Report, pruned_part
 from fxprune.rewriting.into import check_same
@@ -51,7 +54,8 @@ def reconstruct(
 
     Args:
         small: from ``fxprune.prune``, ``apply`` or ``load``, fine-tuned or not; it is not changed.
-        model: the network that ``small`` was made from, unpruned.
+        model: the network that ``small`` was made from, unpruned. Where ``fully_shard`` has spread it and ``small``
+            over processes, one layer is gathered at a time, and the call is the same in all of them.
         data: a tensor ``[N, ...]`` of N samples; a list of inputs; or a loader of inputs or of ``(inputs, target)``.
             Targets are not read. Inputs of several tensors are a tuple, or a dict of keyword inputs. None: there are
             no data. Then the inputs are noise, and batch norms stand in for what it is not: with their statistics
@@ -100,8 +104,12 @@ def refitted(
     tune: int | None = None,
 ) -> Any:
     """``reconstruct``. ``recording``: the dense graph that ``small`` was made from, if the caller has it still."""
-    check_model(model)
+    check_model(model, shares=True)
     name, part = pruned_part(small)
+    shared = is_sharded(model)
+    if shared:
+        _check_shares(model, small, name, data, tune)
+        part = without_hooks(part)
     cuts = part.meta.get(CUTS_KEY)
     if not isinstance(cuts, Cuts):
         raise InputError(
@@ -131,6 +139,9 @@ def refitted(
     else:
         pieces = pieces_of(data, None if name else part.meta[RECORD_KEY], samples, device)
         pieces = inside(model, original, pieces) if name else pieces
+    if shared:
+        settings = {"ridge": ridge, "samples": samples, "memory": memory, "seed": seed}
+        check_processes({"data=": _checksum(pieces), **{f"{key}=": value for key, value in settings.items()}})
     fit = partial(refit, ridge=ridge, memory=memory, seed=seed)
     if data is None:
         fit = partial(refit_on_noise, fit)
@@ -147,10 +158,34 @@ def refitted(
     report: Report = part.meta["fxprune"]
     fitted.meta["fxprune"] = replace(report, reconstruction=told)
     if not name:
-        return fitted
+        return resharded(fitted, small)
     result = copy.deepcopy(small)
     result.set_submodule(name, fitted)
     return result
+
+
+def _check_shares(model: nn.Module, small: nn.Module, name: str, data: Any, tune: int | None) -> None:
+    """Whether that can be done of which every process holds a share. ``name``: of the pruned part in ``small``.
+
+    Raises:
+        InputError, ModelError: it cannot.
+    """
+    if not is_sharded(small):
+        raise InputError("Of the model every process holds a share, and of small not: shard both, or neither.")
+    asked = {"data=None": data is None, "tune=": bool(tune), "a network that was pruned in a part": bool(name)}
+    for what, given in asked.items():
+        if given:
+            raise InputError(f"{what} needs the whole model in one process, of which every process holds a share.")
+    check_shares(model)
+    check_shares(small)
+
+
+def _checksum(pieces: Sequence[Piece]) -> str:
+    """Of all inputs."""
+    found = 0
+    for tensor in tensors_of([(piece.args, piece.kwargs) for piece in pieces]):
+        found = crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), found)
+    return f"{sum(piece.samples for piece in pieces)} samples (checksum {found})"
 
 
 def _recording(model: nn.Module, pruned: fx.GraphModule, piece: Piece) -> fx.GraphModule:
@@ -160,6 +195,8 @@ def _recording(model: nn.Module, pruned: fx.GraphModule, piece: Piece) -> fx.Gra
     """
     args, kwargs = piece.copied()
     try:
+        if is_sharded(model):
+            return recorded_of_shares(model, args, kwargs)
         module, runs = recorded(model, args, kwargs)
     except ExampleInputsError as error:
         raise InputError(does_not_run(error, piece.item)) from error

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from fxprune.groups import ValueInterpreter, placeholder_values
 from fxprune.recording.guards import is_guard
 from fxprune.recording.inputs import map_tensors, tensors_of
+from fxprune.recording.shards import gathered, is_sharded
 
 Env = dict[fx.Node, Any]
 
@@ -20,18 +21,19 @@ class Lane:
     """The nodes of a graph in the order in which they run; a *position* is a place between two of them.
 
     What is computed of parameters alone is no part of this order: it is computed once, and again after ``forget``,
-    since parameters change.
+    since parameters change. Where parameters are shares of several processes, it is computed for every node anew.
     """
 
     def __init__(self, module: fx.GraphModule):
         self.module = module
         self._interpreter = ValueInterpreter(module)
         self._interpreter.extra_traceback = False
-        self._constant: set[fx.Node] = set()
+        self._gathers = is_sharded(module)
+        self._constant: dict[fx.Node, int] = {}
         for node in module.graph.nodes:
             inputs = node.all_input_nodes
             if node.op == "get_attr" or (node.op != "output" and inputs and all(i in self._constant for i in inputs)):
-                self._constant.add(node)
+                self._constant[node] = len(self._constant)
         running = [n for n in module.graph.nodes if n not in self._constant]
         self.nodes: list[fx.Node] = [n for n in running if n.op not in ("placeholder", "output")]
         self.position = {node: place for place, node in enumerate(self.nodes)}
@@ -67,7 +69,7 @@ class Lane:
 
     def value(self, node: fx.Node, env: Env, mode: Any = None) -> Any:
         """What the node computes of the values in ``env``."""
-        self.prepare()
+        self.prepare(node)
         interpreter, borrowed = self._interpreter, []
         for source in node.all_input_nodes:
             if source in self._constant:
@@ -75,24 +77,40 @@ class Lane:
                 borrowed.append(source)
         interpreter.env = env
         try:
-            with nullcontext() if mode is None else mode:
-                return interpreter.run_node(node)
+            return self._run(node, mode)
         finally:
             interpreter.env = {}
             for source in borrowed:
                 del env[source]
+            if self._gathers:
+                self.forget()
 
-    def prepare(self) -> None:
-        """Compute what depends on parameters alone, unless that is known."""
+    def _run(self, node: fx.Node, mode: Any) -> Any:
+        """``mode`` does not see how parameters are gathered."""
+        layer = self._interpreter.fetch_attr(str(node.target)) if node.op == "call_module" else None
+        mode = None if node.op == "get_attr" else mode
+        with nullcontext() if layer is None else gathered(layer), nullcontext() if mode is None else mode:
+            return self._interpreter.run_node(node)
+
+    def prepare(self, node: fx.Node, mode: Any = None) -> None:
+        """Compute what depends on parameters alone, unless that is known; of shares only what ``node`` needs."""
         if not self._values and self._constant:
             self._interpreter.env = self._values
-            for node in self.module.graph.nodes:
-                if node in self._constant:
-                    self._values[node] = self._interpreter.run_node(node)
+            for constant in self._needed(node) if self._gathers else self._constant:
+                self._values[constant] = self._run(constant, mode)
             self._interpreter.env = {}
+
+    def _needed(self, node: fx.Node) -> list[fx.Node]:
+        found, left = set[fx.Node](), [node]
+        while left:
+            new = {source for source in left.pop().all_input_nodes if source in self._constant} - found
+            found |= new
+            left += new
+        return sorted(found, key=self._constant.__getitem__)
 
     def output(self, env: Env) -> Any:
         """What the graph returns, after its last node."""
+        self.prepare(self._output)
         return fx.map_arg(self._output.args[0], lambda n: env[n] if n in env else self._values[n])
 
     def forget(self) -> None:

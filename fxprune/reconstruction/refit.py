@@ -24,10 +24,11 @@ from fxprune.reconstruction.data import Piece
 from fxprune.reconstruction.entries import Counterparts, Entries
 from fxprune.reconstruction.result import LayerFit, Reconstruction
 from fxprune.reconstruction.sites import Columns, NormSite, Site, sites_of
-from fxprune.reconstruction.solve import Sums, solve
+from fxprune.reconstruction.solve import Change, Sums, solve
 from fxprune.reconstruction.survey import Place, by_channel
 from fxprune.reconstruction.walk import OutputsError, Stop, Walk
 from fxprune.recording import evaluated
+from fxprune.recording.shards import all_agree, copied_around_shares, own_part
 from fxprune.rewriting.slicing import Cuts
 
 Ridge = float | Literal["auto"]
@@ -190,10 +191,12 @@ class _Run:
     def _solve(self, site: Site, opened: _Open) -> None:
         """Write the new weight, if there is a better one. That of several calls is solved for after each of them."""
         fit, held = opened.fit, opened.held
-        if opened.odd or opened.unchanged or not (fit.is_finite and held.is_finite):
-            return
-        change = solve(fit, held, site.vector is not None or site.norm is not None, self._ridge)
-        if change.after >= held.left(torch.zeros_like(change.weight), torch.zeros_like(change.bias)):
+        change: Change | None = None
+        if not opened.odd and not opened.unchanged and fit.is_finite and held.is_finite:
+            change = solve(fit, held, site.vector is not None or site.norm is not None, self._ridge)
+            if change.after >= held.left(torch.zeros_like(change.weight), torch.zeros_like(change.bias)):
+                change = None
+        if not all_agree(change is not None, self.walk.pruned.module) or change is None:
             return
         opened.ridge = change.ridge
         opened.change = opened.change[0] + change.weight, opened.change[1] + change.bias
@@ -228,7 +231,7 @@ class _Run:
 
     def _follow(self, moment: _Moments) -> None:
         shift = moment.shift()
-        if shift is not None:
+        if all_agree(shift is not None, self.walk.pruned.module) and shift is not None:
             self._shift(moment.site.norm.mean, shift)
             self.walk.changed()
 
@@ -287,14 +290,14 @@ def refit(
     with evaluated(dense):
         run = _Run(dense, working, pieces, cuts, ridge, memory, seed)
         run.run()
-        reference = copy.deepcopy(pruned).eval()
+        reference = copied_around_shares(pruned).eval()
         error = run.walk.outputs_error(reference)
-    worse = _is_worse(error)
+    worse = not all_agree(not _is_worse(error), pruned)
     result = copy.deepcopy(pruned)
     own = Entries(result)
     with torch.no_grad():
         for name in () if worse else run.changed:
-            own.tensors[name].copy_(run.entries.tensors[name])
+            own_part(own.tensors[name]).copy_(own_part(run.entries.tensors[name]))
     left_alone = [(", ".join(run.entries.names_of(c.matrix.reshape(-1))), c.op, why) for c, why in run.left_alone]
     left_alone += [(node, op, why) for (node, _), (op, why) in run.walk.facts.odd.items()]
     layers = [_put_back(layer) for layer in run.layers] if worse else run.layers

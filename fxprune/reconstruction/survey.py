@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from fxprune.ops.refit import Addition, Affine, Contraction, Product, Statistics
 from fxprune.ops.table import op_name, record_of
 from fxprune.reconstruction.entries import Entries
 from fxprune.reconstruction.lanes import Env, Lane, size_of
+from fxprune.recording.shards import is_gathered, without_values
 
 Place = tuple[str, int]
 """A node, and which of the contractions or norms inside it."""
@@ -175,10 +177,9 @@ def survey(lane: Lane, env: Env) -> tuple[Facts, Env]:
             if sum(mode.counts) == 1 and place in table:
                 table[place] = _as_whole(table[place])
 
-    mode.enter("")
-    with mode:
-        lane.prepare()
     for place, node in enumerate(lane.nodes):
+        mode.enter("")
+        lane.prepare(node, mode)
         mode.enter(node.name)
         lane.advance(env, place, place + 1, mode, after)
     return facts, env
@@ -230,20 +231,28 @@ class Seen:
 
 
 class Observed(OpMode):
-    """Keeps every contraction in ``calls`` and every norm in ``norms``, in their order."""
+    """Keeps every contraction in ``calls`` and every norm in ``norms``, in their order.
 
-    def __init__(self) -> None:
+    Of the weight of a contraction in ``known`` at ``node`` that was gathered, only the shape is kept.
+    """
+
+    def __init__(self, node: str = "", known: Mapping[Place, Call] | None = None) -> None:
         super().__init__()
         self.calls: list[Seen] = []
         self.norms: list[Seen] = []
+        self._node, self._known = node, known or {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         known = refit_of(func)
         if isinstance(known, (Contraction, Statistics)):
-            kept = self.calls if isinstance(known, Contraction) else self.norms
-            kept.append(Seen(len(kept), known, arguments_of(func, args, kwargs), tensors_in((out,))[0]))
+            kept, arguments = self.norms, arguments_of(func, args, kwargs)
+            if isinstance(known, Contraction):
+                kept, call = self.calls, self._known.get((self._node, len(self.calls)))
+                if call is not None and is_gathered(arguments[call.weight]):
+                    arguments[call.weight] = without_values(arguments[call.weight])
+            kept.append(Seen(len(kept), known, arguments, tensors_in((out,))[0]))
         return out
 
 

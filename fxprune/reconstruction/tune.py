@@ -22,7 +22,6 @@ from fxprune.reconstruction.result import Tuning
 from fxprune.reconstruction.survey import survey
 from fxprune.reconstruction.walk import floating, room, square
 from fxprune.recording import evaluated
-from fxprune.recording.inputs import device_of
 
 _RATE = 0.003  # of Adam, at the first step
 _LOOKS = 10  # at the held-out data
@@ -53,7 +52,7 @@ def tune(
     start = time.perf_counter()
     working = copy.deepcopy(fitted).eval().requires_grad_(False)
     with evaluated(dense):
-        aim = _Aim(dense, working, pieces, room(device_of(fitted)) if memory is None else memory)
+        aim = _Aim(dense, working, pieces, room(fitted) if memory is None else memory)
         vectors = _vectors(working, pieces[0])
         taken, before, after, kept, why = _train(aim, working, vectors, steps, seed)
         for name, value in kept.items():

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune.reconstruction.data import Piece, on_item
 from fxprune.reconstruction.lanes import Env, Lane, copied
 from fxprune.reconstruction.survey import Observed, survey
 from fxprune.recording.inputs import device_of, tensors_of
+from fxprune.recording.shards import from_all, is_sharded
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Walk:
     def __init__(self, dense: fx.GraphModule, pruned: fx.GraphModule, pieces: Sequence[Piece], memory: int | None):
         """``memory``: bytes of activations to keep at most; half of what is free if None."""
         self.dense, self.pruned, self._pieces = Lane(dense), Lane(pruned), pieces
-        self._memory = room(device_of(pruned)) if memory is None else memory
+        self._memory = room(pruned) if memory is None else memory
         first = pieces[0]
         with on_item(first.item):
             self.facts, _ = survey(self.pruned, self.pruned.begin(first.args, first.kwargs))
@@ -77,7 +78,8 @@ class Walk:
         nodes = self.dense.named[name], self.pruned.named[name]
         at = self.dense.position[nodes[0]], self.pruned.position[nodes[1]]
         with on_item(self._pieces[index].item):
-            state, of_dense, of_pruned = self._state(index, at), Observed(), Observed()
+            state = self._state(index, at)
+            of_dense, of_pruned = (Observed(name, facts.calls) for facts in (self.dense_facts, self.facts))
             self.dense.advance(state.dense, state.at[0], at[0])
             self.dense.advance(state.dense, at[0], at[0] + 1, of_dense)
             self.pruned.advance(state.pruned, state.at[1], at[1])
@@ -171,8 +173,14 @@ def square(now: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(wanted.isinf(), torch.zeros_like(gap), gap).square().sum()
 
 
-def room(device: torch.device) -> int:
-    """Half of the bytes that are free."""
+def room(module: nn.Module) -> int:
+    """Half of the bytes that are free where a module is; of one that processes share the same in each of them."""
+    device = device_of(module)
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) // 2
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        free = int(torch.cuda.mem_get_info(device)[0])
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if is_sharded(module):
+        found = from_all(free)
+        free = min(found) // (1 if device.type == "cuda" else len(found))  # they may be of one machine
+    return free // 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,7 +51,28 @@ def whole(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         return tensor
     with torch.no_grad():
         found: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
-        return found.detach().to(dtype or found.dtype)
+        found = found.detach().to(dtype or found.dtype).contiguous()
+    setattr(found.untyped_storage(), _SHARE, weakref.ref(tensor))
+    return found
+
+
+_SHARE = "_fxprune_share"  # of memory that holds what was gathered: the share
+
+
+def is_gathered(tensor: Tensor) -> bool:
+    """Whether it lies in memory that was gathered from shares."""
+    return _share_of(tensor) is not None
+
+
+def memory_of(tensor: Tensor) -> int:
+    """A number for the memory in which a tensor lies; what was gathered of a share lies where the share does."""
+    share = tensor if is_share(tensor) else _share_of(tensor)
+    return tensor.untyped_storage().data_ptr() if share is None else -id(share)
+
+
+def _share_of(tensor: Tensor) -> Tensor | None:
+    found: weakref.ref[Tensor] | None = getattr(tensor.untyped_storage(), _SHARE, None)
+    return None if found is None else found()
 
 
 class Wholes(Mapping[str, Tensor]):
@@ -163,6 +185,15 @@ def recordable(model: nn.Module) -> tuple[nn.Module, Callable[[nn.Module], None]
             )
 
     return twin, put_back
+
+
+def without_hooks(model: M) -> M:
+    """The same modules over the same shares, which nothing gathers by itself; without ``fully_shard`` the model."""
+    if not _fsdp_modules(model):
+        return model
+    twin, put_back = recordable(model)
+    put_back(twin)
+    return twin  # type: ignore[return-value]
 
 
 def without_values(tensor: Tensor) -> Tensor:
@@ -291,6 +322,11 @@ def check_same(facts: Mapping[str, Any]) -> None:
 
 def _short(text: str) -> str:
     return text if len(text) <= 200 else text[:200] + " ..."
+
+
+def all_agree(found: bool, module: nn.Module) -> bool:
+    """Whether all processes that share the module found so: where sums of floats decide, the last bit may differ."""
+    return all(from_all(found)) if is_sharded(module) else found
 
 
 def from_all(value: T) -> list[T]:
