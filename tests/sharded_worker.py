@@ -207,8 +207,8 @@ def reconstructed(rank: int) -> dict[str, Any]:
         worse = fxprune.reconstruct(cut, shared, DATA)
     finally:
         judging._is_worse = own_judge
-    options = fxprune.Options(steps=2)
-    steps = [pruned(each, data=DATA, reconstruct=True, options=options) for each in (shared, model)]
+    in_two = {"data": DATA, "reconstruct": True, "verify": False, "options": fxprune.Options(steps=2)}
+    steps = [pruned(each, **in_two) for each in (shared, model)]
     return {
         "weights": max(gap(p.full_tensor(), expected.get_parameter(n)) for n, p in small.named_parameters()),
         "outputs": gap(small(IDS), expected(IDS)),

@@ -7,8 +7,10 @@ that memory (a transposed view, one third of a packed weight) says by its stride
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -55,10 +57,7 @@ class Entries:
         if first is None:
             return None
         tensor = without_values(tensor) if is_share(tensor) else tensor
-        result = torch.tensor(first + tensor.storage_offset())
-        for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-            result = result.unsqueeze(-1) + torch.arange(size) * stride
-        return result
+        return _even(first + int(tensor.storage_offset()), tensor.shape, tensor.stride())
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether all its positions are entries."""
@@ -149,6 +148,44 @@ class Entries:
 def _size(tensor: Tensor) -> int:
     """How many entries lie in the memory of a tensor."""
     return tensor.numel() if is_share(tensor) else tensor.untyped_storage().nbytes() // tensor.itemsize
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers of entries to be kept. Those with even steps, as a view of memory has, are made when they are looked at:
+    else they would take more memory than the parameters."""
+
+    shape: tuple[int, ...]
+    _first: int
+    _steps: tuple[int, ...]
+    _uneven: Tensor | None = None
+
+    @classmethod
+    def of(cls, numbers: Tensor) -> Numbers:
+        shape = tuple(numbers.shape)
+        corner = numbers[(slice(0, 2),) * len(shape)]
+        first = int(corner[(0,) * len(shape)])
+        steps = tuple(int(corner.select(d, -1)[(0,) * (len(shape) - 1)]) - first for d in range(len(shape)))
+        even = torch.equal(_even(first, shape, steps), numbers)
+        return cls(shape, first, steps, None if even else numbers)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The numbers, on the CPU."""
+        return _even(self._first, self.shape, self._steps) if self._uneven is None else self._uneven
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for equal numbers."""
+        rest = b"" if self._uneven is None else blake2b(self._uneven.contiguous().numpy().tobytes()).digest()
+        return self.shape, self._first, self._steps, rest
+
+
+def _even(first: int, shape: Iterable[int], steps: Iterable[int]) -> Tensor:
+    result = torch.tensor(first)
+    for size, step in zip(shape, steps, strict=True):
+        result = result.unsqueeze(-1) + torch.arange(size) * step
+    return result
 
 
 class Counterparts:

@@ -53,7 +53,7 @@ class _Open:
 
     @classmethod
     def of(cls, site: Site, device: torch.device) -> _Open:
-        fit, held = (Sums(site.matrix.shape, device) for _ in range(2))
+        fit, held = (Sums(site.numbers.shape, device) for _ in range(2))
         return cls(fit, held, (torch.zeros_like(fit.cross), torch.zeros_like(fit.r)))
 
 
@@ -111,7 +111,7 @@ class _Run:
         rows = self._rows(site, number, index, product.rows).to(seen[1].out.device)
         own = product.outputs(seen[1].out, rows)
         opened = sums.setdefault(id(site), _Open.of(site, own.device))
-        if len(site.matrix) > 1 and site.group is not None and len(site.group) != len(own):
+        if site.numbers.shape[0] > 1 and site.group is not None and len(site.group) != len(own):
             opened.odd = "how many groups share its weights varies with the inputs"
             return
         y = _picked(whole.outputs(seen[0].out, rows), columns)
@@ -176,7 +176,7 @@ class _Run:
 
     def _rows(self, site: Site, call: int, index: int, rows: int) -> Tensor:
         """Which rows of this piece are looked at."""
-        _, inputs, outputs = site.matrix.shape
+        _, inputs, outputs = site.numbers.shape
         share = self._pieces[index].samples / sum(p.samples for p in self._pieces) / len(site.places)
         wanted = max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS, rows / share * outputs / (inputs + outputs))
         count = math.ceil(wanted * share)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.depth import STANDS_KEY
-from fxprune.reconstruction.entries import Counterparts, Entries
+from fxprune.reconstruction.entries import Counterparts, Entries, Numbers
 from fxprune.reconstruction.lanes import Lane
 from fxprune.reconstruction.survey import Call, Facts, Norm, Place
 
@@ -38,20 +38,25 @@ class Branch:
 class Site:
     """One weight, and the calls that multiply with it.
 
-    ``matrix [g, K, O]``, ``vector [g, O]``: entries of the pruned network; ``vector`` None without a bias of its own.
-    ``group``: of every group of a call the one in ``matrix``, where several share one. ``columns``: per call the dense
+    ``numbers [g, K, O]``, ``vector [g, O]``: entries of the pruned network; ``vector`` None without a bias of its own.
+    ``group``: of every group of a call the one in ``numbers``, where several share one. ``columns``: per call the dense
     product's. ``norm``: takes up a shift of the outputs where there is no bias.
     """
 
     name: str
     op: str
     calls: tuple[Call, ...]
-    matrix: Tensor
+    numbers: Numbers
     vector: Tensor | None
     group: Tensor | None
     columns: tuple[Columns, ...]
     norm: Norm | None
     branch: Branch | None
+
+    @property
+    def matrix(self) -> Tensor:
+        """Numbers of entries, ``[g, K, O]``."""
+        return self.numbers.tensor
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -71,17 +76,17 @@ def sites_of(
     lane: Lane, facts: Facts, dense_lane: Lane, dense: Facts, entries: Entries, counterparts: Counterparts
 ) -> tuple[list[Site], list[NormSite], list[tuple[Call, str]]]:
     """The weights to solve for in the order of their last call, norms that follow none, and what is left alone."""
-    calls: dict[bytes, list[Call]] = {}
+    calls: dict[Hashable, list[Call]] = {}
     for call in facts.calls.values():
-        calls.setdefault(call.matrix.numpy().tobytes(), []).append(call)
+        calls.setdefault(call.numbers.key, []).append(call)
     sites, left_alone = [], []
     owners = _Owners(entries)
     for key, own in calls.items():
-        owners.add(key, own[0].matrix)
+        owners.add(key, own[0].numbers)
         for vector in (call.vector for call in own):
-            owners.add(key, vector)
+            owners.add(key, None if vector is None else Numbers.of(vector))
     for place, norm in facts.norms.items():
-        owners.add(place, norm.mean)
+        owners.add(place, Numbers.of(norm.mean))
     for own in calls.values():
         found = _site(own, lane, facts, dense_lane, dense, entries, counterparts, owners)
         if isinstance(found, Site):
@@ -104,20 +109,20 @@ class _Owners:
 
     def __init__(self, entries: Entries):
         self._entries = entries
-        self._known: dict[str, dict[Hashable, list[Tensor]]] = {}
+        self._known: dict[str, dict[Hashable, list[Numbers]]] = {}
 
-    def add(self, owner: Hashable, numbers: Tensor | None) -> None:
+    def add(self, owner: Hashable, numbers: Numbers | None) -> None:
         """``owner`` reads these entries."""
         if numbers is not None:
-            for name in self._entries.names_of(numbers.reshape(-1)):
-                self._known.setdefault(name, {}).setdefault(owner, []).append(numbers.reshape(-1))
+            for name in self._entries.names_of(numbers.tensor.reshape(-1)):
+                self._known.setdefault(name, {}).setdefault(owner, []).append(numbers)
 
     def shared(self, owner: Hashable, numbers: Tensor) -> bool:
         """Whether another reads one of these entries."""
         numbers = numbers.reshape(-1)
         known = [self._known.get(name, {}) for name in self._entries.names_of(numbers)]
         others = [own for table in known for key, all_ in table.items() if key != owner for own in all_]
-        return any(bool(torch.isin(numbers, other).any()) for other in others)
+        return any(bool(torch.isin(numbers, other.tensor.reshape(-1)).any()) for other in others)
 
 
 def distinct(matrix: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -133,7 +138,7 @@ def _site(
     counterparts: Counterparts, owners: _Owners,
 ) -> Site | str:  # fmt: skip
     """The weight that these calls share, or why it is left alone."""
-    first, key = calls[0], calls[0].matrix.numpy().tobytes()
+    first, key = calls[0], calls[0].numbers.key
     names = entries.names_of(first.matrix.reshape(-1))
     elsewhere = next((facts.elsewhere[name] for name in names if name in facts.elsewhere), "")
     if elsewhere:
@@ -170,7 +175,9 @@ def _site(
     branch = None
     if len(calls) == 1 and first.whole:
         branch = _branch(lane, facts, first, dense_lane, dense, dense.calls[first.place])
-    return Site(", ".join(names), first.op, tuple(calls), matrix, vector, group, tuple(columns), norm, branch)
+    return Site(
+        ", ".join(names), first.op, tuple(calls), Numbers.of(matrix), vector, group, tuple(columns), norm, branch
+    )
 
 
 def _columns(whole: Tensor, numbers: Tensor) -> Columns | str:
@@ -212,7 +219,7 @@ def _norm_after(lane: Lane, facts: Facts, call: Call) -> Norm | None:
     for following in lane.path(node):
         if following.name not in facts.same:
             norm = facts.norms.get((following.name, 0))
-            return norm if norm is not None and norm.mean.numel() == call.matrix[:, 0].numel() else None
+            return norm if norm is not None and norm.mean.numel() == call.outputs else None
     return None
 
 
@@ -253,7 +260,7 @@ class _Path:
             ops = facts.ops[following.name]
             own = facts.norms.get((following.name, 0))
             if own is not None and own.whole and len(ops) == 1 and self.norm is None and self.other is None:
-                if own.mean.numel() != call.matrix[:, 0].numel():
+                if own.mean.numel() != call.outputs:
                     return
                 self.norm, self.results = own, []
             elif self.other is None and len(ops) == 1 and _is_sum(following, facts):

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fxprune.ops.meta import OpMode, tensors_in
 from fxprune.ops.refit import Addition, Affine, Contraction, Product, Statistics
 from fxprune.ops.table import op_name, record_of
-from fxprune.reconstruction.entries import Entries
+from fxprune.reconstruction.entries import Entries, Numbers
 from fxprune.reconstruction.lanes import Env, Lane, size_of
 from fxprune.recording.shards import is_gathered, without_values
 
@@ -22,7 +22,7 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True)
 class Call:
-    """One contraction with a parameter. ``matrix [g, K, O]``, ``vector [g, O]``: numbers of entries.
+    """One contraction with a parameter. ``numbers [g, K, O]``, ``vector [g, O]``: of entries.
 
     ``weight``: the argument that is the weight. ``whole``: what it computed is what the node returns, but for a view.
     """
@@ -31,9 +31,19 @@ class Call:
     op: str
     weight: str
     rows: int
-    matrix: Tensor
+    numbers: Numbers
     vector: Tensor | None
     whole: bool = False
+
+    @property
+    def matrix(self) -> Tensor:
+        """Numbers of entries, ``[g, K, O]``."""
+        return self.numbers.tensor
+
+    @property
+    def outputs(self) -> int:
+        """Of all groups together."""
+        return self.numbers.shape[0] * self.numbers.shape[2]
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ class _Survey(OpMode):
             vector = None if own is None else product.vector(own)
             if vector is not None and own is not None and own.unique().numel() != vector.numel():
                 vector = None  # it differs from row to row
-        return Call(place, op, weight, product.rows, product.matrix(numbers), vector)
+        return Call(place, op, weight, product.rows, Numbers.of(product.matrix(numbers)), vector)
 
     def _norm(self, known: Statistics, a: dict[str, Any], out: Tensor) -> None:
         place = (self.node, self.counts[1])
