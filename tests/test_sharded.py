@@ -59,7 +59,8 @@ def test_one_layer_is_gathered_at_a_time(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         found = rank["apart"]
         layer = found["largest"] + 4 * (3 * worker.WIDTH + worker.WIDTH)  # its bias, the scale of a norm
-        assert found["largest"] <= found["gathered"] <= layer < found["of the whole"] / 4
+        assert found["gatherings"] > 20
+        assert found["gathered"] <= layer < found["of the whole"] / 4
 
 
 def test_every_process_holds_its_share_of_the_result(ranks: list[dict[str, Any]]) -> None:
@@ -84,7 +85,7 @@ def test_refitted_as_if_it_were_whole(ranks: list[dict[str, Any]]) -> None:
 def test_a_refit_gathers_one_layer_at_a_time(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         largest = rank["apart"]["largest"]
-        assert largest <= rank["reconstructed"]["gathered"] <= largest + 4 * (5 * worker.WIDTH + 2 * worker.HIDDEN)
+        assert rank["reconstructed"]["gathered"] <= largest + 4 * (5 * worker.WIDTH + 2 * worker.HIDDEN)
 
 
 def test_what_one_process_finds_worse_is_put_back_in_all(ranks: list[dict[str, Any]]) -> None:
