@@ -11,6 +11,7 @@ from torch import nn
 import fxprune
 from fxprune.deploy.runtime import CPU
 from fxprune.deploy.stopwatch import Stopwatch
+from fxprune.errors import BudgetError
 from fxprune.recording.inputs import describe_inputs, resolve_inputs
 from model_zoo.comparison import recalibrated
 from model_zoo.measuring import reconstruction
@@ -106,6 +107,9 @@ def measured(job: Job, case: Trained, clocks: Clocks) -> Record:
     begun = time.perf_counter()
     try:
         small = cut(asked, case, inputs, series.round_to, series.latency, **_depth(series))
+    except BudgetError as error:
+        record.checks["budget"] = raised(error)
+        return record
     except Exception as error:
         if not series.peer:
             raise

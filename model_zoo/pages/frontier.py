@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from model_zoo.measuring.frontier import BATCHES, DENSE, ROUNDS, SERIES
-from model_zoo.measuring.reconstruction import PEER
 from model_zoo.records import Results, bullets, reasons, table
 from model_zoo.trained import PANELS
 
@@ -38,7 +37,7 @@ def page(results: Results) -> Sequence[str]:
         columns |= {f"ms, batch {b}": "---:" for b in _batches()}
         parts += [f"## {panel}", table(columns, rows)]
     failed = [f"{r.name}: {reasons(r)}" for r in results.lines if r.failures]
-    failures = [f"## Where {PEER} gives no network", bullets(failed)] if failed else []
+    failures = ["## Where there is no network", bullets(failed)] if failed else []
     return [*parts, *failures, results.image("accuracy by milliseconds")]
 
 

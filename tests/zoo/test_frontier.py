@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from fxprune.errors import BudgetError
 from model_zoo.measuring import frontier as measuring
 from model_zoo.pages.frontier import beaten
 from model_zoo.records import read
@@ -69,6 +70,16 @@ def test_a_peer_that_fails_is_told_and_ours_is_not_excused(out: Path, monkeypatc
     assert "- resnet20, Torch-Pruning, 0.5, seed 0: peer: ValueError: no network" in out.with_suffix(".md").read_text()
     with pytest.raises(ValueError, match="no network"):
         main([*asked, "MACs"])
+
+
+def test_a_budget_that_cannot_be_reached_ends_no_run(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*_: object) -> nn.Module:
+        raise BudgetError("latency=0.5 cannot be reached", 0.6)
+
+    monkeypatch.setattr(measuring, "cut", cut)
+    main(["run", "frontier", "--data", ".", "--case", "resnet20", "--out", str(out), "--series", "MACs"])
+    told = "- resnet20, MACs, obs, 0.5, seed 0: budget: BudgetError: latency=0.5 cannot be reached"
+    assert told in out.with_suffix(".md").read_text()
 
 
 def test_only_a_faster_and_better_network_beats_another() -> None:
