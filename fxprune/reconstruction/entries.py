@@ -25,6 +25,7 @@ from fxprune.recording.shards import is_share, memory_of, opened, whole, without
 from fxprune.rewriting.slicing import Cuts, cut
 
 Door = Callable[[Tensor], AbstractContextManager[Tensor]]
+_PART = 2**22  # numbers
 _KEY = "_fxprune_entries"
 _MADE = "_fxprune_made_of_parameters"
 
@@ -136,18 +137,28 @@ class Entries:
             for name in self.names[storage]:
                 tensor = self.tensors[name]
                 start = first + tensor.storage_offset()
-                if start <= high and start + tensor.numel() > low:
-                    own = self.of(tensor)
-                    assert own is not None
-                    if bool(torch.isin(numbers, own).any()):
-                        found.append(name)
-                        break
+                if start <= high and start + tensor.numel() > low and self._is_any_of(numbers, tensor):
+                    found.append(name)
+                    break
         return found
+
+    def _is_any_of(self, numbers: Tensor, tensor: Tensor) -> bool:
+        own = self.of(tensor)
+        assert own is not None
+        if tensor.is_contiguous():
+            first = int(own.reshape(-1)[0])
+            return bool(((numbers >= first) & (numbers < first + own.numel())).any())
+        return bool(is_in(numbers, own).any())
 
 
 def _size(tensor: Tensor) -> int:
     """How many entries lie in the memory of a tensor."""
     return tensor.numel() if is_share(tensor) else tensor.untyped_storage().nbytes() // tensor.itemsize
+
+
+def is_in(numbers: Tensor, others: Tensor) -> Tensor:
+    """Which of ``numbers [n]`` are in ``others``, a part at a time: a large one is sorted for it, with its places."""
+    return torch.cat([torch.isin(part, others) for part in numbers.split(_PART)])
 
 
 @dataclass(frozen=True)
@@ -173,6 +184,16 @@ class Numbers:
     def tensor(self) -> Tensor:
         """The numbers, on the CPU."""
         return _even(self._first, self.shape, self._steps) if self._uneven is None else self._uneven
+
+    @property
+    def differ(self) -> bool:
+        """Whether they are known to be different without a look at each."""
+        reached = 0  # by the dims with smaller steps
+        for step, size in sorted((abs(s), n) for s, n in zip(self._steps, self.shape, strict=True) if n > 1):
+            if step <= reached:
+                return False
+            reached += step * (size - 1)
+        return self._uneven is None
 
     @property
     def key(self) -> Hashable:

@@ -111,7 +111,7 @@ def _weights(lane: Lane, facts: Facts, entries: Entries, graph: ChannelGraph) ->
     known = [_of_site(site) for site in sites]
     for first, _ in left_alone:
         same = (call for call in facts.calls.values() if torch.equal(call.matrix, first.matrix))
-        known.append(_Weight(tuple(call for call in same if call.whole), *distinct(first.matrix)))
+        known.append(_Weight(tuple(call for call in same if call.whole), *distinct(first.numbers)))
     known = [weight for weight in known if weight.calls]
     yield from sorted(known, key=lambda weight: lane.position[lane.named[weight.node]])
 

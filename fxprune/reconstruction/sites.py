@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.depth import STANDS_KEY
-from fxprune.reconstruction.entries import Counterparts, Entries, Numbers
+from fxprune.reconstruction.entries import Counterparts, Entries, Numbers, is_in
 from fxprune.reconstruction.lanes import Lane
 from fxprune.reconstruction.survey import Call, Facts, Norm, Place
 
@@ -125,9 +125,10 @@ class _Owners:
         return any(bool(torch.isin(numbers, other.tensor.reshape(-1)).any()) for other in others)
 
 
-def distinct(matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+def distinct(numbers: Numbers) -> tuple[Tensor, Tensor | None]:
     """The different ones among groups ``[g, K, O]``, and of every group which it is, ``[g]``; None if all differ."""
-    if matrix.unique().numel() == matrix.numel():
+    matrix = numbers.tensor
+    if numbers.differ or matrix.unique().numel() == matrix.numel():
         return matrix, None
     rows, group = torch.unique(matrix.flatten(1), dim=0, return_inverse=True)
     return rows.unflatten(1, matrix.shape[1:]), group
@@ -145,7 +146,7 @@ def _site(
         return f"its weight is also read by {elsewhere}"
     if owners.shared(key, first.matrix):
         return "another contraction reads a part of its weight"
-    matrix, group = distinct(first.matrix)
+    matrix, group = distinct(first.numbers)
     if group is not None and matrix.unique().numel() < matrix.numel():
         return "it reads an entry of its weight more than once"
     vector = first.vector if group is None else None
@@ -159,7 +160,7 @@ def _site(
             return "it has no counterpart in the dense network"
         if whole.rows != call.rows:
             return "its rows are channels that were cut"
-        places = _columns(whole.matrix, numbers)
+        places = _columns(whole.numbers, numbers)
         if isinstance(places, str):
             return places
         columns.append(places)
@@ -180,9 +181,9 @@ def _site(
     )
 
 
-def _columns(whole: Tensor, numbers: Tensor) -> Columns | str:
-    """Where the dense matrix ``whole [g, K, O]`` has the columns of ``numbers [g, K, O]``, or why that is not known."""
-    firsts, (different, group) = numbers[:, 0], distinct(whole)
+def _columns(dense: Numbers, numbers: Tensor) -> Columns | str:
+    """Where the matrix ``dense [g, K, O]`` has the columns of ``numbers [g, K, O]``, or why that is not known."""
+    firsts, (different, group), whole = numbers[:, 0], distinct(dense), dense.tensor
     if group is not None:
         if len(whole) != len(numbers):
             return "which of the groups that share its weight went, the weight does not tell"
@@ -202,7 +203,7 @@ def _places_in(whole: Tensor, numbers: Tensor | None) -> Tensor | None:
     """For every number its place in ``whole``, both ``[n]``; None if one is not there."""
     if numbers is None:
         return None
-    there = torch.isin(whole, numbers).nonzero().squeeze(1)
+    there = is_in(whole, numbers).nonzero().squeeze(1)
     if not len(there):
         return None
     order = whole[there].argsort(stable=True)

@@ -6,7 +6,7 @@ parameters by ``l2``; *compared*: with the comparison with the masked model, whi
 the whole network is too large. *Held*: what a process has of
 the weights before. *Peak*: the most memory of a process beyond what it had before, the result included. *Gathered*: the
 largest parameter, which is whole in every process for a moment. The two processes share the machine's cores, and other
-programs may run on it: the seconds say little. What a refit takes is not here: it needs the whole model in one process.
+programs may run on it: the seconds say little. What a refit takes is not here.
 """
 
 from __future__ import annotations

@@ -17,11 +17,21 @@ UNEVEN = torch.tensor([[0, 1, 2], [3, 4, 6]])
 
 
 @pytest.mark.parametrize(
-    "numbers", [COUNTED, COUNTED.transpose(0, 2), COUNTED[:, 1:, ::2], COUNTED[:, :1], COUNTED[1, 1, 1], UNEVEN]
+    "numbers",
+    [
+        COUNTED,
+        COUNTED.transpose(0, 2),
+        COUNTED[:, 1:, ::2],
+        COUNTED[:, :1],
+        COUNTED[1, 1, 1],
+        COUNTED[0].unfold(1, 2, 1),
+        UNEVEN,
+    ],
 )
 def test_they_come_back(numbers: Tensor) -> None:
     found = Numbers.of(numbers)
     assert torch.equal(found.tensor, numbers)
+    assert not found.differ or numbers.unique().numel() == numbers.numel()
     assert found.key == Numbers.of(numbers.clone()).key
     assert found.key != Numbers.of(numbers + 1).key
     assert Numbers.of(UNEVEN).key != Numbers.of(UNEVEN + (UNEVEN == 6)).key
