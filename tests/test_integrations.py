@@ -20,6 +20,7 @@ import pytest
 import timm
 import torch
 from pages import DOCS, ROOT, block_with, blocks, run, stand_in
+from processes import TORCHRUN
 from torch import Tensor, nn
 
 import fxprune
@@ -181,7 +182,6 @@ def alone(page: Path, *launcher: str, more: str = "") -> dict[str, Any]:
     return {"printed": done.stdout}
 
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 ALONE: dict[str, Callable[[Path], dict[str, Any]]] = {
     "distributed": lambda page: alone(page, *TORCHRUN),
     "yolo": lambda page: alone(page, more=YOLO_TOLD),  # ultralytics changes settings of torch for good
