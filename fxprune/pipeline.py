@@ -303,7 +303,7 @@ def compress(
                 loosened = True
                 continue
             with dense.stages("rewriting"):
-                _check_agreed(dense, PruningPlan.of(graph, selection.keep))
+                _check_agreed(dense, graph, selection.keep)
                 pruned = found.finished(options.consume)
             if options.consume:
                 told.append("not compared with the masked model: consume=True released its weights as they were cut")
@@ -378,27 +378,26 @@ def rewrite_as(dense: Dense, keep: Keep, options: Cut, method: str) -> fx.GraphM
         found, blame = _rewrite(dense, dense.graph, keep)
         if found is None:
             return blame[1]
-        _check_agreed(dense, PruningPlan.of(dense.graph, keep))
+        _check_agreed(dense, dense.graph, keep)
         pruned = found.finished()
     result = _finish(dense, pruned, Selection(keep, {}), options, method, list(dense.graph.notes))
     result.meta["fxprune"] = replace(result.meta["fxprune"], budget=None)  # the plan is given
     return result
 
 
-def _check_agreed(dense: Dense, plan: PruningPlan) -> None:
+def _check_agreed(dense: Dense, graph: ChannelGraph, keep: Keep) -> None:
     """Before shares are cut: every process has the same plan.
 
     Raises:
         InputError: two have not.
     """
     if is_sharded(dense.module):
-        kept = {name: [(dim, len(of_dim), of_dim) for dim, of_dim in dims.items()] for name, dims in plan.kept.items()}
         check_same(
             {
                 f"what the plan keeps of {name}": ", ".join(
-                    f"{count} in dim {dim} (checksum {crc32(repr(rows).encode())})" for dim, count, rows in found
+                    f"{len(rows)} in dim {dim} (checksum {crc32(repr(rows).encode())})" for dim, rows in dims.items()
                 )
-                for name, found in kept.items()
+                for name, dims in PruningPlan.of(graph, keep).kept.items()
             }
         )
 

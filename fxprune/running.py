@@ -230,9 +230,9 @@ def _held(
             refused = error if refused is None or held is strict or held is widest else refused
         else:
             if held in aligned:
-                report = result.meta["fxprune"]
-                note = f"channels are kept in multiples of {_ALIGNED}, without which the class did not hold them"
-                result.meta["fxprune"] = replace(report, notes=(*report.notes, note))
+                _noted(
+                    result, f"channels are kept in multiples of {_ALIGNED}, without which the class did not hold them"
+                )
             return result
     assert refused is not None, "something was tried"
     raise refused
@@ -288,8 +288,7 @@ def attached(
         if outcome.reinitialise:
             drawn = reset_parameters(pruned, cut.seed)
             note = "weights initialised anew" + (f"; drawn like their values: {', '.join(drawn)}" if drawn else "")
-            report = pruned.meta["fxprune"]
-            pruned.meta["fxprune"] = replace(report, notes=(*report.notes, note))
+            _noted(pruned, note)
         return pruned
 
     def reference() -> fx.GraphModule:

@@ -18,7 +18,7 @@ from fxprune.labels.parameters import label_parameter
 from fxprune.labels.propagation import Propagation, set_labels
 from fxprune.labels.run import Settings, Watch, propagate
 from fxprune.recording import clone_modules, evaluated, named_tensors, put_in_eval_mode, replace_tensors
-from fxprune.recording.shards import gathered, is_share, whole
+from fxprune.recording.shards import gathered, whole
 
 
 def placeholder_values(graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -51,8 +51,7 @@ class ValueInterpreter(fx.Interpreter):
         return next(self.args_iter)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        found = super().get_attr(target, args, kwargs)
-        return whole(found, self.dtype) if is_share(found) else found
+        return whole(super().get_attr(target, args, kwargs), self.dtype)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         with gathered(self.fetch_attr(target), self.dtype):

@@ -80,7 +80,7 @@ def check_model(model: Any, shares: bool = False) -> None:
             if not shares:
                 raise ModelError(
                     f"{name} is a {kind.__name__}, of which this process holds a share, and only prune, apply and "
-                    "analyze take a sharded model. Pass one with whole parameters."
+                    "reconstruct, and analyze, take a sharded model. Pass one with whole parameters."
                 )
         elif kind is not Tensor and not issubclass(kind, nn.Parameter):
             raise ModelError(

@@ -119,7 +119,7 @@ def opened(tensor: Tensor) -> Iterator[Tensor]:
 @contextmanager
 def gathered(module: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Inside, the parameters and buffers of a layer are whole; those that were shares in ``dtype``."""
-    if not any(is_share(tensor) for tensor in named_tensors(module).values()):
+    if not is_sharded(module):
         yield
         return
     back: dict[int, Tensor] = {}
@@ -214,18 +214,18 @@ def check_shares(model: nn.Module) -> None:
             "The model's parameters are shares of several processes, and there is no process group: call "
             "torch.distributed.init_process_group in each of them first."
         )
-    for module in _fsdp_modules(model):
-        module.reshard()  # type: ignore[operator]
     from torch.distributed.tensor import Replicate, Shard
 
-    gathers, meshes = bool(_fsdp_modules(model)), list[Any]()
+    units, meshes = _fsdp_modules(model), list[Any]()
+    for unit in units:
+        unit.reshard()  # type: ignore[operator]
     for name, tensor in named_tensors(model).items():
         if not is_share(tensor):
             continue
         share: Any = tensor
         meshes.append(share.device_mesh)
         for placed in share.placements:
-            if type(placed) not in (Shard, Replicate) or (gathers and getattr(placed, "dim", 0) != 0):
+            if type(placed) not in (Shard, Replicate) or (units and getattr(placed, "dim", 0) != 0):
                 raise ModelError(
                     f"{name} is placed as {placed}, which cannot be made again of a smaller parameter: prune a model "
                     "whose parameters are Shard(0) or Replicate, as fully_shard makes them, then place the result's."

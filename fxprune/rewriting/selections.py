@@ -48,25 +48,29 @@ def with_selections(module: fx.GraphModule, graph: ChannelGraph) -> fx.GraphModu
             "No norm of this model reads a stream for a block alone, as those of pre-activation networks and DenseNets "
             "do: a selection of inputs would change nothing."
         )
-    device = next((p.device for p in result.parameters()), torch.device("cpu"))
     for node, size in found:
         path, _, last = str(node.target).rpartition(".")
         owner, tried = result.get_submodule(path), count(2)
         name = f"{last}_selection"
         while hasattr(owner, name):  # of a network that had been through this, and was cut
             name = f"{last}_selection_{next(tried)}"
-        owner.register_buffer(name, torch.arange(size, device=device))
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        with result.graph.inserting_before(node):
-            index = result.graph.get_attr(f"{path}.{name}" if path else name)
-            chosen = result.graph.call_function(_OP, (source, index))
-        for made in (index, chosen):
-            made.meta["source"] = node.meta.get("source", "")
-        node.args = (chosen, *node.args[1:])
+        _select(result, node, name, size)
     result.graph.lint()
     result.recompile()
     return result
+
+
+def _select(module: fx.GraphModule, node: fx.Node, name: str, size: int, whole: bool = True) -> None:
+    """Let a layer read what it reads by an index, in place; the buffer ``name`` beside it holds all of ``size``."""
+    path = str(node.target).rpartition(".")[0]
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    module.get_submodule(path).register_buffer(name, torch.arange(size, device=device))
+    with module.graph.inserting_before(node):
+        index = module.graph.get_attr(f"{path}.{name}" if path else name)
+        chosen = module.graph.call_function(_OP, (node.args[0], index, whole))
+    for made in (index, chosen):
+        made.meta["source"] = node.meta.get("source", "")
+    node.args = (chosen, *node.args[1:])
 
 
 CHOICE = "reads"
@@ -107,21 +111,12 @@ def with_choices(module: fx.GraphModule, readers: Sequence[str]) -> fx.GraphModu
         ValueError: the model does not call one of them just once.
     """
     result = copy.deepcopy(module)
-    device = next((p.device for p in result.parameters()), torch.device("cpu"))
     for name in readers:
         calls = [n for n in result.graph.nodes if n.op == "call_module" and n.target == name]
         weight = getattr(result.get_submodule(name), "weight", None) if len(calls) == 1 else None
         if weight is None or weight.ndim < 2:
             raise ValueError(name)
-        (node,) = calls
-        path, _, last = name.rpartition(".")
-        result.get_submodule(path).register_buffer(f"{last}_{CHOICE}", torch.arange(weight.shape[1], device=device))
-        with result.graph.inserting_before(node):
-            index = result.graph.get_attr(f"{name}_{CHOICE}")
-            chosen = result.graph.call_function(_OP, (node.args[0], index, False))
-        for made in (index, chosen):
-            made.meta["source"] = node.meta.get("source", "")
-        node.args = (chosen, *node.args[1:])
+        _select(result, calls[0], f"{name.rpartition('.')[2]}_{CHOICE}", weight.shape[1], whole=False)
     result.graph.lint()
     result.recompile()
     return result
@@ -148,7 +143,7 @@ def renumber(module: nn.Module, code: fx.Graph, graph: ChannelGraph, keep: Keep)
 def _choices(code: fx.Graph, graph: ChannelGraph) -> Iterator[tuple[fx.Node, fx.Node, Ids]]:
     """The nodes that choose of what may be cut, their indices, and the channels of the stream in order."""
     for node in code.nodes:
-        if node.target is _OP and len(node.args) > 2 and not node.args[2]:
+        if node.target is _OP and not node.args[2]:
             source, index = node.args[:2]
             assert isinstance(source, fx.Node) and isinstance(index, fx.Node)
             factors = [f for known in node_labels(graph, source) for f in known.labels if f.dim == 1]
