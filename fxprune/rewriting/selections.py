@@ -81,15 +81,18 @@ def readers_of_joins(module: fx.GraphModule, graph: ChannelGraph) -> list[str]:
     """The layers that read, by a weight of theirs and along dim 1, channels that several others make together.
 
     That is what a sum of branches gives. Each is called once, and reads all of the channels that it is given, which may
-    be cut without another statistic.
+    be cut without another statistic. One that chooses since an earlier cut keeps its choice.
     """
     steps = flows(module, graph)
     made = producers(steps)
     free = {int(c) for group in graph.prunable if group.exact for c in group.channels.flat}
     calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
+    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     found = []
     for node, step in steps.items():
         if node.op != "call_module" or calls[str(node.target)] > 1 or len(step.inputs) != 1:
+            continue
+        if f"{node.target}_{CHOICE}" in buffers:
             continue
         ((source, channels),) = step.inputs.items()
         labels = [f for known in node_labels(graph, source) for f in known.labels if f.ids.size > 1]

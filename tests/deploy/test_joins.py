@@ -75,6 +75,15 @@ def some_of(dense: Dense) -> Keep:
     return dense.graph.closed(keep)
 
 
+def test_a_layer_that_chooses_already_is_left_alone() -> None:
+    """Another index would take the place of the one that it reads by."""
+    dense = joined(recorded(uneven()), SITES[:2])
+    cut = rewrite_as(dense, some_of(dense), Cut(Budget("flops", 1.0)), "l2")
+    assert isinstance(cut, torch.fx.GraphModule)
+    again = recorded(cut)
+    assert readers_of_joins(again.module, again.graph) == SITES[2:]
+
+
 def test_the_layers_behind_a_sum_can_choose_and_no_others() -> None:
     dense, straight = recorded(uneven()), recorded(make(Straight))
     assert readers_of_joins(dense.module, dense.graph) == SITES
