@@ -66,7 +66,7 @@ def stand_in(name: str, pretrained: bool = False) -> nn.Module:
     """A small network with the names of the one in the pages."""
     torch.manual_seed(0)
     model = timm.models.resnet.ResNet(
-        timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=10, channels=(64, 64, 128, 128)
+        timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=10, channels=(64, 64, 64, 64)
     )
     model.pretrained_cfg = {"input_size": (3, 64, 64)}
     return model.eval()
