@@ -19,6 +19,12 @@ NOTE = (
     "batch norms measured anew on the same unlabelled images. Nothing is trained. In bold: no other network of the "
     "same data is at least as fast and more accurate."
 )
+WHY = (
+    "What chooses them keeps the outputs close to the dense network's, on the images of the refit. Where the budget is "
+    "of MACs, time counts for nothing in that: few branches go where channels cost less, and the thin layers that are "
+    "left take longer. Where it is of milliseconds, channels go in multiples of 8, which are large steps of a layer of "
+    "16: what is a little above a budget has to give away much to meet it."
+)
 _HUES = ("#000000", "#1a7f37", "#0b62b5", "#c2570c", "#8250df", "#cf222e", "#bf3989", "#aaaaaa", "#777777")
 COLOURS = dict(zip((DENSE, *SERIES), _HUES, strict=True))
 MARKS = "os^"
@@ -36,6 +42,9 @@ def page(results: Results) -> Sequence[str]:
         columns = {"network": "---", "budget of": "---", "budget": "---:", "MACs": "---:", known[0]["unit"]: "---:"}
         columns |= {f"ms, batch {b}": "---:" for b in _batches()}
         parts += [f"## {panel}", table(columns, rows)]
+    behind = [line for known in _panels(results).values() for line in behind(known)]
+    if behind:
+        parts += ["## Where branches and channels together are not ahead", WHY, bullets(behind)]
     failed = [f"{r.name}: {reasons(r)}" for r in results.lines if r.failures]
     failures = ["## Where there is no network", bullets(failed)] if failed else []
     return [*parts, *failures, results.image("accuracy by milliseconds")]
@@ -63,6 +72,27 @@ def _panels(results: Results) -> dict[str, list[dict[str, Any]]]:
 def beaten(one: dict[str, Any], others: Sequence[dict[str, Any]], batch: str) -> dict[str, Any] | None:
     """A network that takes no longer and is more accurate."""
     return next((o for o in others if o["ms"][batch] <= one["ms"][batch] and o["quality"] > one["quality"]), None)
+
+
+def behind(known: Sequence[dict[str, Any]]) -> list[str]:
+    """Networks cut in both ways that another cut of the same network beats, and which one does."""
+    lines = []
+    for f in known:
+        of = SERIES.get(f["series"])
+        if of is None or not (of.depth and of.widths):
+            continue
+        own_cuts = [other for other in known if other["case"] == f["case"]]
+        by = {b: other for b in _batches() if (other := beaten(f, own_cuts, b)) is not None}
+        told = [
+            f"batch {b}: {f['ms'][b]:.2f} ms, and {o['series']}, {o['ratio']:g} has {o['quality']:.2f} in "
+            f"{o['ms'][b]:.2f}"
+            for b, o in by.items()
+        ]
+        if told:
+            gone = f"branches gone: {len(f['removed'])}"
+            own = f"{f['case']}, {f['series']}, {f['ratio']:g} ({gone}): {f['quality']:.2f}"
+            lines.append("; ".join([own, *told]))
+    return lines
 
 
 def plot(results: Results) -> None:

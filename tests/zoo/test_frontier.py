@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from fxprune.errors import BudgetError
 from model_zoo.measuring import frontier as measuring
-from model_zoo.pages.frontier import beaten
+from model_zoo.pages.frontier import beaten, behind
 from model_zoo.records import read
 from model_zoo.runner import main
 from model_zoo.studies import frontier
@@ -86,3 +87,15 @@ def test_only_a_faster_and_better_network_beats_another() -> None:
     slow, fast, better = ({"ms": {"1": ms}, "quality": q} for ms, q in ((3.0, 80.0), (1.0, 70.0), (2.0, 81.0)))
     every = [slow, fast, better]
     assert [beaten(one, every, "1") for one in every] == [better, None, None]
+
+
+def test_both_ways_together_are_told_where_another_cut_of_that_network_is_ahead() -> None:
+    def cut(case: str, series: str, ms: float, quality: float) -> dict[str, Any]:
+        both = {"1": ms, "8": 8 * ms}
+        return {"case": case, "series": series, "ratio": 0.5, "ms": both, "quality": quality, "removed": ["a", "b"]}
+
+    together = cut("resnet20", "branches and MACs, aligned", 2.0, 70.0)
+    assert behind([together, cut("resnet20", "MACs", 1.0, 60.0), cut("resnet56", "MACs", 1.0, 80.0)]) == []
+    (told,) = behind([together, cut("resnet20", "branches", 1.0, 71.0)])
+    assert told.startswith("resnet20, branches and MACs, aligned, 0.5 (branches gone: 2): 70.00; batch 1: 2.00 ms, and")
+    assert "branches, 0.5 has 71.00 in 8.00" in told
