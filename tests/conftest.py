@@ -11,10 +11,11 @@ import pytest
 
 # Idle threads sleep instead of spinning: where cores are shared, a run is several times faster. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Memory that was freed is kept: where page faults are dear, as in virtual machines, a run takes two thirds of the time.
-# Read when a process starts, so by the workers and what they start.
-for setting, value in {"MMAP_THRESHOLD_": 2**34, "TRIM_THRESHOLD_": 2**34, "TOP_PAD_": 2**26, "ARENA_MAX": 2}.items():
-    os.environ.setdefault(f"MALLOC_{setting}", str(value))
+# Memory that was freed is kept: page faults are dear in virtual machines. Read when a process starts, so by the workers.
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**34))
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**34))
+os.environ.setdefault("MALLOC_TOP_PAD_", str(2**26))
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 # Nobody's measurements but these tests' own; the folder of the first process is that of all.
 os.environ.setdefault("FXPRUNE_CACHE", tempfile.mkdtemp(prefix="fxprune-tests-"))
 
