@@ -11,7 +11,7 @@ import pytest
 
 # Idle threads sleep instead of spinning: where cores are shared, a run is several times faster. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Memory that was freed is kept: page faults are dear in virtual machines. Read when a process starts, so by the workers.
+# Freed memory is kept: page faults are dear in virtual machines. Read when a process starts, so by the workers.
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**34))
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**34))
 os.environ.setdefault("MALLOC_TOP_PAD_", str(2**26))
