@@ -13,14 +13,21 @@ from model_zoo.studies import sharded
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name, size in (("WIDTH", 32), ("HEADS", 2), ("HIDDEN", 48)):
-        monkeypatch.setattr(sharded, name, size)
+@pytest.mark.parametrize(("name", "width"), [("whole", 32), ("whole, refitted", 8)])
+def test_one_process(name: str, width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for size, value in {"WIDTH": 32, "HEADS": 2, "HIDDEN": 48, "TOKENS": 8}.items():
+        monkeypatch.setattr(sharded, size, value)
     monkeypatch.setattr(sharded, "start_processes", lambda run, given, nprocs, start_method: run(0, *given))
-    record = sharded.measured("whole", Namespace(layers=1, words=16))
+    record = sharded.measured(name, Namespace(layers=1, words=16))
     (found,) = record.figures["processes"]
     assert found["params"][1] <= 0.5 * found["params"][0]
     assert found["held"] * 2**20 == 2 * found["params"][0]
-    assert found["gathered"] * 2**20 == 2 * 32 * 48
-    (told,) = sharded.page(Results({}, {"whole": record}, tmp_path / "sharded.jsonl"))
-    assert "| whole | 0 | 0 M -> 0 M | 0 | 0 |" in told
+    assert found["gathered"] * 2**20 == 2 * width * max(16, width * 3 // 2)
+    (told,) = sharded.page(Results({}, {name: record}, tmp_path / "sharded.jsonl"))
+    assert f"| {name} | 0 | 0 M -> 0 M | 0 | 0 |" in told
+    if name == "whole":
+        assert found["outputs"] is None
+    else:
+        before, after = found["outputs"]
+        assert after < before
+        assert f"| {before:.3f} -> {after:.3f} |" in told
