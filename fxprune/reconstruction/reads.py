@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -135,27 +136,29 @@ def _run(
     env = lane.begin(piece.args, piece.kwargs)
     lane.module.requires_grad_(False)  # gradients of activations are all that is asked for
     watched = {node: (number, own) for (node, number), own in at.items()}  # a call is all that its node does
-    for place, node in enumerate(lane.nodes):
-        (number, own), gate = watched.get(node.name, (0, None)), gates.get(node.name)
-        if own is None:
-            lane.advance(env, place, place + 1)
+    with ExitStack() as hooks:  # what a hook refers to may refer to its tensor, a circle that no collector sees
+        for place, node in enumerate(lane.nodes):
+            (number, own), gate = watched.get(node.name, (0, None)), gates.get(node.name)
+            if own is None:
+                lane.advance(env, place, place + 1)
+                if gate is not None:
+                    gate.watch(_differentiable(env, node))
+                continue
+            seen = Observed()
+            lane.advance(env, place, place + 1, seen)
+            (call,) = (c for c in seen.calls if c.number == number)
+            product = call.product(own.argument)
+            own.add(product, call.out, piece.samples, share, generator)
+            value = _differentiable(env, node)
+            if value is not None:
+                hook = value.register_hook(own.gradients(product, tuple(call.out.shape), piece.samples))
+                hooks.callback(hook.remove)
             if gate is not None:
-                gate.watch(_differentiable(env, node))
-            continue
-        seen = Observed()
-        lane.advance(env, place, place + 1, seen)
-        (call,) = (c for c in seen.calls if c.number == number)
-        product = call.product(own.argument)
-        own.add(product, call.out, piece.samples, share, generator)
-        value = _differentiable(env, node)
-        if value is not None:
-            value.register_hook(own.gradients(product, tuple(call.out.shape), piece.samples))
-        if gate is not None:
-            gate.watch(value)
-    outputs = [t for t in floating(lane.output(env)) if t.requires_grad]
-    if outputs:
-        signs = [torch.randint(0, 2, t.shape, generator=generator).to(t) * 2 - 1 for t in outputs]
-        torch.autograd.backward(outputs, signs)
+                gate.watch(value)
+        outputs = [t for t in floating(lane.output(env)) if t.requires_grad]
+        if outputs:
+            signs = [torch.randint(0, 2, t.shape, generator=generator).to(t) * 2 - 1 for t in outputs]
+            torch.autograd.backward(outputs, signs)
 
 
 def _differentiable(env: Env, node: fx.Node) -> Tensor | None:

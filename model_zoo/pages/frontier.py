@@ -42,9 +42,9 @@ def page(results: Results) -> Sequence[str]:
         columns = {"network": "---", "budget of": "---", "budget": "---:", "MACs": "---:", known[0]["unit"]: "---:"}
         columns |= {f"ms, batch {b}": "---:" for b in _batches()}
         parts += [f"## {panel}", table(columns, rows)]
-    behind = [line for known in _panels(results).values() for line in behind(known)]
-    if behind:
-        parts += ["## Where branches and channels together are not ahead", WHY, bullets(behind)]
+    told = [line for known in _panels(results).values() for line in behind(known)]
+    if told:
+        parts += ["## Where branches and channels together are not ahead", WHY, bullets(told)]
     failed = [f"{r.name}: {reasons(r)}" for r in results.lines if r.failures]
     failures = ["## Where there is no network", bullets(failed)] if failed else []
     return [*parts, *failures, results.image("accuracy by milliseconds")]
