@@ -61,6 +61,24 @@ def test_networks_are_cut_refitted_and_timed_beside_the_dense_one(out: Path) -> 
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+class Quick:
+    """In place of ``Clocks``: nothing is exported."""
+
+    macs = 1.0
+
+    def __init__(self, case: Trained):
+        pass
+
+    def beside(self, network: nn.Module) -> dict[str, dict[str, float]]:
+        return {key: {"1": 1.0, "8": 8.0} for key in ("dense_ms", "ms")}
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontier, "Clocks", Quick)
+
+
+@pytest.mark.usefixtures("_quick")
 def test_a_peer_that_fails_is_told_and_ours_is_not_excused(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(*_: object) -> nn.Module:
         raise ValueError("no network")
@@ -73,6 +91,7 @@ def test_a_peer_that_fails_is_told_and_ours_is_not_excused(out: Path, monkeypatc
         main([*asked, "MACs"])
 
 
+@pytest.mark.usefixtures("_quick")
 def test_a_budget_that_cannot_be_reached_ends_no_run(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(*_: object) -> nn.Module:
         raise BudgetError("latency=0.5 cannot be reached", 0.6)
