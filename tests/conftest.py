@@ -11,11 +11,6 @@ import pytest
 
 # Idle threads sleep instead of spinning: where cores are shared, a run is several times faster. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Freed memory is kept: page faults are dear in virtual machines. Read when a process starts, so by the workers.
-os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**34))
-os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**34))
-os.environ.setdefault("MALLOC_TOP_PAD_", str(2**26))
-os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 # Nobody's measurements but these tests' own; the folder of the first process is that of all.
 os.environ.setdefault("FXPRUNE_CACHE", tempfile.mkdtemp(prefix="fxprune-tests-"))
 
