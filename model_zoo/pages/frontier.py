@@ -31,8 +31,9 @@ MARKS = "os^"
 
 
 def page(results: Results) -> Sequence[str]:
-    parts = [NOTE]
+    parts, behind_others = [NOTE], list[str]()
     for panel, known in _panels(results).items():
+        behind_others += behind(known)
         rows = []
         for f in known:
             how = [f["case"], f["series"], f"{f['ratio']:g}", f"{f['macs_ratio']:.3f}", f"{f['quality']:.2f}"]
@@ -42,9 +43,8 @@ def page(results: Results) -> Sequence[str]:
         columns = {"network": "---", "budget of": "---", "budget": "---:", "MACs": "---:", known[0]["unit"]: "---:"}
         columns |= {f"ms, batch {b}": "---:" for b in _batches()}
         parts += [f"## {panel}", table(columns, rows)]
-    told = [line for known in _panels(results).values() for line in behind(known)]
-    if told:
-        parts += ["## Where branches and channels together are not ahead", WHY, bullets(told)]
+    if behind_others:
+        parts += ["## Where branches and channels together are not ahead", WHY, bullets(behind_others)]
     failed = [f"{r.name}: {reasons(r)}" for r in results.lines if r.failures]
     failures = ["## Where there is no network", bullets(failed)] if failed else []
     return [*parts, *failures, results.image("accuracy by milliseconds")]
@@ -81,17 +81,16 @@ def behind(known: Sequence[dict[str, Any]]) -> list[str]:
         of = SERIES.get(f["series"])
         if of is None or not (of.depth and of.widths):
             continue
-        own_cuts = [other for other in known if other["case"] == f["case"]]
-        by = {b: other for b in _batches() if (other := beaten(f, own_cuts, b)) is not None}
+        own = [other for other in known if other["case"] == f["case"]]
         told = [
             f"batch {b}: {f['ms'][b]:.2f} ms, and {o['series']}, {o['ratio']:g} has {o['quality']:.2f} in "
             f"{o['ms'][b]:.2f}"
-            for b, o in by.items()
+            for b in _batches()
+            if (o := beaten(f, own, b)) is not None
         ]
         if told:
             gone = f"branches gone: {len(f['removed'])}"
-            own = f"{f['case']}, {f['series']}, {f['ratio']:g} ({gone}): {f['quality']:.2f}"
-            lines.append("; ".join([own, *told]))
+            lines.append("; ".join([f"{f['case']}, {f['series']}, {f['ratio']:g} ({gone}): {f['quality']:.2f}", *told]))
     return lines
 
 

@@ -149,12 +149,11 @@ def page(results: Results) -> Sequence[str]:
         for rank, f in enumerate(record.figures["processes"]):
             before, after = (f"{count / 1e6:.0f} M" for count in f["params"])
             error = "-" if f["error"] is None else f"{f['error']:.1e}"
-            outputs = " -> ".join(f"{error:.3f}" for error in f.get("outputs") or ()) or "-"
+            outputs = " -> ".join(f"{of:.3f}" for of in f.get("outputs") or ()) or "-"
             cells = [*(f"{f[key]:.0f}" for key in ("held", "gathered", "mib", "s")), error, outputs]
             rows.append([record.name, str(rank), f"{before} -> {after}", *cells])
-    columns = ["network", "process", "parameters", "held, MiB", "gathered, MiB", "peak, MiB", "s", "oracle, in double"]
-    columns.append("outputs")
-    return [table(columns, rows)]
+    amounts = [f"{what}, MiB" for what in ("held", "gathered", "peak")]
+    return [table(["network", "process", "parameters", *amounts, "s", "oracle, in double", "outputs"], rows)]
 
 
 def _options(add: Add) -> None:
