@@ -86,7 +86,8 @@ def measured(case: Case, images: Images, options: Options) -> Record:
     """One network: dense, by the paper's rule, and for every share of ``--freeze`` from there on with a set held."""
     torch.manual_seed(case.seed)
     begin = partial(Training, images=images, options=options, seed=case.seed)
-    dense = begin(NETWORKS[case.network].make(), BASE, 1)
+    network = NETWORKS[case.network].make().to(memory_format=torch.channels_last)  # a third faster on processors
+    dense = begin(network, BASE, 1)
     dense.run(dense.epochs)
     whole = begin(copy.deepcopy(dense.network), SPARSE, case.compression)
     kernels = [p for p in dense.network.parameters() if optim.is_kernel(p)]
