@@ -36,7 +36,7 @@ T = TypeVar("T")
 Images = Any  # data sets with a length, of pairs
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "tiny_imagenet": 200, "imagenet": 1000}
-SMOKE_SIDES = {"cifar10": 16, "cifar100": 16, "mnist": 28, "tiny_imagenet": 32, "imagenet": 64}  # pixels
+SMOKE_SIDES = {"cifar10": 16, "cifar100": 16, "mnist": 28, "tiny_imagenet": 32, "imagenet": 32}  # pixels
 SMOKE_CLASSES = 10
 SMOKE_TRAIN, SMOKE_TEST = 512, 64  # images
 

@@ -158,6 +158,7 @@ def test_pruned_net_has_the_same_groups(name: str) -> None:
         channels=0.8,
         options=fxprune.Options(min_channels=2),
         seed=1,
+        verify=False,
         progress=False,
     )
     report = pruned.meta["fxprune"]
