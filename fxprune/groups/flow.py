@@ -188,19 +188,24 @@ def unscaled(module: fx.GraphModule, graph: ChannelGraph, flow: Mapping[fx.Node,
     reaches the block, and not a shortcut that reads the stream. What is multiplied by something scaled is scaled.
     """
     bare: dict[fx.Node, Channels] = {}
+    constant = constants(module, graph)
     found = _NONE
     for node, step in flow.items():
         here = _NONE.union(*(bare.get(source, _NONE) & channels for source, channels in step.inputs.items()))
         found |= here - step.passes
         if node.op != "call_module" and base_name(node) in _PRODUCTS:
             here -= _NONE.union(*(channels - bare.get(source, _NONE) for source, channels in step.inputs.items()))
-        bare[node] = ((here & step.passes) | step.makes) - _scaled_by(module, graph, node)
+        bare[node] = ((here & step.passes) | step.makes) - _scaled_by(module, graph, node, constant)
     return found
 
 
-def _scaled_by(module: fx.GraphModule, graph: ChannelGraph, node: fx.Node) -> Channels:
-    """The channels that a node multiplies by the scale of a norm layer."""
-    held = (graph.by_name[name] for name in _parameters_at(module, graph, node))
+def _scaled_by(module: fx.GraphModule, graph: ChannelGraph, node: fx.Node, constant: set[fx.Node]) -> Channels:
+    """The channels that a node multiplies by the scale of a norm layer, which may be cast or laid out anew before."""
+    found, level = [node], {node: None}
+    while level:
+        level = {i: None for made in level for i in made.all_input_nodes if i in constant}
+        found += level
+    held = (graph.by_name[name] for made in found for name in _parameters_at(module, graph, made))
     return _NONE.union(*(channels_in(p.labels) for p in held if graph.norm_scales.intersection(p.names)))
 
 

@@ -60,9 +60,12 @@ def _label(run: Propagation, call: Call) -> None:
         run.used(tensor)
         if id(tensor) in run.usage.unread:
             if record is not None and record.moves:
-                usage.move(run, tensor, outputs)
+                usage.move(run, tensor, outputs, record.fills)
             else:
                 usage.read(run, tensor)
+    if record is None or not record.moves:
+        for tensor in outputs:  # of an op in place
+            run.usage.held.pop(id(tensor), None)
     label: Label | None = None
     if record is not None:
         label = record.label

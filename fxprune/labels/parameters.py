@@ -24,4 +24,4 @@ def label_parameter(run: Propagation, name: str, tensor: Tensor) -> None:
             rows = ids.reshape(groups, size).repeat(tensor.shape[0] // groups, 0)
             factors.append(Factor(rows.reshape(rows.shape + (1,) * (tensor.ndim - 2)), d))
     set_labels(tensor, tuple(factors), name)
-    run.usage.add(tensor)
+    run.usage.add(tensor, frozenset({name}))

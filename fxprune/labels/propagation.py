@@ -355,9 +355,8 @@ class Propagation:
             self.statistics.append(Statistic(self.node_name, self._calls.get(op, 0), op, labels))
 
     def note_norm_scale(self, scale: Tensor | None) -> None:
-        """``scale`` multiplies normalised channels: criteria on norm layers read it."""
-        if scale is not None and hasattr(scale, _NAME):
-            self.norm_scales.add(getattr(scale, _NAME))
+        """``scale`` multiplies normalised channels: criteria on norm layers read the parameter that it holds."""
+        self.norm_scales |= self.usage.held.get(id(scale), frozenset())
 
     @contextmanager
     def scaled(self, factor: int) -> Iterator[None]:

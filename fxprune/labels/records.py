@@ -121,12 +121,13 @@ class Owner:
 class Usage:
     """What the recording used of the parameters; see ``labels.usage``.
 
-    ``unread``: by identity, the tensors that hold parameters or parts of them, as they are. ``names``: of parameters
-    that were read whole. ``inputs``: the positions of network inputs. ``follows``: is a node a number that depends on
-    an input's size?
+    ``unread``: by identity, the tensors that hold parameters or parts of them, as they are. ``held``: the names of
+    these. ``names``: of parameters that were read whole. ``inputs``: the positions of network inputs. ``follows``: is a
+    node a number that depends on an input's size?
     """
 
     unread: dict[int, Tensor] = field(default_factory=dict)
+    held: dict[int, frozenset[str]] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
     read: list[Ids] = field(default_factory=list)
     parted: list[tuple[Labels, Reason]] = field(default_factory=list)
@@ -134,9 +135,10 @@ class Usage:
     inputs: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     follows: dict[fx.Node, bool] = field(default_factory=dict)
 
-    def add(self, tensor: Tensor) -> None:
-        """A parameter, or part of one."""
+    def add(self, tensor: Tensor, names: frozenset[str] = frozenset()) -> None:
+        """A parameter, or part of one; ``names``: of all whose numbers are in it."""
         self.unread[id(tensor)] = tensor
+        self.held[id(tensor)] = names | self.held.get(id(tensor), frozenset())
 
     def add_input(self, ids: Ids) -> None:
         """The positions of a network input."""

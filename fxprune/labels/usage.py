@@ -26,10 +26,10 @@ def read(run: Propagation, tensor: Tensor) -> None:
         run.usage.read += [factor.ids for factor in run.labels(tensor)]
 
 
-def move(run: Propagation, tensor: Tensor, outputs: Sequence[Tensor]) -> None:
-    """An op only moves ``outputs`` out of a parameter or a part of one."""
+def move(run: Propagation, tensor: Tensor, outputs: Sequence[Tensor], fills: bool = False) -> None:
+    """An op only moves ``outputs`` out of a parameter or a part of one; if it ``fills``, it looks at the shape alone."""
     for out in outputs:
-        run.usage.add(out)
+        run.usage.add(out, frozenset() if fills else run.usage.held.get(id(tensor), frozenset()))
     if outputs and outputs[0].numel() < tensor.numel():
         run.usage.parted.append((run.labels(tensor), run.reason(UNUSED)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -68,6 +69,42 @@ def test_a_plain_step() -> None:
     optimizer.step()
     training.after_step()
     torch.testing.assert_close(scale.detach(), before - 0.1 * (gradient + 0.02 * before + 0.01 * before.sign()))
+
+
+class InDouble(nn.LayerNorm):
+    """In another precision, as many libraries have it: what multiplies is a copy of the scale."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.double(), self.bias.double()
+        return F.layer_norm(x.double(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+class Doubled(nn.LayerNorm):
+    """What multiplies is no scale of the model: twice a parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.clone()
+        weight.mul_(2)
+        return F.layer_norm(x, self.normalized_shape, weight, self.bias, self.eps)
+
+
+@pytest.mark.parametrize("norm", [lambda: nn.InstanceNorm1d(8, affine=True), lambda: InDouble([8, 6])])
+def test_scales_that_multiply_as_copies(norm: Callable[[], nn.Module]) -> None:
+    """An instance norm repeats its scale for every sample; it, too, is a scale that is trained and ranked."""
+    model = randomise(nn.Sequential(nn.Conv1d(3, 8, 3, padding=1), norm(), nn.Conv1d(8, 4, 1)))
+    x = torch.randn(2, 3, 6)
+    small = fxprune.prune(model, x, method="bn_scale", channels=0.5, progress=False)
+    sizes = model.get_parameter("1.weight").abs().reshape(8, -1).sum(1)
+    kept = small.meta["fxprune"].plan.kept["0.weight"][0]
+    assert set(kept) == {*sizes.topk(4).indices.tolist()}
+    scales = begun(model, x, strength=0.1).hooks._scales  # type: ignore[attr-defined]
+    assert [*scales] == ["1.weight"]
+
+
+def test_what_is_no_scale_as_it_is_is_none() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 8, 3, padding=1), Doubled([8, 6]), nn.Conv1d(8, 4, 1))
+    with pytest.raises(ModelError, match=r"^Network Slimming needs norm layers with a scale, and the model has none"):
+        begun(model, torch.randn(2, 3, 6))
 
 
 def test_the_first_value_of_the_scales() -> None:
