@@ -13,6 +13,14 @@ from fxprune.arguments import check_loader, without_batches
 from fxprune.errors import FxpruneError, InputError
 from fxprune.recording.inputs import device_of, make_inputs, map_tensors, tensors_of
 
+
+class Inputs(NamedTuple):
+    """Positional and keyword inputs of one call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 Batch = tuple[tuple[Any, ...], dict[str, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
 
@@ -32,6 +40,8 @@ def unpack(batch: Any, number: int, device: torch.device | str, what: str = "dat
     inputs, target = map_tensors(lambda tensor: tensor.to(device), tuple(batch))
     if not tensors_of(inputs):
         raise InputError(f"The inputs of batch {number} of {what} hold no tensor.")
+    if isinstance(inputs, Inputs):
+        return *inputs, target
     if isinstance(inputs, Mapping):
         return (), dict(inputs), target
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}, target
@@ -92,8 +102,12 @@ def output_of(model: nn.Module, batch: Batch, number: int, what: str = "data") -
 
 def does_not_run(error: Exception, number: int, what: str = "data") -> str:
     """The message for a batch that a model does not take."""
-    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
+    reason = _first_line(error)
     return f"The model does not run on batch {number} of {what}: {reason}. Batches must be like the example inputs."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
 
 
 def loss_of(
@@ -110,11 +124,19 @@ def loss_of(
     as 0 until then.
 
     Raises:
-        InputError: no loss, a label out of range, or something that is no scalar, or cannot be differentiated.
+        InputError: no loss, labels that cross entropy does not take, or something that is no scalar, or cannot be
+            differentiated.
     """
     if loss_fn is None or loss_fn is F.cross_entropy or type(loss_fn) is nn.CrossEntropyLoss:
         target = _checked_labels(loss_fn, output, target, number, what, late)
-    loss = (loss_fn or F.cross_entropy)(output, target)
+        try:
+            loss = (loss_fn or F.cross_entropy)(output, target)
+        except Exception as error:
+            raise InputError(
+                f"Cross entropy does not take batch {number} of {what}: {_first_line(error)}. Another loss is loss_fn=."
+            ) from error
+    else:
+        loss = loss_fn(output, target)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         kind = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise InputError(f"loss_fn returned {kind}; it must return one number as a tensor, such as a mean.")
@@ -148,7 +170,7 @@ class LateLabels(NamedTuple):
 def _checked_labels(
     loss_fn: Loss | None, output: Any, target: Any, number: int, what: str, late: list[LateLabels] | None
 ) -> Any:
-    """The target; with ``late`` its labels are looked at later."""
+    """The target, labels as int64; with ``late`` they are looked at later."""
     labels = isinstance(target, Tensor) and not target.is_floating_point()
     scores = isinstance(output, Tensor) and output.ndim >= 2
     if not scores or not labels or target.ndim != output.ndim - 1:
@@ -157,6 +179,7 @@ def _checked_labels(
                 "The loss is not clear from output and target; pass loss_fn=, a function of (output, target)."
             )
         return target
+    target = target.long()
     if not target.numel():
         return target
     ignored, classes = getattr(loss_fn, "ignore_index", -100), output.shape[1]
@@ -195,7 +218,7 @@ class Gaussian:
             args, kwargs = make_inputs(self._record, device, batch=self._batch, seed=self._seed * 1_000_003 + step)
             with torch.no_grad():
                 target = self._reference(*args, **kwargs)
-            yield kwargs or args, target
+            yield Inputs(args, kwargs), target
 
 
 def distance(output: Any, target: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -68,6 +69,8 @@ class _Run:
         first = device_of(model)
         self._device = torch.device(loop.device) if loop.device is not None else first
         model.to(self._device)
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ModelError(f"{training.method} trains, and all parameters are frozen (requires_grad=False).")
         share([*model.parameters(), *model.buffers()])
         if loop.optimizer is None:
             self._optimizer = hooks.optimizer()
@@ -75,9 +78,12 @@ class _Run:
             made: Any = loop.optimizer([p for p in hooks.trained() if p.requires_grad])
             if not isinstance(made, torch.optim.Optimizer):
                 raise InputError(f"optimizer= made a {type(made).__name__}; it must make a torch.optim.Optimizer.")
+            _check_steps("optimizer", made)
             self._optimizer = made
         if loop.schedule is not None:
             self._schedule = loop.schedule(self._optimizer, epochs)
+            if self._schedule is not None:
+                _check_steps("schedule", self._schedule)
         else:
             self._schedule = hooks.schedule(self._optimizer, epochs) if loop.optimizer is None else None
         hooks.begins(self._optimizer, epochs)
@@ -89,8 +95,8 @@ class _Run:
         while self._epoch < self._epochs and not self._training.done:
             loss, accuracy = self._train_epoch(bar)
             share(self._training.model.buffers())
-            if self._schedule is not None and not self._loop.per_step:
-                self._schedule.step()
+            if not self._loop.per_step:
+                self._step_schedule()
             if self._loop.validation is not None:
                 loss, accuracy = self._evaluate()
             self._training.after_epoch(-loss if accuracy is None else accuracy)
@@ -123,8 +129,8 @@ class _Run:
                 nn.utils.clip_grad_norm_(self._optimized(), self._loop.clip)
             self._scaler.step(self._optimizer)
             self._scaler.update()
-            if self._schedule is not None and self._loop.per_step:
-                self._schedule.step()
+            if self._loop.per_step:
+                self._step_schedule()
             training.after_step(self._optimizer)
             bar.advanced(totals)
             if training.done:
@@ -132,7 +138,7 @@ class _Run:
         self._look(totals)
         for name, parameter in model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
-                raise ModelError(self._stopped(f"{name} holds NaN or inf, though the loss is finite,", number))
+                raise ModelError(self._stopped(f"{name} holds NaN or inf, though the loss is finite,", "step", number))
         return totals.result()
 
     def _evaluate(self) -> tuple[float, float | None]:
@@ -143,14 +149,25 @@ class _Run:
                 output = output_of(model, batch, number, "validation")
                 loss = loss_of(self._loss_fn, output, batch[-1], number, "validation", totals.labels)
                 totals.add(loss, output, batch[-1])
-        totals.look()
+        self._look(totals, "validation batch")
         return totals.result()
 
-    def _look(self, totals: _Totals) -> None:
-        """Refuse what is not finite among the steps that nobody has looked at."""
+    def _step_schedule(self) -> None:
+        if self._schedule is not None:
+            try:
+                self._schedule.step()
+            except Exception as error:  # of any kind, such as a cycle that is shorter than the training
+                when = "step of the optimizer" if self._loop.per_step else "epoch"
+                raise InputError(
+                    f"The schedule cannot be stepped at epoch {self._epoch + 1} of {self._epochs}: {error}. It is "
+                    f"stepped after every {when}."
+                ) from error
+
+    def _look(self, totals: _Totals, what: str = "step") -> None:
+        """Refuse what is not finite among the batches that nobody has looked at."""
         found = totals.look()
         if found is not None:
-            raise ModelError(self._stopped(f"The loss is {found[1]}", found[0]))
+            raise ModelError(self._stopped(f"The loss is {found[1]}", what, found[0]))
 
     def _autocast(self) -> Any:
         return torch.autocast(self._device.type, self._half) if self._loop.amp else nullcontext()
@@ -158,15 +175,16 @@ class _Run:
     def _optimized(self) -> list[nn.Parameter]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
-    def _stopped(self, what: str, number: int) -> str:
+    def _stopped(self, found: str, what: str, number: int) -> str:
         kept = "no checkpoint was asked for (Loop(checkpoint=...))"
         if self._kept is not None:
             kept = f"the checkpoint of the last good epoch is {self._kept}"
         elif self._loop.checkpoint is not None:
             kept = "no epoch was complete, so there is no checkpoint"
         return (
-            f"{what} at step {number + 1} of epoch {self._epoch + 1}: training stopped, and {kept}. Lower the learning "
-            "rate, clip the gradients (Loop(clip=1.0)), or look at the data of that step."
+            f"{found} at {what} {number + 1} of epoch {self._epoch + 1}: training stopped, and {kept}. Lower the "
+            "learning rate, clip the gradients (Loop(clip=1.0)), or look at the data of that "
+            f"{what.rpartition(' ')[2]}."
         )
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
@@ -213,6 +231,23 @@ class _Run:
         with checkpoint.taking_up(path, "random numbers"):
             set_random_state(state["random"][rank()], self._data, self._loop.validation)
         self._epoch, self._kept = state["epoch"], path
+
+
+def _check_steps(name: str, made: Any) -> None:
+    """Refuse what the loop cannot step: it gives neither a closure nor a figure.
+
+    Raises:
+        InputError: says what was made.
+    """
+    if not callable(step := getattr(made, "step", None)):
+        raise InputError(f"{name}= made a {type(made).__name__}, which has no step().")
+    try:
+        inspect.signature(step).bind()
+    except TypeError as error:
+        raise InputError(
+            f"{name}= made a {type(made).__name__}, whose step() the loop cannot call: {error}. It calls it without "
+            "arguments."
+        ) from error
 
 
 def steps_between_looks(device: torch.device) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import Attentive, Unchanged, image, make
+from nets import Unchanged, image, make
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
@@ -138,6 +139,23 @@ def test_a_loss_that_cannot_be_differentiated(method: str) -> None:
     )
 
 
+@pytest.mark.parametrize("method", ["slimming", "scratch", "taylor"])
+def test_targets_that_cross_entropy_does_not_take(method: str) -> None:
+    text = message(InputError, method, [(X, Y), (X, Y[:3])])
+    assert text.startswith("Cross entropy does not take batch 1 of data: Expected input batch_size (4) to match target")
+    assert text.endswith(". Another loss is loss_fn=.")
+
+
+@pytest.mark.parametrize("method", READERS[:4])
+def test_labels_may_be_integers_of_any_size(method: str) -> None:
+    wide, narrow = (
+        fxprune.prune(make(), image(), method=method, data=[(X, labels)], flops=0.5, progress=False,
+                      **({"epochs": 1} if method in ("slimming", "scratch") else {}))
+        for labels in (Y, Y.to(torch.int16))
+    )  # fmt: skip
+    assert wide.meta["fxprune"].plan == narrow.meta["fxprune"].plan
+
+
 @pytest.mark.parametrize("method", READERS[:4])
 def test_no_loss_where_none_is_clear(method: str) -> None:
     assert message(InputError, method, [(X, torch.randn(4, 10))]) == (
@@ -201,6 +219,19 @@ def test_a_loss_that_is_nan_stops_at_the_step_and_keeps_the_checkpoint(method: s
     )
     resumed = message(ModelError, method, [(X * float("inf"), Y)], epochs=4, resume=path)
     assert f"at step 1 of epoch 3: training stopped, and the checkpoint of the last good epoch is {path}." in resumed
+
+
+def test_a_validation_that_is_nan_is_none() -> None:
+    """It counted as a loss of 0, and no accuracy: the best epoch that there is."""
+    text = message(ModelError, data=[(X, Y)], loop=Loop(validation=[(X, Y), (X * float("nan"), Y)]))
+    assert text.startswith("The loss is nan at validation batch 2 of epoch 1: training stopped, and ")
+    assert text.endswith("or look at the data of that batch.")
+
+
+def test_a_model_that_is_frozen() -> None:
+    assert message(ModelError, data=[(X, Y)], model=make().requires_grad_(False)) == (
+        "Slimming trains, and all parameters are frozen (requires_grad=False)."
+    )
 
 
 def test_weights_that_become_nan_without_the_loss_do_not_replace_the_checkpoint(tmp_path: Path) -> None:
@@ -297,6 +328,24 @@ def test_an_optimizer_that_is_none() -> None:
     assert text == "optimizer= made a list; it must make a torch.optim.Optimizer."
 
 
+def test_what_the_loop_cannot_step() -> None:
+    data = [(X, Y)]
+    ending = ". It calls it without arguments."
+    assert message(InputError, data=data, loop=Loop(optimizer=torch.optim.LBFGS)) == (
+        f"optimizer= made a LBFGS, whose step() the loop cannot call: missing a required argument: 'closure'{ending}"
+    )
+    assert message(InputError, data=data, loop=Loop(schedule=lambda o, e: ReduceLROnPlateau(o))) == (
+        "schedule= made a ReduceLROnPlateau, whose step() the loop cannot call: missing a required argument: "
+        f"'metrics'{ending}"
+    )
+    assert message(InputError, data=data, loop=Loop(schedule=lambda o, e: 3)) == (  # type: ignore[arg-type,return-value]
+        "schedule= made a int, which has no step()."
+    )
+    short = message(InputError, data=data, epochs=2, loop=Loop(schedule=lambda o, e: OneCycleLR(o, 0.1, total_steps=1)))
+    assert short.startswith("The schedule cannot be stepped at epoch 2 of 2: Tried to step 2 times.")
+    assert short.endswith(". It is stepped after every epoch.")
+
+
 # -- checkpoints
 
 
@@ -322,9 +371,9 @@ def test_a_checkpoint_of_something_else(saved: Path) -> None:
     assert resumed(saved, loop=adam) == start + "optimizer SGD, and this run has Adam" + ending
     plain = Loop(schedule=lambda optimizer, epochs: None)
     assert resumed(saved, loop=plain) == start + "schedule MultiStepLR, and this run has none" + ending
-    assert resumed(saved, model=make(Attentive)) == (
-        f"The checkpoint {saved} belongs to another model: embed.weight is not there in it, and [16, 3, 2, 2] in this "
-        "one."
+    other = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(512, 10))
+    assert resumed(saved, model=other) == (
+        f"The checkpoint {saved} belongs to another model: 0.weight is not there in it, and [8, 3, 1, 1] in this one."
     )
     wider = make()
     wider.head = nn.Linear(16, 12)
