@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import math
 import numbers
 import re
 from collections.abc import Iterable, Sequence
@@ -150,6 +151,19 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     if int(value) >= 2**63:
         raise InputError(f"{name}={value!r} must be below 2**63.")
     return int(value)
+
+
+def check_number(name: str, value: Any) -> float:
+    """An argument as a float, numpy's too; refuses what is no finite number of at least 0.
+
+    Raises:
+        InputError: names the argument and what it was.
+    """
+    if not is_real(value):
+        raise InputError(f"{name}={value!r} must be a number.")
+    if not 0 <= value < math.inf:
+        raise InputError(f"{name}={value} must {'be finite' if value == math.inf else 'not be negative'}.")
+    return float(value)
 
 
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:

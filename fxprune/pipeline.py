@@ -83,7 +83,8 @@ class Cut:
     ``threshold``: cut the scores up to this one, whatever the budget. ``obstacles``: nodes of a rewritten module that
     are not to be, so that what they cut is locked; ``widely``: all of a tensor, where they read one size of it.
     ``consume``: the dense weights are emptied as they are cut, so nothing can be proven by running. ``gone``: channels
-    that go in any case; ``settled``: of which no others go.
+    that go in any case; ``settled``: of which no others go. ``before``: MACs and parameters of the model that is given,
+    where another one is cut.
     """
 
     budget: Budget
@@ -100,6 +101,7 @@ class Cut:
     widely: bool = False
     gone: Keep | None = None
     settled: Keep | None = None
+    before: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -509,14 +511,14 @@ def _finish(
                     f"{error.source}: forward branches on a value here, or reads it, which these channels change, so "
                     "that the graph does not hold without them. Lock the layers that it comes from: ignore=."
                 ) from error
-    counted = options.budget.whole if options.budget.kind == "flops" else None
+    macs, params = options.before or (whole.macs(), whole.params())
     pruned.meta[RECORD_KEY] = describe_inputs(dense.args, dense.kwargs)
     pruned.meta["fxprune"] = Report(
         model=dense.name,
         method=method,
-        macs_before=whole.macs() if counted is None else counted,
+        macs_before=macs,
         macs_after=graph.macs(keep),
-        params_before=whole.params(),
+        params_before=params,
         params_after=graph.params(keep),
         prunable_share=whole.prunable_share,
         held=whole.held,

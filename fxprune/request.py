@@ -168,6 +168,11 @@ def check_data(request: Request, keywords: Keywords, options: Options) -> None:
     if isinstance(method, Learner):
         if data is None and not getattr(method, "label_free", False):
             raise InputError(f"{name} trains: pass data=, a loader of (inputs, target), and epochs=.")
+        if data is None and loop is not None and loop.validation is not None:
+            raise InputError(
+                f"{name} learns without labels where there are no data, and validation= has some: pass data=, a loader "
+                "of (inputs, target), as well."
+            )
         if data is not None and keywords.epochs is None:
             raise InputError(f"{name} trains: pass epochs=.")
         if loop is not None and loop.checkpoint is not None and is_first():

@@ -37,7 +37,7 @@ from fxprune.pipeline import (
     uncollected,
 )
 from fxprune.reconstruction import Piece, measure_reads, pieces_of, refit, spread
-from fxprune.recording.checks import checked_inputs
+from fxprune.recording.checks import check_finite, checked_inputs
 from fxprune.recording.inputs import describe_inputs, device_of
 from fxprune.recording.shards import Wholes
 from fxprune.request import Request
@@ -45,10 +45,11 @@ from fxprune.rewriting import CUTS_KEY
 from fxprune.rewriting.into import into
 from fxprune.rewriting.into import obstacles as obstacles_to
 from fxprune.rewriting.selections import readers_of_joins
-from fxprune.selection.budget import remaining
+from fxprune.selection.budget import Budget, remaining
 from fxprune.selection.plan import PruningPlan
 from fxprune.training import Training, measure, plain_state, reset_parameters, site_of
 from fxprune.training.distributed import from_first
+from fxprune.training.learner import DIVERGED
 from fxprune.verification import zero_slices
 
 _ALIGNED = 8
@@ -258,8 +259,9 @@ def attached(
         if cut.budget.kind == "latency":
             raise InputError(f"{request.name} starts from a wider network here, for which there is no latency= budget.")
         given = _analysed(model, args, kwargs, request, stages, verify=False).graph
-        whole = given.macs() if cut.budget.kind == "flops" else given.params()
-        cut = replace(cut, budget=replace(cut.budget, whole=whole))
+        cut = replace(
+            cut, budget=replace(cut.budget, whole=_whole(given, cut.budget)), before=(given.macs(), given.params())
+        )
         model = wider
     dense = _analysed(model, args, kwargs, request, stages, cut.verify)
     if dense.on_meta:
@@ -280,6 +282,7 @@ def attached(
     def finish(outcome: Outcome) -> fx.GraphModule:
         outcome = from_first(outcome)
         trained = dense.trained(plain_state(live))
+        check_finite(trained.module, DIVERGED)  # those, too, that hypernetworks generate
         chosen = replace(cut, threshold=outcome.threshold)
         given = list(outcome.scores), list(outcome.notes)
         pruned = _held(
@@ -314,12 +317,16 @@ def _timed(dense: Dense, request: Request) -> tuple[Cut, Callable[..., fx.GraphM
 
 def _of_whole(cut: Cut, dense: Dense) -> Cut:
     """The cut, its budget a ratio of the model with all branches."""
-    graph, kind = dense.whole.graph, cut.budget.kind
     if not dense.removed or cut.budget.whole is not None:
         return cut
-    channels = sum(group.channels.size for group in graph.prunable)
-    whole = graph.macs() if kind == "flops" else graph.params() if kind == "params" else channels
-    return replace(cut, budget=replace(cut.budget, whole=whole))
+    return replace(cut, budget=replace(cut.budget, whole=_whole(dense.whole.graph, cut.budget)))
+
+
+def _whole(graph: ChannelGraph, budget: Budget) -> int:
+    """What the budget counts of all of a model."""
+    if budget.kind == "channels":
+        return sum(group.channels.size for group in graph.prunable)
+    return graph.macs() if budget.kind == "flops" else graph.params()
 
 
 def _scores(

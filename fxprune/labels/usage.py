@@ -27,7 +27,7 @@ def read(run: Propagation, tensor: Tensor) -> None:
 
 
 def move(run: Propagation, tensor: Tensor, outputs: Sequence[Tensor], fills: bool = False) -> None:
-    """An op only moves ``outputs`` out of a parameter or a part of one; if it ``fills``, it looks at the shape alone."""
+    """An op only moves ``outputs`` out of a parameter or a part of one, or, if it ``fills``, looks at the shape."""
     for out in outputs:
         run.usage.add(out, frozenset() if fills else run.usage.held.get(id(tensor), frozenset()))
     if outputs and outputs[0].numel() < tensor.numel():

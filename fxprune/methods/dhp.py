@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from fxprune.errors import InputError, ModelError, check_count
+from fxprune.errors import InputError, ModelError, check_count, check_number
 from fxprune.groups.channels import ChannelGraph, ChannelGroup
 from fxprune.io.text import some
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
@@ -81,18 +81,24 @@ class DHP:
     shared: Sequence[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
-        for name, value in (("strength", self.strength), ("limit", self.limit)):
-            if value is not None and not 0 <= value < math.inf:
-                raise InputError(f"{name}={value} must not be negative.")
-        if not 0 < self.threshold < math.inf:
+        check_number("strength", self.strength)
+        if self.limit is not None:
+            check_number("limit", self.limit)
+        if not check_number("threshold", self.threshold):
             raise InputError(f"threshold={self.threshold} must be positive: latents are compared with it.")
         for name in ("minimum", "every", "embedding"):
             check_count(name, getattr(self, name))
+        if not _is_list(self.shared) or not all(_is_list(names) and names for names in self.shared):
+            raise InputError(f"shared={self.shared!r} must be a list of lists of layers: [['head', 'tail.0']].")
         if self.classifier not in (known := get_args(get_type_hints(DHP)["classifier"])):
             raise InputError(f"classifier={self.classifier!r} is unknown. Known: {', '.join(known)}.")
 
     def attach(self, site: Site) -> Hooks:
         return _Run(self, site)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def soft_threshold(values: Tensor, amount: Tensor | float) -> Tensor:

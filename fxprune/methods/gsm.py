@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from fxprune.errors import InputError, is_real
+from fxprune.errors import InputError, check_number, is_real
 from fxprune.groups.channels import Parameter
+from fxprune.io.text import some
 from fxprune.methods import optim
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
 from fxprune.methods.patterns import Pattern
@@ -53,8 +54,8 @@ class GSM:
     magnitude pruning.
 
     Args:
-        compression: of ``N`` weights of two or more dims ``int(N / compression)`` stay. None: 10, without a budget; as
-            many as a pattern allows.
+        compression: of ``N`` weights that are trained and have two or more dims ``int(N / compression)`` stay. None:
+            10, without a budget; as many as a pattern allows.
         structured: rank whole channels, within the budget that ``prune`` must be given.
         lr: learning rate, divided by ten after 2/3 and 5/6 of the epochs.
         momentum: see ``fxprune.optim`` for how it, the rate and the weight decay must go with the number of steps.
@@ -77,6 +78,8 @@ class GSM:
     pattern: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("lr", "momentum", "weight_decay"):
+            check_number(name, getattr(self, name))
         if self.freeze is not None and not (is_real(self.freeze) and 0 <= self.freeze < 1):
             raise InputError(f"freeze={self.freeze!r} is a share of the epochs: at least 0 and below 1, or None.")
         if self.pattern is not None:
@@ -149,7 +152,14 @@ class _Run(Hooks):
         return (f"the active set was held after {self._held[1]} of {self._epochs} epochs",)
 
     def trained(self) -> Parameters:
-        return self._site.model.parameters()
+        """A weight that is frozen cannot vanish: it is not ranked, and stays."""
+        return [p for p in self._site.model.parameters() if p.requires_grad]
+
+    def frozen(self) -> tuple[str, ...]:
+        """For the report: which weights stay as they are."""
+        named = self._site.model.named_parameters()
+        names = [name for name, p in named if optim.is_kernel(p) and not p.requires_grad]
+        return (f"frozen weights stay as they are: {some(names)}",) if names else ()
 
     def schedule(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler | None:
         return MultiStepLR(optimizer, sorted({max(1, epochs * 2 // 3), max(1, epochs * 5 // 6)}))
@@ -225,6 +235,7 @@ class _Unstructured(_Run):
             f"{alive} of {total} weights were above {optim.SUPPORT:g} in size before the cut{first}",
             f"{kept} of {total} weights are not zero; no weight reads {int(unread.sum())} channels",
             *self._placed(),
+            *self.frozen(),
             *self.held(),
         )
         if self._patterns:

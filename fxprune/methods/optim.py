@@ -39,7 +39,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from torch.optim.sgd import sgd
 from torch.utils.hooks import RemovableHandle
 
-from fxprune.errors import InputError, check_count, is_real
+from fxprune.errors import InputError, check_count, check_number, is_real
 from fxprune.methods.patterns import Pattern
 
 MANY = 2**16  # scores; fewer are sorted as they are
@@ -140,8 +140,8 @@ class GSM(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for name in ("lr", "momentum", "weight_decay", "vector_decay"):
-            if not group[name] >= 0:
-                raise InputError(f"{name}={group[name]} must not be negative.")
+            value = group[name]
+            check_number(name, float(value) if isinstance(value, Tensor) else value)
         if group["nesterov"] and not group["momentum"] > 0:
             raise InputError("nesterov=True needs a momentum.")
         check_count("input_dim", group["input_dim"], least=0)

@@ -26,9 +26,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import InputError
+from fxprune.errors import InputError, check_count, check_number, is_real
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
 from fxprune.methods.registry import register
+from fxprune.methods.state import Scores
 
 
 @register("scratch")
@@ -61,10 +62,16 @@ class Scratch:
     label_free: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.sparsity <= 1:
-            raise InputError(f"sparsity={self.sparsity} is the target of the mean gate: pass a number in (0, 1].")
+        for name in ("strength", "lr", "expand"):
+            check_number(name, getattr(self, name))
+        for name in ("steps", "batch"):
+            check_count(name, getattr(self, name))
+        if not is_real(self.sparsity) or not 0 < self.sparsity <= 1:
+            raise InputError(f"sparsity={self.sparsity!r} is the target of the mean gate: pass a number in (0, 1].")
         if not self.expand >= 1:
             raise InputError(f"expand={self.expand} must be at least 1.")
+        if self.factory is not None and not callable(self.factory):
+            raise InputError(f"factory= is a {type(self.factory).__name__}; pass a function that makes the network.")
         if self.expand > 1 and self.factory is None:
             raise InputError(
                 "expand= needs factory=, a function that makes the network at a width, such as "
@@ -72,8 +79,17 @@ class Scratch:
             )
 
     def wider(self) -> nn.Module | None:
-        """The network to search in, where that is not the one that is given."""
-        return None if self.factory is None or self.expand == 1 else self.factory(self.expand)
+        """The network to search in, where that is not the one that is given.
+
+        Raises:
+            InputError: the factory made something else.
+        """
+        if self.factory is None or self.expand == 1:
+            return None
+        made: object = self.factory(self.expand)
+        if not isinstance(made, nn.Module):
+            raise InputError(f"factory= made a {type(made).__name__}; it must make the network at a width.")
+        return made
 
     def attach(self, site: Site) -> Hooks:
         return _Run(self, site)
@@ -99,6 +115,7 @@ class _Run(Hooks):
         self._groups = [g for g in site.graph.prunable if not options.inner_only or site.producers(g) == 1]
         if not self._groups:
             raise InputError("No channel group has a single producing layer: pass inner_only=False.")
+        site.select(self._graded({g.name: np.ones(g.channels.shape) for g in self._groups}))  # can the budget be met?
         self._gates = site.insert_gates(self._groups)
         self._best: tuple[float, Tensor] | None = None
 
@@ -143,4 +160,8 @@ class _Run(Hooks):
         gates = {g.name: values[self._gates.index[g.name]].double().numpy() for g in self._groups}
         which = "the last epoch" if self._best is None else "the best epoch that was sparse enough"
         note = f"gates of {which}: mean {float(values.mean()):.2f}, {float((values == 0).float().mean()):.0%} at zero"
-        return Outcome([gates.get(g.name) for g in self._site.graph.groups], reinitialise=True, notes=(note,))
+        return Outcome(self._graded(gates), reinitialise=True, notes=(note,))
+
+    def _graded(self, gates: Mapping[str, Scores]) -> list[Scores | None]:
+        """For every group of the graph."""
+        return [gates.get(group.name) for group in self._site.graph.groups]

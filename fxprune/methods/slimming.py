@@ -14,7 +14,7 @@ passes through the optimizer; channels with small scales go. What differs from t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +22,11 @@ import numpy.typing as npt
 import torch
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from fxprune.errors import InputError, ModelError
+from fxprune.errors import InputError, ModelError, check_number, is_real
 from fxprune.groups.channels import ChannelGroup
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
 from fxprune.methods.registry import register
-from fxprune.methods.state import ModelState
+from fxprune.methods.state import ModelState, Scores
 
 
 @register("slimming")
@@ -49,10 +49,11 @@ class Slimming:
     inner_only: bool = False
 
     def __post_init__(self) -> None:
-        if not self.strength >= 0:
-            raise InputError(f"strength={self.strength} must not be negative.")
-        if self.percent is not None and not 0 <= self.percent < 1:
-            raise InputError(f"percent={self.percent} is no share: pass one in [0, 1), such as 0.7.")
+        check_number("strength", self.strength)
+        if self.gamma is not None:
+            check_number("gamma", self.gamma)
+        if self.percent is not None and not (is_real(self.percent) and 0 <= self.percent < 1):
+            raise InputError(f"percent={self.percent!r} is no share: pass one in [0, 1), such as 0.7.")
 
     @property
     def decides(self) -> bool:
@@ -74,6 +75,7 @@ class _Run(Hooks):
             with torch.no_grad():
                 for scale in self._scales.values():
                     scale.fill_(options.gamma)
+        site.select(self._graded(self._scores(self._groups, self._state())))  # whether the budget can be met
 
     def after_backward(self) -> None:
         moved = [(scale.grad, scale.detach()) for scale in self._scales.values() if scale.grad is not None]
@@ -88,7 +90,7 @@ class _Run(Hooks):
         return torch.optim.SGD(self.trained(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
 
     def schedule(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler | None:
-        return MultiStepLR(optimizer, sorted({epochs // 2, epochs * 3 // 4}))
+        return MultiStepLR(optimizer, sorted({max(1, epochs // 2), max(1, epochs * 3 // 4)}))
 
     def alive(self) -> npt.NDArray[np.bool_] | None:
         scores = self._scores(self._groups, self._state())
@@ -102,15 +104,19 @@ class _Run(Hooks):
     def _state(self) -> ModelState:
         return ModelState(self._site.graph, self._site.parameters, unscaled=lambda: self._unscaled)
 
-    def _scores(self, groups: Iterable[ChannelGroup], state: ModelState) -> dict[str, npt.NDArray[np.float64]]:
+    def _scores(self, groups: Iterable[ChannelGroup], state: ModelState) -> dict[str, Scores]:
         scored = {group.name: state.norm_scales(group, "mean") for group in groups}
         return {name: scores for name, scores in scored.items() if scores is not None}
 
     def outcome(self) -> Outcome:
-        graph, options, state = self._site.graph, self._options, self._state()
+        options, state = self._options, self._state()
         scores = self._scores(self._groups, state)
         threshold = None
         if options.percent is not None and scores:
             everything = np.sort(np.concatenate([s.reshape(-1) for s in scores.values()]))
             threshold = float(everything[int(len(everything) * options.percent)])
-        return Outcome([scores.get(group.name) for group in graph.groups], threshold=threshold, notes=(*state.notes,))
+        return Outcome(self._graded(scores), threshold=threshold, notes=(*state.notes,))
+
+    def _graded(self, scores: Mapping[str, Scores]) -> list[Scores | None]:
+        """For every group of the graph."""
+        return [scores.get(group.name) for group in self._site.graph.groups]

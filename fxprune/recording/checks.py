@@ -193,8 +193,12 @@ def names_in_part(names: Sequence[str], part: str) -> tuple[str, ...]:
     return ("", *below) if is_within(part, names) else tuple(below)
 
 
-def check_finite(model: nn.Module) -> None:
+def check_finite(model: nn.Module, remedy: str = "Load a sound checkpoint before pruning.") -> None:
     """Refuse weights that are no dense numbers.
+
+    Args:
+        model: its parameters and buffers.
+        remedy: for weights that are not finite.
 
     Raises:
         ModelError: one is quantised or sparse, or holds NaN or inf; buffers may hold inf.
@@ -209,7 +213,7 @@ def check_finite(model: nn.Module) -> None:
     if is_sharded(model):
         found = next(filter(None, from_all(found)), "")
     if found:
-        raise ModelError(f"{found}. Load a sound checkpoint before pruning.")
+        raise ModelError(f"{found}. {remedy}")
 
 
 def _not_finite(known: Sequence[tuple[str, Tensor, bool]]) -> str:

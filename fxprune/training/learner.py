@@ -15,9 +15,12 @@ from fxprune.groups.cost import Keep
 from fxprune.groups.flow import ADDED, flows, producers, readers, unscaled
 from fxprune.methods.learner import Hooks, Outcome, Site
 from fxprune.methods.state import Scores
+from fxprune.recording.checks import check_finite
 from fxprune.rewriting import Hypernetworks, classifiers, insert_gates, insert_hypernetworks
 from fxprune.selection.budget import Budget, remaining
 from fxprune.training.batches import Gaussian, Loss, distance
+
+DIVERGED = "The training diverged: lower the learning rate, or clip the gradients."
 
 
 class Training:
@@ -93,6 +96,7 @@ class Training:
         """
         if self._finished:
             raise InputError("finish() was called before. Attach again to train once more.")
+        check_finite(self.model, DIVERGED)
         outcome = self.hooks.outcome()
         result = self._finish(replace(outcome, notes=(*self.notes, *outcome.notes)))
         self._finished = True

@@ -739,6 +739,11 @@ def test_whole_networks_are_trained_cut_and_proven(name: str) -> None:
         ({"every": 1.5}, "every=1.5 must be a whole number of at least 1."),
         ({"embedding": True}, "embedding=True must be a whole number of at least 1."),
         ({"classifier": "whole"}, "classifier='whole' is unknown. Known: kept, cut, generated."),
+        ({"strength": "2e-4"}, "strength='2e-4' must be a number."),
+        ({"limit": float("inf")}, "limit=inf must be finite."),
+        ({"shared": [[]]}, "shared=[[]] must be a list of lists of layers: [['head', 'tail.0']]."),
+        ({"shared": ["a", "b"]}, "shared=['a', 'b'] must be a list of lists of layers: [['head', 'tail.0']]."),
+        ({"shared": None}, "shared=None must be a list of lists of layers: [['head', 'tail.0']]."),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -462,6 +462,20 @@ def test_a_whole_run_in_a_pattern_and_further() -> None:
             assert all(int(four.count_nonzero(1).max()) <= 2 for four in kernel.split(4, 1))
 
 
+def test_frozen_weights_are_neither_ranked_nor_cut() -> None:
+    """Nothing lets them vanish: a backbone that is not trained would lose weights all the same."""
+    model = randomise(Dense())
+    model.stem.weight.requires_grad_(False)
+    frozen = model.stem.weight.clone()
+    small = fxprune.prune(model, image(), method=GSM(4), data=batches(), epochs=1, progress=False)
+    kept = small.meta["fxprune"].plan.kept.get("stem.weight", {}).get(0, range(len(frozen)))
+    assert torch.equal(small.get_parameter("stem.weight"), frozen[[*kept]])
+    rest = sum(p.numel() for p in model.parameters() if p.ndim > 1 and p.requires_grad)
+    notes = small.meta["fxprune"].notes
+    assert any(note.startswith(f"{rest // 4} of {rest} weights are not zero") for note in notes)
+    assert "frozen weights stay as they are: stem.weight" in notes
+
+
 def test_patterns_of_a_method_that_cannot_be() -> None:
     with pytest.raises(InputError, match=r"^pattern='4:2' must be like '2:4'"):
         GSM(pattern="4:2")

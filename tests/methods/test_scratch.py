@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nets import Unchanged, image, make, step
+from nets import Unchanged, chain, image, make, step
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -322,7 +322,63 @@ def test_bad_options() -> None:
     with pytest.raises(InputError, match=r"^kept=0 is no ratio of MACs"):
         scratch_b_epochs(160, 0)
 
+    with pytest.raises(InputError, match=r"^expand=inf must be finite\.$"):
+        Scratch(expand=float("inf"))
+    with pytest.raises(InputError, match=r"^strength=-1 must not be negative\.$"):
+        Scratch(strength=-1)
+    with pytest.raises(InputError, match=r"^steps=1\.5 must be a whole number of at least 1\.$"):
+        Scratch(steps=1.5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^factory= is a int; pass a function that makes the network\.$"):
+        Scratch(factory=3, expand=1.5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^factory= made a NoneType; it must make the network at a width\.$"):
+        fxprune.attach(
+            make(),
+            image(),
+            method=Scratch(factory=lambda width: None, expand=1.5),
+            flops=0.5,
+            progress=False,  # type: ignore[arg-type,return-value]
+        )
+    validated = fxprune.Options(loop=fxprune.Loop(validation=[(image(), torch.tensor([0, 1]))]))
+    with pytest.raises(InputError, match=r"learns without labels where there are no data, and validation= has some"):
+        fxprune.prune(make(), image(), method=Scratch(steps=1), flops=0.5, progress=False, options=validated)
 
-def test_an_unreachable_budget_says_so_after_learning() -> None:
+
+def test_an_unreachable_budget_says_so_before_learning() -> None:
     with pytest.raises(BudgetError, match=r"smallest reachable ratio"):
-        fxprune.prune(make(), image(), method=Scratch(steps=1, inner_only=True), flops=0.05, progress=False)
+        fxprune.attach(make(), image(), method=Scratch(steps=1, inner_only=True), flops=0.05, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["flops", "params", "channels"])
+def test_every_budget_is_relative_to_the_network_that_is_given(kind: str) -> None:
+    def net(width: float) -> nn.Module:
+        return chain(4, int(16 * width), int(16 * width), 3)
+
+    x = torch.randn(2, 4)
+    small = fxprune.prune(
+        net(1), x, method=Scratch(factory=net, expand=2, steps=1), **{kind: 0.5}, round_to=1, progress=False
+    )
+    report, dense = small.meta["fxprune"], fxprune.analyze(net(1), x)
+    assert (report.macs_before, report.params_before) == (dense.macs(), dense.params())
+    kept = {"flops": report.macs_after, "params": report.params_after}
+    kept["channels"] = sum(after for after, _ in report.plan.widths.values())
+    whole = {"flops": dense.macs(), "params": dense.params(), "channels": 32}
+    assert 0.4 * whole[kind] < kept[kind] <= 0.5 * whole[kind]
+
+
+class Called(nn.Module):
+    """Takes positional and keyword inputs together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 8), nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, *, shift: Tensor) -> Tensor:
+        return self.head((self.first(x) + self.second(shift)).relu())
+
+
+def test_inputs_by_place_and_by_name_together() -> None:
+    x, shift = torch.randn(2, 4), torch.randn(2, 3)
+    small = fxprune.prune(
+        Called(), x, example_kwargs={"shift": shift}, method=Scratch(steps=2), flops=0.5, progress=False
+    )
+    assert small(x, shift=shift).shape == (2, 2)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
-from fxprune.errors import InputError, ModelError
+from fxprune.errors import BudgetError, InputError, ModelError
 from fxprune.methods import Slimming
 from fxprune.training import Training
 from model_zoo import papers
@@ -437,12 +437,13 @@ class Squeezed(nn.Module):
 @pytest.mark.parametrize("late", [False, True])
 def test_what_is_multiplied_by_something_scaled_is_scaled(late: bool) -> None:
     net = randomise(Squeezed(late)).eval()
-    small = fxprune.attach(net, image(), method=Slimming(), ignore=("down",), channels=0.5, round_to=1, progress=False)
+    asked: dict[str, Any] = {"ignore": ("down",), "channels": 0.5, "round_to": 1, "progress": False}
     if late:  # the squeeze reads channels before their norm
         with pytest.raises(ModelError, match=r"conv: the method gives these channels no score\.$"):
-            small.finish()
+            fxprune.attach(net, image(), method=Slimming(), **asked)
     else:
-        assert small.finish().get_parameter("conv.weight").shape[0] == 4
+        small = fxprune.attach(net, image(), method=Slimming(), **asked).finish()
+        assert small.get_parameter("conv.weight").shape[0] == 4
 
 
 def test_layers_that_pass_no_norm_are_left_alone_and_reported() -> None:
@@ -462,9 +463,31 @@ def test_layers_that_pass_no_norm_are_left_alone_and_reported() -> None:
     assert report.oracle_error < 1e-5
 
 
+@pytest.mark.parametrize(("epochs", "rates"), [(1, [0.1]), (2, [0.1, 0.01]), (4, [0.1, 0.1, 0.01, 0.001])])
+def test_the_papers_schedule_however_short(epochs: int, rates: list[float]) -> None:
+    training = begun()
+    optimizer, found = training.optimizer(), []
+    schedule = training.hooks.schedule(optimizer, epochs)
+    assert schedule is not None
+    for _ in range(epochs):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx(rates)
+
+
+def test_a_budget_that_cannot_be_met_is_told_before_the_training() -> None:
+    with pytest.raises(BudgetError, match=r"^flops=0\.0001 cannot be reached: the smallest reachable ratio is"):
+        fxprune.attach(make(), image(), method="slimming", flops=0.0001, progress=False)
+
+
 def test_bad_options() -> None:
     with pytest.raises(InputError, match=r"^percent=1 is no share"):
         Slimming(percent=1)
+    with pytest.raises(InputError, match=r"^percent='half' is no share"):
+        Slimming(percent="half")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^gamma=-0\.5 must not be negative\.$"):
+        Slimming(gamma=-0.5)
     with pytest.raises(InputError, match=r"^strength=-1 must not be negative"):
         Slimming(strength=-1)
     with pytest.raises(ModelError, match=r"^Network Slimming needs norm layers with a scale, and the model has none"):

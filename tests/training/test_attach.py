@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import Loop
-from fxprune.errors import BudgetError, InputError, ModelError
+from fxprune.errors import InputError, ModelError
 from fxprune.methods import Scratch, Slimming
 from fxprune.training import Training
 from model_zoo import papers
@@ -210,11 +210,17 @@ def test_a_learner_is_finished_once() -> None:
 
 
 def test_a_learner_whose_end_failed_can_be_finished_again() -> None:
-    """The training is not lost with a budget that it cannot meet."""
-    learner = fxprune.attach(make(), image(), method=Slimming(), channels=0.01, progress=False)
-    for _ in range(2):
-        with pytest.raises(BudgetError, match="smallest reachable ratio"):
+    """A weight or a gate that is not finite is no part of what comes out, nor is it ranked."""
+    diverged = r"holds NaN or inf\. The training diverged: lower the learning rate, or clip the gradients\.$"
+    for method, name in ((Slimming(), "head.weight"), (Scratch(), "_fxprune_gates.values")):
+        learner = fxprune.attach(make(), image(), method=method, channels=0.5, progress=False)
+        weight = learner.model.get_parameter(name)
+        before = weight.detach().clone()
+        weight.detach()[0] = float("nan")
+        with pytest.raises(ModelError, match=f"^{name} {diverged}"):
             learner.finish()
+        weight.detach().copy_(before)
+        assert learner.finish().meta["fxprune"].oracle_error < 1e-5
 
 
 def test_weights_on_the_meta_device_cannot_be_trained() -> None:
