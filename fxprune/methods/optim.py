@@ -365,8 +365,19 @@ def hold_zero(params: Iterable[Tensor], masks: Iterable[Tensor]) -> list[Removab
 
     Returns:
         Handles; ``remove()`` of each lets its parameter go.
+
+    Raises:
+        InputError: there are not as many masks as parameters, or one is not boolean or of another shape.
     """
-    handles = []
+    params, masks, handles = [*params], [*masks], []
+    if len(params) != len(masks):
+        raise InputError(f"There are {len(masks)} masks for {len(params)} parameters: give one for each.")
+    for place, (parameter, mask) in enumerate(zip(params, masks, strict=True)):
+        if mask.dtype != torch.bool or mask.shape != parameter.shape:
+            raise InputError(
+                f"Mask {place} is {list(mask.shape)} of {mask.dtype}; its parameter is {list(parameter.shape)}, and "
+                "masks are boolean."
+            )
     for parameter, mask in zip(params, masks, strict=True):
         if not bool(mask.all()):
             parameter.detach().masked_fill_(~mask, 0)

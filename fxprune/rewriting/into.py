@@ -25,6 +25,7 @@ from fxprune.rewriting import CUTS_KEY, REPAIRED, RESIZED, Cuts, adapt, adapts_b
 from fxprune.rewriting.held import set_numbers, whole_numbers
 from fxprune.rewriting.pretrained import in_its_class, saves_its_config
 from fxprune.rewriting.scales import take_up_scales
+from fxprune.selection.plan import is_selection
 from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_error
 
 ORIGIN_KEY = "fxprune_meta"
@@ -108,7 +109,13 @@ class Zeros(nn.Module):
 
 def _held(model: nn.Module, pruned: fx.GraphModule) -> tuple[nn.Module, Exact]:
     """The class with the pruned layers, compared; without branches that went, if it computes the same then."""
-    removed, joins = pruned.meta[REPORT_KEY].plan.removed, pruned.meta[REPORT_KEY].plan.joins
+    plan = pruned.meta[REPORT_KEY].plan
+    removed, joins = plan.removed, plan.joins
+    if selected := [name for name in plan.kept if is_selection(name) and name not in named_tensors(model)]:
+        raise ConversionError(
+            f"{type(model).__name__} has no place for what blocks select of a stream ({some(selected)}). Use the "
+            "GraphModule."
+        )
     if joins:
         raise ConversionError(
             f"{some(joins)} of pruned choose what they read of a stream, and {type(model).__name__} cannot. "

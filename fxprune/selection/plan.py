@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,11 @@ _IN_MEMORY = {
     "removed": _NAMES,
     "joins": _NAMES,
 }
+
+
+def is_selection(name: str) -> bool:
+    """Whether a buffer says by its name what a norm selects of a stream (``fxprune.select_inputs``)."""
+    return re.search(r"_selection(_\d+)?$", name) is not None
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,8 @@ class PruningPlan:
         for name, dims in self.kept.items():
             parameter = graph.by_name.get(name)
             if parameter is None:
-                raise PlanError(f"The plan names {name!r}, which the model does not have.")
+                selects = " It is of fxprune.select_inputs(model): pass that." if is_selection(name) else ""
+                raise PlanError(f"The plan names {name!r}, which the model does not have.{selects}")
             factors = {f.dim: f for f in parameter.labels}
             for dim, kept in dims.items():
                 if dim not in factors:

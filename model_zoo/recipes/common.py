@@ -201,8 +201,11 @@ def positive(text: str) -> int:
     return value
 
 
-def start(recipe: str, arguments: argparse.ArgumentParser, options: argparse.Namespace) -> Run:
-    """The run with these options, which name the ``dataset``; what cannot be used ends the program with exit code 2."""
+def start(recipe: str, arguments: argparse.ArgumentParser, options: argparse.Namespace, held: int = 0) -> Run:
+    """The run with these options, which name the ``dataset``; what cannot be used ends the program with exit code 2.
+
+    ``held``: so many training images are to be held out.
+    """
     if options.smoke:
         train, test = _drawn(options.dataset)
     elif options.data is None:
@@ -212,6 +215,8 @@ def start(recipe: str, arguments: argparse.ArgumentParser, options: argparse.Nam
             train, test = data.load(options.dataset, options.data)
         except (OSError, ValueError) as error:
             arguments.error(str(error))
+        if (count := len(train)) <= held:  # type: ignore[arg-type]
+            arguments.error(f"{options.data} has {count} training images, of which {held} are to be held out")
     return Run(recipe, options, train, test)
 
 

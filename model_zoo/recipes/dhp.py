@@ -26,7 +26,6 @@ def dhp(
         converging: how what is left is trained on, and the dense network, too.
     """
     search, converging = run.shortened(search), run.shortened(converging)
-    dense = run.baseline(run.network(make), converging)
     loop = run.loop("search", optimizer=search.optimizer, schedule=search.schedule)
     with run.timed("search"):
         pruned: Any = fxprune.prune(
@@ -34,6 +33,7 @@ def dhp(
             loss_fn=run.loss, epochs=search.epochs, seed=run.options.seed,
             options=fxprune.Options(loop=loop),
         )  # fmt: skip
+    dense = run.baseline(run.network(make), converging)  # now that the ratio can be met
     report = pruned.meta["fxprune"]
     cut = {f"cut_{run.metric}": run.quality(pruned), "search": next(n for n in report.notes if n.startswith("search"))}
     converged = run.train("converging", pruned, converging)

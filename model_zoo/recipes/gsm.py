@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,12 +39,20 @@ def arguments(doc: str | None, dataset: str, networks: Iterable[str] = ()) -> ar
     result.set_defaults(dataset=dataset)
     if names := [*networks]:
         result.add_argument("--network", choices=names, default=names[0])
-    result.add_argument("--compression", type=float, help="one of this many weights stays (default: the paper's)")
+    result.add_argument("--compression", type=factor, help="one of this many weights stays (default: the paper's)")
     result.add_argument(
         "--freeze", type=share, help="of the epochs, after which the active set is held (default: never)"
     )
     result.add_argument("--ticket", action="store_true", help="also train the first weights with the zeros of GSM")
     return result
+
+
+def factor(text: str) -> float:
+    """An argument of at least 1."""
+    value = float(text)
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1: one of so many weights stays")
+    return value
 
 
 def gsm(run: Run, make: Callable[..., nn.Module], base: Sgd, sparse: Sgd, compression: float) -> None:
@@ -58,6 +67,7 @@ def gsm(run: Run, make: Callable[..., nn.Module], base: Sgd, sparse: Sgd, compre
     """
     base, sparse = run.shortened(base), run.shortened(sparse)
     model = run.network(make)
+    optim.active_count(sum(p.numel() for p in model.parameters() if optim.is_kernel(p)), compression)  # leaves some
     trained = run.train("base", model, base)
     training = fxprune.attach(
         trained, run.example, method=GSM(compression, freeze=run.options.freeze), seed=run.options.seed

@@ -30,7 +30,7 @@ TRAIN = Sgd(epochs=160, batch=128, lr=0.1, momentum=0.9, weight_decay=1e-4, drop
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = (known := arguments()).parse_args(argv)
-    run = start("scratch_cifar", known, options)
+    run = start("scratch_cifar", known, options, VALIDATION)
     epochs = scratch_b_epochs(TRAIN.epochs, options.ratio) if options.scratch_b else TRAIN.epochs
     scratch(run, NETWORKS[options.network], GATES, options.ratio, gates(run), TRAIN, epochs)
 

@@ -47,10 +47,11 @@ def slimming(
     """
     settings, tuning = run.shortened(settings), run.shortened(tuning)
     model = run.network(make, gamma=GAMMA)
-    dense = run.baseline(model, settings)
+    network, dense = model, None
     method = replace(method, gamma=GAMMA)
     for number in range(1, passes + 1):
         pruned, sparse = slim(run, f"pass{number}-sparse", model, method, settings, selects, **cut)
+        dense = dense or run.baseline(network, settings)  # once it is known that the budget can be met
         tuned = run.train(f"pass{number}-tuned", pruned, tuning)
         run.keep(pruned.meta["fxprune"].plan, tuned, f"pass{number}")
         steps = {"pass": number, "sparse_accuracy": sparse, "cut_accuracy": run.accuracy(pruned)}

@@ -618,3 +618,20 @@ def test_what_is_held_at_zero_stays_there_in_any_training(optimizer: Callable[[A
 
 def test_the_names_are_public() -> None:
     assert fxprune.optim.GSM is GSM
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ([], "There are 0 masks for 1 parameters: give one for each."),
+        (
+            [torch.zeros(4, 3, dtype=torch.bool)],
+            "Mask 0 is [4, 3] of torch.bool; its parameter is [3, 4], and masks are boolean.",
+        ),
+        ([torch.zeros(3, 4)], "Mask 0 is [3, 4] of torch.float32; its parameter is [3, 4], and masks are boolean."),
+    ],
+)
+def test_masks_that_hold_nothing(masks: list[Tensor], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        optim.hold_zero([nn.Parameter(torch.ones(3, 4))], masks)
+    assert str(caught.value) == message

@@ -166,8 +166,10 @@ def test_what_is_left_is_an_index_select_that_exporters_know(tmp_path: Path) -> 
     assert not any("select_channels" in str(target) for target in targets)
     assert fxprune.export(small, tmp_path / "small.onnx", x).max_rel_error < 1e-5
     assert [node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node].count("Gather") == 3
-    with pytest.raises(ConversionError):
+    with pytest.raises(ConversionError, match=r"^Pre has no place for what blocks select of a stream \(norms\.0_sel"):
         fxprune.into(net, small)
+    with pytest.raises(PlanError, match=r"which the model does not have\. It is of fxprune\.select_inputs\(model\)"):
+        fxprune.apply(net, small.meta["fxprune"].plan, x)
 
 
 def test_what_was_cut_can_select_again() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 from torchvision.datasets import ImageFolder
@@ -123,7 +124,7 @@ def test_slimming(tmp_path: Path, name: str) -> None:
     assert (line["dataset"], line["percent"], line["pass"]) == (dataset, percent, 1)
     assert 0 <= line["sparse_accuracy"] <= 1
     assert 0 <= line["cut_accuracy"] <= 1
-    assert list(line["seconds"]) == ["baseline", "pass1-sparse", "pass1-tuned"]
+    assert list(line["seconds"]) == ["pass1-sparse", "baseline", "pass1-tuned"]
 
 
 def test_slimming_by_one_threshold(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_dhp_cifar(tmp_path: Path, name: str) -> None:
     assert 0.55 < line["pruned"]["macs"] / line["dense"]["macs"] <= 0.6
     assert line["search"].startswith("search not stopped by its rule after 8 steps")
     assert 0 <= line["cut_accuracy"] <= 1
-    assert list(line["seconds"]) == ["baseline", "search", "converging"]
+    assert list(line["seconds"]) == ["search", "baseline", "converging"]
     pruned = fxprune.apply(dense, fxprune.PruningPlan.load(folder(tmp_path) / "pruned.plan.json"), image)
     pruned.load_state_dict(weights(tmp_path))
 
@@ -435,12 +436,12 @@ def test_rate_follows_the_batch(tmp_path: Path, fits: list[Fit], monkeypatch: py
 
 
 def check_slimming(fits: list[Fit], strength: float, batch: int) -> None:
-    """The baseline, the training with the penalty, and fine-tuning."""
-    assert [fit.method for fit in fits] == ["common", "slimming", "common"]
+    """The training with the penalty, the baseline, and fine-tuning."""
+    assert [fit.method for fit in fits] == ["slimming", "common", "common"]
     assert all(fit.data.batch_size == batch for fit in fits)
     assert all(fit.has(momentum=0.9, nesterov=True, weight_decay=1e-4) for fit in fits)
     assert fits[0].gammas == fits[1].gammas == {0.5}
-    training = fits[1].training
+    training = fits[0].training
     for parameter in training.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     training.after_backward()
@@ -646,6 +647,45 @@ def test_what_cannot_be_run_says_why(
         run("scratch_cifar", tmp_path / "out", *arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("compression", ["0", "0.5", "nan", "inf"])
+def test_a_compression_that_is_none_is_told_before_the_base_is_trained(
+    compression: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run("gsm_mnist", tmp_path / "out", "--smoke", "--compression", compression)
+    assert stopped.value.code == 2
+    assert f"argument --compression: {compression} is not at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "message"),
+    [
+        ("gsm_mnist", ["--compression", "1e9"], r"^compression=1000000000\.0 leaves none of"),
+        ("dhp_cifar", ["--ratio", "0.001"], r"^flops=0\.001 cannot be reached"),
+        ("slimming_mnist", ["--percent", "0.999"], r"^channels=0\.00\d+ cannot be reached"),
+    ],
+)
+def test_what_cannot_be_met_is_told_before_the_first_epoch(
+    recipe: str, arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs = count_epochs(monkeypatch)
+    with pytest.raises(fxprune.FxpruneError, match=message):
+        run(recipe, tmp_path / "out", "--smoke", *arguments)
+    assert not epochs
+
+
+def test_more_images_to_hold_out_than_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("train", "test"):
+        for label in range(10):
+            (folder_of := tmp_path / part / str(label)).mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(folder_of / "0.png")
+    with pytest.raises(SystemExit) as stopped:
+        run("scratch_cifar", tmp_path / "out", "--data", str(tmp_path))
+    assert stopped.value.code == 2
+    assert "has 10 training images, of which 5000 are to be held out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
