@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from fxprune.deploy.joins import choosers, freed, told
@@ -57,6 +58,7 @@ _ALIGNED = 8
 
 
 @uncollected()
+@torch.inference_mode(False)
 def pruned(
     model: nn.Module,
     args: Any,
@@ -239,6 +241,7 @@ def _held(
     raise refused
 
 
+@torch.inference_mode(False)
 def attached(
     model: nn.Module,
     example_inputs: Any,

@@ -231,8 +231,10 @@ def _image(file: Path, folder: Folder) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """uint8 [H, W, C]."""
     try:
         with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):  # which a conversion cuts off at 255
+                raise ValueError(f"it has pixels of more than 8 bits ({image.mode})")
             pixels = np.asarray(image.convert("L" if folder.channels == 1 else "RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as an image: {str(error).partition(chr(10))[0]}") from error
     if pixels.shape[:2] != (folder.side, folder.side):
         height, width = pixels.shape[:2]

@@ -139,7 +139,8 @@ class _Run(Hooks):
         if not self._groups:
             if generated:
                 raise ModelError(
-                    f"The only channels that may be cut are those that {' and '.join(self._ordinary)} reads, and what "
+                    f"The only channels that may be cut are those that {' and '.join(self._ordinary)} "
+                    f"{'reads' if len(self._ordinary) == 1 else 'read'}, and what "
                     'the classifier reads stays. DHP(classifier="cut") lets it go.'
                 )
             raise ModelError(

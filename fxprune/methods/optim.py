@@ -7,8 +7,9 @@ passive and get no gradient, only momentum and weight decay (eq. 8 there)::
 
 ``B`` is 1 for active weights. Which ones are is found anew in every step, so a passive weight may come back. With a
 constant rate a passive weight shrinks by about ``lr * weight_decay / (1 - momentum)`` of itself per step: a training
-must be long enough, and the momentum high enough (the paper takes 0.98 and 0.99), for that to leave nothing. At the
-end the passive weights are so small that ``magnitude_cut`` changes nothing.
+must be long enough, and the momentum high enough (the paper takes 0.98 and 0.99), for that to leave nothing. Weights of
+16 bits round such steps away and do not shrink: train in float32, with autocast. At the end the passive weights are so
+small that ``magnitude_cut`` changes nothing.
 
 *Kernels* are the parameters of two or more dims: only they are ranked and masked, and decay. Biases and norms always
 get their whole gradient, as in the paper. ``Q`` is ``int(kernel weights / compression)`` throughout: in a step and in

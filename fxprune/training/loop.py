@@ -32,6 +32,8 @@ from fxprune.training.learner import Training
 from fxprune.training.randomness import random_state, set_random_state
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     training: Training,
     data: Any,

@@ -223,6 +223,18 @@ def test_a_learner_whose_end_failed_can_be_finished_again() -> None:
         assert learner.finish().meta["fxprune"].oracle_error < 1e-5
 
 
+@pytest.mark.parametrize("method", ["slimming", "taylor"])
+def test_where_no_gradients_are_kept_they_are_all_the_same(method: str) -> None:
+    x, y = image(), torch.tensor([0, 1])
+    asked: dict[str, Any] = {"method": method, "flops": 0.5, "data": [(x, y)], "progress": False}
+    asked |= {"epochs": 1} if method == "slimming" else {}
+    expected = fxprune.prune(make(), x, **asked).meta["fxprune"].plan
+    for context in (torch.no_grad(), torch.inference_mode()):
+        model = make()
+        with context:
+            assert fxprune.prune(model, x, **asked).meta["fxprune"].plan == expected
+
+
 def test_weights_on_the_meta_device_cannot_be_trained() -> None:
     with torch.device("meta"):
         model, x = make(), torch.empty(2, 3, 8, 8)

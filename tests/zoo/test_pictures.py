@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import time
@@ -138,6 +139,12 @@ def test_shades_of_grey(tmp_path: Path) -> None:
     assert images.shape == (6, 1, 4, 4)
 
 
+def huge() -> bytes:
+    """A bitmap whose header was damaged: of 20000 x 20000 pixels."""
+    Image.new("RGB", (4, 4)).save(file := io.BytesIO(), "BMP")
+    return file.getvalue()[:18] + (20000).to_bytes(4, "little") * 2 + file.getvalue()[26:]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -161,6 +168,14 @@ def test_shades_of_grey(tmp_path: Path) -> None:
         (
             lambda d: (d / "train" / "dog" / "1.png").write_bytes(b"nothing"),
             "{d}/train/dog/1.png cannot be read as an image: cannot identify image file",
+        ),
+        (
+            lambda d: Image.new("I;16", (4, 4), 256).save(d / "train" / "dog" / "1.png"),
+            "{d}/train/dog/1.png cannot be read as an image: it has pixels of more than 8 bits (I;16)",
+        ),
+        (
+            lambda d: (d / "train" / "dog" / "0.bmp").write_bytes(huge()),
+            "{d}/train/dog/0.bmp cannot be read as an image: Image size (400000000 pixels) exceeds limit",
         ),
         (
             lambda d: Image.new("RGB", (4, 5)).save(d / "test" / "cat" / "2.png"),
