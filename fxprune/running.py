@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -301,7 +301,16 @@ def attached(
         return copy.deepcopy(dense.module).train()
 
     record = describe_inputs(args, kwargs)
-    return Training(live, learner.attach(site), dense.graph, record, reference, finish, type(learner).__name__)
+    name, plain = type(learner).__name__, _plain_options(learner)
+    return Training(live, learner.attach(site), dense.graph, record, reference, finish, name, plain)
+
+
+def _plain_options(learner: object) -> dict[str, str]:
+    """Those that are numbers, words and the like, which say the same in another process."""
+    if not is_dataclass(learner):
+        return {}
+    values = {field.name: getattr(learner, field.name) for field in fields(learner)}
+    return {name: repr(value) for name, value in values.items() if isinstance(value, (int, float, str, type(None)))}
 
 
 def _analysed(model: nn.Module, args: Any, kwargs: Any, request: Request, stages: Stages, verify: bool) -> Dense:

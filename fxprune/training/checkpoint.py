@@ -108,7 +108,7 @@ def check_fits(path: Path, state: Mapping[str, Any], made_by: Mapping[str, Any],
         InputError: it was made by something else, or of another model.
     """
     for what, here in made_by.items():
-        there = state["made_by"].get(what)
+        there = state["made_by"].get(what, here)  # earlier ones do not tell all of it
         if there != here:
             raise InputError(
                 f"The checkpoint {path} was written with {what} {there}, and this run has {here}. Resume with the "

@@ -27,7 +27,7 @@ class Training:
     """A model to train, and what a method does around every step.
 
     ``model``: a copy of the user's model, as a graph, in train mode; train its parameters that require gradients.
-    ``method``: what the class of the method is called.
+    ``method``: what the class of the method is called. ``options``: those of it that are plain values, by name.
 
     In several processes wrap ``model`` in ``DistributedDataParallel``, and call everything here in each of them.
     """
@@ -41,8 +41,9 @@ class Training:
         reference: Callable[[], fx.GraphModule],
         finish: Callable[[Outcome], fx.GraphModule],
         method: str,
+        options: Mapping[str, str],
     ):
-        self.model, self.graph, self.method = model, graph, method
+        self.model, self.graph, self.method, self.options = model, graph, method, options
         self.hooks, self.record = hooks, record
         self.notes: list[str] = []
         self._reference, self._finish = reference, finish
