@@ -46,7 +46,7 @@ def with_selections(module: fx.GraphModule, graph: ChannelGraph) -> fx.GraphModu
     if not found:
         raise ModelError(
             "No norm of this model reads a stream for a block alone, as those of pre-activation networks and DenseNets "
-            "do: a selection of inputs would change nothing."
+            "do, and channel by channel, as batch norms do and layer norms do not: there is nothing to select."
         )
     for node, size in found:
         path, _, last = str(node.target).rpartition(".")
