@@ -149,15 +149,25 @@ def begin(path: Path, command: str, layout: Layout = LINES, **others: Any) -> No
     path.write_text((_document(head, layout, []) if layout.document else json.dumps(head)) + "\n")
 
 
-def go_on(path: Path, command: str, layout: Layout = LINES) -> None:
-    """Say in a result file that what follows was measured on another day or with something else, if that is so."""
+def go_on(path: Path, command: str, layout: Layout = LINES, **others: Any) -> None:
+    """Say in a result file that what follows was measured on another day or with something else, if that is so.
+
+    Raises:
+        ValueError: among ``others`` are other rules (a mapping) than those that the file was begun with.
+    """
     if layout.document:
         return
-    first, now = json.loads(path.read_text().partition("\n")[0]), header(command)
-    others = {key: value for key, value in now.items() if key not in ("command", "date") and value != first.get(key)}
-    if others or now["date"][:10] != first["date"][:10]:
+    first = json.loads(path.read_text().partition("\n")[0])
+    now = json.loads(json.dumps(header(command) | others))
+    changed = {key: value for key, value in now.items() if key not in ("command", "date") and value != first.get(key)}
+    for key, value in changed.items():
+        if isinstance(value, dict):
+            was = first.get(key, {})
+            differ = [f"{k} {was.get(k)}, now {v}" for k, v in value.items() if v != was.get(k)]
+            raise ValueError(f"{path} was measured with {'; '.join(differ)}: take what it has, or pass another --out")
+    if changed or now["date"][:10] != first["date"][:10]:
         with path.open("a") as file:
-            file.write(json.dumps({"date": now["date"], **others}) + "\n")
+            file.write(json.dumps({"date": now["date"], **changed}) + "\n")
 
 
 def append(path: Path, record: Record, layout: Layout = LINES) -> None:

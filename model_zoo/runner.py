@@ -69,7 +69,10 @@ def execute(study: Study, options: Options, parser: argparse.ArgumentParser) -> 
     cases = chosen(study, options, parser)
     with _quiet(options.threads):
         if (options.resume or options.again) and begun(options.out):
-            go_on(options.out, _command(study, options, parser), study.layout)
+            try:
+                go_on(options.out, _command(study, options, parser), study.layout, **study.head(options))
+            except ValueError as error:
+                parser.error(str(error))
         else:
             begin(options.out, _command(study, options, parser), study.layout, **study.head(options))
             study.anew(options)

@@ -30,7 +30,8 @@ RULES = """\
 - Images are cropped at random with 4 pixels of black around them, and mirrored. Accuracy is that on all test images
   after the last epoch; nothing was chosen by it.
 - MACs are those of convolutions and linear layers, counted by ``fxprune.analyze`` for all; a budget is the largest
-  number at or under the ratio. Times are of {jobs} processes that share one device, so they only compare.\
+  number at or under the ratio. Times are of processes that share one device, as many as ``jobs`` above, so they only
+  compare, and only those of one device.\
 """
 
 

@@ -76,9 +76,10 @@ def _check(options: Options) -> str:
 
 
 def _head(options: Options) -> dict[str, Any]:
-    rules = {"epochs": options.epochs, "lr": options.lr, "jobs": options.jobs, "batch": BATCH, "papers": PAPERS}
+    rules = {"epochs": options.epochs, "lr": options.lr, "batch": BATCH, "papers": PAPERS}
     return {
         "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu",
+        "jobs": options.jobs,
         "data": options.source,
         "weights": "github akamaster/pytorch_resnet_cifar10",
         "rules": rules | {"seen": SEEN, "recalibrated": RECALIBRATED},

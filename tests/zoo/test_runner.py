@@ -36,6 +36,7 @@ def page(results):
 STUDY = Study(
     "squares", "what squares are", lambda options: ["2", "4", "12"], each(measure), page, needs=("patience",),
     open=True, options=lambda add: add("--times", type=int, default=1), finished=lambda record: record.passed,
+    head=lambda options: {"device": f"slate {options.times}", "rules": {"odd": options.times % 2}},
 )
 '''
 
@@ -95,6 +96,21 @@ def test_what_is_not_finished_is_run_again(
     assert len(out.read_text().splitlines()) == 2
     out.write_text("")
     assert run(out, "2", "--resume") == ["2"], "an empty file is begun"
+
+
+def test_a_file_is_gone_on_with_on_another_device_but_by_no_other_rules(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "squares.jsonl"
+    run(out, "2")
+    assert run(out, "4", "--times", "3", "--resume") == ["4"]
+    head, found = read(out)
+    assert (head["device"], [*found]) == ("slate 1, slate 3", ["2", "4"])
+    before = out.read_text()
+    with pytest.raises(SystemExit):
+        run(out, "12", "--times", "2", "--resume")
+    assert f"{out} was measured with odd 1, now 0: take what it has, or pass another --out" in capsys.readouterr().err
+    assert out.read_text() == before
 
 
 def test_patterns_and_shards_choose_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
