@@ -15,7 +15,7 @@ from torch import fx, nn
 from fxprune.deploy.joins import choosers, freed, told
 from fxprune.deploy.latency import Clock
 from fxprune.depth.choice import JUDGED_ON, chosen, part_of_data, usable
-from fxprune.errors import BudgetError, ConversionError, FxpruneError, InputError, ModelError, PlanError
+from fxprune.errors import BudgetError, ConversionError, FxpruneError, InputError, ModelError, PlanError, is_real
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.cost import Keep
 from fxprune.groups.flow import flows, unscaled
@@ -306,11 +306,12 @@ def attached(
 
 
 def _plain_options(learner: object) -> dict[str, str]:
-    """Those that are numbers, words and the like, which say the same in another process."""
+    """Those that are numbers, words and the like, which say the same in another process: 4 and 4.0 are one."""
     if not is_dataclass(learner):
         return {}
     values = {field.name: getattr(learner, field.name) for field in fields(learner)}
-    return {name: repr(value) for name, value in values.items() if isinstance(value, (int, float, str, type(None)))}
+    numbers = {name: str(float(value)).removesuffix(".0") for name, value in values.items() if is_real(value)}
+    return numbers | {name: repr(value) for name, value in values.items() if isinstance(value, (bool, str, type(None)))}
 
 
 def _analysed(model: nn.Module, args: Any, kwargs: Any, request: Request, stages: Stages, verify: bool) -> Dense:

@@ -368,6 +368,7 @@ def test_a_checkpoint_of_something_else(saved: Path) -> None:
     assert resumed(saved, "scratch") == start + "method Slimming, and this run has Scratch" + ending
     other = start + "option strength 0.0001, and this run has 0.001" + ending
     assert resumed(saved, Slimming(strength=1e-3)) == other
+    assert resumed(saved, Slimming(gamma=1)) == start + "option gamma None, and this run has 1" + ending
     assert resumed(saved, epochs=2) == start + "epochs 1, and this run has 2" + ending
     adam = Loop(optimizer=torch.optim.Adam)
     assert resumed(saved, loop=adam) == start + "optimizer SGD, and this run has Adam" + ending
