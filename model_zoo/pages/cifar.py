@@ -23,15 +23,15 @@ RULES = """\
   *scratch*: gates for 10 epochs on random weights, then new ones for 160 divided by the ratio (Scratch-B), by the
   paper's schedule. *dhp*: random weights, a search of 100 epochs at most, then 300 for what is left, by its schedule;
   its strength suffices to meet the budget in a search, and the classifier is an ordinary layer, as in the released
-  code: one that is generated diverges at this rate. The random weights of these two have not seen the hundreds of
-  epochs that the published ones have.
+  code: one that is generated diverges at this rate, as at 0.25 below, which was run with one. The random weights of
+  these two have not seen the hundreds of epochs that the published ones have.
 - Torch-Pruning leaves the residual stream whole: where zeros are put to new channels ("option A"), what it makes of the
   stream does not run.
 - Images are cropped at random with 4 pixels of black around them, and mirrored. Accuracy is that on all test images
   after the last epoch; nothing was chosen by it.
 - MACs are those of convolutions and linear layers, counted by ``fxprune.analyze`` for all; a budget is the largest
   number at or under the ratio. Times are of processes that share one device, as many as ``jobs`` above, so they only
-  compare, and only those of one device.\
+  compare, and only those of one device; of a run that was interrupted they are those since then.\
 """
 
 

@@ -95,7 +95,7 @@ def _cifar(folder: Path) -> Iterator[list[str]]:
             "DHP",
             "{:.2f} → {:.2f} at {:.1f} % of the MACs".format(*DHP_RESNET_20),
             "from random weights",
-            "batches of 128 in place of 64, a classifier that is generated, length",
+            "batches of 128 in place of 64, length",
         ),
     }
     for method, (what, paper, begun, differs) in told.items():
