@@ -235,7 +235,7 @@ class _Run(Hooks):
     def _scores(self, scores: Sequence[Scores]) -> list[Scores | None]:
         """For every group of the graph, of those of ``self._groups``."""
         named = {group.name: score for group, score in zip(self._groups, scores, strict=True)}
-        return [named.get(group.name) for group in self._site.graph.groups]
+        return self._site.for_groups(named)
 
 
 def _made_by(graph: ChannelGraph, name: str) -> ChannelGroup:

@@ -86,6 +86,10 @@ class Site:
     unscaled: Callable[[], frozenset[int]] = frozenset
     classifiers: Callable[[], tuple[str, ...]] = tuple
 
+    def for_groups(self, scores: Mapping[str, Scores]) -> list[Scores | None]:
+        """Scores by the names of their groups as one per group of the graph, None where there are none."""
+        return [scores.get(group.name) for group in self.graph.groups]
+
     def norm_scales(self) -> dict[str, nn.Parameter]:
         """The scales of the norm layers whose channels are known, by name."""
         named = {name: p for name, p in self.parameters.items() if name in self.graph.norm_scales}

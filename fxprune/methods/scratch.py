@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from fxprune.errors import InputError, check_count, check_number, is_real
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
 from fxprune.methods.registry import register
-from fxprune.methods.state import Scores
 
 
 @register("scratch")
@@ -115,7 +114,7 @@ class _Run(Hooks):
         self._groups = [g for g in site.graph.prunable if not options.inner_only or site.producers(g) == 1]
         if not self._groups:
             raise InputError("No channel group has a single producing layer: pass inner_only=False.")
-        site.select(self._graded({g.name: np.ones(g.channels.shape) for g in self._groups}))  # can the budget be met?
+        site.select(site.for_groups({g.name: np.ones(g.channels.shape) for g in self._groups}))  # can it be met?
         self._gates = site.insert_gates(self._groups)
         self._best: tuple[float, Tensor] | None = None
 
@@ -160,8 +159,4 @@ class _Run(Hooks):
         gates = {g.name: values[self._gates.index[g.name]].double().numpy() for g in self._groups}
         which = "the last epoch" if self._best is None else "the best epoch that was sparse enough"
         note = f"gates of {which}: mean {float(values.mean()):.2f}, {float((values == 0).float().mean()):.0%} at zero"
-        return Outcome(self._graded(gates), reinitialise=True, notes=(note,))
-
-    def _graded(self, gates: Mapping[str, Scores]) -> list[Scores | None]:
-        """For every group of the graph."""
-        return [gates.get(group.name) for group in self._site.graph.groups]
+        return Outcome(self._site.for_groups(gates), reinitialise=True, notes=(note,))

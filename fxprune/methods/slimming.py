@@ -14,7 +14,7 @@ passes through the optimizer; channels with small scales go. What differs from t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +75,7 @@ class _Run(Hooks):
             with torch.no_grad():
                 for scale in self._scales.values():
                     scale.fill_(options.gamma)
-        site.select(self._graded(self._scores(self._groups, self._state())))  # whether the budget can be met
+        site.select(site.for_groups(self._scores(self._groups, self._state())))  # whether the budget can be met
 
     def after_backward(self) -> None:
         moved = [(scale.grad, scale.detach()) for scale in self._scales.values() if scale.grad is not None]
@@ -115,8 +115,4 @@ class _Run(Hooks):
         if options.percent is not None and scores:
             everything = np.sort(np.concatenate([s.reshape(-1) for s in scores.values()]))
             threshold = float(everything[int(len(everything) * options.percent)])
-        return Outcome(self._graded(scores), threshold=threshold, notes=(*state.notes,))
-
-    def _graded(self, scores: Mapping[str, Scores]) -> list[Scores | None]:
-        """For every group of the graph."""
-        return [scores.get(group.name) for group in self._site.graph.groups]
+        return Outcome(self._site.for_groups(scores), threshold=threshold, notes=(*state.notes,))
