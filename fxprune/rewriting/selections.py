@@ -27,6 +27,7 @@ from fxprune.groups.flow import Channels, Flow, channels_in, flows, node_labels,
 from fxprune.labels.classes import Ids
 from fxprune.ops import selection as _registers  # noqa: F401 - the op
 from fxprune.ops.table import base_name
+from fxprune.selection.plan import SELECTION
 
 _OP = torch.ops.fxprune.select_channels.default
 
@@ -51,9 +52,9 @@ def with_selections(module: fx.GraphModule, graph: ChannelGraph) -> fx.GraphModu
     for node, size in found:
         path, _, last = str(node.target).rpartition(".")
         owner, tried = result.get_submodule(path), count(2)
-        name = f"{last}_selection"
+        name = f"{last}{SELECTION}"
         while hasattr(owner, name):  # of a network that had been through this, and was cut
-            name = f"{last}_selection_{next(tried)}"
+            name = f"{last}{SELECTION}_{next(tried)}"
         _select(result, node, name, size)
     result.graph.lint()
     result.recompile()

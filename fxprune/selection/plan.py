@@ -55,9 +55,13 @@ _IN_MEMORY = {
 }
 
 
+SELECTION = "_selection"
+"""How the names of buffers end that ``fxprune.select_inputs`` adds, but for a number behind it."""
+
+
 def is_selection(name: str) -> bool:
     """Whether a buffer says by its name what a norm selects of a stream (``fxprune.select_inputs``)."""
-    return re.search(r"_selection(_\d+)?$", name) is not None
+    return re.search(rf"{SELECTION}(_\d+)?$", name) is not None
 
 
 @dataclass(frozen=True)
