@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset
 
 import fxprune
 from fxprune.io.files import replacing
 from fxprune.methods import Scratch
-from model_zoo.data import loaders
+from model_zoo import data
+from model_zoo.data import glyphs, loaders
 from model_zoo.papers import vgg16_bn
 from model_zoo.records import Record
 
@@ -32,8 +33,13 @@ TEST_SEED = 1_000_003
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the sizes. ``epochs``: of the first training, those whose weights are pruned; the last one of all."""
+    """What the study is made of.
 
+    ``dataset``: drawn ``glyphs``, or ``cifar10``. ``images``: to train on, at most; a fifth as many to choose gates by.
+    ``epochs``: of the first training, those whose weights are pruned; the last one of all.
+    """
+
+    dataset: str = "glyphs"
     width: float = 0.25
     side: int = 32
     images: int = 1500
@@ -52,6 +58,12 @@ class Sizes:
     def names(self) -> list[str]:
         return [*map(str, self.structures())]
 
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> Sizes:
+        """Those that the header of a result file says."""
+        found = head["sizes"]
+        return cls(**{**found, "epochs": tuple(found["epochs"])})
+
 
 class Structure(NamedTuple):
     """``epoch``: of the training of this seed; 0: of its random weights."""
@@ -64,6 +76,29 @@ class Structure(NamedTuple):
 
 
 SMALL = Sizes(width=0.0625, side=16, images=64, gate_epochs=1, random_seeds=2, trainings=2, epochs=(1, 2))
+PAPER = Sizes("cifar10", 1.0, images=50_000, trainings=5, epochs=(1, 3, 5, 10, 20, 40, 80, 160))
+
+
+Split = tuple[Dataset[Any], Dataset[Any]]  # to train on, and to choose gates by
+
+
+def drawn(sizes: Sizes) -> Split:
+    held = glyphs(max(sizes.images // 5, 1), sizes.side, seed=TEST_SEED)
+    return glyphs(sizes.images, sizes.side), held
+
+
+def cifar10(sizes: Sizes, directory: Path, device: str) -> Split:
+    """So many at random, and a fifth as many of the images to test on.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no CIFAR-10 in ``directory``, or it is broken.
+    """
+
+    def some(part: Any, count: int) -> Any:
+        return part.part(torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:count]).to(device)
+
+    train, test = data.load("cifar10", directory)
+    return some(train, sizes.images), some(test, max(sizes.images // 5, 1))
 
 
 def network(sizes: Sizes, seed: int) -> nn.Module:
@@ -71,10 +106,10 @@ def network(sizes: Sizes, seed: int) -> nn.Module:
     return vgg16_bn(width=sizes.width, gamma=0.5)
 
 
-def training(sizes: Sizes, seed: int, first: nn.Module, images: TensorDataset, kept: Path) -> dict[int, Weights]:
+def training(sizes: Sizes, seed: int, first: nn.Module, images: Dataset[Any], kept: Path) -> dict[int, Weights]:
     """The weights after each of the study's epochs, from the file ``kept`` where it is there."""
     if kept.exists():
-        loaded: dict[int, Weights] = torch.load(kept)
+        loaded: dict[int, Weights] = torch.load(kept, map_location="cpu")
         return loaded
     model = copy.deepcopy(first).train()
     torch.manual_seed(seed)
@@ -96,7 +131,7 @@ def training(sizes: Sizes, seed: int, first: nn.Module, images: TensorDataset, k
     return found
 
 
-def pruned(sizes: Sizes, name: str, model: nn.Module, seed: int, images: TensorDataset, held: TensorDataset) -> Record:
+def pruned(sizes: Sizes, name: str, model: nn.Module, seed: int, images: Dataset[Any], held: Dataset[Any]) -> Record:
     begun = time.perf_counter()
     batches, tests = loaders(images, held, sizes.batch, seed)
     small = fxprune.prune(

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from model_zoo.measuring.similarity import SMALL, Sizes
+from model_zoo.measuring.similarity import Sizes
 from model_zoo.pages.gsm_mnist import PAPER as GSM
 from model_zoo.pages.similarity import compared, findings
 from model_zoo.records import RESULTS, Record, mean_and_deviation, read, table
@@ -60,15 +60,17 @@ def _search(folder: Path) -> Iterator[list[str]]:
 
 
 def _structures(folder: Path) -> Iterator[list[str]]:
-    head, records = _records(folder, "similarity")
-    sizes = SMALL if "--smoke" in head.get("command", "") else Sizes()
-    if records and all(name in records for name in sizes.names()):
+    for study, images in (("similarity", "drawn images"), ("similarity_cifar10", "CIFAR-10 from JPEG, {} images")):
+        head, records = _records(folder, study)
+        if not records or any(name not in records for name in Sizes.of(head).names()):
+            continue
+        sizes = Sizes.of(head)
         values = {what: value for what, value, _ in findings(sizes, compared(records, sizes.names()))}
         random, ends = (values[f"{which}, among each other"] for which in ("random weights", "ends of trainings"))
         yield [
             "Scratch: structures from random weights are more diverse than those from trained ones", "so it says",
-            f"no: mean correlation {random:.3f} against {ends:.3f}",
-            f"drawn images, VGG16-BN of {sizes.width:g} of its width, {sizes.epochs[-1]} epochs",
+            f"{'yes' if random < ends else 'no'}: mean correlation {random:.3f} against {ends:.3f}",
+            f"{images.format(sizes.images)}, VGG16-BN of {sizes.width:g} of its width, {sizes.epochs[-1]} epochs",
             "CIFAR-10, whole width, 160 epochs there",
         ]  # fmt: skip
 

@@ -8,7 +8,7 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from fxprune.reports.study import Similarity
-from model_zoo.measuring.similarity import FLOPS, METHOD, SMALL, Sizes, Structure
+from model_zoo.measuring.similarity import FLOPS, METHOD, PAPER, Sizes, Structure
 from model_zoo.records import Record, Results, bullets, table
 
 PAPER_EPOCHS = 10  # of training, after which the paper calls structures homogeneous
@@ -31,7 +31,8 @@ def findings(sizes: Sizes, found: Similarity) -> list[tuple[str, float, int]]:
     random = [str(Structure(seed)) for seed in range(sizes.random_seeds)]
     path = [str(Structure(0, epoch)) for epoch in sizes.epochs]
     ends = [str(Structure(seed, sizes.epochs[-1])) for seed in range(sizes.trainings)]
-    late = [str(Structure(0, epoch)) for epoch in sizes.epochs if epoch >= PAPER_EPOCHS] or path[-2:]
+    late = [str(Structure(0, epoch)) for epoch in sizes.epochs if epoch >= PAPER_EPOCHS]
+    late = late if len(late) > 1 else path[-2:]
     early = [name for name in path if name not in late]
     result = [
         mean("random weights, among each other", [*combinations(random, 2)]),
@@ -59,7 +60,7 @@ def verdicts(found: Sequence[tuple[str, float, int]]) -> list[str]:
 
 def _found(results: Results) -> tuple[Sizes, list[str], Similarity]:
     """The sizes of the study, what is not run yet, and the rest side by side."""
-    sizes = SMALL if "--smoke" in results.head["command"] else Sizes()
+    sizes = Sizes.of(results.head)
     names = [name for name in sizes.names() if name in results.records]
     missing = [name for name in sizes.names() if name not in names]
     return sizes, missing, compared(results.records, names)
@@ -68,18 +69,30 @@ def _found(results: Results) -> tuple[Sizes, list[str], Similarity]:
 def page(results: Results) -> Sequence[str]:
     sizes, missing, found = _found(results)
     parts = [f"Not run yet: {', '.join(missing)}." if missing else ""]
+    images = {
+        "glyphs": f"{sizes.images} drawn images of {sizes.side} x {sizes.side} pixels (`model_zoo.data.glyphs`)",
+        "cifar10": f"{sizes.images} images of CIFAR-10",
+    }
     parts.append(
-        f"VGG16-BN at {sizes.width:g} of its width, {sizes.images} drawn images of {sizes.side} x {sizes.side} pixels "
-        f"(`model_zoo.data.glyphs`), {sizes.epochs[-1]} epochs of training; gates learned for {sizes.gate_epochs} "
-        f"epochs in batches of {sizes.batch} with {METHOD.strength:g} (mean |gate| - {METHOD.sparsity:g})^2, Adam at "
-        f"{METHOD.lr:g}; {FLOPS:.0%} of the MACs stay. This is far smaller than the paper's CIFAR-10 study: it says "
-        "whether the effect shows here, not that it does there."
+        f"VGG16-BN at {sizes.width:g} of its width, {images[sizes.dataset]}, {sizes.epochs[-1]} epochs of training; "
+        f"gates learned for {sizes.gate_epochs} epochs in batches of {sizes.batch} with {METHOD.strength:g} (mean "
+        f"|gate| - {METHOD.sparsity:g})^2, Adam at {METHOD.lr:g}; {FLOPS:.0%} of the MACs stay. {_beside(sizes)}"
     )
     if not missing:
         rows = findings(sizes, found)
         means = ([what, f"{value:.3f}", str(pairs)] for what, value, pairs in rows)
         parts += [bullets(verdicts(rows)), table(["structures", "mean correlation", "pairs"], means)]
     return [*parts, results.image("correlation"), _structures(found, results.records)]
+
+
+def _beside(sizes: Sizes) -> str:
+    """How the sizes compare to the paper's."""
+    if sizes.dataset == PAPER.dataset and sizes.images >= PAPER.images and sizes.width == PAPER.width:
+        return ""
+    return (
+        f"This is smaller than the paper's study, which has the whole network and the {PAPER.images} images of "
+        "CIFAR-10: it says whether the effect shows here, not that it does there."
+    )
 
 
 def plot(results: Results) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fxprune.reports.study import Similarity
-from model_zoo.measuring.similarity import SMALL
+from model_zoo.measuring.similarity import PAPER, SMALL, Sizes
 from model_zoo.pages.similarity import findings, verdicts
 from model_zoo.records import read
 from model_zoo.runner import main
@@ -41,6 +42,38 @@ def test_a_small_run_stopped_and_resumed(tmp_path: Path) -> None:
 
     with pytest.raises(SystemExit):
         main(["run", "similarity", "--out", str(out), "--resume"])  # another command's file
+
+
+def test_on_cifar10_with_sizes_of_options(
+    cifar10_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_zoo.studies.similarity.PAPER", replace(PAPER, random_seeds=2, trainings=2))
+    out, sizes = tmp_path / "a.jsonl", ["--width", "0.0625", "--images", "20", "--epochs", "4"]
+    command = ["run", "similarity_cifar10", "--data", str(cifar10_folder), "--out", str(out)]
+    main([*command, *sizes])
+    head, records = read(out)
+    assert Sizes.of(head).epochs == (1, 3, 4)
+    assert [*records] == Sizes.of(head).names()
+    page = out.with_suffix(".md").read_text()
+    assert "VGG16-BN at 0.0625 of its width, 20 images of CIFAR-10, 4 epochs of training" in page
+    assert all(f"training {seed}, epoch 4" in page for seed in (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "pass --data DIR, where CIFAR-10 is"),
+        (["--data", "nowhere"], "cifar10 is not complete"),
+        (["--data", "nowhere", "--epochs", "1"], "--epochs 1: structures along a training take at least 2"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_written(
+    more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "similarity_cifar10", "--out", str(tmp_path / "a.jsonl"), *more])
+    assert message in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
 
 
 def test_findings_are_means_over_pairs() -> None:
