@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.methods import optim
 from model_zoo import data
-from model_zoo.measuring.gsm_digits import Case, accuracy
+from model_zoo.measuring.gsm_digits import Case, accuracy, held
 from model_zoo.papers.lenet import SIDE
 from model_zoo.recipes.common import Sgd
 from model_zoo.recipes.gsm_mnist import BASE, NETWORKS, SPARSE
@@ -25,6 +26,7 @@ from model_zoo.records import Record
 from model_zoo.study import Options
 
 EPOCH = 235  # steps: as many as batches of 256 have
+TUNE = replace(BASE, epochs=SPARSE.epochs)  # of what magnitude has cut: as long as sparse momentum
 LOOKS = 14  # at the weights, evenly over the training
 
 Images = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -83,10 +85,14 @@ class Training:
 
 
 def measured(case: Case, images: Images, options: Options) -> Record:
-    """One network: dense, by the paper's rule, and for every share of ``--freeze`` from there on with a set held."""
+    """One network: dense, by the paper's rule, for every share of ``--freeze`` from there on with a set held.
+
+    Beside these the largest of the dense weights, fine-tuned, and the first weights with the zeros of the paper's rule.
+    """
     torch.manual_seed(case.seed)
     begin = partial(Training, images=images, options=options, seed=case.seed)
     network = NETWORKS[case.network].make().to(memory_format=torch.channels_last)  # a third faster on processors
+    first = copy.deepcopy(network)
     dense = begin(network, BASE, 1)
     dense.run(dense.epochs)
     whole = begin(copy.deepcopy(dense.network), SPARSE, case.compression)
@@ -99,20 +105,35 @@ def measured(case: Case, images: Images, options: Options) -> Record:
     marks = {round(share * whole.epochs): share for share in options.freeze}
     looks = {max(1, round(whole.epochs * n / LOOKS)) for n in range(1, LOOKS + 1)}
     rules: dict[str, list[dict[str, Any]]] = {"the paper's": []}
-    held = {}
+    branches = {}
     for epoch in sorted(looks | marks.keys()):
         active = whole.run(epoch)
         if epoch in looks:
             rules["the paper's"].append(_look(whole, active, case, images))
         if epoch in marks:
-            held[f"held after {marks[epoch]:.0%}"] = branch = whole.branched()
+            branches[f"held after {marks[epoch]:.0%}"] = branch = whole.branched()
             branch.optimizer.freeze()
-    for name, branch in held.items():
+    for name, branch in branches.items():
         rules[name] = [
             _look(branch, branch.run(epoch), case, images) for epoch in sorted(looks) if epoch > branch.epoch
         ]  # fmt: skip
-    sparse = next(iter(held.values()), whole).network
-    return Record(str(case), figures | {"rules": rules, "files": _files(case, dense.network, sparse)})
+
+    def with_zeros(begun: nn.Module, zeros_of: nn.Module, settings: Sgd) -> dict[str, Any]:
+        """With the zeros that the cut of a network leaves, which stay."""
+        masks = optim.magnitude_cut(copy.deepcopy(zeros_of).parameters(), case.compression)
+        training = begin(held(begun, masks), settings, 1)
+        cut = accuracy(training.network, *images[1])
+        training.run(training.epochs)
+        left = sum(int(p.count_nonzero()) for p in training.network.parameters() if optim.is_kernel(p))
+        trained = accuracy(training.network, *images[1])
+        return {"cut": cut, "epochs": training.epochs, "accuracy": trained, "left": left}
+
+    beside = {
+        "magnitude": with_zeros(dense.network, dense.network, TUNE),
+        "ticket": with_zeros(first, whole.network, BASE),
+    }
+    sparse = next(iter(branches.values()), whole).network
+    return Record(str(case), figures | {"rules": rules, "beside": beside, "files": _files(case, dense.network, sparse)})
 
 
 def _look(training: Training, active: int, case: Case, images: Images) -> dict[str, Any]:

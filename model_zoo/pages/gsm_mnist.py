@@ -26,8 +26,7 @@ def _of(key: tuple[str, int], figures: Sequence[dict[str, Any]]) -> list[str]:
     network, compression = key
     first = figures[0]
     epochs = f"{first['epochs']} epochs of 235 steps with batches of {first['batch']}"
-    seeds = "1 seed" if len(figures) == 1 else f"{len(figures)} seeds"
-    kept = f"{first['kept']} of {first['weights']} weights stay; {seeds}; {epochs}"
+    kept = f"{first['kept']} of {first['weights']} weights stay; {_seeds(figures)}; {epochs}"
     return [
         f"## {network}, {compression} times\n\n{kept}.",
         table(["rule", "dense", "before the cut", "after the cut", "weights above 1e-4", "norm cut"], [
@@ -35,6 +34,7 @@ def _of(key: tuple[str, int], figures: Sequence[dict[str, Any]]) -> list[str]:
               if (told := PAPER.get(key)) else []),
             *(_row(rule, figures) for rule in first["rules"]),
         ]),
+        *_beside([figure["beside"] for figure in figures if "beside" in figure]),
         "Weights above 1e-4, and in brackets how many were active in that epoch, of the first seed:",
         table(["epoch", *first["rules"]], [_epoch(epoch, first["rules"]) for epoch in _epochs(first["rules"])]),
         "Bytes of files, and milliseconds of onnxruntime for one image, of the first seed:",
@@ -44,10 +44,21 @@ def _of(key: tuple[str, int], figures: Sequence[dict[str, Any]]) -> list[str]:
 
 def _row(rule: str, figures: Sequence[dict[str, Any]]) -> list[str]:
     last = [figure["rules"][rule][-1] for figure in figures]
-    cells = [mean_and_deviation([100 * f["dense"] for f in figures])]
-    cells += [mean_and_deviation([100 * f[key] for f in last]) for key in ("before", "after")]
+    cells = [_percent([f["dense"] for f in figures])]
+    cells += [_percent([f[key] for f in last]) for key in ("before", "after")]
     support = ", ".join(str(f["support"]) for f in last)
     return [rule, *cells, support, f"{sum(f['norm_cut'] for f in last) / len(last):.1e}"]
+
+
+def _beside(figures: Sequence[dict[str, Any]]) -> Sequence[str]:
+    """What else leaves as many weights; of older records nothing."""
+    if not figures:
+        return []
+    rows = []
+    for name, first in figures[0].items():
+        cut, trained = (_percent([f[name][key] for f in figures]) for key in ("cut", "accuracy"))
+        rows.append([name, cut, str(first["epochs"]), trained])
+    return [f"As many weights by other means, {_seeds(figures)}:", table(["", "cut", "epochs", "trained"], rows)]
 
 
 def _epochs(rules: dict[str, Any]) -> list[int]:
@@ -62,6 +73,14 @@ def _epoch(epoch: int, rules: dict[str, Any]) -> list[str]:
 def _files(files: dict[str, Any]) -> list[list[str]]:
     rows = [[n, f"{v}", _ms(files.get(f"{n}, ms"))] for n, v in files.items() if n.endswith((")", "save", "export"))]
     return [*rows, [f"{files['left']} weights, their places at random, and biases", f"{files['entropy']}", ""]]
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return mean_and_deviation([100 * share for share in shares])
+
+
+def _seeds(figures: Sequence[Any]) -> str:
+    return "1 seed" if len(figures) == 1 else f"{len(figures)} seeds"
 
 
 def _ms(value: float | None) -> str:

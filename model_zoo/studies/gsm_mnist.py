@@ -6,6 +6,8 @@ weights, and the zeros are written to files:
 
 - *the paper's*: every step ranks anew. Before the cut, and after it; nothing is trained in between.
 - *held*: the same up to a share of the epochs; then the largest weights are active to the end (``optim.GSM.freeze``).
+- *magnitude*: the largest of the dense weights, fine-tuned for as many epochs by the schedule of the dense training.
+- *ticket*: the first weights with the zeros that the paper's rule and its cut left, trained as the dense network.
 
 A passive weight shrinks by ``lr * weight_decay / (1 - momentum)`` of itself per step: with these settings it takes 59
 of the 160 epochs before the first drop of the rate from 0.1 to 1e-4, and after the drops nothing shrinks to speak of.

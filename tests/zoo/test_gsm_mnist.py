@@ -48,11 +48,15 @@ def test_every_rule_of_one_network_and_its_page(there: Path, tmp_path: Path, mon
     assert all(look["active"] <= 4436 for look in held)
     assert all(look["active"] > 4436 for look in paper), "others in every step"
     assert all(0 <= look["norm_cut"] <= 1 and look["support"] > 4436 for look in (*paper, *held))
+    beside = figures["beside"]
+    assert [(name, each["epochs"]) for name, each in beside.items()] == [("magnitude", 4), ("ticket", 3)]
+    assert all(each["left"] == 4436 for each in beside.values()), "zeros stay zeros"
     files = figures["files"]
     assert files["entropy"] < files["sparse, save"] < 0.1 * files["dense, save"]
     assert files["sparse, export (sparse=True)"] < 0.1 * files["sparse, export"]
     text = out.with_suffix(".md").read_text()
     assert "| the paper's table | 98.19 | 98.18 | 98.18 |" in text
+    assert f"| ticket | {100 * beside['ticket']['cut']:.2f} | 3 |" in text
     assert f"| {paper[0]['epoch']} | {paper[0]['support']} ({paper[0]['active']}) |" in text
 
 
