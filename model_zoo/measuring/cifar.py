@@ -256,8 +256,8 @@ def _measure(job: Job, study: Trained, record: Record) -> None:
     how, run, figures = METHODS[job.method], study.run, record.figures
     settings: Any = how.then(study, job.ratio)
     stage = "dense" if job.method == "dense" else f"run {job.method} {job.ratio:g}"
-    if "dense" in how.needs:
-        _ = study.dense  # where it is not adapted yet: that is no time of this run
+    if "dense" in how.needs:  # and where it is not adapted yet, that is no time of this run
+        figures["dense"] = run.quality(study.dense)
     begun = time.perf_counter()
     pruned = how.cut(study, job.ratio)
     record.seconds["cut"] = round(time.perf_counter() - begun, 1)

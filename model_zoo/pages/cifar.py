@@ -11,10 +11,11 @@ from model_zoo.records import Record, Results, bullets, mean_and_error, table
 RULES = """\
 - The trained weights are adapted to these images: *dense*. Its column "cut" is the accuracy before, of the published
   weights. *dense, tuned* is trained as long again, as the pruned networks are.
-- Criteria, GSM and Torch-Pruning cut the adapted network; what reads data reads the same {seen} training images. Then
-  norm statistics are taken anew from {recalibrated} batches, for a column of its own and nothing else; and what was cut
-  is fine-tuned. Adaptation and fine-tuning are alike: {epochs} epochs of SGD, momentum 0.9, weight decay 1e-4, batches
-  of {batch}, a rate of {lr} that falls to zero along a cosine.
+- Criteria, GSM and Torch-Pruning cut the adapted network, whose accuracy is the column "adapted": every device adapts
+  its own. What reads data reads the same {seen} training images. Then norm statistics are taken anew from
+  {recalibrated} batches, for a column of its own and nothing else; and what was cut is fine-tuned. Adaptation and
+  fine-tuning are alike: {epochs} epochs of SGD, momentum 0.9, weight decay 1e-4, batches of {batch}, a rate of {lr} that
+  falls to zero along a cosine.
 - Learners and scratch have the epochs of their papers, of which {papers} count as these {epochs}. *slimming*: the
   published weights are trained with the penalty in place of the adaptation (paper: from random weights), by the paper's
   schedule; its strength is the paper's 1e-5, times what fewer and other steps take away from the sum of all rates.
@@ -53,18 +54,18 @@ def _table(records: Sequence[Record], seeds: int) -> str:
             asked = [r for r in records if (r.figures["method"], r.figures["ratio"]) == (method, ratio)]
             of = [r for r in asked if "accuracy" in r.figures]
             if asked and not of:
-                rows.append([f"{ratio:g}", method, *["not reached"], *["–"] * 6])
+                rows.append([f"{ratio:g}", method, *["not reached"], *["–"] * 7])
             elif of:
                 accuracies = [
                     mean_and_error(found) if (found := [100 * r.figures[key] for r in of if key in r.figures]) else "–"
-                    for key in ("cut", "recalibrated", "accuracy")
+                    for key in ("dense", "cut", "recalibrated", "accuracy")
                 ]
                 few = "" if len(of) == seeds else f", {len(of)} of {seeds} seeds"
                 macs, params = (statistics.mean(r.figures[key] for r in of) for key in ("macs_ratio", "params"))
                 took = statistics.mean(sum(r.seconds.values()) for r in of)
-                cells = [f"{macs:.4f}", f"{params / 1e3:.0f}k", *accuracies[:2], accuracies[2] + few]
+                cells = [f"{macs:.4f}", f"{params / 1e3:.0f}k", *accuracies[:-1], accuracies[-1] + few]
                 rows.append([f"{ratio:g}", method, *cells, str(of[0].figures["epochs"]), f"{took:.0f}"])
-    numbers = ("MACs used", "parameters", "cut", "norms anew", "trained", "epochs", "seconds")
+    numbers = ("MACs used", "parameters", "adapted", "cut", "norms anew", "trained", "epochs", "seconds")
     return table({"MACs": "---:", "method": "---", **dict.fromkeys(numbers, "---:")}, rows)
 
 

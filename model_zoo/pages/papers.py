@@ -71,7 +71,7 @@ def _structures(folder: Path) -> Iterator[list[str]]:
             "Scratch: structures from random weights are more diverse than those from trained ones", "so it says",
             f"{'yes' if random < ends else 'no'}: mean correlation {random:.3f} against {ends:.3f}",
             f"{images.format(sizes.images)}, VGG16-BN of {sizes.width:g} of its width, {sizes.epochs[-1]} epochs",
-            "CIFAR-10, whole width, 160 epochs there",
+            "CIFAR-10, all images, whole width, 160 epochs there",
         ]  # fmt: skip
 
 

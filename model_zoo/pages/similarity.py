@@ -82,7 +82,21 @@ def page(results: Results) -> Sequence[str]:
         rows = findings(sizes, found)
         means = ([what, f"{value:.3f}", str(pairs)] for what, value, pairs in rows)
         parts += [bullets(verdicts(rows)), table(["structures", "mean correlation", "pairs"], means)]
+        parts.append(_spread(sizes, found))
     return [*parts, results.image("correlation"), _structures(found, results.records)]
+
+
+def _spread(sizes: Sizes, found: Similarity) -> str:
+    """How much there is to correlate."""
+    deviations = dict(zip(found.names, found.kept.std(1), strict=True))
+    random, ends = (
+        float(np.mean([deviations[str(Structure(seed, epoch))] for seed in range(count)]))
+        for epoch, count in ((0, sizes.random_seeds), (sizes.epochs[-1], sizes.trainings))
+    )
+    return (
+        f"Within a structure the shares of the layers deviate by {random:.2f} from their mean (random weights) and by "
+        f"{ends:.2f} (ends of trainings): the less they do, the more a small difference counts in a correlation."
+    )
 
 
 def _beside(sizes: Sizes) -> str:
