@@ -12,10 +12,13 @@ RULES = """\
 - The trained weights are adapted to these images: *dense*. Its column "cut" is the accuracy before, of the published
   weights. *dense, tuned* is trained as long again, as the pruned networks are.
 - Criteria, GSM and Torch-Pruning cut the adapted network, whose accuracy is the column "adapted": every device adapts
-  its own. What reads data reads the same {seen} training images. Then norm statistics are taken anew from
-  {recalibrated} batches, for a column of its own and nothing else; and what was cut is fine-tuned. Adaptation and
-  fine-tuning are alike: {epochs} epochs of SGD, momentum 0.9, weight decay 1e-4, batches of {batch}, a rate of {lr}
-  that falls to zero along a cosine.
+  its own, so those rows compare that start from the same. Rows without it are older than the column and started from
+  *dense*. So is *obs*, whose value was read from the same network afterwards; the seconds of its row at 0.5 include the
+  adaptation, and its cut took 25 of them.
+- What reads data reads the same {seen} training images. Then norm statistics are taken anew from {recalibrated}
+  batches, for a column of its own and nothing else; and what was cut is fine-tuned. Adaptation and fine-tuning are
+  alike: {epochs} epochs of SGD, momentum 0.9, weight decay 1e-4, batches of {batch}, a rate of {lr} that falls to zero
+  along a cosine.
 - Learners and scratch have the epochs of their papers, of which {papers} count as these {epochs}. *slimming*: the
   published weights are trained with the penalty in place of the adaptation (paper: from random weights), by the paper's
   schedule; its strength is the paper's 1e-5, times what fewer and other steps take away from the sum of all rates.
