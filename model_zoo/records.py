@@ -259,6 +259,11 @@ def number(value: float | None, form: str = "") -> str:
     return "–" if value is None else format(value, form)
 
 
+def seeds(count: int) -> str:
+    """So many of them, in words."""
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
 def mean_and_error(values: Sequence[float]) -> str:
     """With the standard error of the mean where there are several."""
     spread = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""

@@ -2,12 +2,10 @@
 
 import functools
 import gc
-import itertools
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Nobody's measurements but these tests' own; the folder of the first process is that of all.
 os.environ.setdefault("FXPRUNE_CACHE", tempfile.mkdtemp(prefix="fxprune-tests-"))
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 
@@ -46,19 +42,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two images of noise of every class of CIFAR-10, to train on and to test on; for reading only."""
-    folder, rng = tmp_path_factory.mktemp("cifar10"), np.random.default_rng(0)
-    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    for part, name in itertools.product(("train", "test"), classes):
-        (folder / part / name).mkdir(parents=True)
-        for number in range(2):
-            image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
-            image.save(folder / part / name / f"{number}.jpg")
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -124,9 +124,8 @@ def measured(case: Case, images: Images, options: Options) -> Record:
         training = begin(held(begun, masks), settings, 1)
         cut = accuracy(training.network, *images[1])
         training.run(training.epochs)
-        left = sum(int(p.count_nonzero()) for p in training.network.parameters() if optim.is_kernel(p))
         trained = accuracy(training.network, *images[1])
-        return {"cut": cut, "epochs": training.epochs, "accuracy": trained, "left": left}
+        return {"cut": cut, "epochs": training.epochs, "accuracy": trained, "left": _left(training.network)}
 
     beside = {
         "magnitude": with_zeros(dense.network, dense.network, TUNE),
@@ -155,6 +154,11 @@ def _norm(network: nn.Module) -> float:
     return math.sqrt(sum(float(p.detach().double().square().sum()) for p in network.parameters() if optim.is_kernel(p)))
 
 
+def _left(network: nn.Module) -> int:
+    """Weights that are not zero."""
+    return sum(int(p.count_nonzero()) for p in network.parameters() if optim.is_kernel(p))
+
+
 def _files(case: Case, dense: nn.Module, sparse: nn.Module) -> dict[str, Any]:
     """Bytes of files, and milliseconds of onnxruntime for one image."""
     example = torch.zeros(1, 1, SIDE, SIDE)
@@ -174,7 +178,7 @@ def _files(case: Case, dense: nn.Module, sparse: nn.Module) -> dict[str, Any]:
                 validation = fxprune.export(network, to, example, sparse=sparsely)
                 what = f"{name}, export" + (" (sparse=True)" if sparsely else "")
                 found |= {what: to.stat().st_size, f"{what}, ms": validation.latency_ms}
-    nonzero = sum(int(p.count_nonzero()) for p in networks["sparse"].parameters() if optim.is_kernel(p))
+    nonzero = _left(networks["sparse"])
     entries = sum(p.numel() for p in networks["sparse"].parameters() if optim.is_kernel(p))
     share = nonzero / entries
     entropy = -entries / 8 * (share * math.log2(share) + (1 - share) * math.log2(1 - share))

@@ -18,8 +18,7 @@ from torch.utils.data import Dataset
 import fxprune
 from fxprune.io.files import replacing
 from fxprune.methods import Scratch
-from model_zoo import data
-from model_zoo.data import glyphs, loaders
+from model_zoo.data import glyphs, load, loaders
 from model_zoo.papers import vgg16_bn
 from model_zoo.records import Record
 
@@ -78,7 +77,6 @@ class Structure(NamedTuple):
 SMALL = Sizes(width=0.0625, side=16, images=64, gate_epochs=1, random_seeds=2, trainings=2, epochs=(1, 2))
 PAPER = Sizes("cifar10", 1.0, images=50_000, trainings=5, epochs=(1, 3, 5, 10, 20, 40, 80, 160))
 
-
 Split = tuple[Dataset[Any], Dataset[Any]]  # to train on, and to choose gates by
 
 
@@ -97,7 +95,7 @@ def cifar10(sizes: Sizes, directory: Path, device: str) -> Split:
     def some(part: Any, count: int) -> Any:
         return part.part(torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:count]).to(device)
 
-    train, test = data.load("cifar10", directory)
+    train, test = load("cifar10", directory)
     return some(train, sizes.images), some(test, max(sizes.images // 5, 1))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from model_zoo.records import Results, mean_and_deviation, table
+from model_zoo.records import Results, mean_and_deviation, seeds, table
 
 PAPER = {  # accuracy dense and after the cut, by network and compression: table 1 of the paper
     ("lenet_300_100", 60): (98.19, 98.18),
@@ -26,7 +26,7 @@ def _of(key: tuple[str, int], figures: Sequence[dict[str, Any]]) -> list[str]:
     network, compression = key
     first = figures[0]
     epochs = f"{first['epochs']} epochs of 235 steps with batches of {first['batch']}"
-    kept = f"{first['kept']} of {first['weights']} weights stay; {_seeds(figures)}; {epochs}"
+    kept = f"{first['kept']} of {first['weights']} weights stay; {seeds(len(figures))}; {epochs}"
     return [
         f"## {network}, {compression} times\n\n{kept}.",
         table(["rule", "dense", "before the cut", "after the cut", "weights above 1e-4", "norm cut"], [
@@ -58,7 +58,7 @@ def _beside(figures: Sequence[dict[str, Any]]) -> Sequence[str]:
     for name, first in figures[0].items():
         cut, trained = (_percent([f[name][key] for f in figures]) for key in ("cut", "accuracy"))
         rows.append([name, cut, str(first["epochs"]), trained])
-    return [f"As many weights by other means, {_seeds(figures)}:", table(["", "cut", "epochs", "trained"], rows)]
+    return [f"As many weights by other means, {seeds(len(figures))}:", table(["", "cut", "epochs", "trained"], rows)]
 
 
 def _epochs(rules: dict[str, Any]) -> list[int]:
@@ -77,10 +77,6 @@ def _files(files: dict[str, Any]) -> list[list[str]]:
 
 def _percent(shares: Sequence[float]) -> str:
     return mean_and_deviation([100 * share for share in shares])
-
-
-def _seeds(figures: Sequence[Any]) -> str:
-    return "1 seed" if len(figures) == 1 else f"{len(figures)} seeds"
 
 
 def _ms(value: float | None) -> str:

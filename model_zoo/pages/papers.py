@@ -10,7 +10,7 @@ from typing import Any
 from model_zoo.measuring.similarity import Sizes
 from model_zoo.pages.gsm_mnist import PAPER as GSM
 from model_zoo.pages.similarity import compared, findings
-from model_zoo.records import RESULTS, Record, mean_and_deviation, read, table
+from model_zoo.records import RESULTS, Record, mean_and_deviation, read, seeds, table
 
 COLUMNS = dict.fromkeys(("of", "the paper", "here", "data and schedule here", "what differs"), "---")
 DHP_RESNET_20 = (92.54, 91.54, 51.8)  # table 1: accuracy dense and pruned, MACs that stay in %
@@ -34,7 +34,9 @@ def _gsm(folder: Path) -> Iterator[list[str]]:
             continue
         dense, after = GSM[network, compression]
         first = figures[0]
-        how = f"MNIST, {first['epochs']} epochs of 235 steps as there, batches of {first['batch']}, {_seeds(figures)}"
+        how = (
+            f"MNIST, {first['epochs']} epochs of 235 steps as there, batches of {first['batch']}, {seeds(len(figures))}"
+        )
         whole = mean_and_deviation([100 * f["dense"] for f in figures])
         for rule in first["rules"]:
             last = [f["rules"][rule][-1] for f in figures]
@@ -62,10 +64,13 @@ def _search(folder: Path) -> Iterator[list[str]]:
 def _structures(folder: Path) -> Iterator[list[str]]:
     for study, images in (("similarity", "drawn images"), ("similarity_cifar10", "CIFAR-10 from JPEG, {} images")):
         head, records = _records(folder, study)
-        if not records or any(name not in records for name in Sizes.of(head).names()):
+        if not records:
             continue
         sizes = Sizes.of(head)
-        values = {what: value for what, value, _ in findings(sizes, compared(records, sizes.names()))}
+        names = sizes.names()
+        if any(name not in records for name in names):
+            continue
+        values = {what: value for what, value, _ in findings(sizes, compared(records, names))}
         random, ends = (values[f"{which}, among each other"] for which in ("random weights", "ends of trainings"))
         yield [
             "Scratch: structures from random weights are more diverse than those from trained ones", "so it says",
@@ -106,7 +111,3 @@ def _cifar(folder: Path) -> Iterator[list[str]]:
         here = f"{dense:.2f} → {mean_and_deviation([100 * a for a in done])}" if done else "the search diverged"
         of_what = f"{what}, ResNet-20: accuracy dense → pruned"
         yield [of_what, paper, f"{here} at half of the MACs", data + begun, differs]
-
-
-def _seeds(figures: list[dict[str, Any]]) -> str:
-    return "1 seed" if len(figures) == 1 else f"{len(figures)} seeds"

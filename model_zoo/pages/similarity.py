@@ -32,7 +32,8 @@ def findings(sizes: Sizes, found: Similarity) -> list[tuple[str, float, int]]:
     path = [str(Structure(0, epoch)) for epoch in sizes.epochs]
     ends = [str(Structure(seed, sizes.epochs[-1])) for seed in range(sizes.trainings)]
     late = [str(Structure(0, epoch)) for epoch in sizes.epochs if epoch >= PAPER_EPOCHS]
-    late = late if len(late) > 1 else path[-2:]
+    if len(late) < 2:
+        late = path[-2:]
     early = [name for name in path if name not in late]
     result = [
         mean("random weights, among each other", [*combinations(random, 2)]),
@@ -101,11 +102,11 @@ def _spread(sizes: Sizes, found: Similarity) -> str:
 
 def _beside(sizes: Sizes) -> str:
     """How the sizes compare to the paper's."""
-    if sizes.dataset == PAPER.dataset and sizes.images >= PAPER.images and sizes.width == PAPER.width:
+    if sizes == PAPER:
         return ""
     return (
-        f"This is smaller than the paper's study, which has the whole network and the {PAPER.images} images of "
-        "CIFAR-10: it says whether the effect shows here, not that it does there."
+        f"This is smaller than the paper's study, which has the whole network, the {PAPER.images} images of CIFAR-10 "
+        f"and {PAPER.epochs[-1]} epochs: it says whether the effect shows here, not that it does there."
     )
 
 

@@ -53,7 +53,7 @@ def _load(directory: Path) -> Any:
 
 
 def _epoch(batches: Any) -> tuple[int, float]:
-    """How many images, and seconds; the first batch of the first epoch is not counted."""
+    """How many images, and seconds; a batch before them is not counted."""
     next(iter(batches))
     return spent(lambda: sum(len(labels) for _, labels in batches))
 

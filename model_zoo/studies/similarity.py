@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from model_zoo.data import load
 from model_zoo.measuring.similarity import (
     PAPER,
     SMALL,
@@ -79,10 +80,6 @@ def _cifar10(options: Options) -> Sizes:
     return replace(PAPER, width=options.width, images=options.images, epochs=epochs)
 
 
-def _pictures(options: Options) -> Split:
-    return cifar10(_cifar10(options), options.data, options.device)
-
-
 def _cifar10_options(add: Add) -> None:
     _small(add)
     add("--data", type=Path, metavar="DIR", help="CIFAR-10")
@@ -98,7 +95,7 @@ def _check(options: Options) -> str:
     if options.epochs < 2:
         return f"--epochs {options.epochs}: structures along a training take at least 2"
     try:
-        _pictures(options)
+        load("cifar10", options.data)
     except (OSError, ValueError) as error:
         return str(error)
     return ""
@@ -111,5 +108,6 @@ DRAWN = _study(
 )  # fmt: skip
 CIFAR10 = _study(
     "similarity_cifar10", "the same on CIFAR-10; days on a processor at the paper's sizes, which options make smaller",
-    _cifar10, _pictures, _cifar10_options, needs=("--data DIR: CIFAR-10",), check=_check,
+    _cifar10, lambda options: cifar10(_cifar10(options), options.data, options.device), _cifar10_options,
+    needs=("--data DIR: CIFAR-10",), check=_check,
 )  # fmt: skip
