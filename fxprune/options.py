@@ -113,7 +113,8 @@ class Loop(Checked):
         amp: automatic mixed precision, float16 with loss scaling on CUDA, bfloat16 elsewhere.
         clip: largest norm of all gradients together.
         checkpoint: written after every epoch, for ``resume``.
-        resume: a checkpoint to continue from, with the same result as without the interruption.
+        resume: a checkpoint to continue from, with the same result as without the interruption. Another budget is an
+            error where the method trains for one, as DHP and GSM do.
 
     A run that is resumed gives the same result, bit for bit, as one without an interruption, wherever that was: the
     epoch that was cut short is trained again from its beginning. For that the checkpoint holds the random numbers of

@@ -300,9 +300,24 @@ def attached(
     def reference() -> fx.GraphModule:
         return copy.deepcopy(dense.module).train()
 
-    record = describe_inputs(args, kwargs)
-    name, plain = type(learner).__name__, _plain_options(learner)
-    return Training(live, learner.attach(site), dense.graph, record, reference, finish, name, plain)
+    record, hooks = describe_inputs(args, kwargs), learner.attach(site)
+    settings = {f"option {name}": value for name, value in _plain_options(learner).items()}
+    for name, names in (("ignore", request.ignore), ("keep", request.keep)):
+        settings[name] = ", ".join(sorted(names)) or "nothing"
+    if not hooks.for_any_budget:
+        settings |= _demands(cut)
+    return Training(live, hooks, dense.graph, record, reference, finish, type(learner).__name__, settings)
+
+
+def _demands(cut: Cut) -> dict[str, str]:
+    """On what a budget leaves, in words."""
+    return {
+        "budget": f"{cut.budget.kind}={cut.budget.ratio:g}",
+        "scope": cut.scope,
+        "round_to": " or ".join(map(str, cut.round_to)),
+        "min_channels": str(cut.min_channels),
+        "limits": str({name: float(share) for name, share in sorted(cut.max_ratio.items())}),
+    }
 
 
 def _plain_options(learner: object) -> dict[str, str]:

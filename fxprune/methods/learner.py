@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -112,7 +112,12 @@ class Outcome:
 
 
 class Hooks:
-    """One training with one learner. What a learner does not need it leaves as it is here."""
+    """One training with one learner. What a learner does not need it leaves as it is here.
+
+    ``for_any_budget``: nothing is asked of the budget until the end, so that a checkpoint serves others too.
+    """
+
+    for_any_budget: ClassVar[bool] = False
 
     def begins(self, optimizer: torch.optim.Optimizer, epochs: int) -> None:
         """Before the first step of fxprune's own loop, which is to take so many epochs."""

@@ -108,6 +108,8 @@ def scratch_b_epochs(epochs: int, kept: float) -> int:
 
 
 class _Run(Hooks):
+    for_any_budget = True
+
     def __init__(self, options: Scratch, site: Site):
         self._options, self._site = options, site
         site.model.requires_grad_(False)

@@ -65,6 +65,8 @@ class Slimming:
 
 
 class _Run(Hooks):
+    for_any_budget = True
+
     def __init__(self, options: Slimming, site: Site):
         self._options, self._site = options, site
         self._scales, self._unscaled = site.norm_scales(), site.unscaled()

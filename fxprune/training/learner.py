@@ -27,7 +27,8 @@ class Training:
     """A model to train, and what a method does around every step.
 
     ``model``: a copy of the user's model, as a graph, in train mode; train its parameters that require gradients.
-    ``method``: what the class of the method is called. ``options``: those of it that are plain values, by name.
+    ``method``: what the class of the method is called. ``settings``: what else decides what
+    is learned, by name, where it is a plain value.
 
     In several processes wrap ``model`` in ``DistributedDataParallel``, and call everything here in each of them.
     """
@@ -41,9 +42,9 @@ class Training:
         reference: Callable[[], fx.GraphModule],
         finish: Callable[[Outcome], fx.GraphModule],
         method: str,
-        options: Mapping[str, str],
+        settings: Mapping[str, str],
     ):
-        self.model, self.graph, self.method, self.options = model, graph, method, options
+        self.model, self.graph, self.method, self.settings = model, graph, method, settings
         self.hooks, self.record = hooks, record
         self.notes: list[str] = []
         self._reference, self._finish = reference, finish

@@ -195,7 +195,7 @@ class _Run:
     def _made_by(self) -> dict[str, Any]:
         return {
             "method": self._training.method,
-            **{f"option {name}": value for name, value in self._training.options.items()},
+            **self._training.settings,
             "optimizer": type(self._optimizer).__name__,
             "schedule": "none" if self._schedule is None else type(self._schedule).__name__,
             "epochs": self._epochs,

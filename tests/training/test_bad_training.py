@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fxprune
 from fxprune import Loop, Options
 from fxprune.errors import FxpruneError, InputError, ModelError
-from fxprune.methods import Scratch, Slimming
+from fxprune.methods import DHP, GSM, Scratch, Slimming
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -369,6 +369,7 @@ def test_a_checkpoint_of_something_else(saved: Path) -> None:
     other = start + "option strength 0.0001, and this run has 0.001" + ending
     assert resumed(saved, Slimming(strength=1e-3)) == other
     assert resumed(saved, Slimming(gamma=1)) == start + "option gamma None, and this run has 1" + ending
+    assert resumed(saved, ignore="head") == start + "ignore nothing, and this run has head" + ending
     assert resumed(saved, epochs=2) == start + "epochs 1, and this run has 2" + ending
     adam = Loop(optimizer=torch.optim.Adam)
     assert resumed(saved, loop=adam) == start + "optimizer SGD, and this run has Adam" + ending
@@ -389,6 +390,32 @@ def test_a_checkpoint_of_something_else(saved: Path) -> None:
         "The loaders (data=, validation=) have 1 + 0 random generators of their own, and had 0 + 0 when the checkpoint "
         "was written. Make them as in the interrupted run."
     )
+
+
+@pytest.mark.parametrize("method", [GSM(structured=True), DHP()], ids=["gsm", "dhp"])
+def test_a_checkpoint_of_a_method_that_trains_for_a_budget(method: Any, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run.pt"
+    loop = Loop(checkpoint=checkpoint)
+    given: dict[str, Any] = {"method": method, "data": [(X, Y)], "epochs": 1, "progress": False}
+    fxprune.prune(make(), image(), flops=0.5, **given, options=fxprune.Options(loop=loop))
+    start = f"The checkpoint {checkpoint} was written with "
+    ending = ". Resume with the arguments of the interrupted run."
+    for other, what in [
+        ({"flops": 0.25}, "budget flops=0.5, and this run has flops=0.25"),
+        ({"flops": None, "params": 0.5}, "budget flops=0.5, and this run has params=0.5"),
+        ({"round_to": 4}, "round_to 1, and this run has 4"),
+    ]:
+        assert resumed(checkpoint, method, epochs=1, **other) == start + what + ending
+
+
+def test_a_checkpoint_serves_other_budgets_where_none_is_asked_for_while_training(saved: Path) -> None:
+    loop = Loop(resume=saved)
+    pruned = fxprune.prune(
+        make(), image(), method="slimming", flops=0.7, data=[(X, Y)], epochs=1, progress=False,
+        options=fxprune.Options(loop=loop),
+    )  # fmt: skip
+    report = pruned.meta["fxprune"]
+    assert 0.5 * report.macs_before < report.macs_after <= 0.7 * report.macs_before
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.99])
