@@ -117,6 +117,8 @@ def export(
         program, fixed = _converted(flat, opset, dynamic_size, fold_norms)
         program.model.metadata_props.update(_metadata(module) | fixed)
         with quiet():
+            if half or any(tensor.dtype == torch.float16 for tensor in module.state_dict().values()):
+                _align_matrices(program.model)
             if half:
                 program.model = _in_half(program.model)
             if sparse:
@@ -244,6 +246,34 @@ def _optimise_around_norms(program: Any) -> None:
     program.optimize()
     for node in norms:
         node.domain = ""
+
+
+def _align_matrices(model: Any) -> None:
+    """Give matrices as many dims as the tensors that they are multiplied with, where a transpose moves the batch.
+
+    onnxruntime pushes transposes down to a MatMul and makes one operator of the two, and in float16 crashes on it when
+    it loads the file for the CPU, unless both factors have as many dims (1.31; a recurrent layer or attention with the
+    sequence first, then a linear layer).
+    """
+    import onnx_ir
+
+    nodes = list(model.graph.all_nodes())
+    orders = [n.attributes["perm"].as_ints() for n in nodes if n.op_type == "Transpose" and "perm" in n.attributes]
+    if all(order[0] == 0 for order in orders):
+        return
+    for node in nodes:
+        if node.op_type != "MatMul":
+            continue
+        left, matrix = (None if value.shape is None else value.shape.dims for value in node.inputs)
+        if left is None or matrix is None or len(matrix) >= len(left) or not all(isinstance(n, int) for n in matrix):
+            continue
+        name, sizes = node.outputs[0].name, [*[1] * (len(left) - len(matrix)), *matrix]
+        shape = onnx_ir.Value(name=f"{name}_shape", const_value=onnx_ir.tensor(sizes, onnx_ir.DataType.INT64))
+        node.graph.register_initializer(shape)
+        reshape = onnx_ir.node("Reshape", [node.inputs[1], shape])
+        reshape.outputs[0].name = f"{name}_matrix"
+        node.graph.insert_before(node, reshape)
+        node.replace_input_with(1, reshape.outputs[0])
 
 
 def _in_half(model: Any) -> Any:
