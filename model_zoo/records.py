@@ -186,18 +186,25 @@ def _document(head: dict[str, Any], layout: Layout, records: Iterable[Record]) -
 
 
 def read(path: Path, layout: Layout = LINES) -> tuple[dict[str, Any], dict[str, Record]]:
-    """The header, with the dates of every time that it was gone on with, and the last record of every case."""
+    """The header, with what was otherwise whenever it was gone on with, and the last record of every case."""
     if layout.document:
         head = json.loads(path.read_text())
         entries = head.pop(layout.document)
     else:
         head, *entries = (json.loads(line) for line in path.read_text().splitlines())
         if not layout.named_by:
-            for later in (entry for entry in entries if "name" not in entry):
-                given = {key: value for key, value in later.items() if key != "command"}
-                head |= {key: f"{head[key]}, {value}" if key in head else value for key, value in given.items()}
+            head = _together([head, *(entry for entry in entries if "name" not in entry)])
     records = (layout.record(entry) for entry in entries if "name" in entry or layout.named_by)
     return head, {record.name: record for record in records}
+
+
+def _together(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One header of several, the first of which is complete: every value once."""
+    result = dict(heads[0])
+    for key in dict.fromkeys(key for later in heads[1:] for key in later if key != "command"):
+        values = [str(head[key]) for head in heads if key in head]
+        result[key] = " and ".join(dict.fromkeys(values)) if len(values) > 1 else values[0]
+    return result
 
 
 def raised(error: BaseException) -> str:
@@ -231,8 +238,9 @@ def table(columns: Mapping[str, str] | Sequence[str], rows: Iterable[Iterable[st
 
 def heading(head: Mapping[str, Any]) -> list[str]:
     """The first paragraphs of a page: the command, and what it was run with."""
-    shown = (f"{key} {value}" for key, value in head.items() if key != "command" and not isinstance(value, dict))
-    return [f"# {head['command']}", ", ".join(shown)]
+    date = {"date": days(head)} if " and " in head.get("date", "") else {}
+    shown = {key: value for key, value in {**head, **date}.items() if key != "command" and not isinstance(value, dict)}
+    return [f"# {head['command']}", ", ".join(f"{key} {value}" for key, value in shown.items())]
 
 
 def days(head: Mapping[str, Any]) -> str:

@@ -90,7 +90,7 @@ def test_what_is_not_finished_is_run_again(
         assert run(out, "2", "4", "--again") == ["2", "4"]
     head, found = read(out)
     assert records.days(head).endswith(" and 2100-01-01"), "every day that it was gone on with is in the file"
-    assert head["torch"].endswith(", 9.0")
+    assert head["torch"].endswith(" and 9.0")
     assert [*found] == ["2", "3", "4"]
     assert run(out, "2") == ["2"], "without --resume it begins anew"
     assert len(out.read_text().splitlines()) == 2
@@ -105,7 +105,7 @@ def test_a_file_is_gone_on_with_on_another_device_but_by_no_other_rules(
     run(out, "2")
     assert run(out, "4", "--times", "3", "--resume") == ["4"]
     head, found = read(out)
-    assert (head["device"], [*found]) == ("slate 1, slate 3", ["2", "4"])
+    assert (head["device"], [*found]) == ("slate 1 and slate 3", ["2", "4"])
     before = out.read_text()
     with pytest.raises(SystemExit):
         run(out, "12", "--times", "2", "--resume")
