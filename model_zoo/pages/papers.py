@@ -9,6 +9,7 @@ from typing import Any
 
 from model_zoo.measuring.similarity import Sizes
 from model_zoo.pages.gsm_mnist import PAPER as GSM
+from model_zoo.pages.gsm_mnist import PAPER_TICKETS as TICKETS
 from model_zoo.pages.similarity import compared, findings
 from model_zoo.records import RESULTS, Record, mean_and_deviation, read, seeds, table
 
@@ -45,6 +46,15 @@ def _gsm(folder: Path) -> Iterator[list[str]]:
             paper = f"{dense:.2f} → {after:.2f}"
             of = f"GSM, {network} at {compression} times: accuracy dense → after the cut"
             yield [of, paper, f"{whole} → {cut} ({before} before the cut)", how, differs]
+        beside = [f["beside"]["ticket"] for f in figures if "beside" in f]
+        if beside and (network, compression) in TICKETS:
+            yield [
+                f"GSM, {network} at {compression} times: its zeros in the first weights, trained anew",
+                f"{TICKETS[network, compression]:.2f}",
+                mean_and_deviation([100 * ticket["accuracy"] for ticket in beside]),
+                f"MNIST, {beside[0]['epochs']} epochs of 235 steps, batches of {first['batch']}, {seeds(len(beside))}",
+                "batches of 256 there",
+            ]
 
 
 def _search(folder: Path) -> Iterator[list[str]]:
