@@ -85,14 +85,15 @@ def export(
             dims are 224 and 224 as well. Checked at other sizes too.
         fold_norms: batch norms after a convolution or a linear layer become part of its weights, which is exact in
             eval mode; onnxruntime does the same when it loads a file. False keeps them as nodes.
-        half: weights, inputs and outputs in float16, compared with what the network computes in its own dtype.
+        half: weights, inputs and outputs in float16 where they are float32, compared with what the network computes
+            in its own dtype.
         sparse: weights that are mostly exact zeros (five of six at least in float32, nine of ten in float16) as
             sparse initializers: a smaller file, of which onnxruntime makes dense tensors when it loads it. Other
             runtimes and quantisers may not read them.
 
     Raises:
         InputError: ``path`` cannot be written, there is no such provider or opset, no image, or one whose size is
-            fixed, or nothing to be sparse.
+            fixed, nothing to be sparse, or ``half`` of float64.
         ExampleInputsError: inputs that are missing, or that do not run with another batch size.
         ExportError: the network cannot be exported like this, or the exported file computes something else. No file is
             left.
@@ -108,6 +109,9 @@ def export(
     _check_opset(opset)
     check_flags(dynamic_size=dynamic_size, fold_norms=fold_norms, half=half, sparse=sparse)
     check_module("module", module)
+    wide = next((name for name, p in module.named_parameters() if p.dtype == torch.float64), None)
+    if half and wide is not None:
+        raise InputError(f"half=True makes float16 of float32, and {wide} is float64: export model.float()")
     flat = Flat(module, describe_inputs(*checked_inputs(module, example_inputs, example_kwargs)))
     if dynamic_size and image_size(flat.record) is None:
         raise InputError(f"dynamic_size: {flat.name} takes no image, that is no tensor with four dims or more")

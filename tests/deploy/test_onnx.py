@@ -236,6 +236,13 @@ def test_half_precision_has_a_tolerance_of_its_own(tmp_path: Path) -> None:
     assert export(net, tmp_path / "net.onnx", torch.randn(1, 64).half()).max_rel_error < 1e-2
 
 
+def test_half_of_double_is_refused(tmp_path: Path) -> None:
+    net, x = nn.Linear(4, 4).double(), torch.randn(1, 4).double()
+    assert refused(InputError, net, tmp_path / "net.onnx", x, half=True) == (
+        "half=True makes float16 of float32, and weight is float64: export model.float()"
+    )
+
+
 @pytest.mark.gpu
 def test_cuda(tmp_path: Path) -> None:
     validation = export(randomise(Net()).cuda(), tmp_path / "net.onnx", torch.randn(1, 3, 8, 8).cuda())
