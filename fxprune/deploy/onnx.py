@@ -291,8 +291,15 @@ def _in_half(model: Any) -> Any:
         import_module("onnxruntime.transformers.onnx_utils")  # onnxruntime.quantization's, which needs the folder too
     finally:
         sys.path[:] = path  # the package adds its folder, and with it modules of common names
-    proto = onnx_ir.serde.serialize_model(model)
-    return onnx_ir.serde.deserialize_model(convert_float_to_float16(proto, disable_shape_infer=True))
+    proto = convert_float_to_float16(onnx_ir.serde.serialize_model(model), disable_shape_infer=True)
+    nodes, seen = proto.graph.node, set()
+    for place in reversed(range(len(nodes))):  # a value that two operators want in float32 is cast for each of them
+        if (outputs := tuple(nodes[place].output)) in seen:
+            del nodes[place]
+        seen.add(outputs)
+    result = onnx_ir.serde.deserialize_model(proto)
+    result.graph.sort()  # casts are the last nodes
+    return result
 
 
 def _metadata(module: nn.Module) -> dict[str, str]:

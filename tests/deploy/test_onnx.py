@@ -3,6 +3,7 @@ import logging
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +422,31 @@ def test_half_with_the_sequence_first(kind: str, tmp_path: Path) -> None:
     assert 1e-6 < export(net, path, x, half=True).max_rel_error < 5e-3
     if kind == "Linear":
         assert export(net.half(), path, x.half()).max_rel_error < 5e-3
+
+
+class Read(nn.Module):
+    """Two operators that have no float16 read the same tensor."""
+
+    def __init__(self, operator: Callable[[Tensor, int], Tensor]):
+        super().__init__()
+        self.front, self.operator = nn.Linear(4, 8), operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = self.front(x)
+        return self.operator(states, 1) + self.operator(states, 2)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda x, n: x.cumsum(n),
+        lambda x, n: torch.maximum(x, n * x),
+        lambda x, n: x.topk(3, largest=n > 1)[0],
+    ],
+    ids=["cumsum", "maximum", "topk"],
+)
+def test_what_has_no_float16_stays_in_float32(operator: Callable[[Tensor, int], Tensor], tmp_path: Path) -> None:
+    assert export(Read(operator), tmp_path / "net.onnx", torch.randn(2, 3, 4), half=True).max_rel_error < 5e-3
 
 
 def test_the_file_says_what_it_is(tmp_path: Path) -> None:
