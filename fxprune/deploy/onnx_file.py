@@ -19,7 +19,10 @@ PLAN_DIGEST = "plan_digest"
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What an ONNX file says of itself. ``shapes``: of every input, names for sizes that are open."""
+    """What an ONNX file says of itself. ``shapes``: of every input, names for sizes that are open.
+
+    ``dtype``: of its first floating-point input, or of its first such output where all inputs are integers.
+    """
 
     path: Path
     opset: int
@@ -27,6 +30,7 @@ class OnnxFile:
     dtypes: tuple[torch.dtype, ...]
     shapes: tuple[tuple[int | str, ...], ...]
     metadata: Mapping[str, str]
+    dtype: torch.dtype
 
     @classmethod
     def read(cls, path: Path) -> OnnxFile:
@@ -41,13 +45,16 @@ class OnnxFile:
             model = onnx.load(path, load_external_data=False)
             onnx.checker.check_model(path)
             inputs = [(given.name, given.type.tensor_type) for given in model.graph.input]
+            dtypes = tuple(_dtype(kind.elem_type) for _, kind in inputs)
+            outputs = (_dtype(made.type.tensor_type.elem_type) for made in model.graph.output)
             return cls(
                 path,
                 next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0),
                 tuple(name for name, _ in inputs),
-                tuple(_dtype(kind.elem_type) for _, kind in inputs),
+                dtypes,
                 tuple(tuple(map(_size, kind.shape.dim)) for _, kind in inputs),
                 {each.key: each.value for each in model.metadata_props},
+                next((dtype for dtype in (*dtypes, *outputs) if dtype.is_floating_point), torch.float32),
             )
         except Exception as error:
             raise ExportError(

@@ -66,7 +66,7 @@ class Validation:
     Attributes:
         path: the file.
         opset: version of the ONNX operator set it uses.
-        dtype: of its first floating-point input, such as "float32".
+        dtype: of its first floating-point input, such as "float32"; of its first output where inputs are integers.
         max_abs_error, max_rel_error: the largest of all runs.
         provider, latency_ms: those of the first run, which is on CUDA if that works here.
         runs: one per execution provider.
@@ -178,7 +178,7 @@ def check(path: Path, flat: Flat, provider: str | None) -> Validation:
     return Validation(
         path=path,
         opset=file.opset,
-        dtype=next((str(dtype) for dtype in file.dtypes if dtype.is_floating_point), "float32").removeprefix("torch."),
+        dtype=str(file.dtype).removeprefix("torch."),
         max_abs_error=max(each.max_abs_error for each in runs),
         max_rel_error=max(each.max_rel_error for each in runs),
         provider=runs[0].provider,

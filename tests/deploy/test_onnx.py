@@ -402,6 +402,11 @@ def test_what_float16_cannot_hold(tmp_path: Path) -> None:
     )
 
 
+def test_half_of_a_network_that_takes_integers(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
+    assert export(net, tmp_path / "net.onnx", torch.tensor([[0, 4]]), half=True).dtype == "float16"
+
+
 class SequenceFirst(nn.Module):
     def __init__(self, kind: str):
         super().__init__()
