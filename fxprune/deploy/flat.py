@@ -39,7 +39,7 @@ class Flat(nn.Module):
         return device_of(self.module)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        with _FoldedAttention():
+        with _InOtherOps():
             return tuple(tensors_of(self.call(tensors)))
 
     def call(self, tensors: Sequence[Tensor]) -> Any:
@@ -57,13 +57,37 @@ def batch_dim(device: torch.device) -> Any:
     return torch.export.Dim("batch", min=1, max=65535 if device.type == "cuda" else None)
 
 
-class _FoldedAttention(TorchFunctionMode):
-    """Attention with one batch dimension, whatever it was called with: torch.onnx knows no other."""
+_GROUPED_PRODUCTS = ("aten._grouped_mm.default", "transformers.grouped_mm_fallback.default")
+
+
+class _InOtherOps(TorchFunctionMode):
+    """What torch.onnx does not know as it was called, by means of what it does."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        return _folded_attention(*args, **(kwargs or {}))
+        made = None
+        if func is F.scaled_dot_product_attention:
+            made = _folded_attention(*args, **(kwargs or {}))
+        elif func is torch._grouped_mm or str(func) in _GROUPED_PRODUCTS:
+            made = _grouped_product(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {})) if made is None else made
+
+
+def _grouped_product(
+    rows: Tensor, matrices: Tensor, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None
+) -> Tensor | None:
+    """The experts of a mixture, ``[m, k] x [g, k, n] -> [m, n]``: all products of a row, and the one that it is for.
+
+    ``offs [g]``: where the rows of each matrix end; what rows after the last end become is not defined.
+
+    Returns:
+        None: for other sizes, with a bias, or in another dtype.
+    """
+    if offs is None or rows.ndim != 2 or matrices.ndim != 3 or bias is not None or out_dtype not in (None, rows.dtype):
+        return None
+    place = torch.arange(rows.shape[0], device=rows.device)
+    chosen = (place[:, None] >= offs[None, :-1]).sum(1)
+    products = torch.matmul(rows, matrices)
+    return products.gather(0, chosen[None, :, None].expand(1, -1, products.shape[-1]))[0]
 
 
 def _folded_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any,

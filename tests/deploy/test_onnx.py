@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -405,6 +406,37 @@ def test_what_float16_cannot_hold(tmp_path: Path) -> None:
 def test_half_of_a_network_that_takes_integers(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
     assert export(net, tmp_path / "net.onnx", torch.tensor([[0, 4]]), half=True).dtype == "float16"
+
+
+class Mixture(nn.Module):
+    """Every row is for one of four experts, which its values choose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front, self.gate = nn.Linear(4, 8), nn.Linear(8, 4)
+        self.up, self.down = (nn.Parameter(torch.randn(4, *size)) for size in ((8, 16), (16, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.front(x)
+        chosen = self.gate(rows).argmax(-1)
+        order = chosen.argsort()
+        ends = F.one_hot(chosen, 4).sum(0).cumsum(0).to(torch.int32)
+        inner = torch._grouped_mm(rows[order], self.up, ends).relu()
+        outer: Tensor = torch._grouped_mm(inner, self.down, ends)
+        return outer[order.argsort()]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_mixture_of_experts(recorded: bool, tmp_path: Path) -> None:
+    net, x = randomise(Mixture()), torch.randn(16, 4)
+    if recorded:
+        net = fxprune.prune(net, x, flops=0.7, verify=False, progress=False)
+    assert 0 < export(net, tmp_path / "net.onnx", x).max_rel_error < 1e-5
+    loaded = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    many = torch.randn(64, 4)
+    with torch.no_grad():
+        expected = net(many)
+    assert np.allclose(loaded.run(None, {"x": many.numpy()})[0], expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
 class SequenceFirst(nn.Module):
