@@ -3,7 +3,8 @@
 It is driven as its documentation and its example for timm's vision transformers do: ``global_pruning``, the classifier
 ignored, every attention's ``num_heads`` given and the width of its heads pruned, the modules' own numbers repaired by
 hand afterwards; gradients for its Taylor criterion are summed over batches. It knows ratios of channels only, so the
-smallest ratio is sought whose network has at most so many MACs, counted by ``fxprune.analyze`` like everybody's.
+smallest ratio is sought whose network has at most so many MACs, counted by ``fxprune.analyze`` like everybody's. Or, as
+in its benchmark on CIFAR, it goes in many small steps towards no channels at all, and stops where the MACs are reached.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 
+SMALL_STEPS = 400  # of its benchmark on CIFAR
 STEPS = 10  # ratios that are tried from small to large; too large a one makes it skip layers, and MACs rise again
 HALVINGS = 6  # of the interval before the first that is good: it ends 0.2 % of the channels wide
 Importance = Literal["group_norm", "taylor"]
@@ -80,6 +83,25 @@ def torch_pruning(
     return best
 
 
+def torch_pruning_in_steps(
+    model: nn.Module, example: Tensor, macs: int, importance: Importance, ignored: Sequence[str] = ()
+) -> nn.Module:
+    """The first network with at most ``macs`` of ``SMALL_STEPS``, each by the norms of what the one before left.
+
+    Raises:
+        ValueError: none of them has so few.
+    """
+    pruned = copy.deepcopy(model).requires_grad_(True)
+    pruner = _pruner(pruned, example, 1.0, importance, ignored=ignored, iterative_steps=SMALL_STEPS)
+    for _ in range(SMALL_STEPS):
+        pruner.step()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            pruned(example)
+        if counter.get_total_flops() // 2 <= macs:
+            return pruned
+    raise ValueError(f"Torch-Pruning gives no network of {macs} MACs in {SMALL_STEPS} steps.")
+
+
 def prune_once(
     model: nn.Module,
     example: Tensor,
@@ -90,25 +112,33 @@ def prune_once(
     round_to: int = 1,
 ) -> nn.Module:
     """``model`` itself without this share of its channels: its graph is built, and it is pruned once."""
+    _pruner(model, example, ratio, importance, ignored, isomorphic=isomorphic, round_to=round_to).step()
+    for attention in _attentions(model):
+        attention.attn_dim = attention.qkv.out_features // 3
+        attention.head_dim = attention.attn_dim // attention.num_heads
+    return model
+
+
+def _attentions(model: nn.Module) -> list[Any]:
+    return [m for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")]
+
+
+def _pruner(
+    model: nn.Module, example: Tensor, ratio: float, importance: Importance, ignored: Sequence[str], **options: Any
+) -> Any:
+    """Of all channels together, of a network that its graph is built of here."""
     import torch_pruning as tp
 
-    attentions: list[Any] = [m for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")]
     classifiers = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
     whole = [*classifiers, *(model.get_submodule(name) for name in ignored)]
     kinds = {"group_norm": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # parameters that it finds by itself
-        pruner = tp.pruner.BasePruner(
-            model, example, importance=kinds[importance](), global_pruning=True, isomorphic=isomorphic,
-            pruning_ratio=ratio, ignored_layers=whole, num_heads={m.qkv: m.num_heads for m in attentions},
-            prune_head_dims=True, round_to=round_to,
-            in_channel_groups={}, out_channel_groups={},  # its defaults are shared between pruners
+        return tp.pruner.BasePruner(
+            model, example, importance=kinds[importance](), global_pruning=True, pruning_ratio=ratio,
+            ignored_layers=whole, num_heads={m.qkv: m.num_heads for m in _attentions(model)}, prune_head_dims=True,
+            in_channel_groups={}, out_channel_groups={}, **options,  # its defaults are shared between pruners
         )  # fmt: skip
-        pruner.step()
-    for attention in attentions:
-        attention.attn_dim = attention.qkv.out_features // 3
-        attention.head_dim = attention.attn_dim // attention.num_heads
-    return model
 
 
 def _gradients(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:

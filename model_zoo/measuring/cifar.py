@@ -33,7 +33,7 @@ from model_zoo.data import IMAGENET_STATISTICS
 from model_zoo.measuring.dhp_quality import dhp
 from model_zoo.papers import resnet
 from model_zoo.papers.initial import he
-from model_zoo.peers import torch_pruning
+from model_zoo.peers import torch_pruning, torch_pruning_in_steps
 from model_zoo.pictures import Batches, Pictures, TimeUpError
 from model_zoo.recipes.common import Run, Settings, Sgd, rates, split
 from model_zoo.records import Record
@@ -180,12 +180,14 @@ def _dhp(study: Trained, ratio: float) -> nn.Module:
     return learned(study, f"dhp-{ratio:g}", method, ratio, search.epochs, usual(search), study.random())
 
 
-def _peer(importance: Any) -> Method:
+def _peer(importance: Any, in_steps: bool = False) -> Method:
     def cut(study: Trained, ratio: float) -> nn.Module:
         model = study.modules
         stream = [name for name, _ in model.named_modules() if name == "stem.0" or name.endswith(".conv2")]
-        macs = int(ratio * study.macs)
-        return torch_pruning(model, study.run.example, macs, importance, study.seen(), ignored=stream)
+        example, macs = study.run.example, int(ratio * study.macs)
+        if in_steps:
+            return torch_pruning_in_steps(model, example, macs, importance, stream)
+        return torch_pruning(model, example, macs, importance, study.seen(), ignored=stream)
 
     return _cut_of_dense(cut, peer=True)
 
@@ -208,6 +210,7 @@ METHODS = {
     "obs, refitted": _cut_of_dense(criterion("obs", reconstruct=True).cut, first=True),
     "dense, tuned": Method(unchanged().cut, _tuned, ("dense",), ratios=(1.0,)),
     "Torch-Pruning group norm": _peer("group_norm"),
+    "Torch-Pruning group norm, in steps": _peer("group_norm", in_steps=True),
     "Torch-Pruning Taylor": _peer("taylor"),
     **{
         name: _cut_of_dense(criterion(name).cut)

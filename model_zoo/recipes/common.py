@@ -153,6 +153,8 @@ class Plain:
 
 
 class _Plain(Hooks):
+    for_any_budget = True
+
     def __init__(self, site: Site):
         self._site = site
 
