@@ -257,10 +257,8 @@ def _align_matrices(model: Any) -> None:
 
     onnxruntime pushes transposes down to a MatMul and makes one operator of the two, and in float16 crashes on it when
     it loads the file for the CPU, unless both factors have as many dims (1.31; a recurrent layer or attention with the
-    sequence first, then a linear layer).
+    sequence first, then a linear layer). A vector becomes a matrix of one column.
     """
-    import onnx_ir
-
     nodes = list(model.graph.all_nodes())
     orders = [n.attributes["perm"].as_ints() for n in nodes if n.op_type == "Transpose" and "perm" in n.attributes]
     if all(order[0] == 0 for order in orders):
@@ -268,16 +266,33 @@ def _align_matrices(model: Any) -> None:
     for node in nodes:
         if node.op_type != "MatMul":
             continue
-        left, matrix = (None if value.shape is None else value.shape.dims for value in node.inputs)
-        if left is None or matrix is None or len(matrix) >= len(left) or not all(isinstance(n, int) for n in matrix):
+        left, right = (None if value.shape is None else value.shape.dims for value in node.inputs)
+        if left is None or right is None or not all(isinstance(n, int) for n in right) or len(right) >= len(left):
             continue
-        name, sizes = node.outputs[0].name, [*[1] * (len(left) - len(matrix)), *matrix]
-        shape = onnx_ir.Value(name=f"{name}_shape", const_value=onnx_ir.tensor(sizes, onnx_ir.DataType.INT64))
-        node.graph.register_initializer(shape)
-        reshape = onnx_ir.node("Reshape", [node.inputs[1], shape])
-        reshape.outputs[0].name = f"{name}_matrix"
-        node.graph.insert_before(node, reshape)
-        node.replace_input_with(1, reshape.outputs[0])
+        matrix, product = right if len(right) > 1 else (*right, 1), node.outputs[0]
+        if len(right) == 1:
+            whole = _reshaped(product, [0] * (len(left) - 1), f"{product.name}_vector", node)
+            product.replace_all_uses_with(whole, replace_graph_outputs=True)
+            whole.producer().replace_input_with(0, product)  # which the line before has replaced, too
+            whole.shape, product.shape = product.shape, None
+            product.name, whole.name = whole.name, product.name
+        sizes = [*[1] * (len(left) - len(matrix)), *matrix]
+        node.replace_input_with(
+            1, _reshaped(node.inputs[1], sizes, f"{node.outputs[0].name}_matrix", node, before=True)
+        )
+
+
+def _reshaped(value: Any, sizes: Sequence[int], name: str, node: Any, before: bool = False) -> Any:
+    """The value with these sizes, of which 0 is that of the value, made before or after a node."""
+    import onnx_ir
+
+    shape = onnx_ir.Value(name=f"{name}_shape", const_value=onnx_ir.tensor(sizes, onnx_ir.DataType.INT64))
+    node.graph.register_initializer(shape)
+    reshape = onnx_ir.node("Reshape", [value, shape])
+    result = reshape.outputs[0]
+    result.name, result.type = name, value.type
+    (node.graph.insert_before if before else node.graph.insert_after)(node, reshape)
+    return result
 
 
 def _in_half(model: Any) -> Any:

@@ -440,16 +440,20 @@ def test_a_mixture_of_experts(recorded: bool, tmp_path: Path) -> None:
 
 
 class SequenceFirst(nn.Module):
+    """With a matrix, and with a vector."""
+
     def __init__(self, kind: str):
         super().__init__()
+        self.vector = nn.Parameter(torch.randn(8))
         self.front = nn.Linear(4, 8)
         self.rnn = getattr(nn, kind)(8, 8) if kind != "Linear" else None
         self.head = nn.Linear(8, 8)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         states = self.front(x).transpose(0, 1)
         states = torch.cat([states, states]) if self.rnn is None else self.rnn(states)[0]
-        return self.head(states.transpose(0, 1)) if self.rnn is not None else self.head(states).transpose(0, 1)
+        made = self.head(states.transpose(0, 1)) if self.rnn is not None else self.head(states).transpose(0, 1)
+        return made, (states @ self.vector).T
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "Linear"])
