@@ -83,16 +83,14 @@ def torch_pruning(
     return best
 
 
-def torch_pruning_in_steps(
-    model: nn.Module, example: Tensor, macs: int, importance: Importance, ignored: Sequence[str] = ()
-) -> nn.Module:
-    """The first network with at most ``macs`` of ``SMALL_STEPS``, each by the norms of what the one before left.
+def torch_pruning_in_steps(model: nn.Module, example: Tensor, macs: int, ignored: Sequence[str] = ()) -> nn.Module:
+    """The first network with at most ``macs`` of ``SMALL_STEPS``, each by the group norms of what the one before left.
 
     Raises:
         ValueError: none of them has so few.
     """
-    pruned = copy.deepcopy(model).requires_grad_(True)
-    pruner = _pruner(pruned, example, 1.0, importance, ignored=ignored, iterative_steps=SMALL_STEPS)
+    pruned = copy.deepcopy(model).requires_grad_(True).eval()
+    pruner = _pruner(pruned, example, 1.0, "group_norm", ignored, iterative_steps=SMALL_STEPS)
     for _ in range(SMALL_STEPS):
         pruner.step()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -186,7 +186,7 @@ def _peer(importance: Any, in_steps: bool = False) -> Method:
         stream = [name for name, _ in model.named_modules() if name == "stem.0" or name.endswith(".conv2")]
         example, macs = study.run.example, int(ratio * study.macs)
         if in_steps:
-            return torch_pruning_in_steps(model, example, macs, importance, stream)
+            return torch_pruning_in_steps(model, example, macs, stream)
         return torch_pruning(model, example, macs, importance, study.seen(), ignored=stream)
 
     return _cut_of_dense(cut, peer=True)

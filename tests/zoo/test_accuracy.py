@@ -15,7 +15,7 @@ import fxprune
 from fxprune.methods import Criterion, available, resolve
 from model_zoo.comparison import Job, criterion, noisy
 from model_zoo.papers import resnet
-from model_zoo.peers import torch_pruning
+from model_zoo.peers import torch_pruning, torch_pruning_in_steps
 from model_zoo.recipes.common import Run
 from model_zoo.records import Record, append, begin, read
 from model_zoo.runner import main
@@ -200,6 +200,21 @@ def test_the_peer_gets_what_the_budget_allows(make: Any, importance: Any, isomor
     assert pruned(torch.randn(3, 1, 16, 16)).shape == (3, 10)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in [*model.parameters(), *pruned.parameters()])
+
+
+def test_the_peer_in_steps_stops_where_the_budget_is_met() -> None:
+    pytest.importorskip("torch_pruning", reason="Torch-Pruning is an extra: pip install '.[bench]'")
+    torch.manual_seed(0)
+    model, example = tiny().train(), torch.randn(1, 1, 16, 16)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    whole = fxprune.analyze(model, example).macs()
+    pruned = torch_pruning_in_steps(model, example, int(0.3 * whole))
+    assert 0.8 * 0.3 < fxprune.analyze(pruned, example).macs() / whole <= 0.3
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    seen = {name: value for name, value in pruned.state_dict().items() if "num_batches" in name}
+    assert all(torch.equal(value, before[name]) for name, value in seen.items()), "to count is not to train"
+    with pytest.raises(ValueError, match=r"gives no network of 10 MACs in 400 steps"):
+        torch_pruning_in_steps(tiny(), example, 10)
 
 
 def test_the_peer_says_when_a_budget_is_out_of_reach() -> None:
