@@ -202,8 +202,7 @@ def _together(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One header of several, the first of which is complete: every value once."""
     result = dict(heads[0])
     for key in dict.fromkeys(key for later in heads[1:] for key in later if key != "command"):
-        values = [str(head[key]) for head in heads if key in head]
-        result[key] = " and ".join(dict.fromkeys(values)) if len(values) > 1 else values[0]
+        result[key] = " and ".join(dict.fromkeys(str(head[key]) for head in heads if key in head))
     return result
 
 
