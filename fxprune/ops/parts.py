@@ -17,6 +17,7 @@ from fxprune.ops.call import Call
 from fxprune.ops.refit import Followed
 from fxprune.ops.repair import LEFT_ALONE, Repair, UnevenError, UnrepairableError, new_constant, set_argument
 from fxprune.ops.table import adder, argument, base_name
+from fxprune.recording.randomness import draws
 
 
 def _select(run: Propagation, call: Call) -> Labels:
@@ -231,11 +232,25 @@ def repair_index_select(repair: Repair, node: fx.Node) -> None:
     set_argument(node, 2, "index", _cut_index(repair, node, known, dim, argument(node, 2, "index")))
 
 
+def _constant(repair: Repair, index: Any) -> Tensor | None:
+    """The values of a tensor that is held, or made of numbers alone."""
+    if not isinstance(index, fx.Node):
+        return None
+    if index.op == "get_attr":
+        held: Tensor = operator.attrgetter(str(index.target))(repair.module)
+        return held
+    function: Any = index.target
+    if index.op != "call_function" or index.all_input_nodes or draws(function, index.args, index.kwargs):
+        return None
+    made = function(*index.args, **index.kwargs)
+    return made if isinstance(made, Tensor) else None
+
+
 def _cut_index(repair: Repair, node: fx.Node, known: TensorLabels, dim: int, index: Any) -> fx.Node:
     """A constant that picks the same channels from the cut dimension, in the place of one, of places or of flags."""
-    if not isinstance(index, fx.Node) or index.op != "get_attr":
+    dense_index = _constant(repair, index)
+    if dense_index is None:
         raise UnrepairableError(node, "channels are picked by a computed index", channels_of(known))
-    dense_index = operator.attrgetter(str(index.target))(repair.module)
     if dense_index.is_meta:
         raise UnrepairableError(node, "channels are picked by an index without values", channels_of(known))
     mask = repair.mask(known, dim, node)
@@ -248,7 +263,7 @@ def _cut_index(repair: Repair, node: fx.Node, known: TensorLabels, dim: int, ind
     if set(index.users) <= {node}:
         node.replace_input_with(index, constant)
         repair.code.erase_node(index)
-        if str(index.target) in repair.module._non_persistent_buffers_set:
+        if index.op == "get_attr" and str(index.target) in repair.module._non_persistent_buffers_set:
             delattr(repair.module, str(index.target))
     return constant
 

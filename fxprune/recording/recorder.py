@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
@@ -224,10 +225,17 @@ class Recorder:
         return self._record(lambda: written_as(func, args, kwargs), self._run(func), args, kwargs, name)
 
     def _with_numbers(self, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments with numbers where tensors stand for numbers: bounds of slices, sizes among others."""
+        """The arguments with numbers where tensors stand for numbers: bounds of slices, sizes among others.
+
+        Listed places become the tensor that torch makes of them anyway, out of sight.
+        """
         if name in ("__getitem__", "__setitem__"):
             index = args[1]
             parts = index if isinstance(index, tuple) else (index,)
+            if any(map(_lists_places, parts)):
+                parts = tuple(self._places(part, args[0]) if _lists_places(part) else part for part in parts)
+                args = (args[0], parts if isinstance(index, tuple) else parts[0], *args[2:])
+                index = args[1]
             if any(isinstance(part, slice) and trees.has_tensors([part.start, part.stop, part.step]) for part in parts):
                 new = [self._number_slice(part) if isinstance(part, slice) else part for part in parts]
                 return (args[0], tuple(new) if isinstance(index, tuple) else new[0], *args[2:])
@@ -241,6 +249,10 @@ class Recorder:
             return tuple([*map(self._number, arg)] if type(arg) in (tuple, list) and _is_mixed(arg) else arg
                          for arg in args)  # fmt: skip
         return args
+
+    def _places(self, listed: Any, indexed: Tensor) -> Tensor:
+        with self._unrecorded:
+            return torch.tensor(listed, device="cpu" if indexed.is_meta else indexed.device)
 
     def _number_slice(self, part: slice) -> slice:
         return slice(*(self._number(bound) for bound in (part.start, part.stop, part.step)))
@@ -410,6 +422,16 @@ def _begin_of(model: nn.Module) -> str:
     nodes = model.graph.nodes if isinstance(model, torch.fx.GraphModule) else ()
     known = (str(node.meta.get("source", "")) for node in nodes if node.op == "output")
     return next(known, "") or defined_at(model.forward)
+
+
+def _lists_places(index: Any) -> bool:
+    """Numbers or booleans in a list, a range or an array, of which torch makes a tensor."""
+    if isinstance(index, np.ndarray):
+        return index.dtype.kind in "bi"
+    if type(index) not in (list, range):
+        return False
+    kinds = {type(item) for item in index}
+    return kinds in ({int}, {bool}) or (kinds == {list} and all(map(_lists_places, index)))
 
 
 def _is_mixed(sequence: Sequence[Any]) -> bool:

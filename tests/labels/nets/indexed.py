@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from labels.nets import approximate, conv, exact, image, locked, net, result, rigid
@@ -253,6 +254,50 @@ class ChannelsByPlaces(_Tokens):
 
     def inner(self, x: Tensor, key: Tensor) -> Tensor:
         return x[..., self.places]
+
+
+class _FourChannels(_Tokens):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = nn.Linear(4, 6)
+
+
+@net(*ENDS, exact(4, "a[0] b[1]"), exact(4, "a[0]"))
+class ChannelsByAList(_FourChannels):
+    def inner(self, x: Tensor, key: Tensor) -> Tensor:
+        return x[..., [6, -7, 4, 3]]
+
+
+@net(*ENDS, exact(4, "a[0] b[1]"), exact(4, "a[0]"))
+class ChannelsByAListOfFlags(_FourChannels):
+    def inner(self, x: Tensor, key: Tensor) -> Tensor:
+        return x.transpose(1, 2)[:, [True, False] * 4].transpose(1, 2)
+
+
+@net(*ENDS, exact(4, "a[0] b[1]"), exact(4, "a[0]"))
+class ChannelsByARange(_FourChannels):
+    def inner(self, x: Tensor, key: Tensor) -> Tensor:
+        return x[:, :, range(0, 8, 2)]
+
+
+@net(*ENDS, exact(4, "a[0] b[1]"), exact(4, "a[0]"))
+class ChannelsByAnArray(_FourChannels):
+    def inner(self, x: Tensor, key: Tensor) -> Tensor:
+        return x[:, :, np.array([6, 1, 4, 3])]
+
+
+@net(*ENDS, exact(4, "a[0] b[1]"), exact(4, "a[0]"))
+class ChannelsByPlacesThatAreMade(_FourChannels):
+    def inner(self, x: Tensor, key: Tensor) -> Tensor:
+        return x[:, :, torch.arange(7, -1, -2)]
+
+
+@net(*ENDS, exact(4, "a[0] b[1]"), exact(4, "a[0]"), left_alone="channels are picked by a computed index")
+class ChannelsByPlacesOfASize(_FourChannels):
+    """Which ones would depend on how many pixels there are."""
+
+    def inner(self, x: Tensor, key: Tensor) -> Tensor:
+        return x[:, :, torch.arange(4) + x.shape[1] // 64]
 
 
 @net(*ENDS, approximate(8, "a[0] b[1]", "mse_loss over channels"))
