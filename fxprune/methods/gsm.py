@@ -38,7 +38,7 @@ from fxprune.methods import optim
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
 from fxprune.methods.patterns import Pattern
 from fxprune.methods.registry import register
-from fxprune.methods.state import ModelState, Scores, kept_entries, places_of, sums_in_places
+from fxprune.methods.state import ModelState, Scores, first_order, kept_entries, places_of, sums_in_places
 
 Keep = npt.NDArray[np.bool_]
 _COMPRESSION = 10.0
@@ -324,7 +324,7 @@ class _Structured(_Run):
         """Which channels a plan within the budget keeps, by ``|sum gradient * weight|``."""
         graph, total = self._site.graph, np.zeros(self._site.graph.channel_count)
         owned = [entry for entry in self._owned if entry[0] in gradients]
-        products = [(gradients[tensor].double() * tensor.detach().double(), places) for tensor, _, places in owned]
+        products = [(first_order(tensor.detach(), gradients[tensor]), places) for tensor, _, places in owned]
         places = [place for _, _, found in owned for place in found]
         for place, sums in zip(places, sums_in_places(products), strict=True):
             total[place.channels] += sums

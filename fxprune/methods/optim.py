@@ -96,7 +96,7 @@ class GSM(Optimizer):
         input_dim: along which layers read: 1 of linear ones and convolutions, 0 of transposed ones.
 
     Raises:
-        InputError: a value out of range; a pattern that fits no kernel.
+        InputError: a value out of range; a pattern that fits no kernel; a complex kernel.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class GSM(Optimizer):
         """As every optimizer's.
 
         Raises:
-            InputError: a value out of range; a pattern of its own that fits no kernel in it.
+            InputError: a value out of range; a pattern of its own that fits no kernel in it; a complex kernel.
         """
         own = param_group.get("pattern")
         super().add_param_group(param_group)
@@ -148,6 +148,8 @@ class GSM(Optimizer):
         check_count("input_dim", group["input_dim"], least=0)
         if own is not None:
             _check_fits(own, group["input_dim"], group["params"])
+        if group["compression"] != 1 or group["pattern"] is not None:
+            _check_real(group["params"])
         active_count(_count(self._kernels(group["compression"])), group["compression"])
 
     @torch.no_grad()
@@ -296,9 +298,10 @@ def magnitude_cut(
         Which entries stay: a boolean mask for every parameter, of its shape; all True for biases and norms.
 
     Raises:
-        InputError: the compression is below 1, or leaves nothing; the pattern fits no kernel.
+        InputError: the compression is below 1, or leaves nothing; the pattern fits no kernel; a kernel is complex.
     """
     params = [p.detach() for p in params]
+    _check_real(params)
     if isinstance(pattern, str):
         _check_fits(pattern, 1, params)
     patterns = patterns_of(params, pattern) if pattern is None or isinstance(pattern, str) else pattern
@@ -320,6 +323,15 @@ def patterns_of(params: Iterable[Tensor], text: str | None, dim: int = 1) -> lis
     """
     pattern = None if text is None else Pattern.parse(text, dim)
     return [pattern if pattern is not None and is_kernel(p) and pattern.fits(p) else None for p in params]
+
+
+def _check_real(params: Iterable[Tensor]) -> None:
+    shape = next((list(p.shape) for p in params if is_kernel(p) and p.is_complex()), None)
+    if shape is not None:
+        raise InputError(
+            f"Single weights are ranked as real numbers, and a kernel of shape {shape} is complex: leave it out, or "
+            "rank channels (methods.GSM(structured=True))."
+        )
 
 
 def _check_fits(pattern: str, dim: int, params: Iterable[Tensor]) -> None:

@@ -141,6 +141,7 @@ class ModelState:
             return self.aggregated((p for p in self.graph.parameters if p.trainable), magnitude, aggregate)
 
         def magnitude(values: Tensor) -> Tensor:
+            values = values.abs() if values.is_complex() else values
             values = values.to(torch.float64, copy=True)  # changed in place: memory is what costs
             return values.mul_(values) if power == 2 else values.abs_().pow_(power)
 
@@ -222,7 +223,7 @@ class ModelState:
             if factor.rows().shape[0] > 1 or len(np.unique(counts)) > 1 or not counts[0]:
                 continue
             index = torch.from_numpy(places[starts[:, None] + np.arange(counts[0])])
-            values = self.values(member.name)
+            values = as_real(self.values(member.name))
             yield member.name, values[index.to(values.device)].flatten(1).double().cpu()
 
     def values(self, name: str) -> Tensor:
@@ -323,6 +324,22 @@ def _sums(values: Tensor, element: Callable[[Tensor], Tensor], places: Sequence[
         torch.stack(of_place).sum(0) if place.runs and place.runs[0][0] == 0 else torch.cat(of_place)
         for place, of_place in zip(places, zip(*parts, strict=True), strict=True)
     ]
+
+
+def as_real(values: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones along a last dim of their own; others as they are."""
+    return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+
+
+def first_order(weight: Tensor, gradient: Tensor | None) -> Tensor:
+    """Weight times gradient in float64: what the loss loses with every entry, to first order. None is no gradient.
+
+    Of complex entries the change of both parts: ``Re(w conj(g))``, with torch's gradient ``dL/da + i dL/db``.
+    """
+    if gradient is None:
+        return torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
+    product = as_real(weight).double() * as_real(gradient).double()
+    return product.sum(-1) if weight.is_complex() else product
 
 
 def places_of(parameter: Parameter) -> list[Place]:

@@ -79,8 +79,10 @@ class Hypernetwork(nn.Module):
             self.register_buffer(f"index_{place}", field.to(like.device), persistent=False)
 
         def uniform(variance: float, *shape: int) -> nn.Parameter:
+            if like.is_complex():  # half of the variance in each part
+                variance, shape = variance / 2, (*shape, 2)
             values = torch.rand(shape, generator=generator).mul_(2).sub_(1).mul_((3 * variance) ** 0.5)
-            return nn.Parameter(values.to(like))
+            return nn.Parameter((torch.view_as_complex(values) if like.is_complex() else values).to(like))
 
         def zeros(*shape: int) -> nn.Parameter:
             return nn.Parameter(like.new_zeros(shape))

@@ -19,7 +19,7 @@ from fxprune.groups import ValueInterpreter, placeholder_values
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.flow import channels_in, flows, node_labels, reading_parameters
 from fxprune.methods.registry import Need
-from fxprune.methods.state import Activation, Measured, Saliency, places_of, sums_in_places
+from fxprune.methods.state import Activation, Measured, Saliency, first_order, places_of, sums_in_places
 from fxprune.recording.inputs import device_of, map_leaves, tensors_of
 from fxprune.training.batches import Batch, Loss, does_not_run, examples, loss_of, output_of
 from fxprune.training.distributed import in_step, process_count, summed
@@ -80,7 +80,7 @@ class _Gradients:
             raise ModelError(f"The loss of batch {number} of data is {float(loss.detach())}, so nothing can be scored.")
         gradients = torch.autograd.grad(loss, self._tensors, allow_unused=True)
         products = (
-            (weight.detach().double() * (0.0 if gradient is None else gradient.double()), places)
+            (first_order(weight.detach(), gradient), places)
             for places, weight, gradient in zip(self._places, self._tensors, gradients, strict=True)
         )
         found = sums_in_places(products)
@@ -165,7 +165,8 @@ class _Read:
         over = [d for d, size in enumerate(ids.shape) if size == 1]
         entries = value.numel() / ids.size
         self.count += np.bincount(self._position, minlength=len(self.channels)) * entries
-        x = value.detach().float()
+        x = value.detach().abs() if value.is_complex() else value.detach()
+        x = x.float()
         for total, part in zip(self.sums, (x.abs(), x**2, x != 0), strict=True):
             sums = part.sum(dim=over, keepdim=True, dtype=torch.float64) if over else part.double()
             total += np.bincount(self._position, sums.cpu().numpy().reshape(-1), len(self.channels))

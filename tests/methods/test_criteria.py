@@ -278,6 +278,66 @@ def test_large_weights_are_summed_a_few_rows_at_a_time(entries: int, monkeypatch
             np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+class Complex(nn.Module):
+    """A product with complex numbers, as one parameter or as two."""
+
+    def __init__(self, pairs: bool) -> None:
+        super().__init__()
+        self.front, self.back = nn.Linear(4, 6), nn.Linear(5, 3)
+        real, imaginary = torch.randn(2, 6, 5, dtype=torch.float64).unbind()
+        if pairs:
+            self.real, self.imaginary = nn.Parameter(real), nn.Parameter(imaginary)
+        else:
+            self.weight = nn.Parameter(torch.complex(real, imaginary))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.front(x)
+        if hasattr(self, "real"):
+            return self.back((x @ self.real).square() + (x @ self.imaginary).square())
+        return self.back(torch.einsum("bi,io->bo", x.to(torch.complex128), self.weight).abs().square())
+
+
+@pytest.mark.parametrize("criterion", [methods.L2(), methods.Taylor(), methods.Fisher()])
+def test_a_complex_weight_counts_with_both_parts(criterion: Any) -> None:
+    def scored(pairs: bool) -> list[Any]:
+        torch.manual_seed(0)
+        model = Complex(pairs).double()
+        data = [(torch.randn(4, 4, dtype=torch.float64), torch.randint(0, 3, (4,))) for _ in range(2)]
+        found = fxprune.analyze(model, data[0][0])
+        seen = measure(fxprune.record(model, data[0][0]), found, registry.NEEDS, data, None)
+        state = methods.ModelState(found, dict(model.named_parameters()), 0, seen)
+        scores = zip(found.groups, methods.score_groups(criterion, state), strict=True)
+        return sorted(np.sort(own.reshape(-1)).tolist() for group, own in scores if own is not None)
+
+    np.testing.assert_allclose(np.concatenate(scored(False)), np.concatenate(scored(True)), rtol=1e-9)
+
+
+def test_activations_that_are_complex_count_by_their_magnitude() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.front, self.back = nn.Linear(4, 6), nn.Linear(3, 2)
+            self.first = nn.Parameter(torch.randn(6, 5, dtype=torch.complex64))
+            self.second = nn.Parameter(torch.randn(5, 3, dtype=torch.complex64))
+
+        def between(self, x: Tensor) -> Tensor:
+            return self.front(x).to(torch.complex64) @ self.first
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.back((self.between(x) @ self.second).abs())
+
+    torch.manual_seed(0)
+    model, x = Twice(), torch.randn(16, 4)
+    found = fxprune.analyze(model, x)
+    seen = measure(fxprune.record(model, x), found, registry.NEEDS, [(x, torch.zeros(16).long())], None)
+    group = next(group for group in found.groups if group.size == 5)
+    by_channel = [dict(zip(a.channels.tolist(), a.absolute.tolist(), strict=True)) for a in seen.activations]
+    read = next(values for values in by_channel if group.channels.reshape(-1)[0] in values)
+    with torch.no_grad():
+        expected = model.between(x).abs().mean(0)
+    np.testing.assert_allclose([read[c] for c in group.channels.reshape(-1)], expected, rtol=1e-5)
+
+
 def test_the_slices_of_channels_that_make_several_rows() -> None:
     class Threefold(nn.Module):
         def __init__(self) -> None:

@@ -218,6 +218,26 @@ def test_the_first_weights_have_variance_one_over_fan_in(layer: nn.Module, shape
     assert all(not bool(p.any()) for n, p in bank_of(training).named_parameters() if "bias" in n)
 
 
+def test_the_first_complex_weights_have_both_parts() -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.front, self.back = nn.Linear(4, 80), nn.Linear(60, 4)
+            self.weight = nn.Parameter(torch.randn(80, 60, dtype=torch.complex64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.back(torch.einsum("bi,io->bo", self.front(x).to(torch.complex64), self.weight).abs())
+
+    training = begun(Product(), torch.randn(2, 4))
+    parts = torch.zeros(2)
+    for _ in range(100):
+        with torch.no_grad():
+            bank_of(training).latents.normal_()
+            made = part_of(training, "weight")(bank_of(training).latents)
+            parts += torch.view_as_real(made).square().mean((0, 1)) / 100
+    assert parts.tolist() == pytest.approx([1 / 160, 1 / 160], rel=0.15)
+
+
 def test_hypernetworks_take_the_place_of_weights() -> None:
     model = make()
     with Unchanged(model):

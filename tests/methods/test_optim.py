@@ -554,6 +554,18 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         GSM(Small().parameters(), **options)
 
 
+def test_complex_kernels_are_refused_where_they_would_be_ranked() -> None:
+    kernel = nn.Parameter(torch.randn(4, 4, dtype=torch.complex64))
+    for ranked in (lambda: optim.GSM([kernel]), lambda: optim.magnitude_cut([kernel], 2.0)):
+        with pytest.raises(InputError, match=r"shape \[4, 4\] is complex"):
+            ranked()
+    before = kernel.detach().clone()
+    dense = optim.GSM([kernel], compression=1.0, lr=0.1, weight_decay=0.0)
+    kernel.abs().square().sum().backward()
+    dense.step()
+    torch.testing.assert_close(kernel.detach(), before * 0.8)
+
+
 def test_a_sparse_gradient_is_refused() -> None:
     table = nn.Embedding(10, 4, sparse=True)
     table(torch.tensor([1, 2])).sum().backward()
