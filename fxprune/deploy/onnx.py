@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.deploy import runtime
+from fxprune.deploy.complex_numbers import by_parts
 from fxprune.deploy.converting import lines_named
 from fxprune.deploy.flat import Flat, batch_dim
 from fxprune.deploy.onnx_file import PLAN_DIGEST
@@ -188,7 +189,9 @@ def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bo
                 "its forward must take sizes from x.shape and not branch on the values of tensors"
             ) from error
         try:
-            program = torch.onnx.export(exported, dynamo=True, verbose=False, opset_version=opset, optimize=fold_norms)
+            program = torch.onnx.export(
+                by_parts(exported), dynamo=True, verbose=False, opset_version=opset, optimize=fold_norms
+            )
             assert program is not None
             if not fold_norms:
                 _optimise_around_norms(program)

@@ -439,6 +439,69 @@ def test_a_mixture_of_experts(recorded: bool, tmp_path: Path) -> None:
     assert np.allclose(loaded.run(None, {"x": many.numpy()})[0], expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
+class Rotated(nn.Module):
+    """Queries turned by complex numbers, a Fourier layer, and a linear recurrence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front, self.back = nn.Linear(6, 8), nn.Linear(8, 6)
+        angles = torch.outer(torch.arange(32.0), torch.tensor([1.0, 0.1, 0.01, 0.001]))
+        self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles))
+        self.mixed = nn.Parameter(torch.randn(8, 8, 3, dtype=torch.complex64))
+        self.decay = nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.front(x)
+        pairs = torch.view_as_complex(rows.unflatten(-1, (4, 2)))
+        turned = torch.view_as_real(pairs * self.turns[: x.shape[1]].unsqueeze(0)).flatten(2)
+        waves = torch.fft.rfft(rows, dim=1)
+        kept = torch.zeros_like(waves)
+        kept[:, :3] = torch.einsum("bwi,iow->bwo", waves[:, :3], self.mixed)
+        smooth = torch.fft.irfft(kept, n=x.shape[1], dim=1)
+        state = torch.zeros(x.shape[0], 8, dtype=torch.complex64)
+        for row in rows.unbind(1):
+            state = state * torch.exp(torch.complex(-self.decay, self.decay)) + row
+        return self.back(turned.relu() + smooth + state.real[:, None])
+
+
+def test_complex_numbers(tmp_path: Path) -> None:
+    net, x = randomise(Rotated()), torch.randn(2, 12, 6)
+    pruned = fxprune.prune(net, x, flops=0.8, round_to=1, progress=False)
+    for name, module in (("dense", net), ("pruned", pruned)):
+        assert 0 < export(module, tmp_path / f"{name}.onnx", x).max_rel_error < 1e-5
+
+
+COMPLEX: dict[str, Callable[[Tensor], Tensor]] = {
+    "numbers": lambda z: z * 1j + (2 - 1j),
+    "a product with real numbers": lambda z: z * z.abs(),
+    "a quotient": lambda z: z / (1 + z.abs()) + z / (3 + z),
+    "a matrix product": lambda z: z @ z.mT.conj(),
+    "whole powers": lambda z: z**3,
+    "a logarithm": torch.log,
+    "an exponential": torch.exp,
+    "chosen": lambda z: torch.where(z.real > 0, z, torch.ones(5, dtype=z.dtype)),
+    "chosen, or a real number": lambda z: torch.where(z.real > 0, z, z.abs()),
+    "gathered": lambda z: z.gather(1, torch.arange(3).view(1, 3, 1).expand(z.shape[0], 3, 5)),
+    "by places": lambda z: z[:, [2, 0], 1:],
+    "expanded and squeezed": lambda z: z[:, None].expand(-1, 2, -1, -1).mean(1).unsqueeze(-1).squeeze(-1),
+    "padded": lambda z: F.pad(z, (1, 2)),
+    "in parts": lambda z: torch.cat([part * n for n, part in enumerate(z.split([1, 3], 1), 1)], 1),
+    "made": lambda z: z + torch.full((5,), 2 + 1j) * torch.ones(5, dtype=z.dtype),
+    "real numbers as complex ones": lambda z: z.real.to(z.dtype) + z,
+    "written": lambda z: torch.stack([z, z]).index_put((torch.tensor([1]),), z[None] * 2),
+    "repeated": lambda z: z.repeat(1, 2, 1),
+}
+
+
+def test_operators_on_complex_numbers(tmp_path: Path) -> None:
+    class Every(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            return {name: torch.view_as_real(made(torch.complex(x, y))) for name, made in COMPLEX.items()}
+
+    x, y = torch.randn(2, 2, 4, 5).unbind(0)
+    assert 0 < export(Every(), tmp_path / "net.onnx", (x, y)).max_rel_error < 1e-5
+
+
 class SequenceFirst(nn.Module):
     """With a matrix, and with a vector."""
 
