@@ -57,6 +57,8 @@ def batch_dim(device: torch.device) -> Any:
     return torch.export.Dim("batch", min=1, max=65535 if device.type == "cuda" else None)
 
 
+_REVERSED = (Tensor.__rsub__, torch.rsub)  # torch.onnx cannot promote what ``1.0 - mask`` reads
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _GROUPED_PRODUCTS = ("aten._grouped_mm.default", "transformers.grouped_mm_fallback.default")
 
 
@@ -69,6 +71,10 @@ class _InOtherOps(TorchFunctionMode):
             made = _folded_attention(*args, **(kwargs or {}))
         elif func is torch._grouped_mm or str(func) in _GROUPED_PRODUCTS:
             made = _grouped_product(*args, **(kwargs or {}))
+        elif func is torch.linalg.solve_triangular:
+            made = _solved(*args, **(kwargs or {}))
+        elif func in _REVERSED and isinstance(args[1], float) and args[0].dtype in _INTEGERS:
+            args = (args[0].to(torch.get_default_dtype()), *args[1:])
         return func(*args, **(kwargs or {})) if made is None else made
 
 
@@ -88,6 +94,45 @@ def _grouped_product(
     chosen = (place[:, None] >= offs[None, :-1]).sum(1)
     products = torch.matmul(rows, matrices)
     return products.gather(0, chosen[None, :, None].expand(1, -1, products.shape[-1]))[0]
+
+
+def _solved(
+    matrix: Tensor, right: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False, out: Any = None
+) -> Tensor | None:
+    """``X`` of ``matrix X = right``, or of ``X matrix = right``, with ``matrix [..., n, n]`` triangular.
+
+    Returns:
+        None: of an ``n`` that is left open, or where the result is to be written.
+    """
+    if not isinstance(matrix.shape[-1], int) or matrix.shape[-1] == 0 or out is not None:
+        return None
+    inverse = _inverse(matrix.mT, unitriangular).mT if upper else _inverse(matrix, unitriangular)
+    return inverse @ right if left else right @ inverse
+
+
+def _inverse(matrix: Tensor, unit: bool) -> Tensor:
+    """Of a lower triangular matrix ``[..., n, n]``; ``unit``: the diagonal is taken for ones.
+
+    Blocks along the diagonal are joined in pairs, ``[[A, 0], [C, B]]`` to ``[[A', 0], [-B' C A', B']]``, which is as
+    exact as substitution row by row, in ``log n`` steps. (A series of powers is none: powers of a matrix grow.)
+    """
+    n = matrix.shape[-1]
+    whole = 1 << (n - 1).bit_length()
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    ones = torch.ones_like(diagonal)
+    blocks = F.pad(ones if unit else ones / diagonal, (0, whole - n), value=1.0)[..., None, None]
+    matrix = F.pad(matrix, (0, whole - n, 0, whole - n))
+    size = 1
+    while size < whole:
+        pairs = whole // (2 * size)
+        below = matrix.unflatten(-1, (pairs, 2, size)).unflatten(-4, (pairs, 2, size))[..., 1, :, :, 0, :]
+        below = below.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+        first, second = blocks.unflatten(-3, (pairs, 2)).unbind(-3)
+        corner = -(second @ below @ first)
+        upper = torch.cat([first, torch.zeros_like(first)], -1)
+        blocks = torch.cat([upper, torch.cat([corner, second], -1)], -2)
+        size *= 2
+    return blocks[..., 0, :n, :n]
 
 
 def _folded_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any,

@@ -4,6 +4,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.deploy import export, runtime, validate
+from fxprune.deploy import export, flat, runtime, validate
 from fxprune.deploy import onnx as deploy_onnx
 from fxprune.deploy.validation import _error
 from fxprune.errors import ExampleInputsError, ExportError, GuardError, InputError
@@ -500,6 +501,42 @@ def test_operators_on_complex_numbers(tmp_path: Path) -> None:
 
     x, y = torch.randn(2, 2, 4, 5).unbind(0)
     assert 0 < export(Every(), tmp_path / "net.onnx", (x, y)).max_rel_error < 1e-5
+
+
+def test_triangular_systems(tmp_path: Path) -> None:
+    class Solves(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            solve = torch.linalg.solve_triangular
+            return solve(x, y, upper=False), solve(x, y.mT, upper=True, left=False, unitriangular=True)
+
+    inputs = (torch.randn(2, 3, 5, 5) + 2 * torch.eye(5), torch.randn(2, 1, 5, 2))
+    assert export(Solves(), tmp_path / "net.onnx", inputs).max_rel_error < 1e-5
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 5, 8])
+def test_triangular_systems_of_any_kind(size: int) -> None:
+    x = torch.randn(2, 3, size, size, dtype=torch.float64) + 2 * torch.eye(size)
+    for upper, left, unit in product((False, True), repeat=3):
+        kind = {"upper": upper, "left": left, "unitriangular": unit}
+        y = torch.randn(3, size, 2, dtype=torch.float64) if left else torch.randn(3, 2, size, dtype=torch.float64)
+        torch.testing.assert_close(flat._solved(x, y, **kind), torch.linalg.solve_triangular(x, y, **kind))
+
+
+def test_a_triangular_system_whose_powers_grow() -> None:
+    ones, right = torch.ones(64, 64), torch.randn(64, 3)
+    exact = torch.linalg.solve_triangular(ones.double(), right.double(), upper=False)
+    found = flat._solved(ones, right, upper=False)
+    assert found is not None
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_number_less_integers(tmp_path: Path) -> None:
+    class Masks(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+            return x - (1.0 - mask) * 1e4, torch.rsub(mask.to(torch.uint8), 2.5)
+
+    inputs = (torch.randn(2, 3), torch.randint(0, 2, (2, 3)))
+    assert export(Masks(), tmp_path / "net.onnx", inputs).max_rel_error < 1e-5
 
 
 class SequenceFirst(nn.Module):
