@@ -168,6 +168,12 @@ def _check_free_size(flat: Flat) -> None:
 def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bool) -> tuple[Any, dict[str, str]]:
     """The ``torch.onnx.ONNXProgram``, and what of its sizes is fixed against the rule, as metadata."""
     tensors, outputs, fixed = _to_export(flat)
+    for does, given in (("takes", tensors), ("returns", tensors_of(outputs))):
+        if any(tensor.is_complex() for tensor in given):
+            raise ExportError(
+                f"{flat.name} {does} complex numbers, which an ONNX file cannot: wrap it in a module that {does} pairs "
+                "(torch.view_as_complex, torch.view_as_real). Inside they are no matter."
+            )
     open_dims = _open_dims(flat, dynamic_size, "batch" if not fixed else None)
     shapes = torch.export.ShapesCollection()
     batch = batch_dim(flat.device)

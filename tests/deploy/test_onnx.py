@@ -472,6 +472,17 @@ def test_complex_numbers(tmp_path: Path) -> None:
         assert 0 < export(module, tmp_path / f"{name}.onnx", x).max_rel_error < 1e-5
 
 
+@pytest.mark.parametrize("does", ["takes", "returns"])
+def test_complex_numbers_at_the_ends(does: str, tmp_path: Path) -> None:
+    class Ends(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.abs() if does == "takes" else torch.polar(x, x)
+
+    x = torch.randn(2, 4, dtype=torch.complex64 if does == "takes" else torch.float32)
+    with pytest.raises(ExportError, match=f"Ends {does} complex numbers"):
+        export(Ends(), tmp_path / "net.onnx", x)
+
+
 COMPLEX: dict[str, Callable[[Tensor], Tensor]] = {
     "numbers": lambda z: z * 1j + (2 - 1j),
     "a product with real numbers": lambda z: z * z.abs(),
