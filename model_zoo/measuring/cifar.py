@@ -180,16 +180,27 @@ def _dhp(study: Trained, ratio: float) -> nn.Module:
     return learned(study, f"dhp-{ratio:g}", method, ratio, search.epochs, usual(search), study.random())
 
 
-def _peer(importance: Any, in_steps: bool = False) -> Method:
+def _peer(prune: Callable[[Trained, nn.Module, int, list[str]], nn.Module]) -> Method:
+    """``prune(study, model, macs, ignored)``: the layers ignored are those of the stream."""
+
     def cut(study: Trained, ratio: float) -> nn.Module:
         model = study.modules
         stream = [name for name, _ in model.named_modules() if name == "stem.0" or name.endswith(".conv2")]
-        example, macs = study.run.example, int(ratio * study.macs)
-        if in_steps:
-            return torch_pruning_in_steps(model, example, macs, stream)
-        return torch_pruning(model, example, macs, importance, study.seen(), ignored=stream)
+        return prune(study, model, int(ratio * study.macs), stream)
 
     return _cut_of_dense(cut, peer=True)
+
+
+def _at_once(importance: Any) -> Method:
+    return _peer(
+        lambda study, model, macs, ignored: torch_pruning(
+            model, study.run.example, macs, importance, study.seen(), ignored=ignored
+        )
+    )
+
+
+def _in_steps() -> Method:
+    return _peer(lambda study, model, macs, ignored: torch_pruning_in_steps(model, study.run.example, macs, ignored))
 
 
 METHODS = {
@@ -209,9 +220,9 @@ METHODS = {
     "fpgm": _cut_of_dense(criterion("fpgm").cut, first=True),
     "obs, refitted": _cut_of_dense(criterion("obs", reconstruct=True).cut, first=True),
     "dense, tuned": Method(unchanged().cut, _tuned, ("dense",), ratios=(1.0,)),
-    "Torch-Pruning group norm": _peer("group_norm"),
-    "Torch-Pruning group norm, in steps": _peer("group_norm", in_steps=True),
-    "Torch-Pruning Taylor": _peer("taylor"),
+    "Torch-Pruning group norm": _at_once("group_norm"),
+    "Torch-Pruning group norm, in steps": _in_steps(),
+    "Torch-Pruning Taylor": _at_once("taylor"),
     **{
         name: _cut_of_dense(criterion(name).cut)
         for name in ("random", "l1", "bn_scale", "lamp", "fisher", "activation", "wanda")
