@@ -55,12 +55,18 @@ def holds(value: Any, relation: str, recorded: Any, source: str) -> None:
     if isinstance(value, Tensor) and recorded is not None:
         _holds_of_tensor(value, relation, recorded, source)
         return
-    condition = RELATIONS[relation](value, recorded)
+    condition = _compared(value, relation, recorded)
     is_number = isinstance(recorded, (int, float, *_FREE)) and not isinstance(recorded, bool)
     if isinstance(condition, _FREE) or (is_number and torch.compiler.is_compiling()):
         torch._check(condition, lambda: _text(value, relation, recorded, source))
     elif not condition:
         raise GuardError(_text(value, relation, recorded, source), source)
+
+
+def _compared(value: Any, relation: str, recorded: Any) -> Any:
+    if isinstance(value, torch.SymBool) and isinstance(recorded, bool) and relation in ("==", "!="):
+        return value if (relation == "==") == recorded else torch.sym_not(value)  # sympy has no difference of booleans
+    return RELATIONS[relation](value, recorded)
 
 
 def keeps(value: Any, relation: str, recorded: Any) -> bool:

@@ -365,6 +365,15 @@ def test_guards_last_through_export() -> None:
         torch.export.export(module, (_ones(2, 4),), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=3)}})
 
 
+@pytest.mark.parametrize("decide", [lambda x: (x > 0).all().item(), lambda x: not (x < 0).any().item()])
+def test_guards_on_booleans_that_were_read_last_through_export(decide: Callable[[Tensor], bool]) -> None:
+    net = randomise(Net(lambda x: 3 if decide(x) else 4)).eval()
+    exported = torch.export.export(recorded(net, _ones(2, 4)), (_ones(2, 4),)).module()
+    assert torch.equal(exported(_ones(2, 4)), net(_ones(2, 4)))
+    with pytest.raises(RuntimeError, match="assertion failed"):
+        exported(-_ones(2, 4))
+
+
 # --- guards go where no input decides ---------------------------------------------------------------------------------
 
 
