@@ -27,8 +27,9 @@ def _convolution(run: Propagation, call: Call) -> Labels:
     run.statistic("convolution", across)
     if across:
         return across
-    positions = tuple(x.shape if transposed else call.out.shape)
-    labels = convolve(run, x, weight, groups, math.prod(positions[2:]), transposed=transposed)
+    apart = _apart(run, call)
+    positions = [n for d, n in enumerate(x.shape if transposed else call.out.shape) if d > 1 and d not in apart]
+    labels = convolve(run, x, weight, groups, math.prod(positions), transposed=transposed, apart=apart)
     return with_bias(run, call, labels, 1)
 
 
@@ -42,8 +43,29 @@ def with_bias(run: Propagation, call: Call, labels: Labels, dim: int) -> Labels:
     return join_positions(run, [(shape, labels), (sizes, spread)], shape)
 
 
+def _apart(run: Propagation, call: Call) -> tuple[int, ...]:
+    """The dims with channels along which a kernel of size 1 takes every position by itself, as a linear layer does.
+
+    That is how a mixer mixes tokens: ``x [N, tokens, C]``, to which the tokens are the channels.
+    """
+    x, weight = call["input"], call["weight"]
+    cut = {f.dim for f in run.labels(x) if f.dim > 1 and f.varying == (f.dim,)}
+    if not cut or call["groups"] > 1:
+        return ()
+    more = call["output_padding"] if call["transposed"] else [0] * len(call["padding"])
+    one = zip(weight.shape[2:], call["stride"], call["padding"], more, strict=True)
+    return tuple([d for d, numbers in enumerate(one, 2) if d in cut and numbers == (1, 1, 0, 0)])
+
+
 def convolve(
-    run: Propagation, x: Tensor, weight: Tensor, groups: int, positions: int, *, transposed: bool = False
+    run: Propagation,
+    x: Tensor,
+    weight: Tensor,
+    groups: int,
+    positions: int,
+    *,
+    transposed: bool = False,
+    apart: tuple[int, ...] = (),
 ) -> Labels:
     """The labels of what a convolution makes, without its bias; the MACs are noted.
 
@@ -52,30 +74,37 @@ def convolve(
         x: ``[N, C_in, *]``.
         weight: ``[C_out, C_in / groups, *]``, transposed ``[C_in, C_out / groups, *]``.
         groups: of channels.
-        positions: where the kernel is laid: the output's, transposed the input's.
+        positions: where the kernel is laid: the output's, transposed the input's, without those along ``apart``.
         transposed: see ``weight``.
+        apart: dims of ``x`` that are cut, and along which the kernel takes every position by itself.
 
     Returns:
         Labels of a tensor ``[N, C_out, *]``.
     """
     shape, shape_in = tuple(weight.shape), tuple(x.shape)
     spatial = range(2, len(shape))
-    inputs = [run.mix(f, spatial, "cut along a convolved dimension") for f in _cut_channels(run, x)]
+    inputs = [
+        f if f.varying == (f.dim,) and f.dim in apart else run.mix(f, spatial, "cut along a convolved dimension")
+        for f in _cut_channels(run, x)
+    ]
     weights = []
     for factor in run.labels(weight):
         if factor.dim > 1 and min(factor.varying, default=2) > 1:
             run.fix(factor.ids, "kernel size")
         else:
             weights.append(run.collapse(factor, spatial))
-    channels_in = Operand(shape_in[:2], tuple([_flat(f) for f in inputs if f is not None]), "bi")
+    whole = (0, 1, *apart)
+    places = "xyz"[: len(apart)]
+    sizes = tuple([shape_in[d] for d in whole])
+    channels_in = Operand(sizes, tuple([_flat(f, whole) for f in inputs if f is not None]), f"bi{places}")
     letters = "io" if transposed else "oi"
     kernel_only = Operand(shape[:2], tuple([_flat(f) for f in weights]), letters, run.parameter_dims(weight))
     with run.scaled(positions * math.prod(shape[2:])):
         if groups == 1:
-            labels = contract(run, [channels_in, kernel_only], "bo")
+            labels = contract(run, [channels_in, kernel_only], f"bo{places}")
         else:
             labels = _grouped(run, channels_in, kernel_only, groups, transposed)
-    return tuple([f.laid(f.ids.reshape(f.ids.shape + (1,) * len(spatial)), f.dim) for f in labels])
+    return tuple([_unflat(f, whole, len(shape)) for f in labels])
 
 
 def _sliding(run: Propagation, call: Call) -> Labels:
@@ -108,9 +137,16 @@ def _cut_channels(run: Propagation, x: Tensor) -> Labels:
     return tuple(Factor(f.ids, 1) if f.ids.shape[1] > 1 and f.dim > 1 else f for f in labels)
 
 
-def _flat(factor: Factor) -> Factor:
-    """Without the trailing dimensions, along which it does not vary."""
-    return factor.laid(factor.ids.reshape(factor.ids.shape[:2]), min(factor.dim, 1))
+def _flat(factor: Factor, whole: Sequence[int] = (0, 1)) -> Factor:
+    """Without the other trailing dimensions than ``whole``, along which it does not vary."""
+    ids = factor.ids.reshape([factor.ids.shape[d] for d in whole])
+    return factor.laid(ids, whole.index(factor.dim) if factor.dim in whole else 1)
+
+
+def _unflat(factor: Factor, whole: Sequence[int], ndim: int) -> Factor:
+    """The reverse, with ``ndim`` dims."""
+    sizes = dict(zip(whole, factor.ids.shape, strict=True))
+    return factor.laid(factor.ids.reshape([sizes.get(d, 1) for d in range(ndim)]), whole[factor.dim])
 
 
 def _grouped(run: Propagation, x: Operand, weight: Operand, groups: int, transposed: bool) -> Labels:

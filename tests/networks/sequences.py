@@ -115,3 +115,23 @@ class ConvGRU(nn.Module):
         outputs, last = self.rnn(F.relu(self.front(x)).permute(2, 0, 1), start)
         y = F.relu(self.after(outputs.permute(1, 2, 0))).mean(2)
         return self.head(torch.cat([y, last[-1]], 1))
+
+
+@network(pixels(), "embed.weight[0] mix.0.weight[0] back.weight[0] channels.1.weight[0] first.weight[0]")
+class TokenMixer(nn.Module):
+    """Tokens mixed by convolutions of kernel size 1, to which the tokens are the channels, and channels by layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(12, 32)
+        self.norm, self.mix = nn.LayerNorm(32), nn.Sequential(nn.Conv1d(16, 24, 1), nn.GELU(), nn.Conv1d(24, 16, 1))
+        self.channels = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+        self.back, self.first = nn.ConvTranspose1d(24, 16, 1), nn.Conv1d(16, 24, 1, bias=False)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(F.pixel_unshuffle(x, 2).flatten(2).mT)
+        x = x + self.mix(self.norm(x))
+        x = x + self.channels(x)
+        x = x + self.back(F.relu(self.first(x)))
+        return self.head(x.mean(1))
