@@ -17,7 +17,7 @@ from fxprune.io.text import some
 from fxprune.ops.repair import RESCALED
 from fxprune.recording import cached_tensor_dicts, evaluated, named_tensors, raised_at, replace_tensors
 from fxprune.recording.checks import check_module
-from fxprune.recording.inputs import RECORD_KEY, batch_size, device_of, like_parameters, make_inputs
+from fxprune.recording.inputs import RECORD_KEY, batch_size, device_of, like_parameters, make_inputs, tensors_of
 from fxprune.recording.randomness import repeatable
 from fxprune.recording.together import CALLS_KEY, alone, called_as
 from fxprune.reports.report import REPORT_KEY
@@ -194,12 +194,17 @@ def _holding(model: nn.Module, pruned: fx.GraphModule) -> tuple[nn.Module, Exact
 
 
 def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy, in which tensors that a gradient runs through, and torch copies none of, have their values alone.
+
+    Layers keep such from an earlier call, or, with ``torch.nn.utils.weight_norm``, compute their weight ahead of each.
+    """
+    held = (tensor for module in model.modules() for value in vars(module).values() for tensor in tensors_of(value))
     try:
-        return copy.deepcopy(model)
-    except Exception as error:  # of the user's, or of a tensor that a gradient runs through
+        return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf})
+    except Exception as error:  # of the user's
         raise ConversionError(
-            f"{type(model).__name__} cannot be copied: copy.deepcopy raised {_said(error)}. Let go of what it keeps "
-            "from an earlier call, or call it under torch.no_grad()."
+            f"{type(model).__name__} cannot be copied: copy.deepcopy raised {_said(error)}. Let go of what it holds "
+            "that has no copy."
         ) from error
 
 
@@ -392,7 +397,7 @@ def _of_layers(model: nn.Module, result: nn.Module) -> Sizes:
 
 def _with_sizes(result: nn.Module, sizes: Sizes) -> nn.Module:
     """A copy whose attributes have these sizes, and which tells them."""
-    changed, copies = copy.deepcopy(result), dict[Any, Any]()
+    changed, copies = _copied(result), dict[Any, Any]()
     numbers: dict[str, dict[str, int]] = defaultdict(dict)
     for (path, key), (_, new) in sizes.items():
         numbers[path][key] = new
@@ -417,7 +422,7 @@ def _compare(model: nn.Module, result: nn.Module, pruned: fx.GraphModule, exact:
     try:
         error = _difference(result, pruned, inputs)
         if error > TOLERANCE:  # what float32 rounds may be amplified
-            double = copy.deepcopy(result).double(), copy.deepcopy(pruned).double()
+            double = _copied(result).double(), copy.deepcopy(pruned).double()
             with torch.no_grad():
                 for tensor, value in exact.items():
                     double[0].get_parameter(tensor).copy_(value)
@@ -475,7 +480,7 @@ def _run(module: nn.Module, inputs: Inputs) -> Any:
 
 
 def _fails_in_training(model: nn.Module, inputs: Inputs) -> Exception | None:
-    live = copy.deepcopy(model).train()
+    live = _copied(model).train()
     try:
         with torch.no_grad(), repeatable():
             args, kwargs = copy.deepcopy(inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -559,10 +560,37 @@ def test_what_the_class_itself_refuses() -> None:
     assert "test_into.py" in str(caught.value)
     keeping = make(Keeps)
     small = pruned(keeping)
-    keeping(image())
-    with pytest.raises(ConversionError, match=r"Keeps cannot be copied: copy.deepcopy raised .* torch.no_grad"):
+    keeping.kept = threading.Lock()
+    with pytest.raises(ConversionError, match=r"Keeps cannot be copied: copy.deepcopy raised .* has no copy"):
         fxprune.into(keeping, small)
-    assert pruned(keeping).meta["fxprune"].macs_after < pruned(keeping).meta["fxprune"].macs_before
+
+
+class Normed(nn.Module):
+    """Weights that hooks compute ahead of each call, from parameters, and keep as attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            self.one = nn.utils.weight_norm(nn.Conv2d(3, 16, 3, padding=1))
+        self.two = nn.utils.spectral_norm(nn.Conv2d(16, 24, 3, padding=1))
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.two(F.relu(self.one(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Keeps, Normed])
+def test_what_a_model_keeps_of_a_call_that_a_gradient_runs_through(kind: type[nn.Module]) -> None:
+    model = make(kind)
+    model(image())
+    small = pruned(model)
+    model(image())
+    own = fxprune.into(model, small)
+    assert type(own) is kind
+    assert same(own, small, image())
+    copy.deepcopy(own)(image()).sum().backward()
+    own.train()(image()).sum().backward()
+    assert all(p.grad is not None for p in own.parameters())
 
 
 @dataclass(frozen=True)
