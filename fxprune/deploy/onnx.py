@@ -315,7 +315,9 @@ def _in_half(model: Any) -> Any:
         import_module("onnxruntime.transformers.onnx_utils")  # onnxruntime.quantization's, which needs the folder too
     finally:
         sys.path[:] = path  # the package adds its folder, and with it modules of common names
-    proto = convert_float_to_float16(onnx_ir.serde.serialize_model(model), disable_shape_infer=True)
+    wide = [node.name for node in model.graph.all_nodes() if _adds_by_index(node)]
+    serialised = onnx_ir.serde.serialize_model(model)
+    proto = convert_float_to_float16(serialised, disable_shape_infer=True, node_block_list=wide)
     nodes, seen = proto.graph.node, set()
     for place in reversed(range(len(nodes))):  # a value that two operators want in float32 is cast for each of them
         if (outputs := tuple(nodes[place].output)) in seen:
@@ -324,6 +326,16 @@ def _in_half(model: Any) -> Any:
     result = onnx_ir.serde.deserialize_model(proto)
     result.graph.sort()  # casts are the last nodes
     return result
+
+
+def _adds_by_index(node: Any) -> bool:
+    """Whether it adds or multiplies at places that an index gives: for the CPU onnxruntime has no float16 of that."""
+    reduction = node.attributes.get("reduction")
+    return (
+        node.op_type in ("ScatterElements", "ScatterND")
+        and reduction is not None
+        and reduction.as_string() in ("add", "mul")
+    )
 
 
 def _metadata(module: nn.Module) -> dict[str, str]:

@@ -404,6 +404,32 @@ def test_what_float16_cannot_hold(tmp_path: Path) -> None:
     )
 
 
+class Pooled(nn.Module):
+    """Rows summed or multiplied by the places that an index gives them."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__()
+        self.operator, self.body = operator, nn.Linear(8, 16)
+        self.register_buffer("index", torch.tensor([0, 1, 1, 2, 2, 0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        index, start = self.index.view(1, -1, 1).expand_as(h), h.new_ones(h.shape[0], 3, 16)
+        if self.operator == "index_add":
+            return start.index_add(1, self.index, h)
+        if self.operator == "scatter_add":
+            return start.scatter_add(1, index, h)
+        return start.scatter_reduce(1, index, h, self.operator)
+
+
+@pytest.mark.parametrize("operator", ["index_add", "scatter_add", "prod", "amax"])
+def test_half_where_an_index_says_what_is_added(operator: str, tmp_path: Path) -> None:
+    """For the CPU onnxruntime has such sums and products in float32 alone."""
+    exported = export(Pooled(operator), tmp_path / "net.onnx", torch.randn(2, 6, 8), half=True)
+    assert exported.dtype == "float16"
+    assert 1e-6 < exported.max_rel_error < 5e-3
+
+
 def test_half_of_a_network_that_takes_integers(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
     assert export(net, tmp_path / "net.onnx", torch.tensor([[0, 4]]), half=True).dtype == "float16"
