@@ -86,6 +86,19 @@ def _embedding(run: Propagation, call: Call) -> Labels:
     return tuple(result)
 
 
+def _embedding_bag(run: Propagation, call: Call) -> list[Labels]:
+    """Rows are looked up and summed, or the largest entries taken, channel by channel."""
+    run.unread(call.name, call["indices"], call["offsets"], call["per_sample_weights"])
+    passed = []
+    for factor in run.labels(call["weight"]):
+        if factor.dim == 0 or factor.ids.shape[0] > 1:
+            run.lock(factor.ids, "vocabulary of an embedding")
+        else:
+            passed.append(factor)
+            run.lock_if_used(call.outputs[3], factor.ids, "the index of the largest entry")
+    return [tuple(passed), *[()] * (len(call.outputs) - 1)]
+
+
 _CHOSEN = "the data choose among these matrices"
 
 
@@ -203,8 +216,8 @@ def _linear_layer(module: nn.Linear, before: Shape, after: Shape) -> None:
     module.out_features, module.in_features = module.weight.shape
 
 
-@layer(nn.Embedding)
-def _embedding_layer(module: nn.Embedding, before: Shape, after: Shape) -> None:
+@layer(nn.Embedding, nn.EmbeddingBag)
+def _embedding_layer(module: nn.Embedding | nn.EmbeddingBag, before: Shape, after: Shape) -> None:
     module.embedding_dim = module.weight.shape[1]
 
 
@@ -294,6 +307,11 @@ _op("_cdist_forward", "_euclidean_dist", label=_distances, mask=_masked_distance
 _op(
     "embedding", label=_embedding, takes="anything", refuses=_lookup_is_refused, cost="it multiplies nothing",
     mask="rows are looked up: what a channel holds stays its own", repair="the vocabulary stays",
+    refit="its rows are looked up: there is nothing to solve for",
+)  # fmt: skip
+_op(
+    "_embedding_bag", "_embedding_bag_forward_only", label=_embedding_bag, cost="it multiplies nothing",
+    mask="rows are summed: what a channel holds stays its own", repair="the vocabulary and the bags stay",
     refit="its rows are looked up: there is nothing to solve for",
 )  # fmt: skip
 

@@ -272,3 +272,26 @@ class UnusedParameters(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.relu(self.one(F.relu(self.stem(x)))).mean((2, 3)))
+
+
+def bags() -> dict[str, Tensor]:
+    """Three ids of an item for each of two users, the first and the last of the table among them."""
+    return {"items": torch.tensor([[0, 7, 3], [39, 7, 1]]), "features": torch.randn(2, 6)}
+
+
+@network(bags, "history.weight[1] rated.weight[1] recent.weight[1] hidden.weight[0] deep.weight[0]")
+class Bags(nn.Module):
+    """Rows of tables that are summed, weighed, averaged or compared, each bag in one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history, self.rated = nn.EmbeddingBag(40, 24, mode="mean"), nn.EmbeddingBag(40, 16, mode="sum")
+        self.recent = nn.EmbeddingBag(40, 24, mode="max", padding_idx=0)
+        self.recent.weight.requires_grad_(False)
+        self.hidden, self.deep, self.head = nn.Linear(24 + 16 + 6, 64), nn.Linear(64, 32), nn.Linear(32, 5)
+
+    def forward(self, items: Tensor, features: Tensor) -> Tensor:
+        taste = self.history(items) + self.recent(items)
+        rated = self.rated(items, per_sample_weights=features[:, :3])
+        x = F.relu(self.hidden(torch.cat([taste, rated, features], 1)))
+        return self.head(F.relu(self.deep(x)))
