@@ -105,6 +105,18 @@ def _roll(run: Propagation, call: Call) -> Labels:
     return tuple(result)
 
 
+def _rot90(run: Propagation, call: Call) -> Labels:
+    """A flip and, of an odd number of quarters, a transpose of the two dims."""
+    turns, (a, b), result = call["k"] % 4, call.dims("dims"), []
+    order = list(range(call.input.ndim))
+    if turns % 2:
+        order[a], order[b] = b, a
+    for factor in run.labels(call.input):
+        ids = np.rot90(factor.ids, turns, (a, b))
+        result.append(factor.laid(ids, order[factor.dim]))
+    return tuple(result)
+
+
 def _concatenate(run: Propagation, call: Call) -> Labels:
     tensors: list[Tensor] = [t for t in call["tensors"] if t.numel()]
     dim = call["dim"] % call.out.ndim
@@ -277,7 +289,8 @@ _op("native_channel_shuffle", label=_channel_shuffle, takes="floats of one kind"
     refit=NOT_FOLLOWED)  # fmt: skip
 _op("diagonal", label=_square, moves=True)
 _op("tril", "triu", label=_square, repair="the matrices stay, and so do their diagonals", refit=_FILLS)
-_op("rot90", "take", "put", "trace", label=_square, refit=NOT_FOLLOWED)
+_op("rot90", label=_rot90, moves=True, takes="anything")
+_op("take", "put", "trace", label=_square, refit=NOT_FOLLOWED)
 _op("view_as_complex", label=_view_as_complex, moves=True, refit=_PAIRS)
 _op("view_as_real", label=_view_as_real, moves=True, refit=_PAIRS)
 

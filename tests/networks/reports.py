@@ -295,3 +295,19 @@ class Bags(nn.Module):
         rated = self.rated(items, per_sample_weights=features[:, :3])
         x = F.relu(self.hidden(torch.cat([taste, rated, features], 1)))
         return self.head(F.relu(self.deep(x)))
+
+
+@network(pixels(), "stem.weight[0] turned[0] hidden.weight[0]")
+class Rotated(nn.Module):
+    """Maps, and a kernel, that are rotated by quarters; channels too, and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.turned, self.hidden = conv(3, 24), nn.Parameter(torch.randn(32, 24, 3, 3)), nn.Linear(32, 24)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x)).rot90(1, (2, 3))
+        x = x + F.relu(x).rot90(3, (1, -1)).rot90(5, (1, -1)) + x.rot90(2, (2, 1)).flip(1)
+        x = F.conv2d(x, self.turned.rot90(-1, (2, 3)), padding=1)
+        return self.head(F.relu(self.hidden(x.relu().movedim(1, 3).mean((1, 2)))))
