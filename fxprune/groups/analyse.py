@@ -55,8 +55,9 @@ def analyse_graph(
             run.join(a, b)
         owned = len(run.classes)
         propagate(shadow, graph_module.graph, values, run, "network input", settings)
-        if run.new_layouts or run.new_indices:
-            facts = Facts({**facts.layouts, **run.new_layouts}, [], facts.indices | run.new_indices)
+        if run.new_layouts or run.new_indices or run.new_kernels:
+            layouts = {**facts.layouts, **run.new_layouts}
+            facts = Facts(layouts, [], facts.indices | run.new_indices, facts.kernels | run.new_kernels)
             before = None
             continue
         lock_unused(run)

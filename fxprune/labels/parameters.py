@@ -13,7 +13,7 @@ def label_parameter(run: Propagation, name: str, tensor: Tensor) -> None:
     """Fresh atoms for every dimension of size > 1. A grouped weight's dim 1 gets atoms of its own in every group."""
     factors: list[Factor] = []
     for d, size in enumerate(tensor.shape):
-        if size == 1:
+        if size == 1 or (name, d) in run.facts.kernels:
             continue
         groups = run.facts.layouts.get(name, 1) if d == 1 else 1
         ids = run.fresh(groups * size)

@@ -83,6 +83,7 @@ class Propagation:
         self.followed: set[int] = set()  # of those of which it looked at what they choose
         self.new_layouts: dict[str, int] = {}
         self.new_indices: set[str] = set()
+        self.new_kernels: set[tuple[str, int]] = set()
         self.fixed: list[Ids] = []
         self.rows_joined = False
         self.made = 0  # atoms from here on belong to no parameter and no input
@@ -389,6 +390,18 @@ class Propagation:
             return False
         self.new_layouts[owner.name] = groups
         return True
+
+    def request_kernel(self, factor: Factor, size: int) -> None:
+        """Ask for the kernel's dims that this factor is of to have no atoms in the next run.
+
+        Rows that hold one kernel in several orders, as it is and turned, would be blocks of channels otherwise.
+        """
+        roots = self.classes.find(np.unique(factor.ids))
+        for owner in () if self.seeded else self.owners:
+            if owner.dim > 1 and owner.count == size:
+                own = self.classes.find(np.arange(owner.first, owner.first + owner.count))
+                if np.isin(own, roots).any():
+                    self.new_kernels.add((owner.name, owner.dim))
 
     def request_index(self, tensor: Tensor) -> bool:
         """Ask for the entries of an integer buffer to have atoms in the next run."""

@@ -99,12 +99,14 @@ class Facts:
     """What earlier runs found out.
 
     ``layouts``: weight name -> groups. ``joins``: pairs of parameter atoms. ``indices``: names of integers that have
-    atoms: an op takes each of them as a channel of its own.
+    atoms: an op takes each of them as a channel of its own. ``kernels``: dims of parameters that have none: the
+    kernel's, of which rows have several orders.
     """
 
     layouts: dict[str, int] = field(default_factory=dict)
     joins: list[tuple[Ids, Ids]] = field(default_factory=list)
     indices: frozenset[str] = frozenset()
+    kernels: frozenset[tuple[str, int]] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,8 @@ def convolve(
         if factor.dim > 1 and min(factor.varying, default=2) > 1:
             run.fix(factor.ids, "kernel size")
         else:
+            if factor.dim > 1:
+                run.request_kernel(factor, shape[factor.dim])
             weights.append(run.collapse(factor, spatial))
     whole = (0, 1, *apart)
     places = "xyz"[: len(apart)]

@@ -311,3 +311,22 @@ class Rotated(nn.Module):
         x = x + F.relu(x).rot90(3, (1, -1)).rot90(5, (1, -1)) + x.rot90(2, (2, 1)).flip(1)
         x = F.conv2d(x, self.turned.rot90(-1, (2, 3)), padding=1)
         return self.head(F.relu(self.hidden(x.relu().movedim(1, 3).mean((1, 2)))))
+
+
+@network(pixels(), "lift[0] norm.weight[0] group[0] hidden.weight[0]")
+class Equivariant(nn.Module):
+    """The same kernels turned and mirrored, side by side (group convolutions)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.group = nn.Parameter(torch.randn(16, 3, 3, 3)), nn.Parameter(torch.randn(24, 16, 4, 3, 3))
+        self.norm, self.hidden, self.head = nn.BatchNorm3d(16), nn.Linear(24, 32), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.stack([self.lift.rot90(turns, (2, 3)) for turns in range(4)], 1).flatten(0, 1)
+        x = F.conv2d(x, weight, padding=1).unflatten(1, (-1, 4))
+        x = F.relu(self.norm(x)).flatten(1, 2)
+        mirrored = [self.group, self.group.flip(3).roll(1, 2)]
+        x = F.conv2d(x, torch.stack(mirrored, 1).flatten(2, 3).flatten(0, 1), padding=1)
+        x = x.unflatten(1, (-1, 2)).amax(2)
+        return self.head(F.relu(self.hidden(F.relu(x).mean((2, 3)))))
