@@ -30,6 +30,7 @@ from fxprune.labels.classes import Reason
 from fxprune.labels.records import Attention, TensorLabels, channels_of
 from fxprune.methods.state import Scores
 from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of, map_tensors
+from fxprune.recording.liveness import IDLE
 from fxprune.recording.shards import check_same, is_sharded, recordable, without_values
 from fxprune.recording.shards import whole as whole_of
 from fxprune.recording.together import CALLS_KEY, is_together, one_call, parameters_of
@@ -50,6 +51,7 @@ COARSEST = 16
 """The largest multiple that channels are kept in without being asked for."""
 
 _NO_NUMBER = "no attribute of the class can say this size"
+_IDLE = "read by a layer of which nothing comes"
 _WASTE = 0.01  # of the budget that a plan may leave unused for the sake of a coarser multiple
 _LOSS = 0.1  # of what is lost with any number of channels, that a coarser multiple may lose more
 _WASTE_OF_LATENCY = 0.04  # which is measured, and then corrected
@@ -81,7 +83,8 @@ class Cut:
     up but for ``_WASTE`` of it and loses no more by the scores than that of the last but for ``_LOSS`` of it, else of
     the last. ``max_ratio``: name pattern -> largest share of a group that may go.
     ``threshold``: cut the scores up to this one, whatever the budget. ``obstacles``: nodes of a rewritten module that
-    are not to be, so that what they cut is locked; ``widely``: all of a tensor, where they read one size of it.
+    are not to be, so that what they cut is locked; ``widely``: all of a tensor, where they read one size of it;
+    ``idle``: what layers read of which nothing comes stays as well.
     ``consume``: the dense weights are emptied as they are cut, so nothing can be proven by running. ``gone``: channels
     that go in any case; ``settled``: of which no others go. ``before``: MACs and parameters of the model that is given,
     where another one is cut.
@@ -99,6 +102,7 @@ class Cut:
     seed: int = 0
     obstacles: Callable[[fx.GraphModule], Sequence[fx.Node]] = lambda module: ()
     widely: bool = False
+    idle: bool = False
     gone: Keep | None = None
     settled: Keep | None = None
     before: tuple[int, int] | None = None
@@ -281,6 +285,9 @@ def compress(
         BudgetError, ModelError, VerificationError: see ``fxprune.prune``.
     """
     graph, told = dense.graph, [*dense.graph.notes, *notes]
+    if options.idle:
+        graph = _without_idle_reads(dense, graph)
+        told.append(f"locked: {_IDLE}, which its class runs nevertheless")
     loosened, reason = False, Reason("")
     for _ in range(_ROUNDS):
         with dense.stages("selecting"):
@@ -319,6 +326,15 @@ def compress(
             raise VerificationError(f"The rewriting cannot follow the plan: {reason}. The model is unchanged.")
         told.append(note)
     raise VerificationError(f"No plan could be rewritten in {_ROUNDS} rounds; the last reason: {blame[1]}.")
+
+
+def _without_idle_reads(dense: Dense, graph: ChannelGraph) -> ChannelGraph:
+    """The graph without cuts of what a layer reads that the graph lacks, as nothing comes of it."""
+    for node in dense.module.graph.nodes:
+        if IDLE in node.meta:
+            reason = Reason(_IDLE, str(node.meta.get("source", "")))
+            graph = graph.with_locked(channels_of(graph.nodes.get(node.name)), reason)
+    return graph
 
 
 def _without_obstacles(

@@ -40,6 +40,7 @@ from fxprune.pipeline import (
 from fxprune.reconstruction import Piece, measure_reads, pieces_of, refit, spread
 from fxprune.recording.checks import check_finite, checked_inputs
 from fxprune.recording.inputs import describe_inputs, device_of
+from fxprune.recording.liveness import IDLE
 from fxprune.recording.shards import Wholes
 from fxprune.request import Request
 from fxprune.rewriting import CUTS_KEY
@@ -211,7 +212,8 @@ def _held(
 
     That is the plan as it is, one with aligned widths, which some kernels demand and a graph provides by padding, one
     with what no attribute says locked, one with all of that locked which the graph says otherwise than the class, or
-    one with all of the tensors around it locked: layers that the recording did not run may have their sizes too.
+    one with all of the tensors around it locked: layers that the recording did not run may have their sizes too. Then
+    the last three, with what layers read locked of which nothing comes: the class runs them.
 
     Raises:
         ConversionError: the class cannot hold any cut.
@@ -225,12 +227,14 @@ def _held(
     aligned = [replace(cut, round_to=(_ALIGNED,))] if max(cut.round_to) < _ALIGNED else []
     refused: FxpruneError | None = None
     widest = replace(strict, widely=True)
-    for held in (cut, *aligned, known, strict, widest):
+    are_idle = any(IDLE in node.meta for node in dense.module.graph.nodes)
+    idle = [replace(held, idle=True) for held in (known, strict, widest)] if are_idle else []
+    for held in (cut, *aligned, known, strict, widest, *idle):
         try:
             result = made(held)
             into(model, result)
         except (ConversionError, BudgetError) as error:
-            refused = error if refused is None or held is strict or held is widest else refused
+            refused = error if refused is None or held not in (*aligned, known) else refused
         else:
             if held in aligned:
                 _noted(

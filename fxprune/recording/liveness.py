@@ -11,6 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch.fx import Graph, Node
 
+IDLE = "idle"
+"""Key in ``Node.meta``: a layer reads the node's tensor, and nothing came of that, so the graph does not have it."""
+
 
 def eliminate_dead_nodes(
     graph: Graph,
@@ -37,9 +40,26 @@ def eliminate_dead_nodes(
     for enter, leave in regions:
         if any(position[enter] < index < position[leave] for index in kept):
             alive |= {enter, leave}
+    _mark_idle_reads(graph, alive)
     for node in reversed(list(graph.nodes)):
         if node not in alive:
             graph.erase_node(node)
+
+
+def _mark_idle_reads(graph: Graph, alive: set[Node]) -> None:
+    """Tell of every node that stays whether a layer among those that go reads it, with others that go in between."""
+    seen: set[Node] = set()
+    for start in graph.nodes:
+        pending = [start] if start.op in ("call_module", "get_attr") else []
+        while pending:
+            node = pending.pop()
+            if node in alive or node in seen:
+                continue
+            seen.add(node)
+            for each in node.all_input_nodes:
+                if each in alive:
+                    each.meta[IDLE] = True
+            pending += [*node.all_input_nodes, *node.users]
 
 
 def _visit(pending: list[Node], alive: set[Node], reachable: set[int], storages: Mapping[Node, frozenset[int]]) -> None:

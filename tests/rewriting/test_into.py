@@ -335,9 +335,29 @@ class Merged(nn.Module):
         return self.head(x + self.down(self.up(x).relu()))
 
 
+class Unfinished(nn.Module):
+    """A stream that is refined once more than anything reads, as in WaveNet: the last layer runs for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(24, 4, 1)
+        self.inner = nn.ModuleList(nn.Conv2d(16, 32, 3, padding=1) for _ in range(3))
+        self.skip = nn.ModuleList(nn.Conv2d(32, 24, 1) for _ in range(3))
+        self.back = nn.ModuleList(nn.Conv2d(32, 16, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, total = self.stem(x), torch.zeros(())
+        for inner, skip, back in zip(self.inner, self.skip, self.back, strict=True):
+            y = F.relu(inner(x))
+            total = total + skip(y)
+            x = x + back(y)
+        return self.head(F.relu(total))
+
+
 _NO_NUMBER = "locked: no attribute of the class can say this size, at "
 _PLANS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "merged": (Merged, torch.randn(2, 5, 6), {"flops": 0.8, "channels": None}, _NO_NUMBER),
+    "unfinished": (Unfinished, image(), {}, "locked: read by a layer of which nothing comes"),
     "shuffled": (
         Shuffled,
         image(),
