@@ -44,7 +44,7 @@ from fxprune.recording.liveness import IDLE
 from fxprune.recording.shards import Wholes
 from fxprune.request import Request
 from fxprune.rewriting import CUTS_KEY
-from fxprune.rewriting.into import into
+from fxprune.rewriting.into import REMEDY, into
 from fxprune.rewriting.into import obstacles as obstacles_to
 from fxprune.rewriting.selections import readers_of_joins
 from fxprune.selection.budget import Budget, remaining
@@ -242,6 +242,11 @@ def _held(
                 )
             return result
     assert refused is not None, "something was tried"
+    if isinstance(refused, ConversionError):
+        why = str(refused).removesuffix(REMEDY).rstrip()
+        raise ConversionError(
+            f"for_class=True: no plan that was tried fits. {why} Leave out for_class=True."
+        ) from refused
     raise refused
 
 

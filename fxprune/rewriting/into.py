@@ -34,7 +34,7 @@ ORIGIN_KEY = "fxprune_meta"
 _TOLD = (ORIGIN_KEY, "fxprune_sizes")  # by an earlier call
 _MOST_NAMES = 6  # of attributes, of which any may be what was read
 
-_REMEDY = "Prune with for_class=True, or use the pruned GraphModule itself."
+REMEDY = "Prune with for_class=True, or use the pruned GraphModule itself."
 
 
 def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
@@ -175,7 +175,7 @@ def _holding(model: nn.Module, pruned: fx.GraphModule) -> tuple[nn.Module, Exact
     lines = sorted({str(node.meta.get("source", node.name)) for node in (*repaired, *outgrown)})
     refusal = ConversionError(
         f"{type(model).__name__} cannot hold the pruned layers: its code names sizes that were cut, at "
-        f"{some(lines)}{_several(result, repaired)}. {_REMEDY}"
+        f"{some(lines)}{_several(result, repaired)}. {REMEDY}"
     )
     if outgrown:
         raise refusal
@@ -406,7 +406,7 @@ def _with_sizes(result: nn.Module, sizes: Sizes) -> nn.Module:
             set_numbers(changed.get_submodule(path), own, copies)
         except Exception as error:  # of the user's
             said = some([f"{_named(path, key)}={new}" for key, new in own.items()])
-            raise ConversionError(f"{said} cannot be set: {_said(error)}. {_REMEDY}") from error
+            raise ConversionError(f"{said} cannot be set: {_said(error)}. {REMEDY}") from error
     changed.fxprune_sizes = {_named(*place): pair for place, pair in sizes.items()}  # type: ignore[assignment]
     return changed
 
@@ -431,12 +431,13 @@ def _compare(model: nn.Module, result: nn.Module, pruned: fx.GraphModule, exact:
                 error = 0.0
     except Exception as failure:
         raise ConversionError(
-            f"{name} cannot hold the pruned layers: it raised {_said(failure)}. {_REMEDY}"
+            f"{name} cannot hold the pruned layers: it raised {_said(failure)}. {REMEDY}"
         ) from failure
     if error > TOLERANCE:
         raise ConversionError(
             f"{name} with the pruned layers does not compute what the pruned module does: relative error {error:.1e}. "
-            f"It uses a tensor or number that it computed before, outside its parameters and buffers. {_REMEDY}"
+            "It uses a tensor or number that it computed before, outside its parameters and buffers, or a number that "
+            f"it takes from the shape of a weight. {REMEDY}"
         )
     fault = _fails_in_training(result, inputs)
     if fault is not None and _fails_in_training(model, inputs) is None:

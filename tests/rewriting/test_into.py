@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from dataclasses import dataclass
 from enum import Enum
@@ -378,6 +379,20 @@ def test_a_plan_for_the_class(name: str) -> None:
     report = small.meta["fxprune"]
     assert report.plan.kept
     assert any(note.startswith(told) for note in report.notes)
+
+
+class ByFanIn(nn.Conv2d):
+    """Multiplies by a number that it takes from the shape of its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * math.prod(self.weight.shape[1:]) ** -0.5, self.bias)
+
+
+def test_a_class_that_holds_none_of_the_plans_is_not_advised_to_ask_for_one() -> None:
+    model = make(lambda: nn.Sequential(nn.Conv2d(3, 16, 3), ByFanIn(16, 24, 3), nn.Conv2d(24, 4, 1)))
+    with pytest.raises(ConversionError, match=r"^for_class=True: no plan .* shape of a weight. Leave out") as caught:
+        pruned(model, for_class=True)
+    assert "Prune with" not in str(caught.value)
 
 
 def test_a_class_that_holds_no_cut_or_none_that_is_deep_enough() -> None:
