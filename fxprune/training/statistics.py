@@ -44,7 +44,7 @@ def measure(
         if batches is not None:
             batches.add(batch, loss_fn, number)
         if samples is not None:
-            for sample in _samples(batch):
+            for sample in _samples(batch, number):
                 samples.add(sample, loss_fn, number)
         if activations is not None:
             activations.add(batch, number)
@@ -172,14 +172,29 @@ class _Read:
             total += np.bincount(self._position, sums.cpu().numpy().reshape(-1), len(self.channels))
 
 
-def _samples(batch: Batch) -> Iterator[Batch]:
-    """A batch taken apart into batches of one; tensors of another length belong to every sample."""
-    size = tensors_of(batch[:2])[0].shape[0]
+def _samples(batch: Batch, number: int) -> Iterator[Batch]:
+    """A batch taken apart into batches of one; tensors of another length belong to every sample.
+
+    Raises:
+        InputError: the target has not as many rows as the inputs.
+    """
+    size = next((len(tensor) for tensor in tensors_of(batch[:2]) if tensor.ndim), 1)
+    of_target: list[int] = []
+    map_leaves(lambda leaf: of_target.append(len(leaf)) if _has_rows(leaf) else None, batch[-1])
+    if of_target and size not in of_target:
+        raise InputError(
+            f"Batch {number} of data cannot be taken apart into samples: the first tensor of its inputs has {size} "
+            f"rows, and the target {' and '.join(map(str, of_target))}. The batch is dim 0 of both; put an input that "
+            "has it first, or pass batches of one sample."
+        )
     for index in range(size):
 
         def one(leaf: Any, index: int = index) -> Any:
-            batched = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
-            return leaf[index : index + 1] if batched else leaf
+            return leaf[index : index + 1] if _has_rows(leaf) and len(leaf) == size else leaf
 
         args, kwargs, target = map_leaves(one, tuple(batch))
         yield args, kwargs, target
+
+
+def _has_rows(leaf: Any) -> bool:
+    return isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import randomise
 from nets import Unchanged, image, make
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
@@ -254,6 +255,38 @@ def test_weights_that_become_nan_without_the_loss_do_not_replace_the_checkpoint(
 def test_a_criterion_cannot_score_with_nan(method: str) -> None:
     text = message(ModelError, method, [(X, Y), (X * float("nan"), Y)])
     assert text == "The loss of batch 1 of data is nan, so nothing can be scored."
+
+
+def test_a_batch_that_cannot_be_taken_apart_into_samples() -> None:
+    """The Fisher information is that of single samples: a batch that was taken for one would give other scores."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 16), nn.Linear(16, 4)
+
+        def forward(self, shift: Tensor, x: Tensor) -> Tensor:
+            return self.two(self.one(x + shift).relu())
+
+    model, shift, x = randomise(Shifted()).eval(), torch.ones(1, 6), X.flatten(1)[:, :6]
+
+    def loss_fn(output: Tensor, target: Any) -> Tensor:
+        return F.cross_entropy(output, torch.as_tensor(target))
+
+    def plan(data: Any) -> Any:
+        example = {"shift": shift, "x": x}
+        asked: Any = {"example_kwargs": example, "method": "fisher", "channels": 0.5, "round_to": 1, "progress": False}
+        return fxprune.prune(model, (), data=data, loss_fn=loss_fn, **asked).meta["fxprune"].plan
+
+    samples = plan([({"shift": shift, "x": x[i : i + 1]}, Y[i : i + 1]) for i in range(4)])
+    for target in (Y, Y.numpy()):
+        assert plan([({"x": x, "shift": shift}, target)]) == samples
+        with pytest.raises(InputError) as caught:
+            plan([({"shift": shift, "x": x}, target)])
+        assert str(caught.value) == (
+            "Batch 0 of data cannot be taken apart into samples: the first tensor of its inputs has 1 rows, and the "
+            "target 4. The batch is dim 0 of both; put an input that has it first, or pass batches of one sample."
+        )
 
 
 # -- arguments
