@@ -291,7 +291,7 @@ def attached(
 
     site = site_of(live, dense.graph, cut.budget, select, cut.seed)
 
-    def finish(outcome: Outcome) -> fx.GraphModule:
+    def finish(live: fx.GraphModule, outcome: Outcome) -> fx.GraphModule:
         outcome = from_first(outcome)
         trained = dense.trained(plain_state(live))
         check_finite(trained.module, DIVERGED)  # those, too, that hypernetworks generate

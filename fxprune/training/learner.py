@@ -40,7 +40,7 @@ class Training:
         graph: ChannelGraph,
         record: Mapping[str, Any],
         reference: Callable[[], fx.GraphModule],
-        finish: Callable[[Outcome], fx.GraphModule],
+        finish: Callable[[fx.GraphModule, Outcome], fx.GraphModule],
         method: str,
         settings: Mapping[str, str],
     ):
@@ -100,7 +100,7 @@ class Training:
             raise InputError("finish() was called before. Attach again to train once more.")
         check_finite(self.model, DIVERGED)
         outcome = self.hooks.outcome()
-        result = self._finish(replace(outcome, notes=(*self.notes, *outcome.notes)))
+        result = self._finish(self.model, replace(outcome, notes=(*self.notes, *outcome.notes)))
         self._finished = True
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import Loop
 from fxprune.errors import InputError, ModelError
-from fxprune.methods import Scratch, Slimming
+from fxprune.methods import GSM, Scratch, Slimming
 from fxprune.training import Training
 from model_zoo import papers
 
@@ -221,6 +222,24 @@ def test_a_learner_whose_end_failed_can_be_finished_again() -> None:
             learner.finish()
         weight.detach().copy_(before)
         assert learner.finish().meta["fxprune"].oracle_error < 1e-5
+
+
+@pytest.mark.parametrize("method", [*METHODS.values(), GSM(compression=4)], ids=[*METHODS, "gsm"])
+def test_a_copy_of_a_learner_is_one_of_its_own(method: Any) -> None:
+    """The best of several epochs can be kept so: the copy ends with its weights, whatever becomes of the original."""
+    budget = {} if isinstance(method, GSM) else {"flops": 0.5}
+
+    def trained(learner: Training) -> Training:
+        torch.manual_seed(0)
+        own_loop(learner, BATCHES, F.cross_entropy)
+        return learner
+
+    learner, same = (fxprune.attach(make(), image(), method=method, progress=False, **budget) for _ in range(2))
+    kept = copy.deepcopy(trained(learner))
+    trained(learner)
+    ours, theirs = kept.finish(), trained(same).finish()
+    assert ours.meta["fxprune"].plan == theirs.meta["fxprune"].plan
+    assert all(torch.equal(v, theirs.state_dict()[n]) for n, v in ours.state_dict().items())
 
 
 @pytest.mark.parametrize("method", ["slimming", "taylor"])
