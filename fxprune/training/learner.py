@@ -48,6 +48,7 @@ class Training:
         self.hooks, self.record = hooks, record
         self.notes: list[str] = []
         self._reference, self._finish = reference, finish
+        self._watched = [*model.parameters()]
         self._finished = False
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -59,7 +60,12 @@ class Training:
         return self.hooks.loss(loss)
 
     def after_backward(self) -> None:
-        """Call when the gradients are complete: after unscaling, before clipping and the optimizer's step."""
+        """Call when the gradients are complete: after unscaling, before clipping and the optimizer's step.
+
+        Raises:
+            InputError: ``model`` has other parameters than it had.
+        """
+        self._check_watched()
         self.hooks.after_backward()
 
     def after_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -93,16 +99,27 @@ class Training:
         """The pruned module, as ``fxprune.prune`` returns it; ``model`` is of no use afterwards.
 
         Raises:
-            InputError: called a second time.
+            InputError: called a second time, or ``model`` has other parameters than it had.
             BudgetError, ModelError, VerificationError: see ``fxprune.prune``.
         """
         if self._finished:
             raise InputError("finish() was called before. Attach again to train once more.")
+        self._check_watched()
         check_finite(self.model, DIVERGED)
         outcome = self.hooks.outcome()
         result = self._finish(self.model, replace(outcome, notes=(*self.notes, *outcome.notes)))
         self._finished = True
         return result
+
+    def _check_watched(self) -> None:
+        """The method holds the parameters themselves: of others it would know nothing, and prune by the old ones."""
+        here = [*self.model.parameters()]
+        if len(here) != len(self._watched) or any(a is not b for a, b in zip(here, self._watched, strict=True)):
+            raise InputError(
+                "The parameters of learner.model are no longer those that attach() made, which the method watches: "
+                "load_state_dict(assign=True), fully_shard and parametrizations put others in their place. Load values "
+                "into those that are there (load_state_dict does), and train with DistributedDataParallel."
+            )
 
 
 def site_of(

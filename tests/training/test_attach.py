@@ -242,6 +242,17 @@ def test_a_copy_of_a_learner_is_one_of_its_own(method: Any) -> None:
     assert all(torch.equal(v, theirs.state_dict()[n]) for n, v in ours.state_dict().items())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_parameters_that_the_method_does_not_watch_are_refused(method: str) -> None:
+    learner = fxprune.attach(make(), image(), method=METHODS[method], **QUIET)
+    learner.model.load_state_dict({n: v.clone() for n, v in learner.model.state_dict().items()}, assign=True)
+    refused = r"^The parameters of learner\.model are no longer those that attach\(\) made, .* train with Distri"
+    with pytest.raises(InputError, match=refused):
+        own_loop(learner, BATCHES, F.cross_entropy)
+    with pytest.raises(InputError, match=refused):
+        learner.finish()
+
+
 @pytest.mark.parametrize("method", ["slimming", "taylor"])
 def test_where_no_gradients_are_kept_they_are_all_the_same(method: str) -> None:
     x, y = image(), torch.tensor([0, 1])
