@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
-from fxprune.errors import FxpruneError, InputError, ModelError
+from fxprune.errors import FxpruneError, GuardError, InputError, ModelError
 from fxprune.groups import ValueInterpreter, placeholder_values
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.flow import channels_in, flows, node_labels, reading_parameters
@@ -45,7 +45,13 @@ def measure(
             batches.add(batch, loss_fn, number)
         if samples is not None:
             for sample in _samples(batch, number):
-                samples.add(sample, loss_fn, number)
+                try:
+                    samples.add(sample, loss_fn, number)
+                except GuardError as error:
+                    told = (
+                        f"The method runs every sample of data by itself, and one of batch {number} is refused: {error}"
+                    )
+                    raise GuardError(told, error.source) from error
         if activations is not None:
             activations.add(batch, number)
     return Measured(

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxprune
 from fxprune import Loop, Options
-from fxprune.errors import FxpruneError, InputError, ModelError
+from fxprune.errors import FxpruneError, GuardError, InputError, ModelError
 from fxprune.methods import DHP, GSM, Scratch, Slimming
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -287,6 +287,27 @@ def test_a_batch_that_cannot_be_taken_apart_into_samples() -> None:
             "Batch 0 of data cannot be taken apart into samples: the first tensor of its inputs has 1 rows, and the "
             "target 4. The batch is dim 0 of both; put an input that has it first, or pass batches of one sample."
         )
+
+
+def test_a_single_sample_that_goes_another_way_is_told_as_one() -> None:
+    """The batches are like the example; that samples are run one by one, the error alone can tell."""
+
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.one(x).relu()
+            return self.two(h if len(x) == 1 else h - h.mean(0))
+
+    x = X.flatten(1)[:, :6]
+    asked: Any = {"method": "fisher", "channels": 0.5, "progress": False, "data": [(x, Y)]}
+    told = r"^The method runs every sample of data by itself, and one of batch 0 is refused: .*test_bad_training\.py:"
+    with pytest.raises(GuardError, match=told) as caught:
+        fxprune.prune(randomise(Alone()).eval(), x, **asked)
+    assert "test_bad_training.py:" in caught.value.source
+    assert fxprune.prune(randomise(Alone()).eval(), x[:1], **asked).meta["fxprune"].oracle_error < 1e-5
 
 
 # -- arguments
