@@ -41,6 +41,7 @@ from fxprune.reconstruction import Piece, measure_reads, pieces_of, refit, sprea
 from fxprune.recording.checks import check_finite, checked_inputs
 from fxprune.recording.inputs import describe_inputs, device_of
 from fxprune.recording.liveness import IDLE
+from fxprune.recording.module import named_tensors
 from fxprune.recording.shards import Wholes
 from fxprune.request import Request
 from fxprune.rewriting import CUTS_KEY
@@ -389,7 +390,7 @@ def _scores(
             if "reads" in needs:
                 reads, trial = measure_reads(copy.deepcopy(module), graph, pieces, cut.seed)
                 measured = replace(measured, reads=reads, trial=trial)
-            tensors = Wholes(dict([*module.named_parameters(), *module.named_buffers()]))
+            tensors = Wholes(named_tensors(module))  # under all names: one reader of a shared weight knows one of them
             bare = partial(_unscaled, module, graph)
             state = ModelState(graph, tensors, cut.seed, measured, kept, bare, partial(remaining, graph, cut.budget))
             scores: list[Scores | None] = from_first(score_groups(criterion, state))

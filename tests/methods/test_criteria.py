@@ -563,3 +563,25 @@ def test_a_limit_is_of_what_a_layer_makes_not_of_what_it_reads() -> None:
     assert len(cut(model, x, SCALES, channels=0.7, max_ratio={"b": 0.0})["a"]) <= len(free["a"]), "b reads what a makes"
     with pytest.raises(InputError, match=r"^max_ratio has the pattern 'layer\*', which fits no layer that makes"):
         cut(model, x, SCALES, channels=0.7, max_ratio={"layer*": 0.5})
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "apoz"])
+def test_a_weight_that_an_embedding_shares_is_known_by_both_names(name: str) -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.one, self.two = nn.Embedding(11, 12), nn.Linear(12, 16), nn.Linear(16, 12)
+            self.norm, self.head = nn.BatchNorm1d(16), nn.Linear(12, 11, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.table(tokens).mean(1)
+            return self.head(x + self.two(self.norm(self.one(x)).relu()))
+
+    tokens = torch.randint(0, 11, (6, 5), generator=torch.Generator().manual_seed(0))
+    options: Any = {} if name in ("l1", "l2", "bn_scale", "fpgm", "lamp") else {"data": [(tokens, torch.arange(6))]}
+    small = fxprune.prune(
+        randomise(Words()).eval(), tokens, method=name, channels=0.6, round_to=1, progress=False, **options
+    )
+    assert small.meta["fxprune"].oracle_error < 1e-5
+    assert small.get_parameter("head.weight") is small.get_parameter("table.weight")
