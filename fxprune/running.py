@@ -37,12 +37,13 @@ from fxprune.pipeline import (
     shallower,
     uncollected,
 )
-from fxprune.reconstruction import Piece, measure_reads, pieces_of, refit, spread
+from fxprune.reconstruction import Piece, checksum, measure_reads, pieces_of, refit, spread
 from fxprune.recording.checks import check_finite, checked_inputs
 from fxprune.recording.inputs import describe_inputs, device_of
 from fxprune.recording.liveness import IDLE
 from fxprune.recording.module import named_tensors
 from fxprune.recording.shards import Wholes
+from fxprune.recording.shards import check_same as check_processes
 from fxprune.request import Request
 from fxprune.rewriting import CUTS_KEY
 from fxprune.rewriting.into import REMEDY, into
@@ -51,7 +52,7 @@ from fxprune.rewriting.selections import readers_of_joins
 from fxprune.selection.budget import Budget, remaining
 from fxprune.selection.plan import PruningPlan
 from fxprune.training import Training, measure, plain_state, reset_parameters, site_of
-from fxprune.training.distributed import from_first
+from fxprune.training.distributed import from_first, process_count
 from fxprune.training.learner import DIVERGED
 from fxprune.verification import zero_slices
 
@@ -172,7 +173,7 @@ def _without_some(
     pieces: Sequence[Piece] = ()
     if data is not None:
         record = describe_inputs(dense.args, dense.kwargs)
-        pieces = pieces_of(data, record, JUDGED_ON, device_of(dense.module))
+        pieces = _alike(pieces_of(data, record, JUDGED_ON, device_of(dense.module)))
     quick = replace(request, cut=replace(request.cut, verify=False))
 
     def attempt(trial: Dense) -> fx.GraphModule:
@@ -381,7 +382,7 @@ def _scores(
     data = keywords.data if "reads" in needs else calibration if steps > 1 else None
     pieces: Sequence[Piece] = ()
     if data is not None:
-        pieces = pieces_of(data, describe_inputs(dense.args, dense.kwargs), None, device_of(module))
+        pieces = _alike(pieces_of(data, describe_inputs(dense.args, dense.kwargs), None, device_of(module)))
     for step in range(1, steps + 1):
         with dense.stages("scoring"):
             measured = Measured()
@@ -406,6 +407,17 @@ def _scores(
         if pieces and (why := _refit(dense, kept, pieces, cut, module)):
             notes.append(f"not refitted after step {step} of {steps}: {why}")
     return scores, notes
+
+
+def _alike(pieces: Sequence[Piece]) -> Sequence[Piece]:
+    """The pieces, of which every process has to have all: no sums are taken over processes.
+
+    Raises:
+        InputError: another process has others.
+    """
+    if process_count() > 1:
+        check_processes({"data=": checksum(pieces)})
+    return pieces
 
 
 def _unscaled(module: fx.GraphModule, graph: ChannelGraph) -> frozenset[int]:

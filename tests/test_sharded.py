@@ -99,7 +99,7 @@ def test_a_refit_says_what_it_refuses(ranks: list[dict[str, Any]], kind: str) ->
 
 
 REFUSED = {
-    "budgets": "InputError: The processes differ in params=: 0.5 in process 0, 0.6 in process 1. A sharded model is",
+    "budgets": "InputError: The processes differ in params=: 0.5 in process 0, 0.6 in process 1. Make the same call",
     "inputs": "InputError: The processes differ in the example inputs: (Tensor[2, 5] int64) in process 0",
     "plans": "InputError: The processes differ in what the plan keeps of words.weight: 18 in dim 1",
     "noise": "InputError: reconstruct=True without data= needs all of the model in one process",

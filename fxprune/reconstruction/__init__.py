@@ -7,10 +7,21 @@ scales and shifts afterwards, if asked to. ``data`` makes pieces of what users p
 is what is told, ``reads`` what criteria that know of the refit measure, ``front`` what users call.
 """
 
-from fxprune.reconstruction.data import Piece, pieces_of
+from fxprune.reconstruction.data import Piece, checksum, pieces_of
 from fxprune.reconstruction.entries import spread
 from fxprune.reconstruction.reads import measure_reads
 from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.reconstruction.result import LayerFit, Reconstruction, Tuning
 
-__all__ = ["LayerFit", "Piece", "Reconstruction", "Ridge", "Tuning", "measure_reads", "pieces_of", "refit", "spread"]
+__all__ = [
+    "LayerFit",
+    "Piece",
+    "Reconstruction",
+    "Ridge",
+    "Tuning",
+    "checksum",
+    "measure_reads",
+    "pieces_of",
+    "refit",
+    "spread",
+]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -80,6 +81,14 @@ def held_out(pieces: Sequence[Piece]) -> list[Piece]:
     """The pieces, every fifth of them to judge by; of fewer the last."""
     step = min(HELD_OUT, len(pieces))
     return [replace(piece, held=index % step == step - 1) for index, piece in enumerate(pieces)]
+
+
+def checksum(pieces: Sequence[Piece]) -> str:
+    """Of all inputs, for processes to compare."""
+    found = 0
+    for tensor in tensors_of([(piece.args, piece.kwargs) for piece in pieces]):
+        found = crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), found)
+    return f"{sum(piece.samples for piece in pieces)} samples (checksum {found})"
 
 
 @contextmanager

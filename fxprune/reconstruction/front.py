@@ -8,21 +8,20 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from zlib import crc32
 
 import torch
 from torch import fx, nn
 
 from fxprune.errors import ExampleInputsError, InputError, ModelError, check_count, is_real
 from fxprune.pipeline import recorded, recorded_of_shares
-from fxprune.reconstruction.data import Piece, on_item, pieces_of
+from fxprune.reconstruction.data import Piece, checksum, on_item, pieces_of
 from fxprune.reconstruction.lanes import Lane
 from fxprune.reconstruction.noise import noise_for, noise_is_taken, refit_on_noise
 from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.reconstruction.tune import tune as tuned
 from fxprune.recording import evaluated
 from fxprune.recording.checks import check_model
-from fxprune.recording.inputs import RECORD_KEY, device_of, map_tensors, tensors_of
+from fxprune.recording.inputs import RECORD_KEY, device_of, map_tensors
 from fxprune.recording.shards import check_same as check_processes
 from fxprune.recording.shards import check_shares, is_sharded, resharded, without_hooks
 from fxprune.recording.together import called_as
@@ -30,6 +29,7 @@ from fxprune.reports.report import Report, pruned_part
 from fxprune.rewriting.into import check_same
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts
 from fxprune.training.batches import does_not_run
+from fxprune.training.distributed import process_count
 from fxprune.training.randomness import seeded
 from fxprune.verification.probes import prove
 
@@ -139,9 +139,9 @@ def refitted(
     else:
         pieces = pieces_of(data, None if name else part.meta[RECORD_KEY], samples, device)
         pieces = inside(model, original, pieces) if name else pieces
-    if shared:
+    if shared or (recording is not None and process_count() > 1):  # who prunes here waits for the others anyway
         settings = {"ridge": ridge, "samples": samples, "memory": memory, "seed": seed}
-        check_processes({"data=": _checksum(pieces), **{f"{key}=": value for key, value in settings.items()}})
+        check_processes({"data=": checksum(pieces), **{f"{key}=": value for key, value in settings.items()}})
     fit = partial(refit, ridge=ridge, memory=memory, seed=seed)
     if data is None:
         fit = partial(refit_on_noise, fit)
@@ -178,14 +178,6 @@ def _check_shares(model: nn.Module, small: nn.Module, name: str, data: Any, tune
             raise InputError(f"{what} needs the whole model in one process, of which every process holds a share.")
     check_shares(model)
     check_shares(small)
-
-
-def _checksum(pieces: Sequence[Piece]) -> str:
-    """Of all inputs."""
-    found = 0
-    for tensor in tensors_of([(piece.args, piece.kwargs) for piece in pieces]):
-        found = crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), found)
-    return f"{sum(piece.samples for piece in pieces)} samples (checksum {found})"
 
 
 def _recording(model: nn.Module, pruned: fx.GraphModule, piece: Piece) -> fx.GraphModule:

@@ -316,7 +316,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
                 mine, other = (str(each.get(name, "nothing")) for each in (box[0], found))
                 raise InputError(
                     f"The processes differ in {name}: {_short(mine)} in process 0, {_short(other)} in process {rank}. "
-                    "A sharded model is pruned by the same call in every process."
+                    "Make the same call in every process."
                 )
 
 

@@ -239,11 +239,29 @@ def uneven(rank: int) -> dict[str, str]:
     }
 
 
+def apart(rank: int) -> dict[str, str]:
+    """What takes no sums over processes, each with its share of the data, or with all of them."""
+    asked: dict[str, dict[str, Any]] = {
+        "obs": {"method": "obs"},
+        "refit": {"reconstruct": True},
+        "steps": {"reconstruct": True, "options": fxprune.Options(steps=2)},
+        "depth": {"reconstruct": True, "depth": True, "flops": 0.14},
+    }
+
+    def said(options: dict[str, Any], data: Any) -> str:
+        given: dict[str, Any] = {"flops": 0.5, "progress": False, "data": data} | options
+        return message(lambda: fxprune.prune(network(), EXAMPLE, **given))
+
+    shares = {f"{name} of shares": said(options, batches(rank, 2)) for name, options in asked.items()}
+    return shares | {f"{name} of all": said(options, batches()) for name, options in asked.items()}
+
+
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, processes = dist.get_rank(), dist.get_world_size()
     results = {"plans": plans(rank, processes), "interrupted": interrupted(out), "uneven": uneven(rank)}
+    results["apart"] = apart(rank)
     (out / f"{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 

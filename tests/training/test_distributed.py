@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -75,3 +76,11 @@ def test_shares_of_different_length(ranks: list[dict[str, Any]]) -> None:
     )
     for rank in ranks:
         assert rank["uneven"] == {"slimming": text, "taylor": text, "fisher": "no error"}
+
+
+@pytest.mark.parametrize("name", ["obs", "refit", "steps", "depth"])
+def test_what_takes_no_sums_over_processes_needs_the_same_data_in_all(name: str, ranks: list[dict[str, Any]]) -> None:
+    text = r"InputError: The processes differ in data=: 16 samples \(checksum \d+\) in process 0, 16 samples \(checksum"
+    for rank in ranks:
+        assert re.match(text, rank["apart"][f"{name} of shares"])
+        assert rank["apart"][f"{name} of all"] == "no error"
