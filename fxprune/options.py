@@ -119,7 +119,7 @@ class Loop(Checked):
     A run that is resumed gives the same result, bit for bit, as one without an interruption, wherever that was: the
     epoch that was cut short is trained again from its beginning. For that the checkpoint holds the random numbers of
     torch, Python, NumPy, and of the loader's own generator; what keeps random numbers elsewhere (persistent workers, a
-    data set with a generator that is no attribute ``generator``) is not followed.
+    data set with a generator that is no ``torch.Generator`` in an attribute ``generator``) is not followed.
 
     With ``torch.distributed`` every process is given its share of the data, equally many batches. All start from the
     first process's weights; gradients are averaged, so that the weights stay the same in all of them, and the plan is

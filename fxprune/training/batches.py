@@ -48,7 +48,7 @@ def unpack(batch: Any, number: int, device: torch.device | str, what: str = "dat
 
 
 def parts_of(loader: Any) -> list[Any]:
-    """A loader, its samplers and its data set."""
+    """A loader, its samplers, its data set and what this is put together from."""
     found: dict[int, Any] = {}
     ahead = [loader]
     while ahead:
@@ -56,6 +56,8 @@ def parts_of(loader: Any) -> list[Any]:
         if id(part) not in found:
             found[id(part)] = part
             ahead += [below for name in _PARTS if (below := getattr(part, name, None)) is not None]
+            several = getattr(part, "datasets", None)  # of a ConcatDataset
+            ahead += several if isinstance(several, (list, tuple)) else ()
     return [*found.values()]
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from nets import Unchanged, image, make
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler, TensorDataset
 
 import fxprune
 from fxprune import Loop, Options
@@ -72,6 +72,20 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(5)
 
 
+class Noisy(Dataset[Any]):
+    """Every access draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        self._data, self.generator = examples(count=4 * BATCHES), generator()
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = self._data[index]
+        return x + torch.randn(x.shape, generator=self.generator), y
+
+
 LOADERS: dict[str, Callable[[], Any]] = {
     "own generator": lambda: DataLoader(examples(), 8, shuffle=True, generator=generator()),
     "no generator": lambda: DataLoader(examples(), 8, shuffle=True),
@@ -79,6 +93,7 @@ LOADERS: dict[str, Callable[[], Any]] = {
         examples(), 8, sampler=RandomSampler(examples(), replacement=True, generator=generator())
     ),
     "augmented": lambda: DataLoader(Augmented(), 8, shuffle=True),
+    "data sets with generators, put together": lambda: DataLoader(ConcatDataset([Noisy(), Noisy()]), 8, shuffle=True),
 }
 
 
