@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -10,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxprune import running
-from fxprune.errors import InputError, PlanError, check_choice, shown
+from fxprune.errors import InputError, PlanError, check_choice, check_count, shown
 from fxprune.groups.channels import ChannelGraph
 from fxprune.labels.classes import Reason
 from fxprune.methods import Learner, Method, name_of, needs_of, resolve
@@ -282,11 +283,13 @@ def prune(
         return training.finish()
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     _check_alike(model, args, kwargs, facts_of(request, keywords, options))
-    dense, pruned = running.pruned(model, args, kwargs, request, keywords, options.steps, stages, calibration)
-    if keywords.reconstruct:
-        with stages("reconstructing"):
-            recording = dense.whole.module
-            pruned = refitted(pruned, model, calibration, recording, seed=keywords.seed, tune=options.tune)
+    reads = keywords.data is not None or calibration is not None
+    with seeded(keywords.seed) if reads else nullcontext():  # loaders shuffle and augment by the global numbers
+        dense, pruned = running.pruned(model, args, kwargs, request, keywords, options.steps, stages, calibration)
+        if keywords.reconstruct:
+            with stages("reconstructing"):
+                recording = dense.whole.module
+                pruned = refitted(pruned, model, calibration, recording, seed=keywords.seed, tune=options.tune)
     return _carried(resharded(pruned, given), pruned, model, optimizer)
 
 
@@ -347,7 +350,8 @@ def prune_submodule(
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
     part, inputs = part_of(model, submodule, args, kwargs)
     if data is not None:
-        pieces = pieces_of(data, {"args": args, "kwargs": kwargs}, None, device_of(model))
+        with seeded(check_count("seed", keywords.get("seed", 0), least=0)):
+            pieces = pieces_of(data, {"args": args, "kwargs": kwargs}, None, device_of(model))
         keywords["data"] = inside(model, model.get_submodule(submodule), pieces)
     keywords["reconstruct"] = reconstruct
     keywords |= {name: names_in_part(names, submodule) for name, names in chosen.items()} | {"options": options}

@@ -175,13 +175,36 @@ def test_the_best_epoch_survives_an_interruption(tmp_path: Path) -> None:
     )
 
 
-def test_the_callers_random_numbers_stay_as_they_are() -> None:
-    model, data = make(), LOADERS["augmented"]()
-    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    fxprune.prune(model, image(), method="scratch", flops=0.5, data=data, epochs=1, progress=False)
-    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    assert torch.equal(states[0], after[0])
-    assert states[1:] == after[1:]
+READERS: dict[str, dict[str, Any]] = {
+    "scratch": {"method": "scratch", "epochs": 1},
+    "taylor": {"method": "taylor"},
+    "obs": {"method": "obs"},
+    "a refit": {"reconstruct": True},
+    "a part": {"reconstruct": True, "submodule": "0"},
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_the_callers_random_numbers_stay_as_they_are_and_decide_nothing(name: str) -> None:
+    model, results = make(), []
+    for outer in (1, 2):
+        torch.manual_seed(outer)
+        np.random.seed(outer)
+        random.seed(outer)
+        states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        asked = {"data": LOADERS["augmented"](), "channels": 0.6, "round_to": 1, "progress": False}
+        results.append(pruned(model, **asked, **READERS[name]))
+        after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+        assert torch.equal(states[0], after[0])
+        assert states[1:] == after[1:]
+    first, second = (small.state_dict() for small in results)
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def pruned(model: nn.Module, submodule: str = "", **options: Any) -> nn.Module:
+    if submodule:
+        return fxprune.prune_submodule(nn.Sequential(model, nn.Softmax(1)).eval(), submodule, image(), **options)
+    return fxprune.prune(model, image(), **options)
 
 
 def test_a_seed_is_that_of_all_random_numbers() -> None:
