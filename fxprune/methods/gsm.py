@@ -356,6 +356,10 @@ class _OfChannels(optim.GSM):
         self._run = run
         super().__init__(run.trained(), o.lr, o.momentum, o.weight_decay, 1.0, o.nesterov, vector_decay=o.weight_decay)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """torch's knows only what every optimizer has; a copy, made beside the learner's, ranks with that one's."""
+        return {**super().__getstate__(), "_run": self._run}
+
     def gradients(self) -> dict[Tensor, Tensor]:
         return self._run.masked(super().gradients())
 

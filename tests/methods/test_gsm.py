@@ -564,6 +564,22 @@ def test_passive_channels_decay_whole_and_go() -> None:
         assert float(trained[name].detach()[gone].abs().mean()) < 0.8 * float(trained[name].detach()[kept].abs().mean())
 
 
+def test_a_copy_of_a_learner_and_its_optimizer_goes_on_alike() -> None:
+    training = structured(make(), lr=0.02, momentum=0.9, weight_decay=0.01)
+    optimizer = training.optimizer()
+
+    def step(training: Training, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        optimizer.zero_grad()
+        F.cross_entropy(training.model.eval()(image()), torch.tensor([1, 2])).backward()
+        optimizer.step()
+        return [p.detach().clone() for p in training.model.parameters()]
+
+    step(training, optimizer)
+    other = copy.deepcopy((training, optimizer))
+    assert all(torch.equal(a, b) for a, b in zip(step(*other), step(training, optimizer), strict=True))
+    assert other[0].hooks.alive() is not training.hooks.alive()
+
+
 @pytest.mark.parametrize("net", [Attentive, Dense])
 def test_a_whole_structured_run(net: type[nn.Module]) -> None:
     small = fxprune.prune(
