@@ -305,7 +305,8 @@ def attached(
         if outcome.reinitialise:
             drawn = reset_parameters(pruned, cut.seed)
             note = "weights initialised anew" + (f"; drawn like their values: {', '.join(drawn)}" if drawn else "")
-            _noted(pruned, note)
+            frozen = [name for name, p in pruned.named_parameters() if not p.requires_grad]
+            _noted(pruned, f"{note}; frozen ones stay as they are: {some(frozen)}" if frozen else note)
         return pruned
 
     def reference() -> fx.GraphModule:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import randomise
 from nets import Unchanged, chain, image, make, step
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -197,6 +198,33 @@ def test_a_parameter_that_no_layer_initialises_is_drawn_like_its_values() -> Non
     assert abs(float(small.token.detach().mean()) - 5) < 2
     assert torch.equal(small.scale, torch.full_like(small.scale, 1e-6))
     assert small.meta["fxprune"].notes[-1].endswith("drawn like their values: token, scale")
+
+
+def test_what_is_frozen_is_not_drawn_anew() -> None:
+    """No training would bring back the values of a fixed table or of a pretrained stem."""
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Linear(6, 24), nn.BatchNorm1d(24)
+            self.one, self.two = nn.Linear(24, 32), nn.Linear(32, 4)
+            self.table = nn.Parameter(torch.linspace(0, 6, 24).sin(), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(self.one(self.norm(self.stem(x)).relu() + self.table).relu())
+
+    model = randomise(Fixed()).eval()
+    model.stem.requires_grad_(False)
+    model.norm.requires_grad_(False)
+    model.one.bias.requires_grad_(False)
+    small = fxprune.prune(model, torch.randn(3, 6), method=Scratch(steps=2), flops=0.5, progress=False)
+    cut = fxprune.apply(model, small.meta["fxprune"].plan, torch.randn(3, 6)).state_dict()
+    same = {name for name, value in small.state_dict().items() if torch.equal(value, cut[name])}
+    frozen = {name for name, p in small.named_parameters() if not p.requires_grad}
+    assert frozen == {"stem.weight", "stem.bias", "norm.weight", "norm.bias", "one.bias", "table"}
+    assert same >= frozen
+    assert same.isdisjoint({"one.weight", "two.weight", "two.bias"})
+    assert "; frozen ones stay as they are: " in small.meta["fxprune"].notes[-1]
 
 
 def test_the_budget_is_relative_to_the_network_that_was_not_widened() -> None:
