@@ -18,7 +18,8 @@ from fxprune.training.batches import parts_of
 def seeded(seed: int) -> Iterator[None]:
     """Random numbers of torch, NumPy and Python from ``seed`` inside; as they were afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    several = torch.cuda.device_count()  # of which torch wants to be told, or warns
+    with torch.random.fork_rng(range(several) if several > 1 else None):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)

@@ -216,6 +216,16 @@ def test_a_seed_is_that_of_all_random_numbers() -> None:
     assert all(a != b for a, b in zip(drawn[0], drawn[2], strict=True))
 
 
+def test_where_there_are_several_gpus_torch_does_not_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: asked.append(device) or torch.zeros(1))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    with seeded(0):  # warnings are errors here
+        assert asked == [0, 1]
+
+
 def test_a_checkpoint_is_complete_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.pt"
     trained("slimming", loader(), path)
