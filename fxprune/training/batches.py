@@ -104,11 +104,11 @@ def output_of(model: nn.Module, batch: Batch, number: int, what: str = "data") -
 
 def does_not_run(error: Exception, number: int, what: str = "data") -> str:
     """The message for a batch that a model does not take."""
-    reason = _first_line(error)
+    reason = first_line(error)
     return f"The model does not run on batch {number} of {what}: {reason}. Batches must be like the example inputs."
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
 
 
@@ -135,7 +135,7 @@ def loss_of(
             loss = (loss_fn or F.cross_entropy)(output, target)
         except Exception as error:
             raise InputError(
-                f"Cross entropy does not take batch {number} of {what}: {_first_line(error)}. Another loss is loss_fn=."
+                f"Cross entropy does not take batch {number} of {what}: {first_line(error)}. Another loss is loss_fn=."
             ) from error
     else:
         loss = loss_fn(output, target)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.arguments import check_loader, length_of
-from fxprune.errors import InputError, ModelError
+from fxprune.errors import FxpruneError, InputError, ModelError
 from fxprune.io.files import check_writable
 from fxprune.options import Loop
 from fxprune.recording.inputs import device_of
@@ -24,6 +24,7 @@ from fxprune.training.batches import (
     begin_epoch,
     correct,
     examples,
+    first_line,
     loss_of,
     output_of,
 )
@@ -129,8 +130,7 @@ class _Run:
             training.after_backward()
             if self._loop.clip is not None:
                 nn.utils.clip_grad_norm_(self._optimized(), self._loop.clip)
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
+            self._step_optimizer(number)
             if self._loop.per_step:
                 self._step_schedule()
             training.after_step(self._optimizer)
@@ -153,6 +153,18 @@ class _Run:
                 totals.add(loss, output, batch[-1])
         self._look(totals, "validation batch")
         return totals.result()
+
+    def _step_optimizer(self, number: int) -> None:
+        try:
+            self._scaler.step(self._optimizer)
+        except FxpruneError:
+            raise
+        except Exception as error:  # of any kind, such as sparse gradients where it takes dense ones
+            raise InputError(
+                f"{type(self._optimizer).__name__} cannot step at step {number + 1} of epoch {self._epoch + 1}: "
+                f"{first_line(error)}. Another optimizer is Loop(optimizer=...)."
+            ) from error
+        self._scaler.update()
 
     def _step_schedule(self) -> None:
         if self._schedule is not None:

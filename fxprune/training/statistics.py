@@ -86,7 +86,7 @@ class _Gradients:
             raise ModelError(f"The loss of batch {number} of data is {float(loss.detach())}, so nothing can be scored.")
         gradients = torch.autograd.grad(loss, self._tensors, allow_unused=True)
         products = (
-            (first_order(weight.detach(), gradient), places)
+            (first_order(weight.detach(), None if gradient is None else gradient.to_dense()), places)
             for places, weight, gradient in zip(self._places, self._tensors, gradients, strict=True)
         )
         found = sums_in_places(products)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -308,6 +309,30 @@ def test_a_single_sample_that_goes_another_way_is_told_as_one() -> None:
         fxprune.prune(randomise(Alone()).eval(), x, **asked)
     assert "test_bad_training.py:" in caught.value.source
     assert fxprune.prune(randomise(Alone()).eval(), x[:1], **asked).meta["fxprune"].oracle_error < 1e-5
+
+
+def test_sparse_gradients_are_counted_and_an_optimizer_that_takes_none_is_named() -> None:
+    class Words(nn.Module):
+        def __init__(self, sparse: bool) -> None:
+            super().__init__()
+            self.table, self.norm = nn.Embedding(11, 12, sparse=sparse), nn.LayerNorm(12)
+            self.one, self.two = nn.Linear(12, 16), nn.Linear(16, 4)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.two(self.one(self.norm(self.table(tokens)).mean(1)).relu())
+
+    tokens = torch.randint(0, 11, (4, 5), generator=torch.Generator().manual_seed(0))
+    asked: dict[str, Any] = {"data": [(tokens, Y)], "channels": 0.6, "round_to": 1, "progress": False}
+    for method in ("taylor", "fisher"):
+        plans = [
+            fxprune.prune(randomise(Words(sparse)).eval(), tokens, method=method, **asked).meta["fxprune"].plan.kept
+            for sparse in (True, False)
+        ]
+        assert plans[0] == plans[1]
+    with pytest.raises(InputError) as caught:
+        fxprune.prune(randomise(Words(True)).eval(), tokens, method="slimming", epochs=1, **asked)
+    text = r"^SGD cannot step at step 1 of epoch 1: .*sparse.*\. Another optimizer is Loop\(optimizer=\.\.\.\)\.$"
+    assert re.match(text, str(caught.value))
 
 
 # -- arguments
