@@ -49,12 +49,12 @@ class Flat(nn.Module):
         return self.module(*filled["args"], **filled["kwargs"])
 
 
-def batch_dim(device: torch.device) -> Any:
-    """The free batch of an export from ``device``.
+def batch_dim(device: torch.device, most: int | None = None) -> Any:
+    """The free batch of an export from ``device``, up to ``most``.
 
     On CUDA a batch norm chooses cuDNN for up to 65535 images, and torch.export holds a program to the choice.
     """
-    return torch.export.Dim("batch", min=1, max=65535 if device.type == "cuda" else None)
+    return torch.export.Dim("batch", min=1, max=most or (65535 if device.type == "cuda" else None))
 
 
 _REVERSED = (Tensor.__rsub__, torch.rsub)  # torch.onnx cannot promote what ``1.0 - mask`` reads

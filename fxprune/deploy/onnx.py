@@ -23,7 +23,7 @@ from fxprune.deploy.converting import lines_named
 from fxprune.deploy.flat import Flat, batch_dim
 from fxprune.deploy.onnx_file import PLAN_DIGEST
 from fxprune.deploy.sparse import with_sparse_weights
-from fxprune.deploy.validation import Validation, check, run
+from fxprune.deploy.validation import BATCHES, Validation, check, run
 from fxprune.errors import ExportError, GuardError, InputError, check_flags
 from fxprune.io.files import check_writable, replacing
 from fxprune.recording import evaluated
@@ -71,8 +71,8 @@ def export(
     which agree. The file is then run at batch sizes 1, 3 and 5, on fresh inputs near the example's, beside the module
     in eval mode, which is left as it was. A recorded graph that runs at one batch size only (``GuardError``) gives a
     file that does too, and says why (``fixed_sizes`` in its ``metadata_props``, beside versions, method, budget, MACs
-    and the digest of the plan). A file appears at ``path`` only after it was found right; where the weights come near 2
-    GB they go to ``<path>.data`` beside it.
+    and the digest of the plan); that a network does something else for large batches is said there, too. A file appears
+    at ``path`` only after it was found right; where the weights come near 2 GB they go to ``<path>.data`` beside it.
 
     Args:
         module: the network, as a rule what ``fxprune.prune`` returned.
@@ -175,25 +175,10 @@ def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bo
                 "(torch.view_as_complex, torch.view_as_real). Inside they are no matter."
             )
     open_dims = _open_dims(flat, dynamic_size, "batch" if not fixed else None)
-    shapes = torch.export.ShapesCollection()
-    batch = batch_dim(flat.device)
-    for tensor, names in zip(tensors, open_dims, strict=True):
-        if names:
-            # Not a Dim for height and width: what a stride demands of them cannot be known beforehand.
-            shapes[tensor] = {
-                dim: batch if name == "batch" else torch.export.Dim.DYNAMIC for dim, name in names.items()
-            }
-    free = dict.fromkeys(name for names in open_dims for name in names.values())
-    what = " and ".join(filter(None, (", ".join([*free][:-1]), *[*free][-1:])))
     with quiet():
-        try:
-            exported = torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes, strict=False)
-        except Exception as error:
-            reason = capture_reason(error, {dim: name for names in open_dims for dim, name in names.items()})
-            raise ExportError(
-                f"torch.export cannot capture {flat.name}{f' with a dynamic {what}' if what else ''}: {reason}; "
-                "its forward must take sizes from x.shape and not branch on the values of tensors"
-            ) from error
+        exported, most = _captured(flat, tensors, open_dims)
+        if most is not None:
+            fixed = {FIXED_SIZES: f"batch <= {most}: the network does something else for larger ones"}
         try:
             program = torch.onnx.export(
                 by_parts(exported), dynamo=True, verbose=False, opset_version=opset, optimize=fold_norms
@@ -214,6 +199,34 @@ def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bo
         _register_constants(program.model)
         _rename(program.model, open_dims, _input_names(flat), _output_names(outputs))
     return program, fixed
+
+
+def _captured(
+    flat: Flat, tensors: list[Tensor], open_dims: Sequence[Mapping[int, str]]
+) -> tuple[torch.export.ExportedProgram, int | None]:
+    """The program, and the largest batch that it is one of, where the network does something else beyond."""
+    free = dict.fromkeys(name for names in open_dims for name in names.values())
+    what = " and ".join(filter(None, (", ".join([*free][:-1]), *[*free][-1:])))
+    most: int | None = None
+    while True:
+        # Not a Dim for height and width: what a stride demands of them cannot be known beforehand.
+        dims = {"batch": batch_dim(flat.device, most)}
+        shapes = torch.export.ShapesCollection()
+        for tensor, names in zip(tensors, open_dims, strict=True):
+            if names:
+                shapes[tensor] = {dim: dims.get(name, torch.export.Dim.DYNAMIC) for dim, name in names.items()}
+        try:
+            return torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes, strict=False), most
+        except Exception as error:
+            limit = re.search(r"batch = Dim\('batch', max=(\d+)\)", str(error))
+            if limit is not None and int(limit[1]) >= max(BATCHES) and most is None:
+                most = int(limit[1])
+                continue
+            reason = capture_reason(error, {dim: name for names in open_dims for dim, name in names.items()})
+            raise ExportError(
+                f"torch.export cannot capture {flat.name}{f' with a dynamic {what}' if what else ''}: {reason}; "
+                "its forward must take sizes from x.shape and not branch on the values of tensors"
+            ) from error
 
 
 def _to_export(flat: Flat) -> tuple[list[Tensor], Any, dict[str, str]]:

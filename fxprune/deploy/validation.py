@@ -39,7 +39,7 @@ HALF_TOLERANCE = 1e-2
 """The same for float16, whose own rounding is 5e-4."""
 
 # None of them is the size that a network is exported with. The first is also the batch size of the latency.
-_BATCHES = (1, 3, 5)
+BATCHES = (1, 3, 5)
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _trials(file: OnnxFile, record: Mapping[str, Any]) -> list[_Trial]:
     """Several batch sizes, and twice the height or the width (multiples stay multiples), where they are open."""
     shapes = list(zip(file.shapes, specs_of(record), strict=True))
     first = next((shape[0] for shape, spec in shapes if is_batched(spec, record)), "?")
-    batches = _BATCHES if isinstance(first, str) else (first,)
+    batches = BATCHES if isinstance(first, str) else (first,)
     size = image_size(record)
     remedy = "an export needs inputs whose dim 0 is a batch of any size"
     trials = [_Trial(record, batch, size, remedy) for batch in batches]

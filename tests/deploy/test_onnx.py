@@ -900,6 +900,23 @@ def test_a_file_has_the_batch_that_the_recording_covers(tmp_path: Path, size: in
     assert 0 < validate(path, net, x).max_rel_error < 1e-5
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_network_that_does_something_else_for_large_batches(recorded: bool, tmp_path: Path) -> None:
+    limit = 63
+
+    class Large(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if x.shape[0] > limit else x
+
+    net, x = Large(), torch.randn(1, 3)
+    found = export(fxprune.record(net, x) if recorded else net, tmp_path / "net.onnx", x)
+    assert found.metadata["fixed_sizes"] == "batch <= 63: the network does something else for larger ones"
+    assert shapes(tmp_path / "net.onnx", "input") == {"x": ["batch", 3]}
+    limit = 4
+    with pytest.raises(ExportError, match=r"batch = Dim\('batch', max=4\) only"):
+        export(Large(), tmp_path / "net.onnx", x)
+
+
 def test_sizes_that_the_recording_does_not_cover_are_not_compared(tmp_path: Path) -> None:
     path, x = tmp_path / "net.onnx", torch.randn(3, 3, 8, 8)
     free = guarded(0, 3, wrapped=True)[0].conv  # type: ignore[index]
