@@ -197,6 +197,7 @@ def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bo
                 f"pass opset={written} or none"
             )
         _register_constants(program.model)
+        _keep_pads(program.model)
         _rename(program.model, open_dims, _input_names(flat), _output_names(outputs))
     return program, fixed
 
@@ -368,6 +369,27 @@ def _metadata(module: nn.Module) -> dict[str, str]:
             kind, ratio = report.budget
             result |= {"budget": kind, "budget_ratio": str(ratio)}
     return result
+
+
+def _keep_pads(model: Any) -> None:
+    """Name the axes of padding before a max-pooling: onnxruntime makes one operator of the two else, which pads -inf.
+
+    It does so whatever the padding's value is (1.31), and leaves alone a ``Pad`` that has ``axes`` (opset 18).
+    """
+    import onnx_ir
+
+    for node in model.graph.all_nodes():
+        pad = node.inputs[0].producer() if node.op_type == "MaxPool" else None
+        if pad is None or pad.op_type != "Pad" or len(pad.inputs) > 3 or model.opset_imports[""] < 18:
+            continue
+        sizes = [*pad.inputs[1].shape.dims] if pad.inputs[1].shape is not None else [None]
+        if not isinstance(sizes[0], int):
+            continue
+        every = onnx_ir.tensor(range(sizes[0] // 2), onnx_ir.DataType.INT64)
+        axes = onnx_ir.Value(name=f"{pad.outputs[0].name}_axes", const_value=every)
+        pad.graph.register_initializer(axes)
+        pad.resize_inputs(4)
+        pad.replace_input_with(3, axes)
 
 
 def _register_constants(model: Any) -> None:

@@ -567,6 +567,15 @@ def test_a_triangular_system_whose_powers_grow() -> None:
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+def test_zeros_around_what_is_pooled(tmp_path: Path) -> None:
+    class Pools(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = -1 - x.abs()
+            return F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 2, 1), F.max_pool1d(F.pad(x[:, 0], (1, 1), value=-0.5), 3)
+
+    assert export(Pools(), tmp_path / "net.onnx", torch.randn(2, 3, 8, 8)).max_rel_error < 1e-6
+
+
 def test_a_number_less_integers(tmp_path: Path) -> None:
     class Masks(nn.Module):
         def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
