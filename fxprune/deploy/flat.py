@@ -73,6 +73,8 @@ class _InOtherOps(TorchFunctionMode):
             made = _grouped_product(*args, **(kwargs or {}))
         elif func is torch.linalg.solve_triangular:
             made = _solved(*args, **(kwargs or {}))
+        elif func in (torch.squeeze, Tensor.squeeze) and len(args) + len(kwargs or {}) == 2:
+            made = _squeezed(*args, **(kwargs or {}))
         elif func in _REVERSED and isinstance(args[1], float) and args[0].dtype in _INTEGERS:
             args = (args[0].to(torch.get_default_dtype()), *args[1:])
         return func(*args, **(kwargs or {})) if made is None else made
@@ -94,6 +96,12 @@ def _grouped_product(
     chosen = (place[:, None] >= offs[None, :-1]).sum(1)
     products = torch.matmul(rows, matrices)
     return products.gather(0, chosen[None, :, None].expand(1, -1, products.shape[-1]))[0]
+
+
+def _squeezed(tensor: Tensor, dim: Any) -> Tensor | None:
+    """The tensor itself where these dims have other sizes than 1, which torch leaves and ONNX does not take."""
+    sizes = [tensor.shape[d] for d in (dim if isinstance(dim, (tuple, list)) else (dim,)) if isinstance(d, int)]
+    return tensor.view_as(tensor) if sizes and all(isinstance(n, int) and n != 1 for n in sizes) else None
 
 
 def _solved(

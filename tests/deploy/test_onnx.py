@@ -576,6 +576,14 @@ def test_zeros_around_what_is_pooled(tmp_path: Path) -> None:
     assert export(Pools(), tmp_path / "net.onnx", torch.randn(2, 3, 8, 8)).max_rel_error < 1e-6
 
 
+def test_nothing_to_squeeze(tmp_path: Path) -> None:
+    class Squeezes(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return x.squeeze(1), torch.squeeze(x[:, :, None], dim=(2, 3)), x[:, :1].squeeze(dim=1)
+
+    assert export(Squeezes(), tmp_path / "net.onnx", torch.randn(2, 3, 4)).max_rel_error < 1e-6
+
+
 def test_a_number_less_integers(tmp_path: Path) -> None:
     class Masks(nn.Module):
         def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
