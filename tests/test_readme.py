@@ -14,7 +14,7 @@ import re
 import shlex
 import statistics
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import invalidate_caches
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +36,7 @@ from model_zoo.pages import benchmark, latency
 from model_zoo.pages.coverage import networks_table, summary
 from model_zoo.pages.field import counts
 from model_zoo.pages.papers import papers_table
-from model_zoo.records import RESULTS, Results, days, read
+from model_zoo.records import RESULTS, Record, Results, days, read
 from model_zoo.studies import deployed
 from model_zoo.studies.coverage import LISTS
 
@@ -145,6 +145,7 @@ FIELD = {
     "fused attention": "attention stays fused",
     "train step": "gradients of class and graph, in train mode",
     "save": "`save_pretrained` and `from_pretrained`",
+    "export": "an ONNX file that onnxruntime computes the same from",
 }
 
 
@@ -152,13 +153,19 @@ def field() -> str:
     """What works in the place of the model: of how many networks of each library."""
     head, records = read(RESULTS / "field.jsonl")
     groups = sorted({record.name.partition(":")[0] for record in records.values()})
-    own = {g: counts(r for r in records.values() if r.name.partition(":")[0] == g) for g in groups}
+    files, written = read(RESULTS / "exported.jsonl")
+
+    def of(group: str, found: Mapping[str, Record]) -> dict[str, tuple[int, int, int]]:
+        return counts(record for name, record in found.items() if name.partition(":")[0] == group)
+
+    own = {g: of(g, written) | of(g, records) for g in groups}
     rows = [f"| pruned to 0.6 of the MACs | {' | '.join(groups)} |", f"|---|{'---:|' * len(groups)}"]
     for name, text in FIELD.items():
         cells = [f"{own[g][name][0]} of {own[g][name][1]}" if name in own[g] else "–" for g in groups]
         rows.append(f"| {text} | {' | '.join(cells)} |")
     versions = ", ".join(f"{name} {head[name]}" for name in ("torch", "transformers", "diffusers", "ultralytics"))
-    return "\n".join([*rows, "", f"({versions}; small configurations, random weights, {days(head)}.)"])
+    when = f"{days(head)}; ONNX: {days(files)}"
+    return "\n".join([*rows, "", f"({versions}; small configurations, random weights, {when}.)"])
 
 
 def results() -> str:
