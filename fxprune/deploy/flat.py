@@ -73,6 +73,8 @@ class _InOtherOps(TorchFunctionMode):
             made = _grouped_product(*args, **(kwargs or {}))
         elif func is torch.linalg.solve_triangular:
             made = _solved(*args, **(kwargs or {}))
+        elif func in (torch._is_all_true, Tensor._is_all_true):
+            made = args[0].all()
         elif func in (torch.squeeze, Tensor.squeeze) and len(args) + len(kwargs or {}) == 2:
             made = _squeezed(*args, **(kwargs or {}))
         elif func in _REVERSED and isinstance(args[1], float) and args[0].dtype in _INTEGERS:

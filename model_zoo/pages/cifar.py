@@ -28,7 +28,7 @@ RULES = """\
   *scratch*: gates for 10 epochs on random weights, then new ones for 160 divided by the ratio (Scratch-B), by the
   paper's schedule. *dhp*: random weights, a search of 100 epochs at most, then 300 for what is left, by its schedule;
   its strength suffices to meet the budget in a search, and the classifier is an ordinary layer, as in the released
-  code: one that is generated diverges at this rate, as at 0.25 below, which was run with one. The random weights of
+  code: with one that is generated the loss was nan in the first epoch of all runs at this rate. The random weights of
   these two have not seen the hundreds of epochs that the published ones have.
 - Torch-Pruning leaves the residual stream whole: where zeros are put to new channels ("option A"), what it makes of the
   stream does not run. It is given the smallest ratio of channels that meets the budget; a layer of which all channels

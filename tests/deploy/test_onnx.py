@@ -584,6 +584,15 @@ def test_nothing_to_squeeze(tmp_path: Path) -> None:
     assert export(Squeezes(), tmp_path / "net.onnx", torch.randn(2, 3, 4)).max_rel_error < 1e-6
 
 
+def test_a_check_of_values(tmp_path: Path) -> None:
+    class Checks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch._check_tensor_all(x > -100)
+            return x + 1
+
+    assert export(Checks(), tmp_path / "net.onnx", torch.randn(2, 3)).max_rel_error < 1e-6
+
+
 def test_a_number_less_integers(tmp_path: Path) -> None:
     class Masks(nn.Module):
         def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
