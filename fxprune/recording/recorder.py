@@ -234,8 +234,8 @@ class Recorder:
             parts = index if isinstance(index, tuple) else (index,)
             if any(map(_lists_places, parts)):
                 parts = tuple(self._places(part, args[0]) if _lists_places(part) else part for part in parts)
-                args = (args[0], parts if isinstance(index, tuple) else parts[0], *args[2:])
-                index = args[1]
+                index = parts if isinstance(index, tuple) else parts[0]
+                args = (args[0], index, *args[2:])
             if any(isinstance(part, slice) and trees.has_tensors([part.start, part.stop, part.step]) for part in parts):
                 new = [self._number_slice(part) if isinstance(part, slice) else part for part in parts]
                 return (args[0], tuple(new) if isinstance(index, tuple) else new[0], *args[2:])

@@ -169,6 +169,14 @@ PRELOAD = (  # by studies that fork a process for every network
 )  # fmt: skip
 
 
+LEFT_OUT = "transformers, ultralytics, diffusers: what is missing is left out"  # what studies of all of them need
+
+
+def group_option(add: Callable[..., Any]) -> None:
+    """``--group``, by which a study takes some of the libraries."""
+    add("--group", nargs="+", action="extend", default=[], choices=[*GROUPS], help="libraries")
+
+
 def names(groups: Sequence[str] = ()) -> Iterator[str]:
     """Every network of these libraries, or of all that are installed."""
     for group, (_, listed) in GROUPS.items():

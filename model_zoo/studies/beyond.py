@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 
 from model_zoo.checks.answers import place
-from model_zoo.networks.libraries import GROUPS, PRELOAD, names
+from model_zoo.networks.libraries import LEFT_OUT, PRELOAD, group_option, names
 from model_zoo.pages.beyond import page
 from model_zoo.records import Record, raised
 from model_zoo.study import Options, Study, each
@@ -50,8 +50,8 @@ STUDY = Study(
     lambda options: names(options.group),
     each(measure),
     page,
-    options=lambda add: add("--group", nargs="+", action="extend", default=[], choices=[*GROUPS], help="libraries"),
-    needs=("transformers, ultralytics, diffusers: what is missing is left out",),
+    options=group_option,
+    needs=(LEFT_OUT,),
     doc=__doc__,
     told=_told,
     open=True,

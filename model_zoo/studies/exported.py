@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fxprune
-from model_zoo.networks.libraries import GROUPS, PRELOAD, names
+from model_zoo.networks.libraries import LEFT_OUT, PRELOAD, group_option, names
 from model_zoo.pages import field
 from model_zoo.records import Record, Results, stage
+from model_zoo.studies.field import FLOPS, METHOD
 from model_zoo.study import Options, Study, each, rules
-
-FLOPS, METHOD = 0.6, "l2"
 
 
 def measure(spec: str, options: Options) -> Record:
@@ -52,7 +51,7 @@ def page(results: Results) -> Sequence[str]:
 STUDY = Study(
     "exported", "networks of five libraries, pruned, exported to ONNX and run; two hours",
     lambda options: names(options.group), each(measure), page,
-    options=lambda add: add("--group", nargs="+", action="extend", default=[], choices=[*GROUPS], help="libraries"),
-    needs=("transformers, ultralytics, diffusers: what is missing is left out",), doc=__doc__, rules=rules(__doc__),
+    options=group_option,
+    needs=(LEFT_OUT,), doc=__doc__, rules=rules(__doc__),
     open=True, strict=True, apart=True, jobs=True, timeout=600, memory=16, preload=PRELOAD,
 )  # fmt: skip

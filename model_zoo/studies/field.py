@@ -21,7 +21,7 @@ from dataclasses import replace
 import fxprune
 from fxprune.errors import FxpruneError
 from model_zoo.checks.answers import place
-from model_zoo.networks.libraries import GROUPS, PRELOAD, names
+from model_zoo.networks.libraries import LEFT_OUT, PRELOAD, group_option, names
 from model_zoo.pages.field import page
 from model_zoo.records import Record, raised
 from model_zoo.study import Options, Study, each
@@ -88,7 +88,7 @@ def _reason_in(checks: dict[str, str | None], name: str) -> Iterator[None]:
 STUDY = Study(
     "field", "networks of five libraries, pruned and put back in their model's place; an hour",
     lambda options: names(options.group), each(measure), page,
-    options=lambda add: add("--group", nargs="+", action="extend", default=[], choices=[*GROUPS], help="libraries"),
-    needs=("transformers, ultralytics, diffusers: what is missing is left out",), doc=__doc__, open=True, strict=True,
+    options=group_option,
+    needs=(LEFT_OUT,), doc=__doc__, open=True, strict=True,
     apart=True, jobs=True, timeout=600, memory=16, preload=PRELOAD,
 )  # fmt: skip
