@@ -47,6 +47,8 @@ from fxprune.version import __version__
 # torch.export takes a size of 1 for a constant, so the network is exported with 2; checked with what it has not seen.
 _EXPORT_BATCH = 2
 _KEPT = "fxprune.kept"
+_NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
+_LITTLE = 1e-4
 
 FIXED_SIZES = "fixed_sizes"
 """Where a file whose batch is not open says so, with the reason, in its ``metadata_props``."""
@@ -181,11 +183,10 @@ def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bo
             fixed = {FIXED_SIZES: f"batch <= {most}: the network does something else for larger ones"}
         try:
             program = torch.onnx.export(
-                by_parts(exported), dynamo=True, verbose=False, opset_version=opset, optimize=fold_norms
+                by_parts(exported), dynamo=True, verbose=False, opset_version=opset, optimize=False
             )
             assert program is not None
-            if not fold_norms:
-                _optimise_around_norms(program)
+            _optimise(program, fold_norms)
         except Exception as error:
             named = lines_named(error, exported)
             reason = runtime.first_line(_root(error)) + (f" ({named})" if named else "")
@@ -262,17 +263,39 @@ def _open_dims(flat: Flat, dynamic_size: bool, batch: str | None) -> list[dict[i
     return result
 
 
-def _optimise_around_norms(program: Any) -> None:
-    """torch.onnx's own clean-up of the graph, without its folding of batch norms.
+def _optimise(program: Any, fold_norms: bool) -> None:
+    """torch.onnx's own clean-up of the graph, without its folding of batch norms, and of what all but does nothing.
 
-    It has no switch of its own; no rule knows an operator of a foreign domain.
+    It has no switches of its own; no rule knows an operator of a foreign domain.
     """
-    norms = [node for node in program.model.graph.all_nodes() if node.op_type == "BatchNormalization"]
-    for node in norms:
+    from onnxscript.optimizer import fold_constants
+
+    fold_constants(program.model)  # to see all that is constant
+    kept = [
+        node
+        for node in program.model.graph.all_nodes()
+        if (node.op_type == "BatchNormalization" and not fold_norms) or _does_little(node)
+    ]
+    for node in kept:
         node.domain = _KEPT
     program.optimize()
-    for node in norms:
+    for node in kept:
         node.domain = ""
+
+
+def _does_little(node: Any) -> bool:
+    """Whether it adds a number that is all but 0, or multiplies by one that is all but 1.
+
+    The rewriter of onnxscript takes what is within 1e-8 of 0, or 1e-5 of 1, for it: of ``x / (x.norm() + 1e-12)`` it
+    leaves ``x / x.norm()``, which is NaN where x is 0, and of ``(p + 1e-10).log()`` an infinity where p is.
+    """
+    import onnx_ir
+
+    if node.op_type not in _NEUTRAL:
+        return False
+    constants = (onnx_ir.convenience.get_const_tensor(value) for value in node.inputs)
+    numbers = [constant.numpy().item() for constant in constants if constant is not None and not constant.shape]
+    return any(0 < abs(number - _NEUTRAL[node.op_type]) < _LITTLE for number in numbers)
 
 
 def _align_matrices(model: Any) -> None:

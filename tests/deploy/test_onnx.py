@@ -593,6 +593,24 @@ def test_a_check_of_values(tmp_path: Path) -> None:
     assert export(Checks(), tmp_path / "net.onnx", torch.randn(2, 3)).max_rel_error < 1e-6
 
 
+def test_what_is_added_or_multiplied_stays_however_little(tmp_path: Path) -> None:
+    """The rewriter of onnxscript takes 1e-12 for 0 and 1.000008 for 1."""
+
+    class Little(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("eps", torch.tensor(1e-12))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            p = x.relu() * 0
+            return p / (p.sum(-1, keepdim=True) + 1e-12), 1 / (p + self.eps), (p - -1e-10).log(), (x + 0) * 1 * 1.000008
+
+    path = tmp_path / "net.onnx"
+    assert export(Little(), path, torch.randn(2, 3)).max_rel_error < 1e-5
+    found = operators(path)
+    assert (found["Add"], found["Sub"], found["Mul"]) == (2, 1, 2), "what does nothing goes, and nothing else"
+
+
 def test_a_number_less_integers(tmp_path: Path) -> None:
     class Masks(nn.Module):
         def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
