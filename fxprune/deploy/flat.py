@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 
 from fxprune.recording.inputs import TensorSpec, device_of, map_leaves, tensors_of
@@ -75,6 +76,8 @@ class _InOtherOps(TorchFunctionMode):
             made = _solved(*args, **(kwargs or {}))
         elif func in (torch._is_all_true, Tensor._is_all_true):
             made = args[0].all()
+        elif func in (torch.as_strided, Tensor.as_strided):
+            args = (_as_it_lies(args[0]), *args[1:])
         elif func in (torch.squeeze, Tensor.squeeze) and len(args) + len(kwargs or {}) == 2:
             made = _squeezed(*args, **(kwargs or {}))
         elif func in _REVERSED and isinstance(args[1], float) and args[0].dtype in _INTEGERS:
@@ -104,6 +107,27 @@ def _squeezed(tensor: Tensor, dim: Any) -> Tensor | None:
     """The tensor itself where these dims have other sizes than 1, which torch leaves and ONNX does not take."""
     sizes = [tensor.shape[d] for d in (dim if isinstance(dim, (tuple, list)) else (dim,)) if isinstance(d, int)]
     return tensor.view_as(tensor) if sizes and all(isinstance(n, int) and n != 1 for n in sizes) else None
+
+
+def _as_it_lies(tensor: Tensor) -> Tensor:
+    """The tensor with its dims in the order of memory: strides go by that, and torch.onnx takes any for contiguous.
+
+    Returns:
+        The tensor itself, where there is no such order: it has gaps, or an entry twice.
+    """
+    order: list[int] = []
+    remaining = list(range(tensor.ndim))
+    step: Any = 1
+    while remaining:
+        single = [dim for dim in remaining if statically_known_true(tensor.shape[dim] == 1)]
+        next_in = [dim for dim in reversed(remaining) if statically_known_true(tensor.stride(dim) == step)]
+        if not (single or next_in):
+            return tensor
+        dim = (single or next_in)[0]
+        order.insert(0, dim)
+        remaining.remove(dim)
+        step = step * tensor.shape[dim]
+    return tensor.permute(order)
 
 
 def _solved(

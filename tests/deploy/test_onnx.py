@@ -576,6 +576,22 @@ def test_zeros_around_what_is_pooled(tmp_path: Path) -> None:
     assert export(Pools(), tmp_path / "net.onnx", torch.randn(2, 3, 8, 8)).max_rel_error < 1e-6
 
 
+def test_strides_of_what_lies_in_another_order(tmp_path: Path) -> None:
+    """torch.onnx takes any tensor for contiguous: LED makes chunks that overlap of a transposed one."""
+
+    def chunks(x: Tensor) -> Tensor:
+        batch, step, channel = x.stride()
+        return x.as_strided((x.shape[0], 2, 4, x.shape[2]), (batch, 2 * step, step, channel))
+
+    class Chunks(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            heads = x.permute(1, 0, 2).reshape(8, -1, 3).transpose(0, 1)
+            single = torch.as_strided(x[:, None].mT, (x.shape[0], 5), (48, 2), 1)
+            return chunks(x), chunks(x.mT), chunks(heads), single
+
+    assert export(Chunks(), tmp_path / "net.onnx", torch.randn(2, 8, 6)).max_rel_error == 0
+
+
 def test_nothing_to_squeeze(tmp_path: Path) -> None:
     class Squeezes(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
