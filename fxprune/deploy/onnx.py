@@ -240,16 +240,18 @@ def _to_export(flat: Flat) -> tuple[list[Tensor], Any, dict[str, str]]:
     def made(batch: int | None) -> list[Tensor]:
         return tensors_of(make_inputs(flat.record, flat.device, batch, seed=_EXPORT_BATCH, permute=False))
 
-    why = fixed_batch(flat.module, flat.record)
+    why, own = fixed_batch(flat.module, flat.record), batch_size(flat.record)
     if why is None:
-        tensors = made(_EXPORT_BATCH)
+        tensors, remedy = made(_EXPORT_BATCH), "an export needs inputs whose dim 0 is a batch of any size"
         try:
-            return tensors, run(flat, tensors, "an export needs inputs whose dim 0 is a batch of any size"), {}
+            if own == _EXPORT_BATCH:  # which no recording of it refuses
+                run(flat, made(_EXPORT_BATCH + 1), remedy)
+            return tensors, run(flat, tensors, remedy), {}
         except GuardError as error:
             why = runtime.first_line(error)
     tensors = made(None)
     outputs = run(flat, tensors, "these are the sizes of the example")
-    return tensors, outputs, {FIXED_SIZES: f"batch = {batch_size(flat.record)}: {why}"}
+    return tensors, outputs, {FIXED_SIZES: f"batch = {own}: {why}"}
 
 
 def _open_dims(flat: Flat, dynamic_size: bool, batch: str | None) -> list[dict[int, str]]:
