@@ -23,7 +23,7 @@ from fxprune.deploy import export, flat, runtime, validate
 from fxprune.deploy import onnx as deploy_onnx
 from fxprune.deploy.validation import _error
 from fxprune.errors import ExampleInputsError, ExportError, GuardError, InputError
-from fxprune.recording.inputs import DIMS_KEY, RECORD_KEY, describe_inputs
+from fxprune.recording.inputs import DIMS_KEY, RECORD_KEY, describe_inputs, make_inputs
 
 pytestmark = pytest.mark.usefixtures("ops_read_once")
 
@@ -707,6 +707,30 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     again = fxprune.apply(randomise(Net()), report.plan, torch.randn(1, 3, 8, 8))
     assert again.meta["fxprune"].budget is None, "a plan knows nothing of a budget"
     assert deploy_onnx._metadata(nn.Linear(1, 1)).keys() == {"fxprune_version", "torch_version"}
+
+
+class Coarse(nn.Module):
+    """Rounding alone decides what it adds, ``always`` or for inputs of a positive mean."""
+
+    def __init__(self, always: bool):
+        super().__init__()
+        self.front, self.always = nn.Linear(64, 64), always
+
+    def forward(self, x: Tensor) -> Tensor:
+        added = (self.front(x).exp().log() > self.front(x)).float()
+        return x + added * (True if self.always else x.mean() > 0)
+
+
+def test_inputs_of_which_rounding_decides_are_no_measure(tmp_path: Path) -> None:
+    net, path, x = randomise(Coarse(always=False)), tmp_path / "net.onnx", torch.randn(2, 64)
+    assert export(net, path, x, provider=runtime.CPU).max_rel_error < 1e-6
+    means = [make_inputs(describe_inputs((x,), {}), batch=n, seed=n)[0][0].mean() for n in (1, 3, 5)]
+    assert max(means) > 0, "one of the first that are drawn is none"
+    message = refused(ExportError, randomise(Coarse(always=True)), path, x, provider=runtime.CPU)
+    assert re.search(
+        r"tolerance 1e-03; in torch, too, it moves by \S+ when the inputs do by 1e-05, so that nothing decides",
+        message,
+    )
 
 
 # -- a file by itself
