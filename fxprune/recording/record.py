@@ -40,8 +40,9 @@ def record(
     run, forward runs again for real, so that what it prints, it prints twice.
 
     Every node has ``meta["source"]`` (the user's line), ``meta["module"]`` (dotted name of the innermost module that
-    ran), ``meta["shape"]`` (of a single tensor, else None) and, if it writes in place, ``meta["mutates"]``.
-    ``meta["notes"]`` of the result lists what was fixed at the recorded value, each with its source line.
+    ran), ``meta["shape"]`` (of a single tensor, else None), its ``meta["dtype"]`` (if there is one) and, if it writes
+    in place, ``meta["mutates"]``. ``meta["notes"]`` of the result lists what was fixed at the recorded value, each with
+    its source line.
 
     Raises ``ExampleInputsError`` if the model itself fails on the inputs, ``RecordError`` if only the recording does.
     """

@@ -193,7 +193,7 @@ class GraphWriter:
 
     def _detach(self, node: Node) -> Node:
         detached = self.create(Call("call_method", "detach", (node,), {}))
-        detached.meta["shape"] = node.meta["shape"]
+        detached.meta.update({key: node.meta[key] for key in ("shape", "dtype") if key in node.meta})
         self.tensors.alias(detached, node)
         self._without_grad.add(detached)
         return detached
@@ -219,7 +219,7 @@ class GraphWriter:
         return self._bind(item, part, changed, untouched)
 
     def _bind_tensor(self, value: Tensor, node: Node, changed: set[int], untouched: set[int]) -> Tensor:
-        node.meta["shape"] = tuple(value.shape)
+        _note_tensor(node, value)
         if id(value) in untouched:
             return value
         if self.tensors.known(value) and id(value) not in changed:
@@ -254,7 +254,9 @@ class GraphWriter:
         node.meta["module"] = self.path[-1]
         if self.call is not None:
             node.meta[CALL] = self.call
-        node.meta["shape"] = None if value is None else tuple(int(size) for size in value.shape)
+        node.meta["shape"] = None
+        if value is not None:
+            _note_tensor(node, value)
 
     def argument(self, value: Any, instead: dict[int, Node] | None = None) -> Any:
         """``value`` as a node argument: tensors and traced numbers as nodes, literals as they are."""
@@ -333,7 +335,7 @@ class GraphWriter:
     def take_the_place(self, parameter: Tensor, value: Tensor) -> None:
         """From here on the parameter is what the model computed and put in its place, for this call."""
         node = self.create(Call("call_method", "detach", (value,), {}))
-        node.meta["shape"] = tuple(value.shape)
+        _note_tensor(node, value)
         self.tensors.replaced(parameter, node)
 
     def _attribute(self, name: str, tensor: Tensor) -> Node:
@@ -404,3 +406,8 @@ class GraphWriter:
             node = self.create(Call("call_method", lazy.target, lazy.args, {}))
         self._last_size[tensor] = node
         return node
+
+
+def _note_tensor(node: Node, value: Tensor) -> None:
+    node.meta["shape"] = tuple(int(size) for size in value.shape)
+    node.meta["dtype"] = value.dtype

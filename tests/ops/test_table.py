@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
 
@@ -214,6 +215,33 @@ def test_labels_that_do_not_fit_an_output_are_a_fault(monkeypatch: pytest.Monkey
     x = labelled(run, 2, 6)
     with Labelling(run), pytest.raises(AssertionError, match=r"^the rule for transpose labels \[6, 2\] as \[1, 6\]$"):
         x.transpose(0, 1)
+
+
+def test_what_nobody_can_interpret_and_writes_nowhere_new_does_not_refuse_a_model() -> None:
+    """Choosing boxes has no meta kernel, and what it chooses are indices, of which a write at them makes no tensor."""
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.boxes, self.scores = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.b(self.a(x).relu()).relu()
+            boxes, scores = self.boxes(x), self.scores(x)[:, 0]
+            places = torch.where(scores < 1e9)[0]
+            kept = torchvision.ops.nms(boxes, scores, 0.5)
+            best = torch.zeros_like(scores, dtype=torch.bool)
+            best[places[kept]] = True
+            return boxes, torch.where(best, scores, 0)
+
+    model = Detector().eval()
+    small = fxprune.prune(model, torch.randn(6, 4), channels=0.5, round_to=1, progress=False)
+    assert small.a.out_features < 8
+    assert small.b.out_features < 8
+    assert any("nms cannot be interpreted" in note for note in small.meta["fxprune"].notes)
+    again = torch.randn(6, 4)
+    for found, expected in zip(small(again), fxprune.into(model, small)(again), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_a_fault_of_a_rule_costs_channels_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
