@@ -76,6 +76,7 @@ class Validation:
         batches: the batch sizes of the comparison; the latency is that of the first.
         sizes: heights and widths of the comparison; one where they are fixed, none where the network takes no image.
         skipped: execution providers of this onnxruntime that did not run it, and why.
+        redrawn: where other inputs than the first decided, and why.
         metadata: what the file says of itself (``metadata_props``).
 
     Examples:
@@ -96,6 +97,7 @@ class Validation:
     batches: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
     skipped: Mapping[str, str]
+    redrawn: tuple[str, ...]
     metadata: Mapping[str, str]
     torch_version: str
     onnxruntime_version: str
@@ -108,6 +110,7 @@ class Validation:
             f"{self.path}: opset {self.opset}{half}, max error {self.max_abs_error:.1e} absolute, "
             f"{self.max_rel_error:.1e} relative at batch sizes {', '.join(map(str, self.batches))}{sizes}; "
             f"{latencies} at batch size {self.batches[0]} "
+            f"{''.join(f'; inputs drawn anew: {why} ' for why in self.redrawn)}"
             f"(onnxruntime {self.onnxruntime_version}, torch {self.torch_version})"
         )
 
@@ -168,7 +171,8 @@ def check(path: Path, flat: Flat, provider: str | None) -> Validation:
     with full_precision():
         trials, expected = _expected(file, flat)
     names, skipped = runtime.providers_to_try(provider)
-    runs = []
+    runs: list[Run] = []
+    redrawn: list[str] = []
     for name in names:
         try:
             session = runtime.Session(path, name)
@@ -179,6 +183,7 @@ def check(path: Path, flat: Flat, provider: str | None) -> Validation:
             continue
         compared = [_compare(*pair, flat, file, session) for pair in zip(trials, expected, strict=True)]
         trials, expected = [each.trial for each in compared], [each.expected for each in compared]
+        redrawn += [why for each in compared for why in each.redrawn]
         latency = session.latency_ms(trials[0].feeds(file, flat))
         runs.append(Run(name, max(e.absolute for e in compared), max(e.relative for e in compared), latency))
     return Validation(
@@ -193,6 +198,7 @@ def check(path: Path, flat: Flat, provider: str | None) -> Validation:
         batches=tuple(dict.fromkeys(trial.batch for trial in trials)),
         sizes=tuple(dict.fromkeys(trial.size for trial in trials if trial.size is not None)),
         skipped=skipped,
+        redrawn=tuple(redrawn),
         metadata=file.metadata,
         torch_version=str(torch.__version__),
         onnxruntime_version=runtime.version(),
@@ -327,12 +333,13 @@ def run(flat: Flat, tensors: Sequence[Tensor], remedy: str) -> Any:
 
 @dataclass(frozen=True)
 class _Compared:
-    """The inputs that decided, what torch makes of them, and the largest errors of all outputs."""
+    """The inputs that decided, what torch makes of them, the largest errors of all outputs, why no others decided."""
 
     trial: _Trial
     expected: list[Tensor]
     absolute: float
     relative: float
+    redrawn: tuple[str, ...] = ()
 
 
 def _compare(trial: _Trial, expected: list[Tensor], flat: Flat, file: OnnxFile, session: runtime.Session) -> _Compared:
@@ -357,19 +364,19 @@ def _compare(trial: _Trial, expected: list[Tensor], flat: Flat, file: OnnxFile, 
         by = _SHAKE * tolerance
         moved = _moved(flat, tensors, number, output, by)
         if moved > tolerance:
+            why = f"in torch, too, it moves by {moved:.1e} when the inputs do by {by:.0e}"
             other = _another(trial, file, flat)
             if other is not None:
-                return _compare(*other, flat, file, session)
-            remedy = (
-                f"; in torch, too, it moves by {moved:.1e} when the inputs do by {by:.0e}, so that nothing decides: "
-                "look at the weights"
-            )
+                result = _compare(*other, flat, file, session)
+                told = f"output {number} is off by {relative:.1e} on {session.provider} at {where}, but {why}"
+                return replace(result, redrawn=(told, *result.redrawn))
+            remedy = f"; {why}, so that nothing decides: look at the weights"
         raise ExportError(
             f"the exported file does not compute what torch does: output {number} is off by {relative:.1e} of its "
             f"largest magnitude on {session.provider} at {where}, tolerance {tolerance:.0e}{remedy}"
         )
-    largest = [max(kind, default=0.0) for kind in ([error[0] for error in errors], [error[1] for error in errors])]
-    return _Compared(trial, expected, *largest)
+    absolute, relative = (max((error[kind] for error in errors), default=0.0) for kind in (0, 1))
+    return _Compared(trial, expected, absolute, relative)
 
 
 def _another(trial: _Trial, file: OnnxFile, flat: Flat) -> tuple[_Trial, list[Tensor]] | None:

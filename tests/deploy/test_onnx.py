@@ -723,7 +723,9 @@ class Coarse(nn.Module):
 
 def test_inputs_of_which_rounding_decides_are_no_measure(tmp_path: Path) -> None:
     net, path, x = randomise(Coarse(always=False)), tmp_path / "net.onnx", torch.randn(2, 64)
-    assert export(net, path, x, provider=runtime.CPU).max_rel_error < 1e-6
+    validation = export(net, path, x, provider=runtime.CPU)
+    assert validation.max_rel_error < 1e-6
+    assert re.search(r"output 0 is off by \S+ on CPUExecutionProvider at batch size \d, but in torch", str(validation))
     means = [make_inputs(describe_inputs((x,), {}), batch=n, seed=n)[0][0].mean() for n in (1, 3, 5)]
     assert max(means) > 0, "one of the first that are drawn is none"
     message = refused(ExportError, randomise(Coarse(always=True)), path, x, provider=runtime.CPU)
