@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from fxprune.errors import FxpruneError, ModelError
@@ -229,7 +230,8 @@ class _Runner:
             run.lock_all(run.labels(tensor), what)
         run.uncounted(reached, str(name))
         run.notes.append(f"{what}; what reaches it is locked ({n.meta.get('source', '')})")
-        return torch.empty(shape, dtype=n.meta.get("dtype", torch.float32), device="meta")
+        with _disable_current_modes():  # which would make integers real, as what a model makes of numbers that it knows
+            return torch.empty(shape, dtype=n.meta.get("dtype", torch.float32), device="meta")
 
 
 def propagate(

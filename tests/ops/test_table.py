@@ -238,7 +238,8 @@ def test_what_nobody_can_interpret_and_writes_nowhere_new_does_not_refuse_a_mode
     small = fxprune.prune(model, torch.randn(6, 4), channels=0.5, round_to=1, progress=False)
     assert small.a.out_features < 8
     assert small.b.out_features < 8
-    assert any("nms cannot be interpreted" in note for note in small.meta["fxprune"].notes)
+    assert [note for note in small.meta["fxprune"].notes if "cannot be interpreted" in note and "nms" not in note] == []
+    assert fxprune.analyze(model, torch.randn(6, 4)).uninterpreted == {"nms"}, "which boxes it chose is unknown"
     again = torch.randn(6, 4)
     for found, expected in zip(small(again), fxprune.into(model, small)(again), strict=True):
         torch.testing.assert_close(found, expected)
