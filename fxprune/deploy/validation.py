@@ -109,8 +109,8 @@ class Validation:
         return (
             f"{self.path}: opset {self.opset}{half}, max error {self.max_abs_error:.1e} absolute, "
             f"{self.max_rel_error:.1e} relative at batch sizes {', '.join(map(str, self.batches))}{sizes}; "
-            f"{latencies} at batch size {self.batches[0]} "
-            f"{''.join(f'; inputs drawn anew: {why} ' for why in self.redrawn)}"
+            f"{latencies} at batch size {self.batches[0]}"
+            f"{''.join(f'; inputs drawn anew: {why}' for why in self.redrawn)} "
             f"(onnxruntime {self.onnxruntime_version}, torch {self.torch_version})"
         )
 
