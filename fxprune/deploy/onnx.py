@@ -20,18 +20,17 @@ from torch import Tensor, nn
 from fxprune.deploy import runtime
 from fxprune.deploy.complex_numbers import by_parts
 from fxprune.deploy.converting import lines_named
-from fxprune.deploy.flat import Flat, batch_dim
+from fxprune.deploy.flat import Flat, at_free_batch, batch_dim
 from fxprune.deploy.onnx_file import PLAN_DIGEST
 from fxprune.deploy.sparse import with_sparse_weights
 from fxprune.deploy.validation import BATCHES, Validation, check, run
-from fxprune.errors import ExportError, GuardError, InputError, check_flags
+from fxprune.errors import ExportError, InputError, check_flags
 from fxprune.io.files import check_writable, replacing
 from fxprune.recording import evaluated
 from fxprune.recording.checks import check_module, checked_inputs
 from fxprune.recording.inputs import (
     batch_size,
     describe_inputs,
-    fixed_batch,
     fixed_dims,
     image_size,
     input_names,
@@ -44,8 +43,7 @@ from fxprune.recording.inputs import (
 from fxprune.reports.report import REPORT_KEY, Report, pruned_parts
 from fxprune.version import __version__
 
-# torch.export takes a size of 1 for a constant, so the network is exported with 2; checked with what it has not seen.
-_EXPORT_BATCH = 2
+_SEED = 2  # of the inputs that the exporter sees
 _KEPT = "fxprune.kept"
 _NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 _LITTLE = 1e-4
@@ -237,21 +235,13 @@ def _to_export(flat: Flat) -> tuple[list[Tensor], Any, dict[str, str]]:
     The integers are the example's own: which values the exporter sees makes no difference, as long as they run.
     """
 
-    def made(batch: int | None) -> list[Tensor]:
-        return tensors_of(make_inputs(flat.record, flat.device, batch, seed=_EXPORT_BATCH, permute=False))
+    def call(batch: int | None) -> tuple[list[Tensor], Any]:
+        free = "an export needs inputs whose dim 0 is a batch of any size"
+        tensors = tensors_of(make_inputs(flat.record, flat.device, batch, seed=_SEED, permute=False))
+        return tensors, run(flat, tensors, "these are the sizes of the example" if batch is None else free)
 
-    why, own = fixed_batch(flat.module, flat.record), batch_size(flat.record)
-    if why is None:
-        tensors, remedy = made(_EXPORT_BATCH), "an export needs inputs whose dim 0 is a batch of any size"
-        try:
-            if own == _EXPORT_BATCH:  # which no recording of it refuses
-                run(flat, made(_EXPORT_BATCH + 1), remedy)
-            return tensors, run(flat, tensors, remedy), {}
-        except GuardError as error:
-            why = runtime.first_line(error)
-    tensors = made(None)
-    outputs = run(flat, tensors, "these are the sizes of the example")
-    return tensors, outputs, {FIXED_SIZES: f"batch = {own}: {why}"}
+    (tensors, outputs), why = at_free_batch(flat.module, flat.record, call)
+    return tensors, outputs, {} if why is None else {FIXED_SIZES: f"batch = {batch_size(flat.record)}: {why}"}
 
 
 def _open_dims(flat: Flat, dynamic_size: bool, batch: str | None) -> list[dict[int, str]]:

@@ -11,16 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.deploy import runtime
-from fxprune.deploy.flat import batch_dim
+from fxprune.deploy.flat import at_free_batch, batch_dim
 from fxprune.deploy.onnx import capture_reason, quiet
-from fxprune.errors import ArtifactError, ExportError, InputError
+from fxprune.deploy.runtime import first_line
+from fxprune.errors import ArtifactError, ExportError, GuardError, InputError
 from fxprune.recording import evaluated
-from fxprune.recording.inputs import device_of, fixed_batch, is_batched, make_inputs, specs_of, tensors_of
+from fxprune.recording.inputs import device_of, is_batched, make_inputs, specs_of, tensors_of
 
 NOTES = "fxprune.json"
-# torch.export takes a size of 1 for a constant.
-_EXPORT_BATCH = 2
 
 
 class Program(nn.Module):
@@ -46,7 +44,7 @@ class Program(nn.Module):
 def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], notes: str) -> None:
     """Capture ``module`` in eval mode with a dynamic batch, and write it to ``path`` with ``notes`` (JSON) beside it.
 
-    Where the recording says that it runs at one batch size only, so does the program.
+    Where the recording runs at one batch size only, so does the program.
 
     Args:
         module: left as it was.
@@ -58,14 +56,26 @@ def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], note
         ExportError: torch.export cannot capture it with a free batch.
     """
     device = device_of(module)
-    free = fixed_batch(module, record) is None
-    args, kwargs = make_inputs(record, device, _EXPORT_BATCH if free else None, permute=False)
-    shapes = torch.export.ShapesCollection()
-    batch = batch_dim(device)
-    for tensor, spec in zip(tensors_of((args, kwargs)), specs_of(record), strict=True):
-        if free and is_batched(spec, record):
-            shapes[tensor] = {0: batch}
+
+    def inputs_at(batch: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = make_inputs(record, device, batch, permute=False)
+        try:
+            module(*args, **kwargs)
+        except GuardError:
+            raise
+        except Exception:
+            pass  # torch.export names the line
+        return make_inputs(record, device, batch, permute=False)  # a cache has grown
+
     with evaluated(module), quiet():
+        with torch.no_grad():
+            (args, kwargs), why = at_free_batch(module, record, inputs_at)
+        free = why is None
+        shapes = torch.export.ShapesCollection()
+        batch = batch_dim(device)
+        for tensor, spec in zip(tensors_of((args, kwargs)), specs_of(record), strict=True):
+            if free and is_batched(spec, record):
+                shapes[tensor] = {0: batch}
         try:
             called = _by_name(module) if kwargs else module
             exported = torch.export.export(called, tuple(args), kwargs, dynamic_shapes=shapes, strict=False)
@@ -120,6 +130,4 @@ def read_program(path: Path) -> Program:
         try:
             return Program(torch.export.load(path).module())
         except Exception as error:
-            raise ArtifactError(
-                f"torch {torch.__version__} cannot read {str(path)!r}: {runtime.first_line(error)}"
-            ) from error
+            raise ArtifactError(f"torch {torch.__version__} cannot read {str(path)!r}: {first_line(error)}") from error

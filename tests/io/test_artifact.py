@@ -318,6 +318,21 @@ def test_a_program_of_a_network_with_one_batch_size_has_that_size(tmp_path: Path
     torch.testing.assert_close(fxprune.load(tmp_path / "two.pt2")(x), small(x))
 
 
+class RefusesOthers(TwoOnly):
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) != 2:
+            raise ValueError("two, please")
+        return self.body(x)
+
+
+def test_a_program_has_the_batch_of_a_recording_that_refuses_others(tmp_path: Path) -> None:
+    small = fxprune.prune(make(RefusesOthers), torch.randn(2, 4), params=0.6, progress=False, verify=False)
+    assert DIMS_KEY not in small.meta  # nothing was tried
+    fxprune.save(small, tmp_path / "two.pt2")
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(fxprune.load(tmp_path / "two.pt2")(x), small(x))
+
+
 def test_a_program_that_torch_cannot_capture(tmp_path: Path) -> None:
     small = fxprune.prune(make(TwoOnly), torch.randn(2, 4), params=0.6, progress=False, verify=False)
     with pytest.raises(ExportError, match=r"torch\.export cannot capture TwoOnly with a dynamic batch: "):
