@@ -520,6 +520,8 @@ def _finish(
             inputs = _oracle_inputs(dense)
             try:
                 agreement = _compared(dense, pruned, graph, plan, keep, inputs, notes)
+                if agreement.constant:
+                    notes.append(_too_little_left(graph, keep))
                 if dense.with_all is not None:
                     agreement = _with_branches(dense, agreement, inputs)
             except GuardError as error:
@@ -581,6 +583,14 @@ def _compared(
     except ReplayError as error:
         notes.append(f"masked and pruned model were compared on the example inputs only: {error}")
         return mask_oracle(dense.module, pruned, graph, plan, keep, (dense.args, dense.kwargs))
+
+
+def _too_little_left(graph: ChannelGraph, keep: Keep) -> str:
+    """What is told of a network that answers the same whatever goes in."""
+    single = [group.name for group in graph.groups if group.channels.size > 1 == int(keep[group.channels].sum())]
+    of = f" (one channel is left of {some(single)})" if single else ""
+    told = f"the pruned network answers the same whatever goes in{of}"
+    return f"{told}: give it a larger budget, or Options(min_channels=...)"
 
 
 def _zeros(weight: torch.Tensor) -> int:

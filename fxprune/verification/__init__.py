@@ -1,7 +1,8 @@
 """Verify: the pruned model against the dense one with the same channels masked, and the recording against the model.
 
 ``oracle`` runs the masked model; ``masks`` are the ops over kept channels, ``noise`` the random ops, ``double``
-the same in double precision, ``compare`` how far outputs are apart. ``probes`` checks the recording on what the example
+the same in double precision, ``compare`` how far outputs are apart, ``answers`` whether they are one and the same
+whatever goes in. ``probes`` checks the recording on what the example
 did not show, with the probes that ``prober`` makes, of the ``sizes`` that are tried; ``proof`` is what came of it, as
 data.
 """

@@ -25,11 +25,13 @@ class Agreement:
     """Relative errors of the pruned model against the masked one: as it is, and in double where that was needed.
 
     ``compared``: what the outputs hold. Of flags alone (booleans) every one was the same, and no number can be told.
+    ``constant``: the pruned model answers other inputs with the same numbers, which the dense one does not.
     """
 
     error: float
     in_double: float | None = None
     compared: Compared = "numbers"
+    constant: bool = False
 
 
 def relative_error(found: Any, expected: Any) -> float:

@@ -33,11 +33,11 @@ from fxprune.recording.inputs import map_leaves, map_tensors, tensors_of
 from fxprune.recording.randomness import drawn, draws
 from fxprune.recording.shards import copied_around_shares, from_all, is_sharded, opened
 from fxprune.selection.plan import PruningPlan
+from fxprune.verification.answers import is_constant
 from fxprune.verification.compare import (
     DOUBLE_TOLERANCE,
     TOLERANCE,
     Agreement,
-    Compared,
     compared,
     relative_error,
     strided,
@@ -63,14 +63,16 @@ def mask_oracle(
     Raises:
         VerificationError: if it exceeds the tolerance, and is no rounding error.
     """
-    error, compared = _compare(dense, pruned, graph, plan, keep, inputs)
-    if error <= TOLERANCE:
-        return Agreement(error, None, compared)
-    with InDouble():
-        wide = double(dense), double(pruned)
-        exact, _ = _compare(*wide, graph, plan, keep, map_leaves(to_double, inputs), torch.float64)
-    if exact <= DOUBLE_TOLERANCE:
-        return Agreement(error, exact, compared)
+    small = copied_around_shares(pruned).eval()
+    error, expected, found = _compare(dense, small, graph, plan, keep, inputs)
+    exact = None
+    if error > TOLERANCE:
+        with InDouble():
+            wide = double(dense), double(small)
+            exact, *_ = _compare(*wide, graph, plan, keep, map_leaves(to_double, inputs), torch.float64)
+    if exact is None or exact <= DOUBLE_TOLERANCE:
+        constant = not is_sharded(small) and is_constant(dense, small, *inputs, found)
+        return Agreement(error, exact, compared(expected), constant)
     raise VerificationError(
         f"The pruned model differs from its masked original: relative error {error:.1e} ({exact:.1e} in double). "
         "This is a fault of fxprune; please report it with the model. The model that was given is unchanged."
@@ -78,10 +80,13 @@ def mask_oracle(
 
 
 def _compare(
-    dense: fx.GraphModule, pruned: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs,
+    dense: fx.GraphModule, small: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs,
     dtype: torch.dtype | None = None,
-) -> tuple[float, Compared]:  # fmt: skip
-    """``dtype``: that in which shares are gathered."""
+) -> tuple[float, Any, Any]:  # fmt: skip
+    """The relative error of ``small``, which is in eval mode; what the masked network answers, and what it does.
+
+    ``dtype``: that in which shares are gathered.
+    """
     expected, noise = _masked_run(dense, graph, plan, keep, inputs, dtype)
     values = [t for t in tensors_of(expected) if t.numel()]
     floats = [strided(t) for t in values if t.is_floating_point()]
@@ -90,7 +95,6 @@ def _compare(
             "The masked model's outputs are not finite on random inputs, so nothing can be proven. "
             "Check the weights, or pass verify=False."
         )
-    small = copied_around_shares(pruned).eval()
     with torch.no_grad(), ExitStack() as stack:
         if noise:
             stack.enter_context(_PlainAttention())
@@ -104,7 +108,7 @@ def _compare(
     error = relative_error(found, expected)
     if is_sharded(small):  # and on which side of the tolerance it is, they must agree
         error = max(from_all(error))
-    return error, compared(expected)
+    return error, expected, found
 
 
 def masked_output(dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs) -> Any:
