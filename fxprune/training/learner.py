@@ -71,6 +71,8 @@ class Training:
     def after_step(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Call after the optimizer's step; with the optimizer, for methods that need its learning rate.
 
+        Not after a step that ``GradScaler`` left out, which its scale shows: it falls.
+
         Raises:
             InputError: the method needs the optimizer.
         """

@@ -125,15 +125,15 @@ class _Run:
             if totals.waiting == looks:
                 self._look(totals)
             self._scaler.scale(total).backward()
+            average(p.grad for p in self._optimized() if p.grad is not None)  # then all find the same infinities
             self._scaler.unscale_(self._optimizer)
-            average(p.grad for p in self._optimized() if p.grad is not None)
             training.after_backward()
             if self._loop.clip is not None:
                 nn.utils.clip_grad_norm_(self._optimized(), self._loop.clip)
-            self._step_optimizer(number)
-            if self._loop.per_step:
-                self._step_schedule()
-            training.after_step(self._optimizer)
+            if self._step_optimizer(number):
+                if self._loop.per_step:
+                    self._step_schedule()
+                training.after_step(self._optimizer)
             bar.advanced(totals)
             if training.done:
                 break
@@ -154,7 +154,9 @@ class _Run:
         self._look(totals, "validation batch")
         return totals.result()
 
-    def _step_optimizer(self, number: int) -> None:
+    def _step_optimizer(self, number: int) -> bool:
+        """Whether it was taken: where the scaled gradients overflow it is left out, and the scale falls."""
+        scale = self._scaler.get_scale()
         try:
             self._scaler.step(self._optimizer)
         except FxpruneError:
@@ -165,6 +167,7 @@ class _Run:
                 f"{first_line(error)}. Another optimizer is Loop(optimizer=...)."
             ) from error
         self._scaler.update()
+        return self._scaler.get_scale() >= scale
 
     def _step_schedule(self) -> None:
         if self._schedule is not None:

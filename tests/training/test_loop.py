@@ -384,6 +384,38 @@ def test_mixed_precision() -> None:
         assert small.meta["fxprune"].oracle_error < 1e-5
 
 
+def test_a_step_that_the_scaler_leaves_out_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients that overflow in float16 are not stepped by: nor does the method do what follows a step."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler)
+    counts = dict.fromkeys(("batches", "steps", "rates", "after"), 0)
+
+    def counted(what: str, result: Any = None) -> Any:
+        counts[what] += 1
+        return result
+
+    class Counted(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return counted("steps", super().step(closure))
+
+    class Rates(LambdaLR):
+        def step(self, epoch: Any = None) -> None:
+            counted("rates", super().step(epoch))
+
+    training = fxprune.attach(make(), image(), method="dhp", flops=0.5, progress=False, verify=False)
+    after = training.hooks.after_step
+    monkeypatch.setattr(training.hooks, "after_step", lambda optimizer: counted("after", after(optimizer)))
+    fit(
+        training, loader(), lambda output, target: counted("batches", F.cross_entropy(output, target)), 2,
+        Loop(
+            optimizer=lambda p: Counted(p, lr=0.01), schedule=lambda optimizer, epochs: Rates(optimizer, lambda n: 1.0),
+            per_step=True,
+        ),
+        progress=False,
+    )  # fmt: skip
+    assert 0 < counts["steps"] == counts["after"] == counts["rates"] - 1 < counts["batches"] == 2 * BATCHES
+
+
 def test_validation_decides_the_best_epoch_and_runs_in_eval_mode() -> None:
     scores: list[float] = []
     modes: list[bool] = []
