@@ -187,6 +187,12 @@ def check_flags(**flags: Any) -> None:
             raise InputError(f"{name}={value!r} must be True or False.")
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, without the pages that follow and the full stop; its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(". ") if lines else type(error).__name__
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Names that look like this one, as the end of a message; "" if there are none."""
     close = difflib.get_close_matches(name, list(known), n=3)

@@ -19,7 +19,7 @@ from fxprune.deploy import runtime
 from fxprune.deploy.flat import Flat
 from fxprune.deploy.kernel_graph import KernelGraph
 from fxprune.deploy.onnx import write_unchecked
-from fxprune.errors import ExportError, InputError, check_installed
+from fxprune.errors import ExportError, InputError, check_installed, first_line
 from fxprune.recording import evaluated
 from fxprune.recording.inputs import device_of, make_inputs, tensors_of
 
@@ -124,7 +124,7 @@ class _OpenVino:
                 request.set_input_tensor(index, openvino.Tensor(tensor.numpy(force=True)))
             request.infer()
         except Exception as error:
-            raise ExportError(f"openvino does not run the network: {runtime.first_line(error)}") from error
+            raise ExportError(f"openvino does not run the network: {first_line(error)}") from error
         return _timed(request.infer)
 
 
@@ -162,7 +162,7 @@ class _Torch:
         try:
             timer()  # what compiles does so now
         except Exception as error:
-            raise ExportError(f"{self._kind} does not run the network: {runtime.first_line(error)}") from error
+            raise ExportError(f"{self._kind} does not run the network: {first_line(error)}") from error
         return timer
 
     def _compiling(self) -> AbstractContextManager[Any]:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 
-from fxprune.deploy.runtime import first_line
-from fxprune.errors import GuardError
+from fxprune.errors import GuardError, first_line
 from fxprune.recording.inputs import TensorSpec, batch_size, device_of, fixed_batch, map_leaves, tensors_of
 
 _T = TypeVar("_T")

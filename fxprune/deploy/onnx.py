@@ -24,7 +24,7 @@ from fxprune.deploy.flat import Flat, at_free_batch, batch_dim
 from fxprune.deploy.onnx_file import PLAN_DIGEST
 from fxprune.deploy.sparse import with_sparse_weights
 from fxprune.deploy.validation import BATCHES, Validation, check, run
-from fxprune.errors import ExportError, InputError, check_flags
+from fxprune.errors import ExportError, InputError, check_flags, first_line
 from fxprune.io.files import check_writable, replacing
 from fxprune.recording import evaluated
 from fxprune.recording.checks import check_module, checked_inputs
@@ -187,7 +187,7 @@ def _converted(flat: Flat, opset: int | None, dynamic_size: bool, fold_norms: bo
             _optimise(program, fold_norms)
         except Exception as error:
             named = lines_named(error, exported)
-            reason = runtime.first_line(_root(error)) + (f" ({named})" if named else "")
+            reason = first_line(_root(error)) + (f" ({named})" if named else "")
             raise ExportError(f"torch.onnx cannot write {flat.name}: {reason}") from error
         written = int(program.model.opset_imports[""])
         if opset not in (None, written):
@@ -497,7 +497,7 @@ def capture_reason(error: Exception, names: Mapping[int, str] | None = None) -> 
         return f"the network works for {fixes.group(1).strip()} only"
     if "data-dependent" in str(error):
         return "which operations run depends on the values of its tensors"
-    return runtime.first_line(error)
+    return first_line(error)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.deploy import runtime
-from fxprune.errors import ExportError
+from fxprune.errors import ExportError, first_line
 
 PLAN_DIGEST = "plan_digest"
 """Where a file keeps the digest of the plan it was cut by, in its ``metadata_props``."""
@@ -58,7 +57,7 @@ class OnnxFile:
             )
         except Exception as error:
             raise ExportError(
-                f"{str(path)!r} is damaged or no ONNX file ({runtime.first_line(error)}); export it again"
+                f"{str(path)!r} is damaged or no ONNX file ({first_line(error)}); export it again"
             ) from error
 
     def described(self) -> str:

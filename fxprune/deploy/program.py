@@ -13,8 +13,7 @@ from torch import nn
 
 from fxprune.deploy.flat import at_free_batch, batch_dim
 from fxprune.deploy.onnx import capture_reason, quiet
-from fxprune.deploy.runtime import first_line
-from fxprune.errors import ArtifactError, ExportError, GuardError, InputError
+from fxprune.errors import ArtifactError, ExportError, GuardError, InputError, first_line
 from fxprune.recording import evaluated
 from fxprune.recording.inputs import device_of, is_batched, make_inputs, specs_of, tensors_of
 

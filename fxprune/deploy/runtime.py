@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.errors import ExportError, InputError, check_installed
+from fxprune.errors import ExportError, InputError, check_installed, first_line
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -170,9 +170,3 @@ def version() -> str:
     import onnxruntime
 
     return str(onnxruntime.__version__)
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, without the pages that follow."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

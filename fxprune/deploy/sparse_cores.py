@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import ExportError, InputError
+from fxprune.errors import ExportError, InputError, first_line
 from fxprune.methods.patterns import Pattern
 from fxprune.recording.checks import check_module
 
@@ -72,7 +72,7 @@ def semi_structured(network: nn.Module) -> SemiStructured:
                 made[weight] = _sparse(weight)
             layer.weight = made[weight]
         except (RuntimeError, NotImplementedError) as error:
-            left[name] = str(error).splitlines()[0]
+            left[name] = first_line(error)
     if len(left) == len(chosen):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
         raise ExportError(f"PyTorch takes none of the {PATTERN} weights. {reasons}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxprune.deploy import runtime
 from fxprune.deploy.flat import Flat
 from fxprune.deploy.onnx_file import PLAN_DIGEST, OnnxFile
-from fxprune.errors import ExampleInputsError, ExportError, GuardError, InputError
+from fxprune.errors import ExampleInputsError, ExportError, GuardError, InputError, first_line
 from fxprune.io.files import as_path
 from fxprune.recording import evaluated
 from fxprune.recording.checks import check_module
@@ -321,7 +321,7 @@ def run(flat: Flat, tensors: Sequence[Tensor], remedy: str) -> Any:
     except Exception as error:
         shapes = [list(tensor.shape) for tensor in tensors]
         raise ExampleInputsError(
-            f"{flat.name} fails on random inputs of the shapes {shapes}: {runtime.first_line(error)}; {remedy}"
+            f"{flat.name} fails on random inputs of the shapes {shapes}: {first_line(error)}; {remedy}"
         ) from error
     found = tensors_of(outputs)
     if any(tensor.dtype == torch.bfloat16 for tensor in (*tensors, *found)):

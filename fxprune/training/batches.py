@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxprune.arguments import check_loader, without_batches
-from fxprune.errors import FxpruneError, InputError
+from fxprune.errors import FxpruneError, InputError, first_line
 from fxprune.recording.inputs import device_of, make_inputs, map_tensors, tensors_of
 
 
@@ -106,10 +106,6 @@ def does_not_run(error: Exception, number: int, what: str = "data") -> str:
     """The message for a batch that a model does not take."""
     reason = first_line(error)
     return f"The model does not run on batch {number} of {what}: {reason}. Batches must be like the example inputs."
-
-
-def first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
 
 
 def loss_of(

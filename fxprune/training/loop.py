@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.arguments import check_loader, length_of
-from fxprune.errors import FxpruneError, InputError, ModelError
+from fxprune.errors import FxpruneError, InputError, ModelError, first_line
 from fxprune.io.files import check_writable
 from fxprune.options import Loop
 from fxprune.recording.inputs import device_of
@@ -24,7 +24,6 @@ from fxprune.training.batches import (
     begin_epoch,
     correct,
     examples,
-    first_line,
     loss_of,
     output_of,
 )

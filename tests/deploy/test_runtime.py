@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from fxprune.deploy import export
-from fxprune.deploy.runtime import CPU, Session, available_providers, check_provider, first_line, open_session
-from fxprune.errors import ExportError, InputError
+from fxprune.deploy.runtime import CPU, Session, available_providers, check_provider, open_session
+from fxprune.errors import ExportError, InputError, first_line
 
 
 @pytest.fixture(scope="module")
