@@ -5,8 +5,8 @@ The ONNX graph's inputs and outputs are then exactly the tensors in the model's,
 arguments; what is no tensor (a number, a None) is not in the file.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 
-from fxprune.errors import GuardError, first_line
-from fxprune.recording.inputs import TensorSpec, batch_size, device_of, fixed_batch, map_leaves, tensors_of
-
-_T = TypeVar("_T")
-# torch.export takes a size of 1 for a constant, so what it captures is run with 2; a file is checked with others.
-_EXPORT_BATCH = 2
+from fxprune.recording.inputs import TensorSpec, device_of, map_leaves, tensors_of
 
 
 class Flat(nn.Module):
@@ -53,38 +48,6 @@ class Flat(nn.Module):
         remaining = iter(tensors)
         filled = map_leaves(lambda leaf: next(remaining) if isinstance(leaf, TensorSpec) else leaf, dict(self.record))
         return self.module(*filled["args"], **filled["kwargs"])
-
-
-def at_free_batch(
-    module: nn.Module, record: Mapping[str, Any], call: Callable[[int | None], _T]
-) -> tuple[_T, str | None]:
-    """What to capture ``module`` with: a batch that leaves it free, or the example's where it runs at no other.
-
-    Args:
-        module: recorded or not.
-        record: of its inputs.
-        call: runs it on inputs of a batch, None for the example's. Raises GuardError where a recording lacks that.
-
-    Returns:
-        What ``call`` gives, and why the batch is fixed; None where it is free.
-    """
-    why = fixed_batch(module, record)
-    if why is None:
-        try:
-            if batch_size(record) == _EXPORT_BATCH:  # which no recording of it refuses
-                call(_EXPORT_BATCH + 1)
-            return call(_EXPORT_BATCH), None
-        except GuardError as error:
-            why = first_line(error)
-    return call(None), why
-
-
-def batch_dim(device: torch.device, most: int | None = None) -> Any:
-    """The free batch of an export from ``device``, up to ``most``.
-
-    On CUDA a batch norm chooses cuDNN for up to 65535 images, and torch.export holds a program to the choice.
-    """
-    return torch.export.Dim("batch", min=1, max=most or (65535 if device.type == "cuda" else None))
 
 
 _REVERSED = (Tensor.__rsub__, torch.rsub)  # torch.onnx cannot promote what ``1.0 - mask`` reads

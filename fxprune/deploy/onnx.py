@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.deploy import runtime
+from fxprune.deploy.batches import at_free_batch, up_to_the_largest
 from fxprune.deploy.complex_numbers import by_parts
 from fxprune.deploy.converting import lines_named
-from fxprune.deploy.flat import Flat, at_free_batch, batch_dim
+from fxprune.deploy.flat import Flat
 from fxprune.deploy.onnx_file import PLAN_DIGEST
 from fxprune.deploy.sparse import with_sparse_weights
-from fxprune.deploy.validation import BATCHES, Validation, check, run
+from fxprune.deploy.validation import Validation, check, run
 from fxprune.errors import ExportError, InputError, check_flags, first_line
 from fxprune.io.files import check_writable, replacing
 from fxprune.recording import evaluated
@@ -207,26 +208,23 @@ def _captured(
     """The program, and the largest batch that it is one of, where the network does something else beyond."""
     free = dict.fromkeys(name for names in open_dims for name in names.values())
     what = " and ".join(filter(None, (", ".join([*free][:-1]), *[*free][-1:])))
-    most: int | None = None
-    while True:
+
+    def capture(batch: Any) -> torch.export.ExportedProgram:
         # Not a Dim for height and width: what a stride demands of them cannot be known beforehand.
-        dims = {"batch": batch_dim(flat.device, most)}
         shapes = torch.export.ShapesCollection()
         for tensor, names in zip(tensors, open_dims, strict=True):
             if names:
-                shapes[tensor] = {dim: dims.get(name, torch.export.Dim.DYNAMIC) for dim, name in names.items()}
-        try:
-            return torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes, strict=False), most
-        except Exception as error:
-            limit = re.search(r"batch = Dim\('batch', max=(\d+)\)", str(error))
-            if limit is not None and int(limit[1]) >= max(BATCHES) and most is None:
-                most = int(limit[1])
-                continue
-            reason = capture_reason(error, {dim: name for names in open_dims for dim, name in names.items()})
-            raise ExportError(
-                f"torch.export cannot capture {flat.name}{f' with a dynamic {what}' if what else ''}: {reason}; "
-                "its forward must take sizes from x.shape and not branch on the values of tensors"
-            ) from error
+                shapes[tensor] = {d: batch if n == "batch" else torch.export.Dim.DYNAMIC for d, n in names.items()}
+        return torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes, strict=False)
+
+    try:
+        return up_to_the_largest(flat.device, capture)
+    except Exception as error:
+        reason = capture_reason(error, {dim: name for names in open_dims for dim, name in names.items()})
+        raise ExportError(
+            f"torch.export cannot capture {flat.name}{f' with a dynamic {what}' if what else ''}: {reason}; "
+            "its forward must take sizes from x.shape and not branch on the values of tensors"
+        ) from error
 
 
 def _to_export(flat: Flat) -> tuple[list[Tensor], Any, dict[str, str]]:

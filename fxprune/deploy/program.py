@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.deploy.flat import at_free_batch, batch_dim
+from fxprune.deploy.batches import at_free_batch, up_to_the_largest
 from fxprune.deploy.onnx import capture_reason, quiet
 from fxprune.errors import ArtifactError, ExportError, GuardError, InputError, first_line
 from fxprune.recording import evaluated
@@ -43,7 +43,8 @@ class Program(nn.Module):
 def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], notes: str) -> None:
     """Capture ``module`` in eval mode with a dynamic batch, and write it to ``path`` with ``notes`` (JSON) beside it.
 
-    Where the recording runs at one batch size only, so does the program.
+    Where the recording runs at one batch size only, so does the program; where the network does something else for
+    large batches, the program refuses those.
 
     Args:
         module: left as it was.
@@ -69,18 +70,20 @@ def write_program(module: nn.Module, path: Path, record: Mapping[str, Any], note
     with evaluated(module), quiet():
         with torch.no_grad():
             (args, kwargs), why = at_free_batch(module, record, inputs_at)
-        free = why is None
-        shapes = torch.export.ShapesCollection()
-        batch = batch_dim(device)
-        for tensor, spec in zip(tensors_of((args, kwargs)), specs_of(record), strict=True):
-            if free and is_batched(spec, record):
-                shapes[tensor] = {0: batch}
-        try:
+
+        def capture(batch: Any) -> torch.export.ExportedProgram:
+            shapes = torch.export.ShapesCollection()
+            for tensor, spec in zip(tensors_of((args, kwargs)), specs_of(record), strict=True):
+                if why is None and is_batched(spec, record):
+                    shapes[tensor] = {0: batch}
             called = _by_name(module) if kwargs else module
-            exported = torch.export.export(called, tuple(args), kwargs, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(called, tuple(args), kwargs, dynamic_shapes=shapes, strict=False)
+
+        try:
+            exported, _ = up_to_the_largest(device, capture)
         except Exception as error:
             raise ExportError(
-                f"torch.export cannot capture {type(module).__name__}{' with a dynamic batch' if free else ''}: "
+                f"torch.export cannot capture {type(module).__name__}{' with a dynamic batch' if why is None else ''}: "
                 f"{capture_reason(error)}"
             ) from error
         buffer = io.BytesIO()  # a full disk is then an OSError, as everywhere

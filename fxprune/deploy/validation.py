@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.deploy import runtime
+from fxprune.deploy.batches import BATCHES
 from fxprune.deploy.flat import Flat
 from fxprune.deploy.onnx_file import PLAN_DIGEST, OnnxFile
 from fxprune.errors import ExampleInputsError, ExportError, GuardError, InputError, first_line
@@ -39,7 +40,6 @@ HALF_TOLERANCE = 1e-2
 """The same for float16, whose own rounding is 5e-4."""
 
 # None of them is the size that a network is exported with. The first is also the batch size of the latency.
-BATCHES = (1, 3, 5)
 
 _DRAWS = 4  # of inputs, where the network itself does not say what it computes of some of them
 _SHAKE, _SHAKEN = 0.01, 16  # by how much of the tolerance its inputs are changed to find out, and how often

@@ -333,6 +333,22 @@ def test_a_program_has_the_batch_of_a_recording_that_refuses_others(tmp_path: Pa
     torch.testing.assert_close(fxprune.load(tmp_path / "two.pt2")(x), small(x))
 
 
+class OthersWhenLarge(TwoOnly):
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.body(x)
+        return result + 1 if len(x) > 63 else result
+
+
+def test_a_program_refuses_batches_for_which_the_network_does_something_else(tmp_path: Path) -> None:
+    small = fxprune.prune(make(OthersWhenLarge), torch.randn(2, 4), params=0.6, progress=False)
+    fxprune.save(small, tmp_path / "small.pt2")
+    program = fxprune.load(tmp_path / "small.pt2")
+    x = torch.randn(64, 4)
+    torch.testing.assert_close(program(x[:63]), small(x[:63]))
+    with pytest.raises((AssertionError, RuntimeError), match="63"):
+        program(x)
+
+
 def test_a_program_that_torch_cannot_capture(tmp_path: Path) -> None:
     small = fxprune.prune(make(TwoOnly), torch.randn(2, 4), params=0.6, progress=False, verify=False)
     with pytest.raises(ExportError, match=r"torch\.export cannot capture TwoOnly with a dynamic batch: "):
