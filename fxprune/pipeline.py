@@ -527,7 +527,8 @@ def _finish(
             except GuardError as error:
                 raise ModelError(
                     f"{error.source}: forward branches on a value here, or reads it, which these channels change, so "
-                    "that the graph does not hold without them. Lock the layers that it comes from: ignore=."
+                    "that the graph does not hold without them. Lock the layers that it comes from (ignore=), or prune "
+                    "a part of the model that ends before: fxprune.prune_submodule."
                 ) from error
     macs, params = options.before or (whole.macs(), whole.params())
     pruned.meta[RECORD_KEY] = describe_inputs(dense.args, dense.kwargs)
