@@ -39,7 +39,7 @@ from fxprune.pipeline import (
 )
 from fxprune.reconstruction import Piece, checksum, measure_reads, pieces_of, refit, spread
 from fxprune.recording.checks import check_finite, checked_inputs
-from fxprune.recording.inputs import describe_inputs, device_of
+from fxprune.recording.inputs import describe_inputs, device_of, only_batch
 from fxprune.recording.liveness import IDLE
 from fxprune.recording.module import named_tensors
 from fxprune.recording.shards import Wholes
@@ -172,8 +172,7 @@ def _without_some(
     data = calibration if calibration is not None else keywords.data if "reads" in needs_of(request.method) else None  # type: ignore[arg-type]
     pieces: Sequence[Piece] = ()
     if data is not None:
-        record = describe_inputs(dense.args, dense.kwargs)
-        pieces = _alike(pieces_of(data, record, JUDGED_ON, device_of(dense.module)))
+        pieces = _pieces(dense, data, JUDGED_ON)
     quick = replace(request, cut=replace(request.cut, verify=False))
 
     def attempt(trial: Dense) -> fx.GraphModule:
@@ -383,7 +382,7 @@ def _scores(
     data = keywords.data if "reads" in needs else calibration if steps > 1 else None
     pieces: Sequence[Piece] = ()
     if data is not None:
-        pieces = _alike(pieces_of(data, describe_inputs(dense.args, dense.kwargs), None, device_of(module)))
+        pieces = _pieces(dense, data)
     for step in range(1, steps + 1):
         with dense.stages("scoring"):
             measured = Measured()
@@ -410,12 +409,14 @@ def _scores(
     return scores, notes
 
 
-def _alike(pieces: Sequence[Piece]) -> Sequence[Piece]:
-    """The pieces, of which every process has to have all: no sums are taken over processes.
+def _pieces(dense: Dense, data: Any, samples: int | None = None) -> Sequence[Piece]:
+    """The inputs in ``data``, of which every process has to have all: no sums are taken over processes.
 
     Raises:
-        InputError: another process has others.
+        InputError: ``data`` cannot be used, or another process has others.
     """
+    record = describe_inputs(dense.args, dense.kwargs)
+    pieces = pieces_of(data, record, samples, device_of(dense.module), only_batch(dense.module, record))
     if process_count() > 1:
         check_processes({"data=": checksum(pieces)})
     return pieces

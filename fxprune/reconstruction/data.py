@@ -38,7 +38,9 @@ class Piece:
         return args, kwargs
 
 
-def pieces_of(data: Any, record: Mapping[str, Any] | None, samples: int | None, device: torch.device) -> list[Piece]:
+def pieces_of(
+    data: Any, record: Mapping[str, Any] | None, samples: int | None, device: torch.device, batch: int | None = None
+) -> list[Piece]:
     """The inputs in ``data``, on ``device``, a fifth of them held out.
 
     Args:
@@ -47,6 +49,7 @@ def pieces_of(data: Any, record: Mapping[str, Any] | None, samples: int | None, 
         record: of the example inputs, to tell positional inputs from a pair with a target; without, two are a pair.
         samples: use so many at most.
         device: where the network is.
+        batch: the only one that the network takes: a tensor is split into these, and no item is split. None: any.
 
     Raises:
         InputError: something else, NaN, or fewer than two samples.
@@ -54,7 +57,7 @@ def pieces_of(data: Any, record: Mapping[str, Any] | None, samples: int | None, 
     if isinstance(data, Tensor):
         if not data.ndim or not len(data):
             raise InputError(f"data= is a tensor of shape {list(data.shape)}: pass [N, ...], N samples.")
-        data = list(data[:samples].split(max(1, min(PIECE, len(data[:samples]) // _LEAST_PIECES))))
+        data = list(data[:samples].split(batch or max(1, min(PIECE, len(data[:samples]) // _LEAST_PIECES))))
     elif isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise InputError(
             f"data= is a {type(data).__name__}: pass a tensor, a list of inputs, or a loader of inputs or of "
@@ -64,12 +67,12 @@ def pieces_of(data: Any, record: Mapping[str, Any] | None, samples: int | None, 
     for number, item in enumerate(islice(data, samples)):
         piece = _piece(item, number, record, device)
         left = None if samples is None else samples - sum(p.samples for p in found)
-        if left is not None and piece.samples > left:
+        if left is not None and piece.samples > left and batch is None:
             piece = next(_slices(piece, left), piece)
         found.append(piece)
         if samples is not None and sum(p.samples for p in found) >= samples:
             break
-    if len(found) < HELD_OUT:
+    if len(found) < HELD_OUT and batch is None:
         found = [part for piece in found for part in _slices(piece, -(-piece.samples // HELD_OUT))]
     if len(found) < 2:
         have = "no inputs" if not found else "inputs of a single call"

@@ -21,7 +21,7 @@ from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.reconstruction.tune import tune as tuned
 from fxprune.recording import evaluated
 from fxprune.recording.checks import check_model
-from fxprune.recording.inputs import RECORD_KEY, device_of, map_tensors
+from fxprune.recording.inputs import RECORD_KEY, device_of, map_tensors, only_batch
 from fxprune.recording.shards import check_same as check_processes
 from fxprune.recording.shards import check_shares, is_sharded, resharded, without_hooks
 from fxprune.recording.together import called_as
@@ -137,7 +137,9 @@ def refitted(
             raise InputError("tune= trains on data, of which there are none: pass data=, or leave tune= out.")
         pieces = noise_for(part, samples, seed, device)
     else:
-        pieces = pieces_of(data, None if name else part.meta[RECORD_KEY], samples, device)
+        record = None if name else part.meta[RECORD_KEY]
+        batch = None if record is None else only_batch(part, record)
+        pieces = pieces_of(data, record, samples, device, batch)
         pieces = inside(model, original, pieces) if name else pieces
     if shared or (recording is not None and process_count() > 1):  # who prunes here waits for the others anyway
         settings = {"ridge": ridge, "samples": samples, "memory": memory, "seed": seed}

@@ -212,6 +212,11 @@ def fixed_batch(module: nn.Module, record: Mapping[str, Any]) -> str | None:
     return next((fixed[dim] for dim in batched if dim in fixed), None)
 
 
+def only_batch(module: nn.Module, record: Mapping[str, Any]) -> int | None:
+    """The batch size that a recorded graph runs at alone; None where it does not say so."""
+    return None if fixed_batch(module, record) is None else batch_size(record)
+
+
 def _with_specs(record: Mapping[str, Any], changed: Mapping[int, TensorSpec]) -> dict[str, Any]:
     """The record with some of ``specs_of`` replaced."""
     numbers = itertools.count()

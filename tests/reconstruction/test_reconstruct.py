@@ -560,3 +560,26 @@ def test_complex_outputs_are_compared(images: Tensor) -> None:
         float((given - wanted).abs().square().sum() / wanted.abs().square().sum()), rel=1e-4
     )
     assert told.output_after < 0.5 * told.output_before
+
+
+class Pairs(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).view(2, 5)
+
+
+@pytest.mark.parametrize("method", ["l2", "obs"])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_data_for_a_network_with_one_batch_size(images: Tensor, method: str, as_tensor: bool) -> None:
+    """A tensor is split into such batches, and few batches are not split to have more to judge by."""
+    torch.manual_seed(0)
+    model, data = Pairs().eval(), images[:6] if as_tensor else [*images[:6].split(2)]
+    small = fxprune.prune(
+        model, images[:2], method=method, data=data, channels=0.5, reconstruct=True, round_to=1, progress=False
+    )
+    told = small.meta["fxprune"].reconstruction
+    assert (told.samples, told.held_out) == (4, 2)
+    again = fxprune.reconstruct(fxprune.prune(model, images[:2], channels=0.5, progress=False), model, data, samples=4)
+    told = again.meta["fxprune"].reconstruction
+    assert (told.samples, told.held_out) == (2, 2)
+    with pytest.raises(InputError, match="holds inputs of a single call"):
+        fxprune.reconstruct(again, model, data[:2] if as_tensor else data[:1])
