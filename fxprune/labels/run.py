@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
-from fxprune.errors import FxpruneError, ModelError
+from fxprune.errors import FxpruneError, ModelError, first_line
 from fxprune.labels.apply import apply
 from fxprune.labels.factors import Factor, vector
 from fxprune.labels.propagation import Propagation, describe, set_labels
@@ -211,17 +211,18 @@ class _Runner:
 
     def _locked_result(self, n: fx.Node, error: Exception) -> Any:
         shape, run, may_fail = n.meta.get("shape"), self.propagation, self.settings.may_fail
+        why = f"{type(error).__name__}: {first_line(error).partition('. ')[0]}"
         if shape is None or (may_fail is not None and n.name not in may_fail):
             if may_fail is None and not isinstance(error, ModelError):
                 raise ModelError(
                     f"{n.meta.get('source') or 'the model'}: {getattr(n.target, '__name__', n.target)} gives no single "
-                    f"tensor and cannot be interpreted ({type(error).__name__}: {str(error).partition(chr(10))[0]}). "
+                    f"tensor and cannot be interpreted ({why}). "
                     "Prune a part of the model without it: fxprune.prune_submodule."
                 ) from error
             raise error
         run.failed.add(n.name)
         name = getattr(n.target, "__name__", n.target)
-        what = f"{name} cannot be interpreted: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        what = f"{name} cannot be interpreted: {why}"
         args, kwargs = self._arguments(n)
         reached = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         if n.op == "call_module":

@@ -13,7 +13,7 @@ from fxprune.rewriting.check import check_rewrite
 from fxprune.rewriting.gates import insert_gates
 from fxprune.rewriting.hypernetworks import Hypernetworks, classifiers, insert_hypernetworks
 from fxprune.rewriting.literals import REPAIRED, RESIZED
-from fxprune.rewriting.on_meta import MetaRun, OnMeta
+from fxprune.rewriting.on_meta import MetaRun, OnMeta, is_equal
 from fxprune.rewriting.rewrite import Draft, draft
 from fxprune.rewriting.slicing import CUTS_KEY, Cuts, adapt, adapts_by_itself
 
@@ -34,4 +34,5 @@ __all__ = [
     "draft",
     "insert_gates",
     "insert_hypernetworks",
+    "is_equal",
 ]

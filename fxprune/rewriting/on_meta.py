@@ -40,6 +40,14 @@ class MetaRun:
         return self.sizes.get(node.name, self.numbers.get(node.name))
 
 
+def is_equal(one: Any, other: Any) -> bool:
+    """Of values that nodes give, which may be any objects. What cannot say counts as different from all but itself."""
+    try:
+        return one is other or bool(one == other)
+    except Exception:
+        return False
+
+
 class _Fast(OpMode):
     """Ops on meta tensors take the fast way."""
 
@@ -84,7 +92,7 @@ class _Sized(ValueInterpreter):
         So it is where one size of one input is another than the example's, and the node fails for all of the others
         here, or gives the same. They tell: what ops take is one size, that or 1, its multiples, or all up to it.
         """
-        other = [n for n in node.all_input_nodes if so_far.of(n) != example.of(n)]
+        other = [n for n in node.all_input_nodes if not is_equal(so_far.of(n), example.of(n))]
         tensor = self.env[other[0]] if len(other) == 1 else None
         if not isinstance(tensor, Tensor):
             return False

@@ -10,7 +10,7 @@ from torch import fx
 
 from fxprune.recording import guards
 from fxprune.recording.inputs import describe_inputs, is_batched, make_inputs, specs_of, with_sizes
-from fxprune.rewriting import MetaRun, OnMeta
+from fxprune.rewriting import MetaRun, OnMeta, is_equal
 from fxprune.verification.oracle import Inputs
 
 Place = tuple[int, int]
@@ -96,20 +96,12 @@ def _and_what_follows(runs: SizeRuns, run: MetaRun) -> Mapping[str, Any]:
             is_same = run.is_fixed if node is run.failed else same.issuperset(node.all_input_nodes)
             is_after = True
         else:
-            is_same = _is_equal(run.of(node), example.of(node))
+            is_same = is_equal(run.of(node), example.of(node))
         if is_same:
             same.add(node)
             if node.name in example.numbers:
                 numbers[node.name] = example.numbers[node.name]
     return numbers
-
-
-def _is_equal(one: Any, other: Any) -> bool:
-    """What cannot say counts as different."""
-    try:
-        return bool(one == other)
-    except Exception:
-        return False
 
 
 def is_batch(group: Sequence[Place]) -> bool:

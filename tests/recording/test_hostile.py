@@ -290,3 +290,22 @@ def test_named_tuples_that_look_at_their_parts_are_made_in_the_graph() -> None:
     with pytest.raises(ModelError, match="_pack_padded_sequence gives no single tensor"):
         _pruned(net, _x())
     torch.testing.assert_close(fxprune.record(net, _x())(_x() * 0), net(_x() * 0))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_values_that_cannot_be_compared_are_compared_with_themselves() -> None:
+    """A layer that was quantised keeps its weight in such an object; what is around it is pruned."""
+    weight = torch.quantize_per_tensor(torch.randn(3, 2), 0.1, 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(weight, None)
+    with pytest.raises(NotImplementedError):
+        assert packed != packed  # noqa: PLR0124
+
+    def follow(self: Any, x: Tensor) -> Any:
+        result: Tensor = torch.ops.quantized.linear_dynamic(self.both(x), packed)
+        return result
+
+    small = _pruned(_net(follow), _x())
+    (note,) = small.meta["fxprune"].notes
+    assert re.match(
+        r"linear_dynamic cannot be interpreted: NotImplementedError: [^.]*; what reaches it is locked", note
+    )
