@@ -40,7 +40,10 @@ _CHOSEN = "_fxprune_chosen"
 _TALLY = "_fxprune_tally"
 _SHARED_FROM = 4096  # atoms
 _ONE_SIZE = "equal parts of one dimension"
-_ONE_WIDTH = "heads of one width, that of queries and that of values, of which one cannot be cut"
+_ONE_WIDTH = (
+    "heads of one width, that of queries and that of values, of which one cannot be cut: attention='uneven' cuts the "
+    "other, 'heads' whole heads"
+)
 
 
 class Propagation:
