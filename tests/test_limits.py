@@ -57,17 +57,7 @@ def test_an_op_without_a_rule_is_in_the_notes() -> None:
     assert any(note.startswith(why) for note in notes)
 
 
-def test_bilinear_and_local_response_norm_are_locked() -> None:
-    class Pair(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(16, 32), nn.Bilinear(32, 32, 8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.a(x), self.a(x))
-
-    with pytest.raises(ModelError, match=r"no rule for aten\._trilinear"):
-        report(Pair())
+def test_local_response_norm_is_locked() -> None:
     with pytest.raises(ModelError, match="along channels"):
         report(nn.Sequential(nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(3), nn.Conv2d(8, 5, 3)), torch.randn(1, 3, 8, 8))
 

@@ -73,6 +73,26 @@ def _linear(run: Propagation, call: Call) -> Labels:
     return with_bias(run, call, labels, call.out.ndim - 1)
 
 
+def _trilinear(run: Propagation, call: Call) -> Labels:
+    """Of ``nn.Bilinear``: three tensors multiplied and summed, when ``expand`` has given each the dims that it lacks.
+
+    ``i1 [n, i]``, a weight ``i2 [o, i, j]``, ``i3 [n, j]`` -> ``[n, o]``, say. A weight's slices are zero where one of
+    the others lost a channel; of three that are none nothing would be.
+    """
+    tensors = call["i1"], call["i2"], call["i3"]
+    if not run.is_parameter(tensors[1]):
+        run.lock_all([f for tensor in tensors for f in run.labels(tensor)], "a product of three without a weight")
+        return ()
+    dims = "abcdefgh"[: tensors[0].ndim + len(call["expand1"])]
+    a, b, c = ("".join(d for n, d in enumerate(dims) if n not in call[f"expand{place}"]) for place in (1, 2, 3))
+    out = "".join(d for n, d in enumerate(dims) if n not in call["sumdim"])
+    first, weight, last = (operand(run, tensor, letters) for tensor, letters in zip(tensors, (a, b, c), strict=True))
+    between = "".join(d for d in dims if d in a + b and d in out + c)
+    sizes = dict(zip(a + b, first.shape + weight.shape, strict=True))
+    labels = contract(run, [first, weight], between, counted=False)
+    return contract(run, [Operand(tuple(sizes[d] for d in between), labels, between), last], out, counted=False)
+
+
 def _embedding(run: Propagation, call: Call) -> Labels:
     """Rows are looked up by value: the vocabulary stays."""
     weight, extra = call["weight"], call["indices"].ndim
@@ -304,6 +324,10 @@ _sum("baddbmm", label=_add_matmul, cost=_COUNTED, multiplies=("batch1", "batch2"
 _sum("addmv", label=_add_matmul, cost=_UNCOUNTED, refit=product("mat", "vec", "ik,k->i", "self", _FACTORS))
 _op("_cdist_forward", "_euclidean_dist", label=_distances, mask=_masked_distance, counted="distance", cost=_UNCOUNTED,
     refit="a distance is not linear in a weight")  # fmt: skip
+_op(
+    "_trilinear", label=_trilinear, cost=_UNCOUNTED, mask="the weight's slices are zero where a channel goes",
+    repair="it names dims, not sizes", refit="a product of three is not refitted",
+)  # fmt: skip
 _op(
     "embedding", label=_embedding, takes="anything", refuses=_lookup_is_refused, cost="it multiplies nothing",
     mask="rows are looked up: what a channel holds stays its own", repair="the vocabulary stays",

@@ -232,18 +232,23 @@ class Recurrent(nn.Module):
         return self.h(x[-1])
 
 
+_THREE = "a product of three without a weight"
+
+
 @net(
-    image("a[1] c[1]"), locked(8, "a[0]", "no rule for aten._trilinear"),
-    locked(8, "c[0]", "no rule for aten._trilinear"), locked(6, "bi.weight[0]", "no rule for aten._trilinear"),
-    locked(8, "bi.weight[1]", "no rule for aten._trilinear"), locked(8, "bi.weight[2]", "no rule for aten._trilinear"),
-    exact(6, "f[0] h[1]"), locked(6, "bi.bias[0] f[1]", "combined with something that cannot be cut"), result("h[0]"),
+    image("a[1] c[1]"), locked(8, "a[0]", _THREE), locked(8, "c[0]", _THREE), locked(6, "w[0]", _THREE),
+    locked(8, "w[1]", _THREE), locked(8, "w[2]", _THREE), exact(6, "f[0] h[1]"),
+    locked(6, "f[1]", "contracted with something that cannot be cut"), result("h[0]"),
 )  # fmt: skip
-class Bilinear(nn.Module):
+class BilinearInAMadeWeight(nn.Module):
+    """What is computed of a weight is none: zeros need not stay zeros."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.c, self.bi = conv(3, 8), conv(3, 8), nn.Bilinear(8, 8, 6)
+        self.a, self.c, self.w = conv(3, 8), conv(3, 8), nn.Parameter(torch.randn(6, 8, 8))
         self.f, self.h = nn.Linear(6, 6), nn.Linear(6, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.bi(self.a(x).mean((2, 3)), self.c(x).mean((2, 3)))  # line: Bilinear
+        a, c = self.a(x).mean((2, 3)), self.c(x).mean((2, 3))
+        x = F.bilinear(a, c, self.w.cos())  # line: BilinearInAMadeWeight
         return self.h(self.f(x).relu())

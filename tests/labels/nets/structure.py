@@ -36,6 +36,21 @@ class Concat(nn.Module):
 
 
 @net(
+    image("a[1] c[1]"), exact(8, "a[0] bi.weight[1]"), exact(8, "c[0] bi.weight[2]"),
+    exact(6, "bi.weight[0] bi.bias[0] f[1]"), exact(6, "f[0] h[1]"), result("h[0]"), counted=False,
+)  # fmt: skip
+class Bilinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c, self.bi = conv(3, 8), conv(3, 8), nn.Bilinear(8, 8, 6)
+        self.f, self.h = nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bi(self.a(x).mean((2, 3)), self.c(x).mean((2, 3)))
+        return self.h(self.f(x).relu())
+
+
+@net(
     exact(4, "a[0] b[1] c[1] d[1]"), exact(6, "b[0] c[1] d[1]"), exact(6, "c[0] d[1]"),
     image("a[1]"), result("d[0]"),
 )  # fmt: skip
