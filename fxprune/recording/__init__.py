@@ -29,6 +29,7 @@ from fxprune.recording.module import (
     replace_tensors,
 )
 from fxprune.recording.options import Options
+from fxprune.recording.patches import without_fast_path
 from fxprune.recording.record import record, recorded
 from fxprune.recording.sources import raised_at
 from fxprune.recording.state import cached_tensor_dicts
@@ -49,4 +50,5 @@ __all__ = [
     "record",
     "recorded",
     "replace_tensors",
+    "without_fast_path",
 ]

@@ -28,6 +28,9 @@ from fxprune.recording.modes import FunctionMode
 from fxprune.recording.traced import traced_call, traced_float, traced_int
 
 _APPLY = "apply"
+
+FAST_PATH = (torch.backends.mha, "get_fastpath_enabled")
+"""What attention layers of torch ask before they call a fused kernel, which they do without gradients alone."""
 _BOUND = frozenset([types.BuiltinMethodType, types.MethodType])
 
 
@@ -193,6 +196,14 @@ _exclusive = threading.RLock()
 def exclusively() -> Iterator[None]:
     """One recording at a time in the whole process: what is replaced below is everybody's."""
     with _exclusive:
+        yield
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """``nn.MultiheadAttention`` and ``nn.TransformerEncoder`` run their Python code on this thread, as a recording."""
+    thread = threading.get_ident()
+    with exclusively(), answered({FAST_PATH: lambda: False}, lambda: threading.get_ident() == thread):
         yield
 
 

@@ -81,7 +81,8 @@ def recorded(
         add_constant(root, name, tensor)
     recorder.forget()
     result = RecordedModule(root, writer.graph, type(model).__name__, compiled=compiled)
-    result.meta.update(notes=writer.notes, writes=recorder.writes, draws=recorder.draws, gradients=recorder.gradients)
+    seen = ("writes", "draws", "gradients", "fused")
+    result.meta.update(notes=writer.notes, **{name: getattr(recorder, name) for name in seen})
     return result
 
 

@@ -50,7 +50,6 @@ _EXPORTING = [
     (torch.compiler, "is_dynamo_compiling"),
     (torch.jit, "is_tracing"),
 ]
-_FAST_PATH = (torch.backends.mha, "get_fastpath_enabled")  # of nn.MultiheadAttention and nn.TransformerEncoder
 _SEEDS = [(torch, "manual_seed"), (torch.random, "manual_seed"), (torch, "seed"), (torch, "set_rng_state"),
           (torch.random, "set_rng_state")]  # fmt: skip
 # What a graph cannot follow, as it is no part of any value.
@@ -82,6 +81,7 @@ class Recorder:
         for name, tensor in parts.tensors.items():
             self.writer.tensors.name(tensor, name)
         self._value_read = False
+        self.fused = False  # would another kernel have run without gradients?
         self._written_tensors: set[int] = set()
         self._function_mode = FunctionMode(self.seen_function)
         self._unrecorded = Unrecorded(self._function_mode)
@@ -96,7 +96,7 @@ class Recorder:
         namespaces = patches.defining_namespaces(self.parts.modules.values())
         with patches.exclusively(), self._surroundings(), ExitStack() as hooks:
             hooks.enter_context(torch.enable_grad())
-            hooks.enter_context(patches.answered({_FAST_PATH: lambda: False}, self._unrecorded.is_here))
+            hooks.enter_context(patches.answered({patches.FAST_PATH: self._refuse_fast_path}, self._unrecorded.is_here))
             if self.options.exporting:
                 answers = dict.fromkeys(_EXPORTING, lambda: True)
                 hooks.enter_context(patches.answered(answers, self._unrecorded.is_asked_by_the_model))
@@ -161,6 +161,10 @@ class Recorder:
         if self._unrecorded.is_here() and not self._unrecorded.now():
             self._needs_data()
             self._is_seeded = True
+
+    def _refuse_fast_path(self) -> bool:
+        self.fused = True
+        return False
 
     def _asked_for_grad(self) -> None:
         if self._unrecorded.is_asked_by_the_model() and not self._unrecorded.now():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from fxprune.ops.meta import OpMode, tensors_in
 from fxprune.recording import boundary, state
 from fxprune.recording.copies import Copier
 from fxprune.recording.parts import Parts
+from fxprune.recording.patches import without_fast_path
 from fxprune.recording.randomness import repeatable
 
 
@@ -23,20 +24,24 @@ class Twin:
 
     ``writes``: the model may write to its parameters, so every op is watched. ``draws``: its forward draws random
     numbers, from generators that are seeded alike before every call; those of Python and NumPy are not. ``gradients``:
-    its forward reads gradients.
+    its forward reads gradients. ``fused``: it may call the fused kernels of layers, which recordings do not.
     """
 
-    def __init__(self, model: nn.Module, *, writes: bool = True, draws: bool = True, gradients: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, *, writes: bool = True, draws: bool = True, gradients: bool = True, fused: bool = True
+    ) -> None:
         self._given, self._writes, self._draws, self._gradients = model, writes, draws, gradients
+        self._fused = fused
         self._private = False
         self._calls = 0
         self._copy()
 
     @classmethod
-    def of(cls, model: nn.Module, recorded: nn.Module) -> Twin:
+    def of(cls, model: nn.Module, recorded: nn.Module, *, fused: bool = False) -> Twin:
         """For what its recording saw it do."""
         meta: Any = recorded.meta
-        return cls(model, writes=meta["writes"], draws=meta["draws"], gradients=meta["gradients"])
+        seen = {name: meta[name] for name in ("writes", "draws", "gradients")}
+        return cls(model, **seen, fused=fused or not meta["fused"])
 
     def _copy(self) -> None:
         parts = Parts.of(self._given)
@@ -69,6 +74,7 @@ class Twin:
                 stack.enter_context(torch.no_grad())
                 stack.enter_context(torch.inference_mode(False))
                 stack.enter_context(state.without_compilation())
+                stack.enter_context(nullcontext() if self._fused else without_fast_path())
                 if self._draws:
                     stack.enter_context(repeatable())
                 if self._calls > 1:  # another draw than at the call before

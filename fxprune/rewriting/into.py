@@ -15,7 +15,14 @@ from torch import Tensor, fx, nn
 from fxprune.errors import ConversionError, InputError, PlanError
 from fxprune.io.text import some
 from fxprune.ops.repair import RESCALED
-from fxprune.recording import cached_tensor_dicts, evaluated, named_tensors, raised_at, replace_tensors
+from fxprune.recording import (
+    cached_tensor_dicts,
+    evaluated,
+    named_tensors,
+    raised_at,
+    replace_tensors,
+    without_fast_path,
+)
 from fxprune.recording.checks import check_module
 from fxprune.recording.inputs import RECORD_KEY, batch_size, device_of, like_parameters, make_inputs, tensors_of
 from fxprune.recording.randomness import repeatable
@@ -475,7 +482,7 @@ def _difference(one: nn.Module, other: fx.GraphModule, inputs: Inputs) -> float:
 
 
 def _run(module: nn.Module, inputs: Inputs) -> Any:
-    with evaluated(module), repeatable():
+    with evaluated(module), repeatable(), without_fast_path():
         args, kwargs = copy.deepcopy(inputs)
         return module(*args, **kwargs)
 

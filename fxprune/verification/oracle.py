@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fxprune.errors import VerificationError
 from fxprune.groups import ValueInterpreter, placeholder_values, replay
@@ -214,19 +214,27 @@ class _Interpreter(ValueInterpreter):
     def run_node(self, n: fx.Node) -> Any:
         self._mode.enter(n.name)
         result = super().run_node(n)
-        known = self._run.node_labels.get(n.name)
-        for value, label in zip(tree_flatten(result)[0], tree_flatten(known)[0], strict=False):
+        values, form = tree_flatten(result)
+        known = tree_flatten(self._run.node_labels.get(n.name))[0]
+        for place, (value, label) in enumerate(zip(values, known, strict=False)):
             dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
             if dense and isinstance(label, TensorLabels):
-                self._clean(value, label)
+                cleaned = self._cleaned(value, label)
+                if cleaned is not value:
+                    values[place] = cleaned
+                    result = tree_unflatten(values, form)  # else the object itself, which others may hold
         return result
 
-    def _clean(self, value: Tensor, label: TensorLabels) -> None:
+    def _cleaned(self, value: Tensor, label: TensorLabels) -> Tensor:
+        """In place, since others may hold the same memory; but where one entry stands at several positions."""
         if not label.labels or bool(value.isfinite().all()):
-            return
+            return value
         mask = _mask(self._run, self._kept, label.labels)
-        if fits(mask, value):
-            value.masked_fill_(~on_all(mask, value) & ~value.isfinite(), 0)
+        if not fits(mask, value):
+            return value
+        gone = ~on_all(mask, value) & ~value.isfinite()
+        shared = any(size > 1 and step == 0 for size, step in zip(value.shape, value.stride(), strict=True))
+        return value.masked_fill(gone, 0) if shared else value.masked_fill_(gone, 0)
 
 
 class _PlainAttention(TorchFunctionMode):

@@ -76,6 +76,8 @@ def prove(
             f"The recorded graph differs from the model on the example inputs: {first.guard or first.text}. "
             "Does forward depend on something that changes from call to call?"
         )
+    if best.module.meta["fused"]:
+        _tell_of_fused(model, best)
     fixed = _guarded(best, prober)
     proof = _proof(_under_guards(best), prober, fixed)
     best.module.meta[DIMS_KEY] = [asdict(dim) for dim in proof.inputs]
@@ -102,6 +104,24 @@ def _check_function(model: nn.Module, module: RecordedModule, prober: Prober, pr
         f"{type(model).__name__}.forward is no function of its inputs, so no graph can stand for it: a second call "
         f"gives another answer ({why}). Take that out of forward, or draw with torch."
     )
+
+
+def _tell_of_fused(model: nn.Module, best: _Judged) -> None:
+    """Note where layers of torch answer otherwise by the fused kernels that they call without gradients.
+
+    What decides it are masks, so that the example is looked at, and those among the probes that change them.
+    """
+    twin = Twin.of(model, best.module, fused=True)
+    for probe in (outcome.probe for outcome in best.outcomes):
+        if probe is not best.outcomes[0].probe and not probe.tensors:
+            continue
+        error = relative_error(twin(*probe.inputs), probe.expected)
+        if error > TOLERANCE:
+            best.module.meta["notes"].append(
+                "without gradients layers of torch call fused kernels, which answer otherwise (what a padding mask "
+                f"hides is 0 there; relative error {error:.1e} on {probe.text}): recorded as it goes with gradients"
+            )
+            return
 
 
 def _best(best: _Judged, prober: Prober, again: Callable[[Options], RecordedModule]) -> _Judged:

@@ -217,3 +217,29 @@ def test_zeroed_slices_are_those_that_the_plan_drops() -> None:
         for column in range(8):
             stays = row in dims[0] and column in dims[1][row // 8]
             assert (float(weight[row, column].abs().sum()) > 0) == stays
+
+
+class Padded(nn.Module):
+    """A mask of infinities that all heads share, of which some go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.attention = nn.Linear(4, 16), nn.MultiheadAttention(16, 4, batch_first=True)
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        h = self.first(x)
+        result: Tensor = self.last(self.attention(h, h, h, key_padding_mask=padding, need_weights=False)[0])
+        return result
+
+
+def test_infinities_that_heads_share_are_not_taken_from_the_ones_that_stay() -> None:
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    inputs = torch.randn(2, 5, 4), padding
+    small = fxprune.prune(
+        make(Padded), inputs, params=0.7, attention="heads", ignore=["first"], round_to=1, progress=False
+    )
+    report = small.meta["fxprune"]
+    assert len(report.plan.kept["attention.out_proj.weight"][1]) < 16
+    assert report.oracle_error < TOLERANCE

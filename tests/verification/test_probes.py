@@ -708,3 +708,39 @@ def test_a_branch_on_values_before_an_op_that_takes_one_size_only_is_guarded_too
     assert equal(small(torch.ones(3, 4)), model(torch.ones(3, 4)))
     with pytest.raises(GuardError, match="forward goes another way"):
         small(-torch.ones(3, 4))
+
+
+class Padded(nn.Module):
+    """torch's own encoder makes nested tensors of what is padded, unless gradients are computed."""
+
+    def __init__(self, nested: bool = True) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        result: Tensor = self.last(self.encoder(self.first(x), src_key_padding_mask=mask))
+        return result
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("padding", [0, 2])
+def test_what_a_fused_kernel_of_torch_answers_otherwise_is_told(padding: int) -> None:
+    """The recording is compared with the layers' Python code, which runs where gradients are computed."""
+    x, mask = torch.randn(2, 5, 4), torch.zeros(2, 5, dtype=torch.bool)
+    mask[1, 5 - padding :] = True
+    model, plain = Padded(), Padded(nested=False)
+    small = prune(model, x, mask, share=0.7, for_class=True)
+    where = "the example" if padding else "mask with True at its end"
+    (note,) = (n for n in small.meta["fxprune"].notes if n.startswith("without gradients layers of torch"))
+    assert re.search(rf"what a padding mask hides is 0 there; relative error \d\.\de[-+]\d\d on {where}\)", note)
+    assert proof_of(small).error < 1e-5
+    own = fxprune.into(model, small)
+    with torch.no_grad():
+        torch.testing.assert_close(own(x, mask)[~mask], small(x, mask)[~mask])
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(fxprune.record(model, (x, mask))(x, mask), plain.eval()(x, mask))
+    assert not any("fused" in note for note in prune(plain, x, mask, share=0.7).meta["fxprune"].notes)
+    assert torch.backends.mha.get_fastpath_enabled()
