@@ -51,6 +51,7 @@ class Flat(nn.Module):
 
 
 _REVERSED = (Tensor.__rsub__, torch.rsub)  # torch.onnx cannot promote what ``1.0 - mask`` reads
+_LARGEST = {F.adaptive_max_pool1d: 1, F.adaptive_max_pool2d: 2, F.adaptive_max_pool3d: 3}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _GROUPED_PRODUCTS = ("aten._grouped_mm.default", "transformers.grouped_mm_fallback.default")
 
@@ -72,6 +73,10 @@ class _InOtherOps(TorchFunctionMode):
             args = (_as_it_lies(args[0]), *args[1:])
         elif func in (torch.squeeze, Tensor.squeeze) and len(args) + len(kwargs or {}) == 2:
             made = _squeezed(*args, **(kwargs or {}))
+        elif func in _LARGEST:
+            made = _largest_of_parts(_LARGEST[func], *args, **(kwargs or {}))
+        elif func is F.rrelu:
+            made = _leaky(*args, **(kwargs or {}))
         elif func in _REVERSED and isinstance(args[1], float) and args[0].dtype in _INTEGERS:
             args = (args[0].to(torch.get_default_dtype()), *args[1:])
         return func(*args, **(kwargs or {})) if made is None else made
@@ -99,6 +104,33 @@ def _squeezed(tensor: Tensor, dim: Any) -> Tensor | None:
     """The tensor itself where these dims have other sizes than 1, which torch leaves and ONNX does not take."""
     sizes = [tensor.shape[d] for d in (dim if isinstance(dim, (tuple, list)) else (dim,)) if isinstance(d, int)]
     return tensor.view_as(tensor) if sizes and all(isinstance(n, int) and n != 1 for n in sizes) else None
+
+
+def _largest_of_parts(count: int, tensor: Tensor, output_size: Any, return_indices: bool = False) -> Tensor | None:
+    """Adaptive max pooling over the last ``count`` dims, one after the other: of ``n`` entries part ``i`` of ``k`` has
+    those from ``floor(i n / k)`` up to ``ceil((i + 1) n / k)``.
+
+    Returns:
+        None: with the places, or of a size that is left open, unless there is one part.
+    """
+    sizes = [output_size] * count if isinstance(output_size, int) else list(output_size)
+    for dim, parts in zip(range(-count, 0), sizes, strict=True):
+        n = tensor.shape[dim]
+        if return_indices or (parts not in (1, None) and not isinstance(n, int)):
+            return None
+        if parts == 1:
+            tensor = tensor.amax(dim, keepdim=True)
+        elif parts not in (n, None):
+            spans = [(i * n // parts, -(-(i + 1) * n // parts)) for i in range(parts)]
+            tensor = torch.cat([tensor.narrow(dim, a, b - a).amax(dim, keepdim=True) for a, b in spans], dim)
+    return tensor
+
+
+def _leaky(
+    tensor: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
+) -> Tensor | None:
+    """``rrelu`` where nothing trains: its slope is the mean. None where it draws one."""
+    return None if training else F.leaky_relu(tensor, (lower + upper) / 2, inplace)
 
 
 def _as_it_lies(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from fxprune.labels.classes import Ids
 from fxprune.labels.factors import Factor, Labels, narrow
+from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
 from fxprune.ops.refit import NO_WEIGHT, Followed
@@ -18,6 +19,18 @@ def _last(count: int) -> Callable[[Propagation, Call], Labels]:
         run.unread(call.name, *call.tensors[1:])  # the places to sample at, say
         dims = list(range(call.input.ndim - count, call.input.ndim))
         mixed = [run.mix(f, dims, f"{call.name} along channels") for f in run.labels(call.input)]
+        return tuple(f for f in mixed if f is not None)
+
+    return mix
+
+
+def _unpool(count: int) -> Callable[[Propagation, Call], Labels]:
+    def mix(run: Propagation, call: Call) -> Labels:
+        """Values ``[*, C, *]`` go to where the indices, of the same channels, say that they were."""
+        shape = tuple(call.input.shape)
+        operands = [(shape, run.labels(call.input)), (shape, run.labels(call["indices"]))]
+        dims = list(range(len(shape) - count, len(shape)))
+        mixed = [run.mix(f, dims, f"{call.name} along channels") for f in join_positions(run, operands, shape)]
         return tuple(f for f in mixed if f is not None)
 
     return mix
@@ -117,7 +130,7 @@ _op("avg_pool1d", "adaptive_avg_pool1d", "max_pool1d", "max_pool1d_with_indices"
     label=_1d)  # fmt: skip
 _op("upsample_nearest1d", "upsample_linear1d", label=_1d, takes="floats of one kind")
 _op(
-    "adaptive_avg_pool2d", "max_pool2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "fractional_max_pool2d",
+    "adaptive_avg_pool2d", "max_pool2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
     label=_2d,
 )  # fmt: skip
 _op(
@@ -130,6 +143,8 @@ _op(
     "avg_pool3d", "_adaptive_avg_pool3d", "max_pool3d_with_indices", "upsample_nearest3d", "upsample_trilinear3d",
     label=_3d, takes="floats of one kind",
 )  # fmt: skip
+_op("max_unpool2d", label=_unpool(2))
+_op("max_unpool3d", label=_unpool(3))
 _op("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", label=_edge_pad,
     takes="floats of one kind")  # fmt: skip
 _op("reflection_pad3d", "replication_pad3d", label=_edge_pad)

@@ -592,6 +592,18 @@ def test_strides_of_what_lies_in_another_order(tmp_path: Path) -> None:
     assert export(Chunks(), tmp_path / "net.onnx", torch.randn(2, 8, 6)).max_rel_error == 0
 
 
+def test_the_largest_of_parts_and_slopes_that_training_draws(tmp_path: Path) -> None:
+    class Largest(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            y = x[:, :, 0]
+            return (
+                F.adaptive_max_pool2d(x, 3), F.adaptive_max_pool2d(x, (None, 1)), F.adaptive_max_pool1d(y, 2),
+                F.adaptive_max_pool3d(x, (2, 1, 7)), F.rrelu(x), F.rrelu(x, 0.1, 0.5, inplace=False),
+            )  # fmt: skip
+
+    assert export(Largest().eval(), tmp_path / "net.onnx", torch.randn(2, 3, 7, 8)).max_rel_error < 1e-6
+
+
 def test_nothing_to_squeeze(tmp_path: Path) -> None:
     class Squeezes(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

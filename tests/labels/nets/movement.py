@@ -259,6 +259,36 @@ class Resampled(nn.Module):
         return self.h((x + F.interpolate(F.max_pool2d(y, 2), scale_factor=2.0)).mean((2, 3)))
 
 
+@net(exact(8, "a[0] b[0] b[1] h[1]"), image("a[1]"), result("h[0]"))
+class Unpooled(nn.Module):
+    """Values go back to where their channel had its largest ones, so they are of the same channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.h = conv(3, 8), conv(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, places = F.max_pool2d(self.a(x), 2, return_indices=True)
+        y = F.max_unpool2d(self.b(y), places, 2, output_size=x.shape[-2:])
+        return self.h(y.mean((2, 3)))
+
+
+@net(
+    image("a[1]"), result("h[0]"), locked(8, "a[0]", "no rule for aten.fractional_max_pool2d"),
+    locked(8, "b[1]", "contracted with something that cannot be cut"), exact(6, "b[0] h[1]"),
+)  # fmt: skip
+class PooledAtRandom(nn.Module):
+    """Windows are drawn for every channel: with fewer channels others were drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.h = conv(3, 8), conv(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.fractional_max_pool2d(self.a(x), 2, output_size=3)  # line: PooledAtRandom
+        return self.h(self.b(y).mean((2, 3)))
+
+
 @net(
     image("a[1] g[1]"), result("b[0]"), exact(8, "a[0] b[1]"), locked(2, "g[0]", "a single channel is picked"),
 )  # fmt: skip
