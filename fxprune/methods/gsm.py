@@ -265,7 +265,8 @@ def _unread(site: Site) -> Keep:
             reading.setdefault(entry, np.zeros(graph.channel_count, dtype=bool))[group.channels] = True
             known[group.channels] = True
     parameters = [graph.by_name[name] for name in dict.fromkeys(name for name, _ in reading)]
-    nonzero = {p.name: site.parameters[p.name].detach() != 0 for p in parameters}
+    tensors = site.tensors()
+    nonzero = {p.name: tensors[p.name].detach() != 0 for p in parameters}
     unread = np.zeros(graph.channel_count, dtype=bool)
     while True:
         reads = np.zeros(graph.channel_count)
@@ -341,7 +342,7 @@ class _Structured(_Run):
         return self._active
 
     def _norms(self) -> list[Scores | None]:
-        state = ModelState(self._site.graph, self._site.parameters)
+        state = ModelState(self._site.graph, self._site.tensors())
         groups = self._site.graph.groups
         return [None if g.locked else np.asarray(np.sqrt(state.power_sums(g, 2))) for g in groups]
 

@@ -90,6 +90,10 @@ class Site:
         """Scores by the names of their groups as one per group of the graph, None where there are none."""
         return [scores.get(group.name) for group in self.graph.groups]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What ``ModelState`` reads: the parameters, and the buffers, of which some are weights or scales too."""
+        return {**dict(self.model.named_buffers(remove_duplicate=False)), **self.parameters}
+
     def norm_scales(self) -> dict[str, nn.Parameter]:
         """The scales of the norm layers whose channels are known, by name."""
         named = {name: p for name, p in self.parameters.items() if name in self.graph.norm_scales}

@@ -104,7 +104,7 @@ class _Run(Hooks):
         return result
 
     def _state(self) -> ModelState:
-        return ModelState(self._site.graph, self._site.parameters, unscaled=lambda: self._unscaled)
+        return ModelState(self._site.graph, self._site.tensors(), unscaled=lambda: self._unscaled)
 
     def _scores(self, groups: Iterable[ChannelGroup], state: ModelState) -> dict[str, Scores]:
         scored = {group.name: state.norm_scales(group, "mean") for group in groups}

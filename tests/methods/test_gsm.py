@@ -476,6 +476,26 @@ def test_frozen_weights_are_neither_ranked_nor_cut() -> None:
     assert "frozen weights stay as they are: stem.weight" in notes
 
 
+class Fixed(nn.Module):
+    """A linear map that is no parameter, as of a transform or of a head that is never trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(12, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.get_buffer("weight"))
+
+
+def test_a_buffer_reads_as_any_weight_does_and_is_not_cut_itself() -> None:
+    model = randomise(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), Fixed(), nn.ReLU(), nn.Linear(12, 4))).eval()
+    model[2].get_buffer("weight")[:, [3, 5]] = 0
+    x = torch.randn(7, 6)
+    small, zeroed = cut(model, x)
+    assert [small.get_parameter("0.weight").shape[0], *small.get_buffer("2.weight").shape] == [14, 12, 14]
+    check(small, zeroed, x)
+
+
 def test_patterns_of_a_method_that_cannot_be() -> None:
     with pytest.raises(InputError, match=r"^pattern='4:2' must be like '2:4'"):
         GSM(pattern="4:2")

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,33 @@ class Doubled(nn.LayerNorm):
         weight = self.weight.clone()
         weight.mul_(2)
         return F.layer_norm(x, self.normalized_shape, weight, self.bias, self.eps)
+
+
+class Frozen(nn.Module):
+    """A batch norm of buffers, as detectors have it: nothing in it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, values in (("weight", torch.arange(8.0)), ("shift", torch.ones(8)), ("var", torch.ones(8))):
+            self.register_buffer(name, values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.shift, self.var, self.get_buffer("weight"), self.shift)
+
+
+def test_a_scale_that_is_a_buffer_ranks_and_is_not_moved() -> None:
+    model = nn.Sequential(
+        nn.Conv1d(3, 8, 3), Frozen(), nn.ReLU(), nn.Conv1d(8, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 4, 3)
+    )
+    learner = begun(randomise(model), torch.randn(2, 3, 16), inner_only=True)
+    scores = learner.hooks.outcome().scores
+    group = learner.graph.groups.index(next(g for g in learner.graph.prunable if g.size == 8))
+    assert scores[group] is not None
+    assert np.array_equal(scores[group][0], np.arange(8.0))
+    learner.model(torch.randn(2, 3, 16)).sum().backward()
+    learner.after_backward()
+    assert torch.equal(learner.model.get_buffer("1.weight"), torch.arange(8.0))
+    assert learner.finish().get_parameter("0.weight").shape[0] < 8
 
 
 @pytest.mark.parametrize("norm", [lambda: nn.InstanceNorm1d(8, affine=True), lambda: InDouble([8, 6])])
