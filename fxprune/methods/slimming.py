@@ -36,7 +36,8 @@ class Slimming:
 
     Args:
         strength: lambda of eq. 1; the paper takes 1e-4 for VGG, 1e-5 for ResNet and DenseNet.
-        gamma: the scales' value before training; the paper trains from scratch with 0.5. None: as they are.
+        gamma: the scales' value before training; the paper trains from scratch with 0.5. None: as they are, which
+            frozen ones stay in any case.
         percent: prune this share of all channels by one global threshold, as the paper does, instead of a budget. Of
             ``N`` channels ``N - int(N * percent) - 1`` stay (the threshold itself goes) where ``min_channels`` and
             ``max_ratio`` allow it.
@@ -76,7 +77,8 @@ class _Run(Hooks):
         if options.gamma is not None:
             with torch.no_grad():
                 for scale in self._scales.values():
-                    scale.fill_(options.gamma)
+                    if scale.requires_grad:
+                        scale.fill_(options.gamma)
         site.select(site.for_groups(self._scores(self._groups, self._state())))  # whether the budget can be met
 
     def after_backward(self) -> None:

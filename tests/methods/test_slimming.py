@@ -142,6 +142,14 @@ def test_the_first_value_of_the_scales() -> None:
     assert not any(bool((p == 0.5).all()) for p in scales(begun(make()).model).values())
 
 
+def test_the_first_value_is_not_that_of_a_frozen_scale() -> None:
+    model = make()
+    frozen = model.get_parameter("up.1.weight").requires_grad_(False).clone()
+    learner = begun(model, gamma=0.5)
+    assert torch.equal(learner.model.get_parameter("up.1.weight"), frozen)
+    assert all(bool((p == 0.5).all()) for n, p in scales(learner.model).items() if n != "up.1.weight")
+
+
 @pytest.mark.parametrize(
     ("percent", "kept"), [(0.1, 4953), (0.2, 4403), (0.3, 3852), (0.4, 3302), (0.5, 2751), (0.6, 2201), (0.7, 1651)]
 )
