@@ -179,8 +179,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     add("--smoke", action="store_true", help="the same code in seconds: a narrow network, two batches of drawn images")
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="for results and checkpoints (default: runs)")
     add("--resume", action="store_true", help="continue from the checkpoints of the same run")
-    add("--seed", type=int, default=0)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--seed", type=whole, default=0)
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--amp", action="store_true", help="train in mixed precision; the papers did not")
     add("--workers", type=int, default=0, help="processes that read images")
     add("--baseline", action=argparse.BooleanOptionalAction, default=True, help="train the dense network, too")
@@ -203,6 +203,24 @@ def positive(text: str) -> int:
     return value
 
 
+def whole(text: str) -> int:
+    """An argument that counts, from 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+    return value
+
+
+def device(text: str) -> str:
+    """An argument that names a device of this machine."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # no such name; no such device, or torch was built without
+        why = str(error).partition("\n")[0]
+        raise argparse.ArgumentTypeError(f"{text} cannot be used here: {why}") from error
+    return text
+
+
 def start(recipe: str, arguments: argparse.ArgumentParser, options: argparse.Namespace, held: int = 0) -> Run:
     """The run with these options, which name the ``dataset``; what cannot be used ends the program with exit code 2.
 
@@ -219,7 +237,10 @@ def start(recipe: str, arguments: argparse.ArgumentParser, options: argparse.Nam
             arguments.error(str(error))
         if (count := len(train)) <= held:  # type: ignore[arg-type]
             arguments.error(f"{options.data} has {count} training images, of which {held} are to be held out")
-    return Run(recipe, options, train, test)
+    try:
+        return Run(recipe, options, train, test)
+    except OSError as error:
+        arguments.error(f"nothing can be written to --out {options.out}: {error.strerror or error}")
 
 
 def _drawn(dataset: str) -> tuple[Images, Images]:

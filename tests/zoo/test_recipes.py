@@ -638,6 +638,9 @@ def test_restoration_without_images(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--data", "nowhere"], "cifar10 is not complete: there is no cifar-10-batches-py/"),
         (["--smoke", "--ratio", "1.5"], "argument --ratio: 1.5 is not between 0 and 1"),
         (["--smoke", "--network", "lenet"], "argument --network: invalid choice: 'lenet'"),
+        (["--smoke", "--device", "nowhere"], "argument --device: nowhere cannot be used here: Expected one of cpu, "),
+        (["--smoke", "--device", "cuda:99"], "argument --device: cuda:99 cannot be used here: "),
+        (["--smoke", "--seed", "-1"], "argument --seed: -1 is not at least 0"),
     ],
 )
 def test_what_cannot_be_run_says_why(
@@ -675,6 +678,14 @@ def test_what_cannot_be_met_is_told_before_the_first_epoch(
     with pytest.raises(fxprune.FxpruneError, match=message):
         run(recipe, tmp_path / "out", "--smoke", *arguments)
     assert not epochs
+
+
+def test_where_nothing_can_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(SystemExit) as stopped:
+        run("gsm_mnist", tmp_path / "out", "--smoke")
+    assert stopped.value.code == 2
+    assert f"nothing can be written to --out {tmp_path / 'out'}: " in capsys.readouterr().err
 
 
 def test_more_images_to_hold_out_than_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
