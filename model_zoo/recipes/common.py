@@ -409,7 +409,10 @@ class Run:
             torch.save({key: value.cpu() for key, value in trained.state_dict().items()}, draft)
 
     def result(self, dense: dict[str, Any], pruned: dict[str, Any], **others: Any) -> None:
-        """One more line in ``results.jsonl``, and a summary on stdout."""
+        """One more line in ``results.jsonl``, and a summary on stdout.
+
+        A run that is resumed comes once more to what it had found before: that is in the file already.
+        """
         line = {
             "recipe": self._recipe,
             "smoke": self.options.smoke,
@@ -421,8 +424,19 @@ class Run:
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "versions": header(f"python -m model_zoo.recipes.{self._recipe}"),
         }
-        with (self.options.out / "results.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        file = self.options.out / "results.jsonl"
+        if not (self.options.resume and _found(line) in (_found(json.loads(told)) for told in _lines(file))):
+            with file.open("a") as opened:
+                opened.write(json.dumps(line) + "\n")
         for name, figures in (("dense", dense), ("pruned", pruned)):
             quality = "not trained" if figures[self.metric] is None else self.told(figures[self.metric])
             print(f"{name:<8}{quantity(figures['macs'])} MACs, {quantity(figures['params'])} parameters, {quality}")
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def _found(line: dict[str, Any]) -> str:
+    """What a line of results says, but for how long it took, where, and by which versions."""
+    return json.dumps({name: value for name, value in line.items() if name not in ("seconds", "device", "versions")})

@@ -727,6 +727,25 @@ def test_a_run_goes_on_where_it_was_interrupted(
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_what_an_interrupted_run_had_found_is_not_told_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("--smoke", "--no-baseline", "--passes", "2")
+    train = Run.train
+
+    def interrupted(self: Run, running: str, *others: Any) -> Any:
+        if running == "pass2-tuned":
+            raise KeyboardInterrupt
+        return train(self, running, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run("slimming_cifar", tmp_path, *arguments)
+    for _ in range(2):
+        found = run("slimming_cifar", tmp_path, *arguments, "--resume")
+        assert [line["pass"] for line in found] == [1, 2]
+    assert [line["pass"] for line in run("slimming_cifar", tmp_path, *arguments)] == [1, 2, 1, 2]
+
+
 def count_epochs(patch: pytest.MonkeyPatch) -> list[str]:
     """The stage of every epoch that is trained from now on."""
     trained: list[str] = []
