@@ -267,16 +267,19 @@ def attached(
     learner, cut = request.method, request.cut
     assert isinstance(learner, Learner)
     args, kwargs = checked_inputs(model, example_inputs, example_kwargs)
-    wider = learner.wider() if hasattr(learner, "wider") else None
+    wider, narrow = learner.wider() if hasattr(learner, "wider") else None, None
     if wider is not None:
         if cut.budget.kind == "latency":
             raise InputError(f"{request.name} starts from a wider network here, for which there is no latency= budget.")
-        given = _analysed(model, args, kwargs, request, stages, verify=False).graph
+        narrow = _analysed(model, args, kwargs, request, stages, verify=False)
+        given = narrow.graph
         cut = replace(
             cut, budget=replace(cut.budget, whole=_whole(given, cut.budget)), before=(given.macs(), given.params())
         )
         model = wider
     dense = _analysed(model, args, kwargs, request, stages, cut.verify)
+    if narrow is not None:
+        _check_answers_alike(narrow, dense)
     if dense.on_meta:
         raise ModelError("The weights are on the meta device, where nothing can be trained. Load them first.")
     if not dense.graph.prunable:
@@ -318,6 +321,21 @@ def attached(
     if not hooks.for_any_budget:
         settings |= _demands(cut)
     return Training(live, hooks, dense.graph, record, reference, finish, type(learner).__name__, settings)
+
+
+def _check_answers_alike(given: Dense, wider: Dense) -> None:
+    """What comes out is cut from the wider network and stands in for the one that is given.
+
+    Raises:
+        InputError: their outputs have other shapes.
+    """
+    here, there = given.runs({}), wider.runs({})
+    if here.failed is None and there.failed is None and here.shapes != there.shapes:
+        wanted, found = (" and ".join(str(list(shape)) for shape in run.shapes) for run in (here, there))
+        raise InputError(
+            f"factory= made a network whose outputs are {found}, and those of the model that is given are {wanted}. It "
+            "must make that model at a width, with as many classes."
+        )
 
 
 def _demands(cut: Cut) -> dict[str, str]:

@@ -366,6 +366,11 @@ def test_bad_options() -> None:
             flops=0.5,
             progress=False,  # type: ignore[arg-type,return-value]
         )
+    with pytest.raises(InputError, match=r"^factory= made a network whose outputs are \[2, 7\], and .* are \[2, 3\]\."):
+        fxprune.attach(
+            chain(4, 8, 3), torch.randn(2, 4), flops=0.5, progress=False,
+            method=Scratch(factory=lambda width: chain(4, int(8 * width), 7), expand=1.5),
+        )  # fmt: skip
     validated = fxprune.Options(loop=fxprune.Loop(validation=[(image(), torch.tensor([0, 1]))]))
     with pytest.raises(InputError, match=r"learns without labels where there are no data, and validation= has some"):
         fxprune.prune(make(), image(), method=Scratch(steps=1), flops=0.5, progress=False, options=validated)
