@@ -107,6 +107,11 @@ def _budget(method: Method, keywords: Keywords) -> Budget:
     given = [f"{kind}={ratio}" for kind, ratio in keywords.budgets.items() if ratio is not None]
     if given:
         raise InputError(f"{name_of(method)} says itself how much goes: leave out {' and '.join(given)}.")
+    if keywords.scope != "global":
+        raise InputError(
+            f"{name_of(method)} says itself which channels go, of all by one threshold, and scope={keywords.scope!r} "
+            "ranks them otherwise: leave it out, or ask for a budget."
+        )
     return Budget("channels", 1.0)
 
 

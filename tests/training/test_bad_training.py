@@ -379,6 +379,15 @@ def test_a_method_that_decides_how_much_goes_takes_no_budget() -> None:
     assert message(InputError, Slimming(), [(X, Y)], flops=None).startswith("No budget: pass one of flops=")
 
 
+@pytest.mark.parametrize("scope", ["uniform", "isomorphic"])
+@pytest.mark.parametrize("method", [Slimming(percent=0.5), GSM(compression=4)])
+def test_one_threshold_for_all_takes_no_other_ranking(method: Any, scope: str) -> None:
+    """Scores of these scopes are shares, and the threshold is one of the method's: 0.3 of the scales is no share."""
+    told = message(InputError, method, [(X, Y)], flops=None, scope=scope)
+    assert told.startswith(f"{fxprune.methods.name_of(method)} says itself which channels go, of all by one threshold")
+    assert f"scope={scope!r}" in told
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
