@@ -296,6 +296,11 @@ def attached(
     site = site_of(live, dense.graph, cut.budget, select, cut.seed)
 
     def finish(live: fx.GraphModule, outcome: Outcome) -> fx.GraphModule:
+        if outcome.threshold is not None and not getattr(learner, "decides", False):
+            raise InputError(
+                f"{request.name} gives a threshold, which takes the place of the budget that was asked for: a learner "
+                "that decides how much goes says so, decides = True."
+            )
         outcome = from_first(outcome)
         trained = dense.trained(plain_state(live))
         check_finite(trained.module, DIVERGED)  # those, too, that hypernetworks generate

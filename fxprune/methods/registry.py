@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from fxprune.errors import InputError
 from fxprune.groups.channels import ChannelGraph, ChannelGroup
-from fxprune.methods.learner import Hooks, Site
+from fxprune.methods.learner import Hooks, Outcome, Site
 from fxprune.methods.state import ModelState, Scores
 
 Need = Literal["gradients", "sample_gradients", "activations", "reads"]
@@ -180,13 +181,33 @@ _NORMALIZERS: dict[str, Callable[[Scores], float]] = {
 
 
 def _checked(criterion: Criterion, group: ChannelGroup, state: ModelState) -> Scores | None:
-    given = criterion.score(group, state)
+    return _numbers(type(criterion).__name__, group, criterion.score(group, state))
+
+
+def _numbers(name: str, group: ChannelGroup, given: Any) -> Scores | None:
     if given is None:
         return None
     scores = np.asarray(given)
     if scores.dtype.kind not in "biuf" or scores.shape != group.channels.shape:
         raise InputError(
-            f"{type(criterion).__name__} scores {group.name} with {scores.dtype} {list(scores.shape)}; a method gives "
+            f"{name} scores {group.name} with {scores.dtype} {list(scores.shape)}; a method gives "
             f"one number per channel, [blocks, size] = {list(group.channels.shape)}, or None."
         )
     return scores.astype(np.float64)
+
+
+def checked_outcome(name: str, outcome: Any, graph: ChannelGraph) -> Outcome:
+    """What a learner of this name says, its scores as arrays.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(outcome, Outcome):
+        raise InputError(f"outcome() of {name} gave a {type(outcome).__name__}; it gives a fxprune.methods.Outcome.")
+    if len(outcome.scores) != len(graph.groups):
+        raise InputError(
+            f"{name} scores {len(outcome.scores)} groups, and there are {len(graph.groups)}: scores are one for each "
+            "of site.graph.groups, None to leave it alone."
+        )
+    pairs = zip(graph.groups, outcome.scores, strict=True)
+    return replace(outcome, scores=[_numbers(name, group, scores) for group, scores in pairs])

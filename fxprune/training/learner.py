@@ -14,6 +14,7 @@ from fxprune.groups.channels import ChannelGraph, ChannelGroup
 from fxprune.groups.cost import Keep
 from fxprune.groups.flow import ADDED, flows, producers, readers, unscaled
 from fxprune.methods.learner import Hooks, Outcome, Site
+from fxprune.methods.registry import checked_outcome
 from fxprune.methods.state import Scores
 from fxprune.recording.checks import check_finite
 from fxprune.rewriting import Hypernetworks, classifiers, insert_gates, insert_hypernetworks
@@ -101,14 +102,15 @@ class Training:
         """The pruned module, as ``fxprune.prune`` returns it; ``model`` is of no use afterwards.
 
         Raises:
-            InputError: called a second time, or ``model`` has other parameters than it had.
+            InputError: called a second time, or ``model`` has other parameters than it had, or the method says what
+                cannot be.
             BudgetError, ModelError, VerificationError: see ``fxprune.prune``.
         """
         if self._finished:
             raise InputError("finish() was called before. Attach again to train once more.")
         self._check_watched()
         check_finite(self.model, DIVERGED)
-        outcome = self.hooks.outcome()
+        outcome = checked_outcome(self.method, self.hooks.outcome(), self.graph)
         result = self._finish(self.model, replace(outcome, notes=(*self.notes, *outcome.notes)))
         self._finished = True
         return result

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import Loop
 from fxprune.errors import InputError, ModelError
-from fxprune.methods import GSM, Scratch, Slimming
+from fxprune.methods import GSM, Hooks, Outcome, Scratch, Site, Slimming
 from fxprune.training import Training
 from model_zoo import papers
 
@@ -222,6 +223,54 @@ def test_a_learner_whose_end_failed_can_be_finished_again() -> None:
             learner.finish()
         weight.detach().copy_(before)
         assert learner.finish().meta["fxprune"].oracle_error < 1e-5
+
+
+class Saying:
+    """A learner of one's own, which says at its end what it is told to."""
+
+    def __init__(self, says: Callable[[Site], Any]):
+        self._says = says
+
+    def attach(self, site: Site) -> Hooks:
+        hooks = Hooks()
+        hooks.outcome = lambda: self._says(site)  # type: ignore[method-assign]
+        return hooks
+
+
+def ones(site: Site) -> list[Any]:
+    return [None if group.locked else np.ones(group.channels.shape) for group in site.graph.groups]
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        (ones, r"^outcome\(\) of Saying gave a list; it gives a fxprune\.methods\.Outcome\.$"),
+        (
+            lambda site: Outcome(ones(site)[1:]),
+            r"^Saying scores \d groups, and there are \d: ",
+        ),
+        (
+            lambda site: Outcome([None if s is None else s[:, 1:] for s in ones(site)]),
+            r"^Saying scores \S+ with float64 \[1, \d+\]; a method gives one number per channel",
+        ),
+        (
+            lambda site: Outcome(ones(site), threshold=0.5),
+            r"gives a threshold, which takes the place of the budget that was asked for: .* decides = True\.$",
+        ),
+    ],
+    ids=["no outcome", "a group too few", "a channel too few", "a threshold beside a budget"],
+)
+def test_what_a_learner_cannot_say(says: Any, told: str) -> None:
+    learner = fxprune.attach(make(), image(), method=Saying(says), **QUIET)
+    with pytest.raises(InputError, match=told):
+        learner.finish()
+
+
+def test_a_learner_that_decides_may_give_a_threshold() -> None:
+    method = Saying(lambda site: Outcome([None if s is None else s.cumsum(1) for s in ones(site)], threshold=2.0))
+    method.decides = True  # type: ignore[attr-defined]
+    small = fxprune.attach(make(), image(), method=method, progress=False).finish()
+    assert small.get_parameter("up.0.weight").shape[0] == 22
 
 
 @pytest.mark.parametrize("method", [*METHODS.values(), GSM(compression=4)], ids=[*METHODS, "gsm"])
