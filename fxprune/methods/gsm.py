@@ -152,14 +152,19 @@ class _Run(Hooks):
         return (f"the active set was held after {self._held[1]} of {self._epochs} epochs",)
 
     def trained(self) -> Parameters:
-        """A weight that is frozen cannot vanish: it is not ranked, and stays."""
-        return [p for p in self._site.model.parameters() if p.requires_grad]
+        """A weight that is frozen, or that nothing uses, cannot vanish: it is not ranked, and stays."""
+        named = self._site.model.named_parameters()
+        return [p for name, p in named if p.requires_grad and name not in self._site.idle]
 
     def frozen(self) -> tuple[str, ...]:
         """For the report: which weights stay as they are."""
-        named = self._site.model.named_parameters()
-        names = [name for name, p in named if optim.is_kernel(p) and not p.requires_grad]
-        return (f"frozen weights stay as they are: {some(names)}",) if names else ()
+        kernels = {name: p for name, p in self._site.model.named_parameters() if optim.is_kernel(p)}
+        unused = self._site.idle & {*kernels}
+        kinds = {
+            "frozen weights": [name for name, p in kernels.items() if not p.requires_grad and name not in unused],
+            "weights that the network does not use": sorted(unused),
+        }
+        return tuple(f"{kind} stay as they are: {some(names)}" for kind, names in kinds.items() if names)
 
     def schedule(self, optimizer: torch.optim.Optimizer, epochs: int) -> LRScheduler | None:
         return MultiStepLR(optimizer, sorted({max(1, epochs * 2 // 3), max(1, epochs * 5 // 6)}))

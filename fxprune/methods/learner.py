@@ -69,7 +69,8 @@ class Site:
     the first of them. ``target``: the budget, a ratio of the dense model; ``remaining(keep)``: the same ratio of a
     choice of channels, a boolean per channel. ``select(scores)``: the choice for these scores (see ``Outcome``) that
     meets it. ``unscaled``: see ``ModelState``. ``classifiers``: names of the weights ``[classes, channels]`` of linear
-    layers whose outputs the network returns and no layer reads.
+    layers whose outputs the network returns and no layer reads. ``idle``: names of the parameters that the recorded
+    network does not use, so that no training changes them.
     """
 
     graph: ChannelGraph
@@ -85,6 +86,7 @@ class Site:
     seed: int = 0
     unscaled: Callable[[], frozenset[int]] = frozenset
     classifiers: Callable[[], tuple[str, ...]] = tuple
+    idle: frozenset[str] = frozenset()
 
     def for_groups(self, scores: Mapping[str, Scores]) -> list[Scores | None]:
         """Scores by the names of their groups as one per group of the graph, None where there are none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -160,7 +161,15 @@ def site_of(
         seed,
         lambda: unscaled(model, graph, steps),
         lambda: classifiers(model, graph),
+        _idle(model, named),
     )
+
+
+def _idle(model: fx.GraphModule, named: Mapping[str, Tensor]) -> frozenset[str]:
+    """Names of the parameters that no node has or is given."""
+    held = [attrgetter(str(node.target))(model) for node in model.graph.nodes if node.op in ("call_module", "get_attr")]
+    used = {id(p) for found in held for p in (found.parameters() if isinstance(found, nn.Module) else (found,))}
+    return frozenset(name for name, parameter in named.items() if id(parameter) not in used)
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:

@@ -476,6 +476,30 @@ def test_frozen_weights_are_neither_ranked_nor_cut() -> None:
     assert "frozen weights stay as they are: stem.weight" in notes
 
 
+class Beside(Dense):
+    """With a head that training alone would use, and a graph does not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside = nn.Linear(18, 90)
+
+
+def test_weights_that_nothing_uses_are_neither_ranked_nor_cut() -> None:
+    """No gradient makes them vanish: larger than the others, they were all that the cut left."""
+    model, alone = randomise(Beside()), randomise(Dense())
+    with torch.no_grad():
+        alone.load_state_dict({name: values for name, values in model.state_dict().items() if "beside" not in name})
+        model.beside.weight.fill_(10)
+    small, other = (
+        fxprune.prune(net, image(), method=GSM(4), data=batches(), epochs=1, progress=False) for net in (model, alone)
+    )
+    assert torch.equal(small.get_parameter("beside.weight"), model.beside.weight)
+    assert all(torch.equal(small.get_parameter(name), p) for name, p in other.named_parameters())
+    *notes, told = small.meta["fxprune"].notes
+    assert (*notes,) == other.meta["fxprune"].notes
+    assert told == "weights that the network does not use stay as they are: beside.weight"
+
+
 class Fixed(nn.Module):
     """A linear map that is no parameter, as of a transform or of a head that is never trained."""
 
