@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +49,15 @@ from fxprune.verification.noise import Draw, Redrawing, Shapes
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 
 
+class _Compared(NamedTuple):
+    """What the masked network answers, what the pruned one does, a copy of which in eval mode is ``small``."""
+
+    error: float
+    expected: Any
+    found: Any
+    small: fx.GraphModule
+
+
 class ReplayError(VerificationError):
     """The labels are not known for inputs of these sizes: an op in the graph cannot be interpreted for them."""
 
@@ -63,30 +72,26 @@ def mask_oracle(
     Raises:
         VerificationError: if it exceeds the tolerance, and is no rounding error.
     """
-    small = copied_around_shares(pruned).eval()
-    error, expected, found = _compare(dense, small, graph, plan, keep, inputs)
+    both = _compare(dense, pruned, graph, plan, keep, inputs)
     exact = None
-    if error > TOLERANCE:
+    if both.error > TOLERANCE:
         with InDouble():
-            wide = double(dense), double(small)
-            exact, *_ = _compare(*wide, graph, plan, keep, map_leaves(to_double, inputs), torch.float64)
+            wide = double(dense), double(pruned)
+            exact = _compare(*wide, graph, plan, keep, map_leaves(to_double, inputs), torch.float64).error
     if exact is None or exact <= DOUBLE_TOLERANCE:
-        constant = not is_sharded(small) and is_constant(dense, small, *inputs, found)
-        return Agreement(error, exact, compared(expected), constant)
+        constant = not is_sharded(pruned) and is_constant(dense, both.small, *inputs, both.found)
+        return Agreement(both.error, exact, compared(both.expected), constant)
     raise VerificationError(
-        f"The pruned model differs from its masked original: relative error {error:.1e} ({exact:.1e} in double). "
+        f"The pruned model differs from its masked original: relative error {both.error:.1e} ({exact:.1e} in double). "
         "This is a fault of fxprune; please report it with the model. The model that was given is unchanged."
     )
 
 
 def _compare(
-    dense: fx.GraphModule, small: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs,
+    dense: fx.GraphModule, pruned: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs,
     dtype: torch.dtype | None = None,
-) -> tuple[float, Any, Any]:  # fmt: skip
-    """The relative error of ``small``, which is in eval mode; what the masked network answers, and what it does.
-
-    ``dtype``: that in which shares are gathered.
-    """
+) -> _Compared:  # fmt: skip
+    """``dtype``: that in which shares are gathered."""
     expected, noise = _masked_run(dense, graph, plan, keep, inputs, dtype)
     values = [t for t in tensors_of(expected) if t.numel()]
     floats = [strided(t) for t in values if t.is_floating_point()]
@@ -95,6 +100,7 @@ def _compare(
             "The masked model's outputs are not finite on random inputs, so nothing can be proven. "
             "Check the weights, or pass verify=False."
         )
+    small = copied_around_shares(pruned).eval()  # not before: the masked network is gone
     with torch.no_grad(), ExitStack() as stack:
         if noise:
             stack.enter_context(_PlainAttention())
@@ -108,7 +114,7 @@ def _compare(
     error = relative_error(found, expected)
     if is_sharded(small):  # and on which side of the tolerance it is, they must agree
         error = max(from_all(error))
-    return error, expected, found
+    return _Compared(error, expected, found, small)
 
 
 def masked_output(dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs) -> Any:
