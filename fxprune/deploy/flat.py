@@ -75,6 +75,8 @@ class _InOtherOps(TorchFunctionMode):
             made = _squeezed(*args, **(kwargs or {}))
         elif func in _LARGEST:
             made = _largest_of_parts(_LARGEST[func], *args, **(kwargs or {}))
+        elif func is torch.cdist:
+            made = _distances(*args, **(kwargs or {}))
         elif func is F.rrelu:
             made = _leaky(*args, **(kwargs or {}))
         elif func in _REVERSED and isinstance(args[1], float) and args[0].dtype in _INTEGERS:
@@ -124,6 +126,12 @@ def _largest_of_parts(count: int, tensor: Tensor, output_size: Any, return_indic
             spans = [(i * n // parts, -(-(i + 1) * n // parts)) for i in range(parts)]
             tensor = torch.cat([tensor.narrow(dim, a, b - a).amax(dim, keepdim=True) for a, b in spans], dim)
     return tensor
+
+
+def _distances(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
+    """``cdist`` of ``x1 [*, i, k]`` and ``x2 [*, j, k]`` from every difference, as it is for few rows."""
+    distances: Tensor = torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+    return distances
 
 
 def _leaky(

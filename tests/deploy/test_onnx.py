@@ -604,6 +604,16 @@ def test_the_largest_of_parts_and_slopes_that_training_draws(tmp_path: Path) -> 
     assert export(Largest().eval(), tmp_path / "net.onnx", torch.randn(2, 3, 7, 8)).max_rel_error < 1e-6
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, float("inf")])
+def test_distances(tmp_path: Path, p: float) -> None:
+    class Distances(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return torch.cdist(x, y, p)
+
+    file = export(Distances(), tmp_path / "net.onnx", (torch.randn(2, 5, 4), torch.randn(2, 3, 4)))
+    assert file.max_rel_error < 1e-6
+
+
 def test_nothing_to_squeeze(tmp_path: Path) -> None:
     class Squeezes(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from conftest import randomise
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.errors import BudgetError
+from fxprune.errors import BudgetError, ModelError
 from fxprune.groups import analyse_graph
 from fxprune.recording.guards import guards_of, holds
 from fxprune.rewriting import UnrepairableError, draft
@@ -91,15 +93,19 @@ def test_what_is_left_of_a_slice_is_not_picked_where_the_model_writes_to_tensors
         without_even_spaces(inplace=True)
 
 
-def compared(relation: str, recorded: int) -> fx.GraphModule:
-    """Half of the channels are cut of a graph that compares how many there are, 8."""
+def compared(relation: str, recorded: int | None) -> fx.GraphModule:
+    """Half of the channels are cut of a graph that compares how many there are, 8. None: with 8 heads of one width."""
     net, x = randomise(nn.Sequential(nn.Conv1d(3, 8, 1), nn.Conv1d(8, 2, 1))).eval(), torch.randn(2, 3, 5)
     module = fxprune.record(net, x)
     first = next(node for node in module.graph.nodes if node.target == "0")
     with module.graph.inserting_after(first):
         size = module.graph.call_method("size", (first, 1))
-    with module.graph.inserting_after(size):
-        module.graph.call_function(holds, (size, relation, recorded, "net.py:7"))
+    with module.graph.inserting_before(size.next):
+        other: Any = recorded
+        if recorded is None:
+            other = module.graph.call_function(operator.floordiv, (size, 8))
+            other = module.graph.call_function(operator.mul, (other, 8))
+        module.graph.call_function(holds, (size, relation, other, "net.py:7"))
     module.recompile()
     graph = analyse_graph(module, (x,), {})
     keep = graph.everything()
@@ -107,8 +113,8 @@ def compared(relation: str, recorded: int) -> fx.GraphModule:
     return draft(module, graph, keep, {}).module
 
 
-@pytest.mark.parametrize(("relation", "recorded", "now"), [("==", 8, 4), (">=", 3, 3), ("!=", 20, 20)])
-def test_a_size_that_is_compared_may_be_cut(relation: str, recorded: int, now: int) -> None:
+@pytest.mark.parametrize(("relation", "recorded", "now"), [("==", 8, 4), (">=", 3, 3), ("!=", 20, 20), ("==", None, 4)])
+def test_a_size_that_is_compared_may_be_cut(relation: str, recorded: int | None, now: int) -> None:
     (guard,) = guards_of(compared(relation, recorded).graph)
     assert guard.args[1:] == (relation, now, "net.py:7")
 
@@ -116,3 +122,21 @@ def test_a_size_that_is_compared_may_be_cut(relation: str, recorded: int, now: i
 def test_a_size_that_is_compared_and_would_go_the_other_way_stays() -> None:
     with pytest.raises(UnrepairableError, match="forward compares a size with 6"):
         compared(">", 6)
+
+
+class AsLongAsWide(nn.Module):
+    """Branches on whether there are as many positions as channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.head(h.relu() if x.shape[2] == h.shape[1] else h)
+
+
+def test_channels_that_are_compared_with_a_size_of_the_input_stay() -> None:
+    model, x = randomise(AsLongAsWide()).eval(), torch.randn(2, 3, 8)
+    with pytest.raises(ModelError, match="first: forward compares a size with 8"):
+        fxprune.prune(model, x, channels=0.5, round_to=1, progress=False)
