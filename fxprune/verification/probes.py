@@ -112,9 +112,8 @@ def _tell_of_fused(model: nn.Module, best: _Judged) -> None:
     What decides it are masks, so that the example is looked at, and those among the probes that change them.
     """
     twin = Twin.of(model, best.module, fused=True)
-    for probe in (outcome.probe for outcome in best.outcomes):
-        if probe is not best.outcomes[0].probe and not probe.tensors:
-            continue
+    example, *others = (outcome.probe for outcome in best.outcomes)
+    for probe in (example, *(other for other in others if other.tensors)):
         error = relative_error(twin(*probe.inputs), probe.expected)
         if error > TOLERANCE:
             best.module.meta["notes"].append(

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, M
 from torch.utils.data import Subset
 
 import fxprune
+from fxprune.errors import first_line
 from fxprune.io.files import replacing
 from fxprune.io.text import quantity
 from fxprune.methods import Hooks, Outcome, Site
@@ -197,17 +198,18 @@ def share(text: str) -> float:
 
 def positive(text: str) -> int:
     """An argument that counts, from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+    return _at_least(1, text)
 
 
 def whole(text: str) -> int:
     """An argument that counts, from 0."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
     return value
 
 
@@ -216,8 +218,7 @@ def device(text: str) -> str:
     try:
         torch.empty(0, device=text)
     except (RuntimeError, AssertionError) as error:  # no such name; no such device, or torch was built without
-        why = str(error).partition("\n")[0]
-        raise argparse.ArgumentTypeError(f"{text} cannot be used here: {why}") from error
+        raise argparse.ArgumentTypeError(f"{text} cannot be used here: {first_line(error)}") from error
     return text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fxprune.errors import InputError, WriteError, check_installed
+from fxprune.errors import InputError, WriteError, check_installed, first_line
 
 _READ = ("*.json", "*.safetensors", "*.py", "*.md")
 
@@ -60,5 +60,4 @@ def download(name: str, revision: str | None) -> Path:
 
 
 def _said(error: Exception) -> str:
-    first = next(iter(str(error).strip().splitlines()), "").rstrip(".")
-    return f"{type(error).__name__}: {first}"
+    return f"{type(error).__name__}: {first_line(error)}"
