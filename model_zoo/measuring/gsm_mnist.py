@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.io.files import replacing
 from fxprune.methods import optim
 from model_zoo import data
 from model_zoo.measuring.gsm_digits import Case, accuracy, held
 from model_zoo.papers.lenet import SIDE
+from model_zoo.pictures import TimeUpError
 from model_zoo.recipes.common import Sgd
 from model_zoo.recipes.gsm_mnist import BASE, NETWORKS, SPARSE
 from model_zoo.records import Record
@@ -27,6 +29,7 @@ from model_zoo.study import Options
 
 EPOCH = 235  # steps: as many as batches of 256 have
 TUNE = replace(BASE, epochs=SPARSE.epochs)  # of what magnitude has cut: as long as sparse momentum
+WRITTEN = 10  # epochs after which a training is written to its file
 LOOKS = 14  # at the weights, evenly over the training
 
 Images = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -40,48 +43,111 @@ def images_of(options: Options) -> Images:
 
 
 class Training:
-    """A network in training with batches of the options; steps, rates and decay are those of ``settings``."""
+    """A network in training with batches of the options; steps, rates and decay are those of ``settings``.
+
+    What is in ``file`` is taken up, and the training is written to it as it goes.
+    """
 
     def __init__(
-        self, network: nn.Module, settings: Sgd, compression: float, images: Images, options: Options, seed: int
-    ):
-        self.network, self._options = network, options
-        self._images, self._labels = images[0]
+        self, network: nn.Module, settings: Sgd, compression: float, file: Path, *, images: Images, options: Options,
+        seed: int,
+    ):  # fmt: skip
+        self.network, self._file, self._images, self._options = network, file, images, options
         self.epochs = max(1, round(settings.epochs * options.epochs / SPARSE.epochs))
         self.optimizer = optim.GSM(
             network.parameters(), settings.lr, settings.momentum, settings.weight_decay, compression, settings.nesterov
         )
         self._schedule = settings.schedule(self.optimizer, self.epochs, EPOCH)
         self._generator = torch.Generator().manual_seed(seed)
-        self.epoch = 0
+        self.epoch = self.begun = 0
+        self.looks: list[dict[str, Any]] = []
+        self._active = 0  # at least once in the epoch that was run to
+        self._take_up()
 
-    def run(self, to: int) -> int:
-        """Up to this epoch; how many weights were active at least once in the last."""
+    def run(self, to: int) -> None:
+        """Up to this epoch.
+
+        Raises:
+            TimeUpError: there is no time for another epoch.
+        """
         seen: list[Tensor] = []
+        (images, labels), _ = self._images
         self.network.train()
         while self.epoch < to:
+            if self._options.until is not None and time.time() > self._options.until:
+                self._write()
+                raise TimeUpError
             self.epoch += 1
-            for batch in self._batches():
+            for batch in self._batches(len(labels)):
                 self.optimizer.zero_grad()
-                F.cross_entropy(self.network(self._images[batch]), self._labels[batch]).backward()
+                F.cross_entropy(self.network(images[batch]), labels[batch]).backward()
                 if self.epoch == to:
                     now = [g != 0 for p, g in self.optimizer.gradients().items() if optim.is_kernel(p)]
                     seen = [a | b for a, b in zip(seen, now, strict=True)] if seen else now
                 self.optimizer.step()
                 self._schedule.step()
-        return sum(int(each.sum()) for each in seen)
+            if self.epoch == to:
+                self._active = sum(int(each.sum()) for each in seen)
+            if self.epoch == to or self.epoch % WRITTEN == 0:
+                self._write()
 
-    def _batches(self) -> Iterator[Tensor]:
+    def look(self, epoch: int, compression: float) -> None:
+        """At the network of this epoch: accuracy before and after the cut, and how many weights count."""
+        if any(look["epoch"] == epoch for look in self.looks):
+            return
+        self.run(epoch)
+        cut = copy.deepcopy(self.network)
+        optim.magnitude_cut(cut.parameters(), compression)
+        norms = [_norm(network) for network in (self.network, cut)]
+        self.looks.append({
+            "epoch": epoch,
+            "before": accuracy(self.network, *self._images[1]),
+            "after": accuracy(cut, *self._images[1]),
+            "support": optim.support(self.network.parameters()),
+            "active": self._active,
+            "norm_cut": math.sqrt(max(0.0, 1 - (norms[1] / norms[0]) ** 2)),
+        })  # fmt: skip
+        self._write()
+
+    def held(self, file: Path) -> Training:
+        """A copy that goes on alone, with the set of active weights held from here on."""
+        branch = copy.deepcopy(self, {id(each): each for each in (self._images, self._options)})
+        branch._file, branch.looks, branch.begun = file, [], self.epoch
+        branch.optimizer.freeze()
+        if not branch._take_up():
+            branch._write()
+        return branch
+
+    def _batches(self, count: int) -> Iterator[Tensor]:
         left = EPOCH
         while left:
-            order = torch.randperm(len(self._labels), generator=self._generator)
-            batches = order.split(self._options.batch)[:left]
+            batches = torch.randperm(count, generator=self._generator).split(self._options.batch)[:left]
             left -= len(batches)
             yield from batches
 
-    def branched(self) -> Training:
-        """A copy that goes on alone."""
-        return copy.deepcopy(self, {id(each): each for each in (self._images, self._labels, self._options)})
+    def _parts(self) -> tuple[Any, ...]:
+        return self.network, self.optimizer, self._schedule
+
+    def _write(self) -> None:
+        state = {
+            "parts": [part.state_dict() for part in self._parts()], "generator": self._generator.get_state(),
+            "epoch": self.epoch, "begun": self.begun, "looks": self.looks, "active": self._active,
+        }  # fmt: skip
+        with replacing(self._file) as draft:
+            torch.save(state, draft)
+
+    def _take_up(self) -> bool:
+        """What was written, if anything was."""
+        if not self._file.exists():
+            return False
+        state = torch.load(self._file)
+        for part, own in zip(self._parts(), state["parts"], strict=True):
+            part.load_state_dict(own)
+        self._generator.set_state(state["generator"])
+        self.epoch, self.begun, self.looks, self._active = (
+            state[name] for name in ("epoch", "begun", "looks", "active")
+        )
+        return True
 
 
 def measured(case: Case, images: Images, options: Options) -> Record:
@@ -90,64 +156,62 @@ def measured(case: Case, images: Images, options: Options) -> Record:
     Beside these the largest of the dense weights, fine-tuned, and the first weights with the zeros of the paper's rule.
     """
     torch.manual_seed(case.seed)
-    begin = partial(Training, images=images, options=options, seed=case.seed)
+    folder = options.work / f"gsm_mnist-{case.network}-seed{case.seed}-batch{options.batch}-epochs{options.epochs}"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def begin(network: nn.Module, settings: Sgd, compression: float, name: str) -> Training:
+        return Training(
+            network, settings, compression, folder / f"{name}.pt", images=images, options=options, seed=case.seed
+        )
+
     network = NETWORKS[case.network].make().to(memory_format=torch.channels_last)  # a third faster on processors
     first = copy.deepcopy(network)
-    dense = begin(network, BASE, 1)
+    dense = begin(network, BASE, 1, "dense")  # the same for every compression
     dense.run(dense.epochs)
-    whole = begin(copy.deepcopy(dense.network), SPARSE, case.compression)
+    marks = {round(share * options.epochs): f"held after {share:.0%}" for share in options.freeze}
+    whole = begin(
+        copy.deepcopy(dense.network), SPARSE, case.compression, "-".join([f"{case.compression}x", *map(str, marks)])
+    )
     kernels = [p for p in dense.network.parameters() if optim.is_kernel(p)]
     total = sum(p.numel() for p in kernels)
     figures: dict[str, Any] = {
         **case._asdict(), "weights": total, "kept": optim.active_count(total, case.compression),
         "epochs": whole.epochs, "batch": options.batch, "dense": accuracy(dense.network, *images[1]),
     }  # fmt: skip
-    marks = {round(share * whole.epochs): share for share in options.freeze}
     looks = {max(1, round(whole.epochs * n / LOOKS)) for n in range(1, LOOKS + 1)}
-    rules: dict[str, list[dict[str, Any]]] = {"the paper's": []}
     branches = {}
     for epoch in sorted(looks | marks.keys()):
-        active = whole.run(epoch)
         if epoch in looks:
-            rules["the paper's"].append(_look(whole, active, case, images))
+            whole.look(epoch, case.compression)
         if epoch in marks:
-            branches[f"held after {marks[epoch]:.0%}"] = branch = whole.branched()
-            branch.optimizer.freeze()
-    for name, branch in branches.items():
-        rules[name] = [
-            _look(branch, branch.run(epoch), case, images) for epoch in sorted(looks) if epoch > branch.epoch
-        ]  # fmt: skip
+            whole.run(epoch)
+            branches[marks[epoch]] = whole.held(folder / f"{case.compression}x-held-{epoch}.pt")
+    for branch in branches.values():
+        for epoch in sorted(look for look in looks if look > branch.begun):
+            branch.look(epoch, case.compression)
 
-    def with_zeros(begun: nn.Module, zeros_of: nn.Module, settings: Sgd) -> dict[str, Any]:
+    def with_zeros(name: str, begun: nn.Module, zeros_of: nn.Module, settings: Sgd) -> dict[str, Any]:
         """With the zeros that the cut of a network leaves, which stay."""
         masks = optim.magnitude_cut(copy.deepcopy(zeros_of).parameters(), case.compression)
-        training = begin(held(begun, masks), settings, 1)
-        cut = accuracy(training.network, *images[1])
+        network = held(begun, masks)
+        cut = accuracy(network, *images[1])
+        training = begin(network, settings, 1, f"{case.compression}x-{name}")
         training.run(training.epochs)
         trained = accuracy(training.network, *images[1])
         return {"cut": cut, "epochs": training.epochs, "accuracy": trained, "left": _left(training.network)}
 
     beside = {
-        "magnitude": with_zeros(dense.network, dense.network, TUNE),
-        "ticket": with_zeros(first, whole.network, BASE),
+        "magnitude": with_zeros("magnitude", dense.network, dense.network, TUNE),
+        "ticket": with_zeros("ticket", first, whole.network, BASE),
     }
     sparse = next(iter(branches.values()), whole).network
-    return Record(str(case), figures | {"rules": rules, "beside": beside, "files": _files(case, dense.network, sparse)})
-
-
-def _look(training: Training, active: int, case: Case, images: Images) -> dict[str, Any]:
-    """Accuracy before and after the cut, and how many weights count."""
-    cut = copy.deepcopy(training.network)
-    optim.magnitude_cut(cut.parameters(), case.compression)
-    norms = [_norm(network) for network in (training.network, cut)]
-    return {
-        "epoch": training.epoch,
-        "before": accuracy(training.network, *images[1]),
-        "after": accuracy(cut, *images[1]),
-        "support": optim.support(training.network.parameters()),
-        "active": active,
-        "norm_cut": math.sqrt(max(0.0, 1 - (norms[1] / norms[0]) ** 2)),
-    }
+    rules = {"the paper's": whole.looks} | {name: branch.looks for name, branch in branches.items()}
+    record = Record(
+        str(case), figures | {"rules": rules, "beside": beside, "files": _files(case, dense.network, sparse)}
+    )
+    for file in folder.glob(f"{case.compression}x-*"):
+        file.unlink()
+    return record
 
 
 def _norm(network: nn.Module) -> float:

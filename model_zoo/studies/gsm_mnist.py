@@ -42,6 +42,7 @@ def _options(add: Add) -> None:
         help="shares of the epochs (default: 100 and 160 of 280)")  # fmt: skip
     add("--epochs", type=positive, default=SPARSE.epochs, help=f"of sparse momentum (default: {SPARSE.epochs})")
     add("--batch", type=positive, default=64, help="images in a step (default: 64)")
+    add("--work", type=Path, default=Path("runs"), metavar="DIR", help="for trainings that go on (default: runs)")
 
 
 def _check(options: Options) -> str:
@@ -54,11 +55,17 @@ def _check(options: Options) -> str:
     return ""
 
 
+def _anew(options: Options) -> None:
+    for file in options.work.glob("gsm_mnist-*/*.pt"):
+        file.unlink()
+
+
 def _cases(options: Options) -> list[Case]:
     return [Case(options.network, c, seed) for seed in options.seeds for c in options.compressions]
 
 
 STUDY = Study(
     "gsm_mnist", "sparse momentum on MNIST, its active set held or not, and the size of what is left", _cases, worker,
-    page, options=_options, needs=("--data DIR: MNIST",), doc=__doc__, rules=rules(__doc__), check=_check, jobs=True,
+    page, options=_options, needs=("--data DIR: MNIST",), doc=__doc__, rules=rules(__doc__), check=_check, anew=_anew,
+    jobs=True,
 )  # fmt: skip

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,6 +42,7 @@ def test_every_rule_of_one_network_and_its_page(there: Path, tmp_path: Path, mon
     monkeypatch.setattr(gsm_mnist, "LOOKS", 2)
     out = tmp_path / "a.jsonl"
     options = ["--data", str(there), "--epochs", "4", "--batch", "5", "--freeze", "0.25", "--seeds", "0"]
+    options += ["--work", str(tmp_path)]
     main(["run", "gsm_mnist", "--out", str(out), *options])
     (record,) = read(out)[1].values()
     figures = record.figures
@@ -60,19 +64,74 @@ def test_every_rule_of_one_network_and_its_page(there: Path, tmp_path: Path, mon
     assert f"| {paper[0]['epoch']} | {paper[0]['support']} ({paper[0]['active']}) |" in text
 
 
-def test_a_branch_goes_on_as_the_training_itself_would(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def begin(there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Training]:
+    """A training that has the same first weights every time, and a file of this name."""
     monkeypatch.setattr(gsm_mnist, "EPOCH", 2)
-    options = argparse.Namespace(batch=5, epochs=280, data=there)
+    options = argparse.Namespace(batch=5, epochs=280, data=there, until=None)
     images = gsm_mnist.images_of(options)
-    torch.manual_seed(0)
-    settings = Sgd(280, 5, 0.01, 0.9, warmup=1)
-    training = Training(lenet_300_100(), settings, 60, images, options, 0)
+
+    def made(name: str) -> Training:
+        torch.manual_seed(0)
+        settings = Sgd(280, 5, 0.01, 0.9, warmup=1)
+        return Training(lenet_300_100(), settings, 60, tmp_path / name, images=images, options=options, seed=0)
+
+    return made
+
+
+def test_what_was_written_goes_on_as_the_training_itself_would(begin: Callable[[str], Training]) -> None:
+    training = begin("one")
+    training.look(1, 60)
+    again = begin("one")
+    assert (again.epoch, again.looks) == (1, training.looks)
+    for each in (training, again):
+        each.look(2, 60)
+    assert again.looks == training.looks
+    assert same(training, again)
+
+
+def test_a_branch_leaves_the_training_alone_and_goes_on_from_its_file(
+    begin: Callable[[str], Training], tmp_path: Path
+) -> None:
+    alone, training = begin("alone"), begin("one")
+    alone.run(2)
     training.run(1)
-    branch = training.branched()
-    training.run(2)
+    branch = training.held(tmp_path / "held")
     branch.run(2)
-    pairs = zip(training.network.parameters(), branch.network.parameters(), strict=True)
-    assert all(torch.equal(one, other) and one is not other for one, other in pairs)
+    training.run(2)
+    assert same(training, alone)
+    assert not same(training, branch), "its set of active weights is held"
+    assert same(branch, begin("one").held(tmp_path / "held"))
+
+
+def same(one: Training, other: Training) -> bool:
+    pairs = zip(one.network.parameters(), other.network.parameters(), strict=True)
+    return all(torch.equal(a, b) and a is not b for a, b in pairs)
+
+
+def test_a_run_that_is_stopped_anywhere_finds_what_one_that_is_not_finds(
+    there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gsm_mnist, "EPOCH", 2)
+    monkeypatch.setattr(gsm_mnist, "LOOKS", 2)
+    given = ["--data", str(there), "--epochs", "4", "--batch", "5", "--freeze", "0.25", "--seeds", "0"]
+
+    def run(name: str, *more: str) -> dict[str, Any]:
+        out = tmp_path / f"{name}.jsonl"
+        main(["run", "gsm_mnist", "--out", str(out), "--work", str(tmp_path / name), *given, *more])
+        return {case: record.figures | {"files": None} for case, record in read(out)[1].items()}  # times differ
+
+    whole = run("whole")
+    clock = count(0.0)
+    monkeypatch.setattr(gsm_mnist, "time", SimpleNamespace(time=lambda: next(clock)))
+    monkeypatch.setattr("model_zoo.runner.time", SimpleNamespace(time=lambda: 0.0, monotonic=lambda: 0.0))
+    stops = 0
+    while not (found := run("stopped", "--minutes", "0.04", *["--resume"] * (stops > 0))):
+        clock = count(0.0)
+        stops += 1
+    assert stops > 4
+    assert found == whole
+    assert [file.name for file in tmp_path.glob("stopped/*/*")] == ["dense.pt"], "for other compressions"
 
 
 def test_what_cannot_be_read_is_said_before_anything_is_trained(tmp_path: Path, capsys: Any) -> None:
