@@ -27,9 +27,9 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 def _training(case: Case) -> str:
     """One step in train mode gives every parameter a finite gradient wherever the dense model's has one.
 
-    It may be zero where that of the masked dense model is: all that a small layer has left may be dead behind a ReLU.
-    Branches that exist in train mode only (auxiliary classifiers) are not in a recording of eval mode, pruned or not:
-    they are listed in the figures.
+    It may be zero where that of the masked dense model is, or next to that: all that a small layer has left may be dead
+    behind a ReLU. Branches that exist in train mode only (auxiliary classifiers) are not in a recording of eval mode,
+    pruned or not: they are listed in the figures.
     """
     original, dense, pruned = (_gradients(case, getattr(case, name)) for name in ("model", "dense", "pruned"))
     case.figures["training_only"] = len(original.keys() - dense.keys())
@@ -93,7 +93,10 @@ def _gradients(case: Case, module: nn.Module) -> dict[str, _Gradient]:
 
 
 def _alive(case: Case) -> set[str]:
-    """The parameters whose gradient in the masked dense model is not zero in the slices that stay."""
+    """The parameters whose gradient in the masked dense model is more than what is rounded, in the slices that stay.
+
+    Before a norm a scale has none but for that, and a sum of what was rounded is zero by chance.
+    """
     masked = copy.deepcopy(case.dense)
     zero_slices(masked, case.report.plan)
     _backward(case, masked)
@@ -101,7 +104,9 @@ def _alive(case: Case) -> set[str]:
         for parameter in masked.parameters():
             parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
     zero_slices(masked, case.report.plan)
-    return {name for name, gradient in masked.named_parameters() if bool(gradient.any())}
+    largest = {name: float(g.detach().abs().max()) for name, g in masked.named_parameters() if g.numel()}
+    rounded = torch.finfo(torch.float32).eps * max(largest.values(), default=0.0)
+    return {name for name, size in largest.items() if size > rounded}
 
 
 def _backward(case: Case, module: nn.Module) -> None:
