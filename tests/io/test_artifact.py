@@ -557,3 +557,23 @@ def test_an_instance_of_the_class_is_no_program_and_no_graph_of_several_calls(tm
     with pytest.raises(InputError, match="Small was pruned for several calls, of which a file holds the graph alone"):
         fxprune.save(fxprune.into(model, several), tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+class Categories(nn.Module):
+    """Its first column is a category, as a float: random floats are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.a, self.b = nn.Embedding(4, 8), nn.Linear(15, 32), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.b(self.a(torch.cat([self.table(x[:, 0].long()), x[:, 1:]], 1)).relu())
+        return found
+
+
+def test_a_network_that_fails_on_random_inputs_is_refused_when_saved_and_told_what_to_do(tmp_path: Path) -> None:
+    x = torch.cat([torch.tensor([[1.0], [3.0]]), torch.randn(2, 7)], 1)
+    small = fxprune.prune(Categories().eval(), x, flops=0.5, progress=False)
+    with pytest.raises(FxpruneError, match=r"fails on random inputs.*Save its plan"):
+        fxprune.save(small, tmp_path / "small.safetensors")
+    assert not list(tmp_path.iterdir())

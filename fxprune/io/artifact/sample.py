@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import ArtifactError, ExampleInputsError
+from fxprune.errors import ArtifactError, ExampleInputsError, GuardError
 from fxprune.io.artifact.header import Artifact
 from fxprune.recording import evaluated
 from fxprune.recording.inputs import device_of, from_json, like_parameters, make_inputs, tensors_of
@@ -26,7 +26,12 @@ _SAMPLE_SEED = 0
 
 
 def sample_of(module: nn.Module, record: Mapping[str, Any]) -> list[list[float]]:
-    """Per output tensor on inputs made from the record: largest magnitude, then values evenly spaced over it."""
+    """Per output tensor on inputs made from the record: largest magnitude, then values evenly spaced over it.
+
+    Raises:
+        GuardError: a recorded graph does not cover them.
+        ExampleInputsError: the network does not run on such inputs, as where floats are indices.
+    """
     device = device_of(module)
 
     def outputs_of(permute: bool) -> list[Tensor]:
@@ -38,7 +43,15 @@ def sample_of(module: nn.Module, record: Mapping[str, Any]) -> list[list[float]]
         with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints what fails before it raises
             outputs = outputs_of(permute=True)
     except Exception:  # integers in another order may be out of its domain
-        outputs = outputs_of(permute=False)
+        try:
+            outputs = outputs_of(permute=False)
+        except GuardError:
+            raise
+        except Exception as error:
+            raise ExampleInputsError(
+                f"{type(module).__name__} fails on random inputs like the example's: {error}; a file cannot be checked "
+                "without such inputs. Save its plan (report.plan.save) and its state_dict, and apply the plan again"
+            ) from error
     result = []
     for output in outputs:
         flat = output.detach().reshape(-1)
