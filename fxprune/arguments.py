@@ -158,6 +158,8 @@ def as_maker(example: str) -> Check:
 def as_loss(name: str, value: Any) -> Any:
     if not callable(value):
         raise InputError(f"loss_fn= is a {type(value).__name__}; pass a function of (output, target).")
+    if isinstance(value, type):
+        raise InputError(f"loss_fn= is the class {value.__name__}; pass an object of it, such as {value.__name__}().")
     return value
 
 

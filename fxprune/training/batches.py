@@ -115,15 +115,16 @@ def loss_of(
     number: int,
     what: str = "data",
     late: list[LateLabels] | None = None,
+    alone: bool = False,
 ) -> Tensor:
     """The loss of a batch: ``loss_fn(output, target)``, or cross entropy where the shapes say classification.
 
     ``late``: where to put labels that are to be looked at later, since a look waits for a GPU; those out of range count
-    as 0 until then.
+    as 0 until then. ``alone``: the batch is a single sample of one, which a loss that compares samples may not take.
 
     Raises:
-        InputError: no loss, labels that cross entropy does not take, or something that is no scalar, or cannot be
-            differentiated.
+        InputError: no loss, labels that cross entropy does not take, a loss function that fails on a single sample, or
+            returns something that is no scalar, or cannot be differentiated.
     """
     if loss_fn is None or loss_fn is F.cross_entropy or type(loss_fn) is nn.CrossEntropyLoss:
         target = _checked_labels(loss_fn, output, target, number, what, late)
@@ -134,7 +135,15 @@ def loss_of(
                 f"Cross entropy does not take batch {number} of {what}: {first_line(error)}. Another loss is loss_fn=."
             ) from error
     else:
-        loss = loss_fn(output, target)
+        try:
+            loss = loss_fn(output, target)
+        except Exception as error:
+            if not alone or isinstance(error, FxpruneError):
+                raise  # what the user's own code raises is theirs to catch
+            raise InputError(
+                f"loss_fn fails on a single sample of batch {number} of {what}, which this method runs by itself: "
+                f"{first_line(error)}. A loss that compares the samples of a batch needs another method."
+            ) from error
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         kind = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise InputError(f"loss_fn returned {kind}; it must return one number as a tensor, such as a mean.")

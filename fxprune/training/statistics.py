@@ -81,7 +81,8 @@ class _Gradients:
 
     def add(self, batch: Batch, loss_fn: Loss | None, number: int) -> None:
         with torch.enable_grad():
-            loss = loss_of(loss_fn, output_of(self._module, batch, number), batch[-1], number)
+            output = output_of(self._module, batch, number)
+            loss = loss_of(loss_fn, output, batch[-1], number, alone=not self._whole)
         if not bool(torch.isfinite(loss)):
             raise ModelError(f"The loss of batch {number} of data is {float(loss.detach())}, so nothing can be scored.")
         gradients = torch.autograd.grad(loss, self._tensors, allow_unused=True)

@@ -165,9 +165,22 @@ def test_no_loss_where_none_is_clear(method: str) -> None:
     )
 
 
+def test_a_loss_that_takes_no_single_sample_is_told_that_it_was_given_one() -> None:
+    def loss_fn(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output @ output.T, target)  # every sample against the others of its batch
+
+    text = message(InputError, "fisher", [(X, Y)], loss_fn=loss_fn)
+    told = "loss_fn fails on a single sample of batch 0 of data, which this method runs by itself: Target 1 is out of"
+    assert text.startswith(told)
+    assert text.endswith(". A loss that compares the samples of a batch needs another method.")
+
+
 def test_a_loss_function_that_is_none() -> None:
     assert message(InputError, data=[(X, Y)], loss_fn="mse") == (
         "loss_fn= is a str; pass a function of (output, target)."
+    )
+    assert message(InputError, data=[(X, Y)], loss_fn=nn.MSELoss) == (
+        "loss_fn= is the class MSELoss; pass an object of it, such as MSELoss()."
     )
     for method in ("scratch", "l2"):
         assert message(InputError, method, None, loss_fn=F.cross_entropy, epochs=None) == (
