@@ -1,5 +1,7 @@
 """Models that something else was made of, and states of torch that pruning is called in."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -57,3 +59,29 @@ def test_guards_are_found_again_in_what_was_pruned() -> None:
         with pytest.raises(GuardError, match=r"x of .*test_wrappers.py:\d+ in forward: it has 3 dims"):
             model(torch.randn(2, 3, 4))
     torch.testing.assert_close(second(torch.ones(3, 4)), first(torch.ones(3, 4)))
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+def test_what_several_processes_do_for_each_other_is_not_recorded(tmp_path: Path) -> None:
+    """DistributedDataParallel puts all buffers together in one tensor, in forward; so batch norms kept their width."""
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(net)
+        small = _prune(parallel, x)
+        assert parallel.require_forward_param_sync
+        assert parallel.require_backward_grad_sync
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not small.meta["fxprune"].notes
+    assert small.get_parameter("module.1.weight").shape == (4,)
+    assert torch.allclose(small.eval()(x), _prune(net, x).eval()(x), atol=1e-6)
+
+
+def test_a_compiled_module_is_pruned_as_the_one_that_it_was_made_from() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(3, 4)
+    compiled = torch.compile(net, backend="eager")
+    compiled(x)
+    small = _prune(compiled, x)  # type: ignore[arg-type]
+    assert small.get_parameter("_orig_mod.0.weight").shape == (4, 4)
+    assert torch.allclose(small(x), _prune(net, x)(x), atol=1e-6)
