@@ -37,7 +37,7 @@ from fxprune.recording.parts import Parts
 from fxprune.recording.placing import Placing
 from fxprune.recording.randomness import drawn, draws
 from fxprune.recording.rehearsal import Rehearsal
-from fxprune.recording.sources import caller_is_user_code, current_source, defined_at
+from fxprune.recording.sources import caller_is_user_code, caller_makes_weights, current_source, defined_at
 from fxprune.recording.special import SPECIAL, attention_body
 from fxprune.recording.traced import plain
 from fxprune.recording.writer import GraphWriter
@@ -196,7 +196,7 @@ class Recorder:
                 )
 
     def _branched_on_flag(self) -> None:
-        if caller_is_user_code():
+        if caller_is_user_code() or caller_makes_weights():
             self.writer.note(BRANCH)
 
     # --- the hooks ----------------------------------------------------------------------------------------------------

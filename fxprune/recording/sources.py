@@ -21,6 +21,7 @@ _RECORDER = str(Path(__file__).parent) + "/"
 _RUN = _RECORDER + "recorder.py"
 _STDLIB = str(Path(os.__file__).parent) + "/"
 _TORCH_LAYERS = _TORCH + "nn/modules/"
+_TORCH_UTILS = _TORCH + "nn/utils/"
 _GENERATED = "<eval_with_key>"
 _FRAME = re.compile(r'File "(.+)", line (\d+), in (.+)(?:\n +(.+))?')
 
@@ -159,10 +160,19 @@ def defined_at(function: Callable[..., Any]) -> str:
 
 def caller_is_user_code() -> bool:
     """Whether the code that called the recorder's innermost hook is the user's (not torch's own)."""
+    return _is_user_code(_calling_file())
+
+
+def caller_makes_weights() -> bool:
+    """Whether that code is one of torch's hooks that set a layer's weights, such as ``spectral_norm``."""
+    return _calling_file().startswith(_TORCH_UTILS)
+
+
+def _calling_file() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_RECORDER):
         frame = frame.f_back
-    return frame is not None and _is_user_code(frame.f_code.co_filename)
+    return "<frozen >" if frame is None else frame.f_code.co_filename
 
 
 def raised_at(error: BaseException) -> str:

@@ -347,6 +347,19 @@ def test_a_flag_that_is_asked_only_where_another_says_yes_is_noted() -> None:
     assert note.endswith("a branch on self.training was recorded as it goes in eval mode")
 
 
+def test_a_hook_that_makes_weights_otherwise_in_train_mode_is_told() -> None:
+    """The hook of spectral_norm takes a step of its power iteration then; a graph of eval mode never does."""
+    net = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2))
+    (note,) = record(net, torch.randn(3, 4)).meta["notes"]
+    assert note.endswith("a branch on self.training was recorded as it goes in eval mode")
+    parametrized = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2))
+    graph = record(parametrized, torch.randn(3, 4))
+    assert not graph.meta["notes"]
+    before = graph.get_buffer("0.parametrizations.weight.0._u").clone()
+    graph.train()(torch.randn(3, 4))
+    assert not torch.equal(graph.get_buffer("0.parametrizations.weight.0._u"), before)
+
+
 def test_branch_on_training_is_noted() -> None:
     notes = record(Branches(structure=True), torch.randn(1, 4)).meta["notes"]
     assert notes
