@@ -148,7 +148,7 @@ def test_every_option_reaches_prune(net: str, monkeypatch: pytest.MonkeyPatch) -
         *("--max-ratio", "0.9", "layer.*=0.5", "--consume", "--epochs", "5", "--amp", "--clip", "1", "--device", "cpu"),
         *("--checkpoint", "run.pt", "--resume", "old.pt", "--data", f"{file}:batches", "--loss", "mse_loss"),
         *("--validation", f"{file}:BATCHES", "--optimizer", f"{file}:sgd", "--schedule", f"{file}:constant"),
-        "--per-step",
+        *("--per-step", "--depth", "0.3"),
     )
     assert (code, out) == (0, "the report\n")
     options, names = seen.pop("options"), sys.modules["_fxprune_model_net"]
@@ -179,10 +179,14 @@ def test_every_option_reaches_prune(net: str, monkeypatch: pytest.MonkeyPatch) -
         "attention": "heads",
         "scope": "uniform",
         "round_to": 8,
+        "depth": 0.3,
         "verify": False,
         "seed": 7,
         "progress": False,
     }
+    seen.clear()
+    assert run("prune", net, "--input-size", "3,8,8", "--depth", "--flops", "0.5", "--quiet")[0] == 0
+    assert seen["depth"] is True
 
 
 def test_what_is_not_given_is_left_to_prune(net: str, monkeypatch: pytest.MonkeyPatch) -> None:

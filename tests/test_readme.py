@@ -84,7 +84,8 @@ def options() -> str:
         rows = ["| option | |", "|---|---|"]
         for action in parser._actions:
             if not isinstance(action, argparse._HelpAction):
-                taken = " ".join([*action.option_strings[:1], *([str(action.metavar)] if action.metavar else [])])
+                value = f"[{action.metavar}]" if action.nargs == "?" and action.option_strings else action.metavar
+                taken = " ".join([*action.option_strings[:1], *([str(value)] if value else [])])
                 rows.append(f"| `{taken}` | {(action.help or '').replace('|', chr(92) + '|')} |")
         parts.append("\n".join([f"### fxprune {name}", "", f"{about[name]}.", "", *rows]))
     return "\n\n".join(parts)

@@ -134,8 +134,10 @@ def _add_fields(parser: argparse.ArgumentParser, *records: type) -> None:
                 groups[flag.group] = parser.add_argument_group(flag.group)
             said = told[field.name].replace("``", "").replace("%", "%%")
             how: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": said}
-            if isinstance(field.default, bool):
+            if isinstance(field.default, bool) and not flag.metavar:
                 how["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
+            elif isinstance(field.default, bool):  # True, or how much
+                how |= {"metavar": flag.metavar, "type": _reader(flag.read), "nargs": "?", "const": True}
             else:
                 how |= {"metavar": flag.metavar, "type": _reader(flag.read)}
                 how["help"] += f" (default: {field.default})" if field.default not in (None, ()) else ""
