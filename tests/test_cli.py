@@ -446,6 +446,12 @@ def test_help_does_not_load_torch() -> None:
     assert "fxprune prune timm:resnet50 --method l2 --flops 0.5 --onnx resnet50-half.onnx" in done.stdout
 
 
+def test_the_package_is_run_as_the_command_is() -> None:
+    done = subprocess.run([sys.executable, "-m", "fxprune", "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: fxprune ")
+
+
 def test_a_closed_pipe_is_no_error() -> None:
     script = (
         "import sys; from fxprune import cli, errors\n"

@@ -46,6 +46,7 @@ STAGES = [
     "io.hub",
     "__init__",
     "cli",
+    "__main__",
 ]
 
 # A method sees channel groups. What a layer is, and how a graph is rewritten, is not its business.
