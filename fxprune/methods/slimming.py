@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from fxprune.errors import InputError, ModelError, check_number, is_real
 from fxprune.groups.channels import ChannelGroup
+from fxprune.io.text import some
 from fxprune.methods.learner import Hooks, Outcome, Parameters, Site
 from fxprune.methods.registry import register
 from fxprune.methods.state import ModelState, Scores
@@ -119,4 +120,9 @@ class _Run(Hooks):
         if options.percent is not None and scores:
             everything = np.sort(np.concatenate([s.reshape(-1) for s in scores.values()]))
             threshold = float(everything[int(len(everything) * options.percent)])
-        return Outcome(self._site.for_groups(scores), threshold=threshold, notes=(*state.notes,))
+        return Outcome(self._site.for_groups(scores), threshold=threshold, notes=(*state.notes, *self._untrained()))
+
+    def _untrained(self) -> tuple[str, ...]:
+        """Of scales that no gradient reaches the penalty makes none smaller; they are compared all the same."""
+        frozen = [name for name, scale in self._scales.items() if not scale.requires_grad]
+        return (f"frozen scales stay as they are: {some(frozen)}",) if frozen else ()

@@ -148,6 +148,7 @@ def test_the_first_value_is_not_that_of_a_frozen_scale() -> None:
     learner = begun(model, gamma=0.5)
     assert torch.equal(learner.model.get_parameter("up.1.weight"), frozen)
     assert all(bool((p == 0.5).all()) for n, p in scales(learner.model).items() if n != "up.1.weight")
+    assert "frozen scales stay as they are: up.1.weight" in learner.finish().meta["fxprune"].notes
 
 
 @pytest.mark.parametrize(
