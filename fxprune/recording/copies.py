@@ -19,12 +19,13 @@ import warnings
 import weakref
 from array import array
 from collections import ChainMap, OrderedDict, UserDict, UserList, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from fxprune.recording.trees import PLAIN, map_sequence
@@ -284,3 +285,14 @@ def forget(root: nn.Module) -> None:
             continue
         pending += [child for child in children.values() if child is not None]
         module.__dict__.clear()
+
+
+def keep_to_this_process(copies: Iterable[nn.Module]) -> None:
+    """What ``DistributedDataParallel`` does to have the same in all processes is no part of what a model computes.
+
+    Its copies of the buffers, put together in one tensor, would be nodes that keep every batch norm as wide as it is,
+    and processes that try a model unequally often would wait for each other.
+    """
+    for module in copies:
+        if isinstance(module, DistributedDataParallel):
+            module.__dict__.update(require_forward_param_sync=False, require_backward_grad_sync=False)

@@ -19,14 +19,13 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
 from fxprune.errors import RecordError
 from fxprune.ops.table import find_call, load
 from fxprune.recording import boundary, patches, state, structure, together, trees
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
-from fxprune.recording.copies import Copier, forget
+from fxprune.recording.copies import Copier, forget, keep_to_this_process
 from fxprune.recording.decisions import LAYOUT, Decisions
 from fxprune.recording.either import BRANCH
 from fxprune.recording.leaves import is_leaf, is_only_torch
@@ -74,7 +73,7 @@ class Recorder:
         self.model = copier(model)
         self._copies = copier
         self.parts = Parts.of(self.model)
-        _keep_to_this_process(self.parts)
+        keep_to_this_process(self.parts.modules.values())
         self.options = options
         self.foreign_randomness = self.draws = self.writes = self.gradients = False
         self.draws_seeded = self._is_seeded = False
@@ -421,16 +420,6 @@ class Recorder:
             if not changed and not trees.has_tensors(result):
                 return self._decisions.read(written(), result) if self._value_read or name in _READS else result
             return self.writer.write(written(), result, changed)
-
-
-def _keep_to_this_process(parts: Parts) -> None:
-    """What ``DistributedDataParallel`` does to have the same in all processes is no part of what a model computes.
-
-    Its copies of the buffers, put together in one tensor, would be nodes that keep every batch norm as wide as it is.
-    """
-    for module in parts.modules.values():
-        if isinstance(module, DistributedDataParallel):
-            module.__dict__.update(require_forward_param_sync=False, require_backward_grad_sync=False)
 
 
 def _begin_of(model: nn.Module) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from fxprune.ops.meta import OpMode, tensors_in
 from fxprune.recording import boundary, state
-from fxprune.recording.copies import Copier
+from fxprune.recording.copies import Copier, keep_to_this_process
 from fxprune.recording.parts import Parts
 from fxprune.recording.patches import without_fast_path
 from fxprune.recording.randomness import repeatable
@@ -48,6 +48,7 @@ class Twin:
         self._memory = state.Memory(parts, self._private, self._gradients)
         self._copies = Copier(self._memory.stand_in)  # holds what is only referred to weakly
         self.model: nn.Module = self._copies(self._given)
+        keep_to_this_process(self._copies.modules.values())
         self._in_eval_mode = False
         self._tensors = list(parts.tensors.values())
 
