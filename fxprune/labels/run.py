@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map
 
 from fxprune.errors import FxpruneError, ModelError, first_line
 from fxprune.labels.apply import apply
 from fxprune.labels.factors import Factor, vector
 from fxprune.labels.propagation import Propagation, describe, set_labels
-from fxprune.ops.meta import MetaKernels, OpMode, tensors_in
+from fxprune.ops.meta import MetaKernels, OpMode, tensors_in, without_real
 from fxprune.ops.table import argument, record_at, record_of
 from fxprune.recording import named_tensors
 from fxprune.recording.checks import is_within
@@ -81,7 +81,7 @@ def _execute(kernels: MetaKernels, func: Any, args: Any, kwargs: dict[str, Any],
             return _made(func, args, kwargs, on_meta if tensors and not fills else None)
         return func(*args, **kwargs)
     if on_meta and not all(are_meta):
-        args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
+        args, kwargs = without_real(args, kwargs)
     if not on_meta:
         return func(*args, **kwargs)
     if _UNKNOWN_SIZE.isdisjoint(func.tags):
@@ -111,10 +111,6 @@ def _made(func: Any, args: Any, kwargs: dict[str, Any], on_meta: bool | None) ->
     if unknown or made.is_complex() or draws(func, args, kwargs):  # no number that is drawn is known
         return made
     return func(*args, **{**kwargs, "device": torch.device("cpu")})
-
-
-def _to_meta(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_meta else tensor.to("meta")
 
 
 class _Runner:

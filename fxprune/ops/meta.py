@@ -37,6 +37,15 @@ def tensors_in(values: Iterable[Any]) -> list[Tensor]:
     return found
 
 
+def without_real(args: Any, kwargs: Any) -> Any:
+    """The arguments of an op of which some are on meta, all of them there: its kernels take no others beside these."""
+    return tree_map_only(Tensor, _to_meta, (args, kwargs))
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta else tensor.to("meta")
+
+
 class OpMode(TorchDispatchMode):
     """A mode that sees aten ops. Nothing is compiled inside, so there is no compiler to hide from at every op.
 

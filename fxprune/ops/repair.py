@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_flatten
 
 from fxprune.labels.factors import cut_sizes
 from fxprune.labels.records import TensorLabels, channels_of
@@ -90,11 +91,23 @@ class Repair:
         return any(f.dim == dim and not self.keep[f.rows()].all() for f in known.labels)
 
     def depends_on_batch(self, argument: Any) -> bool:
-        return (
-            isinstance(argument, fx.Node)
-            and argument.name in self.other_values
-            and self.other_values[argument.name] != self.dense(argument)
-        )
+        """Does a number follow the batch? Where the run with another one did not get, all but sizes of channels may."""
+        if not isinstance(argument, fx.Node):
+            return False
+        if argument.name in self.other_values:
+            return bool(self.other_values[argument.name] != self.dense(argument))
+        return not self.is_of_channels(argument)
+
+    def is_of_channels(self, values: Any) -> bool:
+        """Whether nothing but sizes that were cut are in these numbers, so that no input makes others of them."""
+        for node in (leaf for leaf in tree_flatten(values)[0] if isinstance(leaf, fx.Node)):
+            if node.target == "size" and len(node.args) == 2 and isinstance(node.args[1], int):
+                known = self.dense(node.args[0])
+                if not isinstance(known, TensorLabels) or not self.is_cut(known, node.args[1] % len(known.shape)):
+                    return False
+            elif isinstance(self.dense(node), TensorLabels) or not self.is_of_channels((node.args, node.kwargs)):
+                return False
+        return True
 
     # -- replacing arguments -------------------------------------------------------------------------------------
 

@@ -89,22 +89,11 @@ class Literals(Repair):
         other, then = self.dense(recorded), self.value(recorded)
         if any(type(value) is not int for value in (was, now, other, then)) or (now == was and then == other):
             return
-        known = not isinstance(recorded, fx.Node) or self._is_of_channels((number, recorded))
+        known = not isinstance(recorded, fx.Node) or self.is_of_channels((number, recorded))
         if relation == "==" and other == was and known:
             guard.args = (number, relation, now, source)
         elif not keeps(now, str(relation), then):
             raise UnrepairableError(guard, f"forward compares a size with {other}")
-
-    def _is_of_channels(self, values: Any) -> bool:
-        """Whether nothing but sizes that were cut are in these numbers, so that no input makes others of them."""
-        for node in (leaf for leaf in tree_flatten(values)[0] if isinstance(leaf, fx.Node)):
-            if node.target == "size" and len(node.args) == 2 and isinstance(node.args[1], int):
-                known = self.dense(node.args[0])
-                if not isinstance(known, TensorLabels) or not self.is_cut(known, node.args[1] % len(known.shape)):
-                    return False
-            elif isinstance(self.dense(node), TensorLabels) or not self._is_of_channels((node.args, node.kwargs)):
-                return False
-        return True
 
     def _freeze_numbers(self, node: fx.Node) -> None:
         """Numbers used by a tensor op keep their dense value, unless they are sizes, which were repaired before."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.groups import ValueInterpreter, placeholder_values
-from fxprune.ops.meta import MetaKernels, OpMode, tensors_in
+from fxprune.ops.meta import MetaKernels, OpMode, tensors_in, without_real
 from fxprune.recording import clone_modules, put_in_eval_mode, replace_tensors
 from fxprune.recording.guards import NUMBER, holds, is_guard
 from fxprune.recording.inputs import map_tensors, tensors_of
@@ -57,8 +57,11 @@ class _Fast(OpMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if draws(func, args, kwargs) and not any(t.is_meta for t in tensors_in((args, kwargs))):
+        on_meta = [t.is_meta for t in tensors_in((args, kwargs))]
+        if draws(func, args, kwargs) and not any(on_meta):
             return drawn(func, args, kwargs, 0)  # real numbers, but nobody's generator moves
+        if any(on_meta) and not all(on_meta):
+            args, kwargs = without_real(args, kwargs)
         return self._kernels(func, args, kwargs)
 
 

@@ -140,3 +140,32 @@ def test_channels_that_are_compared_with_a_size_of_the_input_stay() -> None:
     model, x = randomise(AsLongAsWide()).eval(), torch.randn(2, 3, 8)
     with pytest.raises(ModelError, match="first: forward compares a size with 8"):
         fxprune.prune(model, x, channels=0.5, round_to=1, progress=False)
+
+
+class Indexed(nn.Module):
+    """Rows are written or picked by an index, then attention whose heads are counted together with the batch."""
+
+    def __init__(self, use: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.use = use
+        self.enter, self.attention, self.head = nn.Linear(6, 4), nn.MultiheadAttention(4, 2), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.use(self.enter(x)).transpose(0, 1)
+        return self.head(self.attention(h, h, h)[0])
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda h: h.index_fill(1, torch.tensor([0]), 0.5),
+        lambda h: h.masked_select(torch.tensor([True, False, True, False]).view(1, 4, 1)).view(-1, 2, 4),
+    ],
+    ids=["index on the processor", "as many as the values say"],
+)
+def test_numbers_behind_an_op_that_does_not_run_on_meta_still_follow_the_batch(use: Callable[[Tensor], Tensor]) -> None:
+    model, x = randomise(Indexed(use)).eval(), torch.randn(2, 4, 6)
+    options = {"attention": "heads", "round_to": 1, "ignore": ("enter",), "progress": False}
+    pruned = fxprune.prune(model, x, channels=0.5, **options)
+    assert pruned.attention.in_proj_weight.shape == (6, 4)
+    assert pruned(torch.randn(5, 4, 6)).shape == model(torch.randn(5, 4, 6)).shape
