@@ -198,13 +198,23 @@ def record_and_analyse(
     given, (model, put_back) = model, recordable(model)
     with stages("recording"):
         module, runs = recorded(model, args, kwargs) if model is given else _without_values(model, args, kwargs)
+    graphs: dict[tuple[recording.RecordedModule, int], ChannelGraph] = {}
+
+    def analysed(module: recording.RecordedModule) -> ChannelGraph:
+        key = module, len(module.graph.nodes)  # a proof puts guards in
+        if key not in graphs:
+            graphs[key] = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore, keep=keep)
+        return graphs[key]
+
     if verify and given is model and not any(p.is_meta for p in module.parameters()):
         with stages("probing"), collected():
-            proven, proof = prove(model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs)
+            proven, proof = prove(
+                model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs, analysed
+            )
         if proven is not module:
             module, runs = proven, SizeRuns(proven, args, kwargs)
     with stages("analysing"):
-        graph = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore, keep=keep)
+        graph = analysed(module)
     put_back(module)
     kinds = {name: type(m).__name__ for name, m in recording.named_modules(model)}
     if model is not given:

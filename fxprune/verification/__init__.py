@@ -3,7 +3,8 @@
 ``oracle`` runs the masked model; ``masks`` are the ops over kept channels, ``noise`` the random ops, ``double``
 the same in double precision, ``compare`` how far outputs are apart, ``answers`` whether they are one and the same
 whatever goes in. ``probes`` checks the recording on what the example
-did not show, with the probes that ``prober`` makes, of the ``sizes`` that are tried; ``proof`` is what came of it, as
+did not show, with the probes that ``prober`` makes, of the ``sizes`` that are tried; ``places``: whether channels lie
+there where they do for the example; ``proof`` is what came of it, as
 data.
 """
 

@@ -46,19 +46,34 @@ class Probe:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one probe: ``error`` where the graph ran, ``guard`` where it refused, ``raised`` where it failed."""
+    """Of one probe: ``error`` where the graph ran, ``guard`` where it refused, ``raised`` where it failed.
+
+    ``elsewhere``: the graph ran, but its channels do not lie where they lie for the example.
+    """
 
     probe: Probe
     error: float = 0.0
     guard: GuardError | None = None
     raised: str = ""
+    elsewhere: bool = False
 
     @property
     def is_wrong(self) -> bool:
-        return bool(self.raised) or self.error > TOLERANCE
+        return bool(self.raised) or self.error > TOLERANCE or self.elsewhere
+
+    @property
+    def is_right(self) -> bool:
+        return self.guard is None and not self.is_wrong
 
     @property
     def text(self) -> str:
+        """What is wrong."""
+        if self.elsewhere:
+            return "channels lie elsewhere"
+        return f"the recorded graph and the model differ ({self.details})"
+
+    @property
+    def details(self) -> str:
         return self.raised or f"relative error {self.error:.1e}"
 
 
@@ -117,7 +132,7 @@ class Prober:
         if len(likely) > 1:
             probe = self._taken([together], [*together])
             outcome = None if probe is None else outcome_of(module, probe)
-            if outcome is not None and outcome.guard is None and not outcome.is_wrong:
+            if outcome is not None and outcome.is_right:
                 yield outcome
             else:
                 together = {}
@@ -133,6 +148,12 @@ class Prober:
             found = self._taken([unequal], [])
             if found is not None:
                 yield outcome_of(module, found)
+
+    def apart(self, sizes: Mapping[tuple[int, int], int]) -> list[Probe]:
+        """A probe for every kind of dim of which there are other sizes, as far as the model takes those alone."""
+        groups = [[place for place in group if place in sizes] for group in dims_together(self.record)]
+        found = [self._taken([{place: sizes[place] for place in group}], []) for group in groups if group]
+        return [probe for probe in found if probe is not None]
 
     def _unequal(
         self, module: RecordedModule, groups: Sequence[Sequence[tuple[int, int]]]

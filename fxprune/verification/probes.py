@@ -16,6 +16,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.errors import FxpruneError, VerificationError
+from fxprune.groups.channels import ChannelGraph
 from fxprune.recording import Options, RecordedModule, Twin, boundary, guards
 from fxprune.recording.inputs import (
     DIMS_KEY,
@@ -23,6 +24,7 @@ from fxprune.recording.inputs import (
 from fxprune.recording.structure import paths, tensors_of
 from fxprune.verification.compare import TOLERANCE, compared, relative_error
 from fxprune.verification.oracle import Inputs
+from fxprune.verification.places import Places
 from fxprune.verification.prober import Outcome, Probe, Prober, outcome_of
 from fxprune.verification.proof import InputDim, Proof
 from fxprune.verification.sizes import SizeRuns
@@ -47,6 +49,7 @@ def prove(
     kwargs: Mapping[str, Any],
     record_again: Callable[[Options], RecordedModule],
     runs: SizeRuns,
+    analysed: Callable[[RecordedModule], ChannelGraph] | None = None,
 ) -> tuple[RecordedModule, Proof]:
     """The recording that agrees with the model, guarded where it cannot, and what was probed.
 
@@ -57,6 +60,7 @@ def prove(
         kwargs: the same, keyword inputs.
         record_again: makes another candidate.
         runs: of ``module``.
+        analysed: gives the channels of a recording, where any are to be cut.
 
     Raises:
         VerificationError: the recording does not compute what the model computes on the example itself, or the model
@@ -73,11 +77,13 @@ def prove(
     first = best.outcomes[0]
     if first.is_wrong or first.guard is not None:
         raise VerificationError(
-            f"The recorded graph differs from the model on the example inputs: {first.guard or first.text}. "
+            f"The recorded graph differs from the model on the example inputs: {first.guard or first.details}. "
             "Does forward depend on something that changes from call to call?"
         )
     if best.module.meta["fused"]:
         _tell_of_fused(model, best)
+    if analysed is not None and any(outcome.probe.dims and outcome.is_right for outcome in best.outcomes):
+        best = _with_places(best, prober, analysed(best.module))
     fixed = _guarded(best, prober)
     proof = _proof(_under_guards(best), prober, fixed)
     best.module.meta[DIMS_KEY] = [asdict(dim) for dim in proof.inputs]
@@ -167,6 +173,20 @@ def _without_builtins(best: _Judged, prober: Prober) -> Options | None:
     return replace(best.options, traced_builtins=False)
 
 
+def _with_places(best: _Judged, prober: Prober, graph: ChannelGraph) -> _Judged:
+    """The same; sizes for which channels lie elsewhere than for the example are wrong, alone if alone they are."""
+    places, outcomes = Places(best.module, graph, prober.example), list[Outcome]()
+    for outcome in best.outcomes:
+        if not (outcome.probe.dims and outcome.is_right) or places.are_for(outcome.probe.inputs):
+            outcomes.append(outcome)
+            continue
+        apart = [outcome_of(best.module, probe) for probe in prober.apart(outcome.probe.dims)]
+        right = [each.is_right and places.are_for(each.probe.inputs) for each in apart]
+        told = [each if fine else replace(each, elsewhere=True) for each, fine in zip(apart, right, strict=True)]
+        outcomes += [replace(outcome, elsewhere=True)] if all(right) else told
+    return replace(best, outcomes=tuple(outcomes))
+
+
 def _guarded(best: _Judged, prober: Prober) -> dict[tuple[int, int], str]:
     """Put a guard where a probe is wrong, or where the graph takes a size that the model does not; dim -> reason."""
     module, fixed = best.module, {}
@@ -175,7 +195,7 @@ def _guarded(best: _Judged, prober: Prober) -> dict[tuple[int, int], str]:
             continue
         probe = outcome.probe
         for place, size in probe.dims.items():
-            fixed[place] = f"at {size} the recorded graph and the model differ ({outcome.text})"
+            fixed[place] = f"at {size} {outcome.text}"
         for n in probe.tensors:
             fix_values(module, prober, n, f"{prober.names[n]} is fixed at the example's values")
     taken = {place for outcome in best.outcomes for place in outcome.probe.dims}
@@ -252,7 +272,7 @@ def _input_node(module: RecordedModule, prober: Prober, n: int) -> fx.Node:
 
 
 def _proof(best: _Judged, prober: Prober, fixed: Mapping[tuple[int, int], str]) -> Proof:
-    agreed = [outcome for outcome in best.outcomes if outcome.guard is None and not outcome.is_wrong]
+    agreed = [outcome for outcome in best.outcomes if outcome.is_right]
     taken = {place: size for outcome in agreed for place, size in outcome.probe.dims.items()}
     stopped = {place: outcome.guard for outcome in best.outcomes if outcome.guard for place in outcome.probe.dims}
     dims = []

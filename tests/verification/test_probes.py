@@ -588,6 +588,34 @@ def test_a_size_that_only_the_model_refuses_is_fixed_also_where_dims_move_togeth
             small(torch.randn(2, 3, side, side))
 
 
+@pytest.mark.parametrize("fold", ["into rows for a layer", "into rows that are summed", "one channel a row"])
+def test_sizes_for_which_channels_are_folded_into_the_batch_are_fixed(fold: str) -> None:
+    """The model takes images of twice the side, and makes four rows of each, of other channels each."""
+
+    class Folding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 3, padding=1)
+            self.b = nn.Linear({"into rows for a layer": 8 * 16, "one channel a row": 8}.get(fold, 16), 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x).relu()
+            if self.b.in_features == 8 * 16:
+                return self.b(h.view(-1, 8 * 16))
+            h = h.view(-1, 8, 16)
+            return self.b(h.mean(2)) if self.b.in_features == 8 else self.b(h).sum(1)
+
+    small = prune(Folding(), torch.randn(2, 3, 4, 4))
+    assert small.a.weight.shape[0] == 4
+    assert [(dim.dim, dim.why) for dim in proof_of(small).inputs if dim.dim > 1] == [
+        (2, "at 8 channels lie elsewhere"),
+        (3, "at 8 channels lie elsewhere"),
+    ]
+    assert small(torch.randn(5, 3, 4, 4)).shape == (5, 4)
+    with pytest.raises(GuardError, match="is fixed at 4: at 8 channels lie elsewhere"):
+        small(torch.randn(2, 3, 8, 8))
+
+
 def test_a_branch_behind_an_op_that_takes_few_sizes_is_guarded() -> None:
     """None of the sizes that are tried comes to the branch; that says nothing of those that do."""
 
