@@ -261,6 +261,9 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
+    if query.ndim == key.ndim == value.ndim == 3:  # torch computes it of four dims, and so the labels saw it
+        whole = _attention(query[None], key[None], value[None], attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        return whole.squeeze(0)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         nothing = torch.zeros((), dtype=query.dtype, device=query.device)
         attn_mask = torch.where(attn_mask, nothing, nothing - torch.inf)

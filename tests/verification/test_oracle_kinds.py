@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import randomise
 from nets import Attentive, image, make, outputs
 from torch import Tensor, fx, nn
 
@@ -352,3 +353,20 @@ def test_attention_taken_apart_is_attention(mask: str, grouped: bool) -> None:
     with _PlainAttention():
         found = F.scaled_dot_product_attention(q, k, k, **options)
     torch.testing.assert_close(found, expected)
+
+
+def test_attention_of_three_dims_whose_tokens_are_channels_is_proven() -> None:
+    """A softmax over channels in one call: torch computes it of four dims."""
+
+    class Across(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(3, 12, 1), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            return self.b(F.scaled_dot_product_attention(h, h.relu(), h).sum(1))
+
+    model = randomise(Across()).eval()
+    small = fxprune.prune(model, torch.randn(2, 3, 8), channels=0.5, round_to=1, progress=False)
+    assert small.a.weight.shape[0] == 6
