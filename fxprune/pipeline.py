@@ -402,8 +402,10 @@ def _loosened(dense: Dense, graph: ChannelGraph, scores: Sequence[Scores | None]
 @torch.inference_mode(False)
 def rewrite_as(dense: Dense, keep: Keep, options: Cut, method: str) -> fx.GraphModule | Reason:
     """The verified module with these channels, or why it cannot be made."""
+    graph = dense.graph  # channels that were locked because no rewriting followed are among those that stay whole
+    whole = [int(channel) for group in graph.groups if keep[group.channels].all() for channel in group.channels.flat]
     with dense.stages("rewriting"):
-        found, blame = _rewrite(dense, dense.graph, keep)
+        found, blame = _rewrite(dense, graph.with_locked(whole, Reason("the plan leaves them")), keep)
         if found is None:
             return blame[1]
         _check_agreed(dense, dense.graph, keep)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import randomise
 from nets import Attentive, Shuffled, Small, image, make
 from torch import Tensor, nn
 
@@ -154,3 +155,24 @@ def test_a_hand_made_plan_can_be_applied() -> None:
     assert torch.equal(pruned.get_parameter("up.0.weight"), model.get_parameter("up.0.weight")[::2])
     assert torch.equal(pruned.get_parameter("down.0.weight"), model.get_parameter("down.0.weight")[:, ::2])
     assert torch.equal(pruned.get_parameter("head.weight"), model.get_parameter("head.weight"))
+
+
+def test_a_plan_of_a_network_some_of_whose_channels_no_rewriting_could_cut_is_applied() -> None:
+    class Parts(nn.Module):
+        """A layer over the parts of a split: whole parts are its channels, and their number is that of what returns."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a = nn.Linear(6, 6), nn.Conv1d(10, 8, 1)
+            self.b, self.head = nn.Linear(6, 8), nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.stem(x)
+            h = self.b(self.a(torch.hstack([h, -h]))).flatten(1)
+            return self.head(torch.stack(h.split(32, -1), 1).mT)
+
+    model, x = randomise(Parts()).eval(), torch.randn(2, 5, 6)
+    pruned = fxprune.prune(model, x, channels=0.5, method="random", round_to=1, progress=False)
+    report = pruned.meta["fxprune"]
+    assert any(note.startswith("locked: the rewritten graph does not follow") for note in report.notes)
+    assert torch.equal(fxprune.apply(model, report.plan, x)(x), pruned(x))
