@@ -13,7 +13,7 @@ from fxprune.labels.positions import join_positions
 from fxprune.labels.propagation import Propagation
 from fxprune.ops.call import Call
 from fxprune.ops.masks import normalised
-from fxprune.ops.meta import empty, fits, is_dense, is_plain, like
+from fxprune.ops.meta import channels_last_of, empty, fits, is_dense, is_plain, like
 from fxprune.ops.refit import NOT_FOLLOWED, Affine, Statistics
 from fxprune.ops.repair import Repair, set_argument
 from fxprune.ops.table import Shape, adder, argument, layer
@@ -149,6 +149,15 @@ def _meta_group_norm(
     return empty(tuple(x.shape), x), empty((batch, groups), x), empty((batch, groups), x)
 
 
+def _laid_out(result: tuple[Tensor, ...], x: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    """The result with the strides that CPU kernels give it: channels last where ``x`` lies so, else first."""
+    if not is_dense(x):
+        return result
+    first, *others = result
+    layout = channels_last_of(x) or torch.contiguous_format
+    return torch.empty(first.shape, dtype=first.dtype, device="meta", memory_format=layout), *others
+
+
 # -- layers -----------------------------------------------------------------------------------------------------------
 
 
@@ -223,8 +232,8 @@ _SIZES = "a recorded graph calls the function above it"
 _op = adder(__name__, refit=Affine())
 _batch = adder(__name__, label=_batch_norm, mask=_masked_batch_norm, counted="batch_norm", refit=Statistics())
 
-_batch("native_batch_norm", takes="floats of one kind", meta={"default": _meta_batch_norm})
-_batch("_native_batch_norm_legit_no_training", takes="floats of one kind")
+_batch("native_batch_norm", takes="floats of one kind", lays=_laid_out, meta={"default": _meta_batch_norm})
+_batch("_native_batch_norm_legit_no_training", takes="floats of one kind", lays=_laid_out)
 _batch("_native_batch_norm_legit", "_batch_norm_with_update")
 _batch("cudnn_batch_norm", "miopen_batch_norm", refit=Statistics(eps="epsilon"))
 _op(
@@ -237,7 +246,7 @@ _op(
 )  # fmt: skip
 _op(
     "native_group_norm", label=_group_norm, mask=_masked_group_norm, counted="group_norm", repair=_SIZES,
-    takes="floats of one kind", meta={"default": _meta_group_norm},
+    takes="floats of one kind", lays=_laid_out, meta={"default": _meta_group_norm},
 )  # fmt: skip
 _op("_weight_norm_interface", label=_weight_norm, mask=_masked_weight_norm, counted="weight_norm", refit=NOT_FOLLOWED)
 

@@ -630,3 +630,24 @@ def test_every_op_that_stand_ins_are_given_to_is_among_them() -> None:
     blind = {op.name.removeprefix("aten::") for op in OPS.values() if op.takes == "floats of one kind"}
     assert len(blind) > 50
     assert tried >= blind - norms_of_batches
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(5), nn.GroupNorm(1, 5)], ids=["batch", "group"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_a_norm_gives_lies_in_memory_as_the_kernels_lay_it(norm: nn.Module, channels_last: bool) -> None:
+    """Of a turned tensor it does not lie turned, so that flattening it makes no copy, and what is written stays."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(4, 8), norm
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.linear(x)
+            h = h.contiguous(memory_format=torch.channels_last) if channels_last else h.transpose(2, 3)
+            h = self.norm(h)
+            h.flatten(1).add_(1.5)
+            return h
+
+    model, x = Turned().eval(), torch.randn(2, 5, 3, 4)
+    torch.testing.assert_close(_check_same(model, x)(x), model(x))
