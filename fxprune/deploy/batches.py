@@ -47,17 +47,21 @@ def at_free_batch(
 def up_to_the_largest(device: torch.device, capture: Callable[[Any], _T]) -> tuple[_T, int | None]:
     """What ``capture`` gives for a free batch, and the largest one, where the network does something else beyond.
 
+    An einsum of three or more is captured from left to right, as torch computes it without the package opt_einsum: that
+    chooses an order by the sizes, and holds the batch to the one that it saw.
+
     Args:
         device: on which it is captured.
         capture: is given the dim of the batch, a ``torch.export.Dim``. What it raises is raised, unless torch.export
             names a largest batch in it.
     """
     most = _LARGEST_ON_CUDA if device.type == "cuda" else None
-    try:
-        return capture(torch.export.Dim("batch", min=1, max=most)), None
-    except Exception as error:
-        limit = re.search(r"batch = Dim\('batch', max=(\d+)\)", str(error))
-        if limit is None or int(limit[1]) < max(BATCHES):
-            raise
-        most = int(limit[1])
-    return capture(torch.export.Dim("batch", min=1, max=most)), most
+    with torch.backends.opt_einsum.flags(enabled=False):
+        try:
+            return capture(torch.export.Dim("batch", min=1, max=most)), None
+        except Exception as error:
+            limit = re.search(r"batch = Dim\('batch', max=(\d+)\)", str(error))
+            if limit is None or int(limit[1]) < max(BATCHES):
+                raise
+            most = int(limit[1])
+        return capture(torch.export.Dim("batch", min=1, max=most)), most

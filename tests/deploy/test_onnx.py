@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -1024,6 +1025,36 @@ def test_a_network_that_does_something_else_for_large_batches(recorded: bool, tm
     limit = 4
     with pytest.raises(ExportError, match=r"batch = Dim\('batch', max=4\) only"):
         export(Large(), tmp_path / "net.onnx", x)
+
+
+class ThreeFactors(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 16), nn.Linear(4, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bnd,bmd,bme->bne", self.left(x), self.right(x), x)
+
+
+def test_products_of_three_have_a_free_batch_where_opt_einsum_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It chooses an order by comparing sizes; a stand-in, since it need not be there."""
+
+    def contract_path(equation: str, *factors: Tensor, **settings: Any) -> tuple[list[tuple[int, int]], str]:
+        return [(0, 1), (0, 1)], f"{[int(size) for factor in factors for size in factor.shape]}"
+
+    installed = torch.backends.opt_einsum.m
+    for name, value in (("get_opt_einsum", lambda: package), ("is_available", lambda: True), ("enabled", True)):
+        monkeypatch.setattr(installed, name, value)
+    monkeypatch.setattr(installed, "strategy", "auto")
+    package = SimpleNamespace(contract_path=contract_path)
+    small = fxprune.prune(randomise(ThreeFactors()), torch.randn(2, 5, 4), flops=0.6, round_to=1, progress=False)
+    assert export(small, tmp_path / "net.onnx").batches == (1, 3, 5)
+    fxprune.save(small, tmp_path / "net.pt2")
+    x = torch.randn(7, 5, 4)
+    torch.testing.assert_close(fxprune.load(tmp_path / "net.pt2")(x), small(x))
+    assert torch.backends.opt_einsum.enabled  # as it was
 
 
 def test_sizes_that_the_recording_does_not_cover_are_not_compared(tmp_path: Path) -> None:
