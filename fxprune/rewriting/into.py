@@ -173,10 +173,9 @@ def _is_in(name: str, other: str) -> bool:
 
 
 def _holding(model: nn.Module, pruned: fx.GraphModule) -> tuple[nn.Module, Exact]:
-    result = _copied(model)
+    result = _put_tensors(model, pruned)
     for cache in cached_tensor_dicts(result.modules()):  # computed from the dense weights
         cache.clear()
-    _put_tensors(result, pruned)
     _put_sizes(result, pruned)
     repaired, outgrown = list(_repaired(result, pruned)), list(_outgrown(result, pruned))
     lines = sorted({str(node.meta.get("source", node.name)) for node in (*repaired, *outgrown)})
@@ -200,14 +199,16 @@ def _holding(model: nn.Module, pruned: fx.GraphModule) -> tuple[nn.Module, Exact
     raise refusal if repaired else first
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copied(model: nn.Module, instead: Mapping[int, Tensor] | None = None) -> nn.Module:
     """A deep copy, in which tensors that a gradient runs through, and torch copies none of, have their values alone.
 
     Layers keep such from an earlier call, or, with ``torch.nn.utils.weight_norm``, compute their weight ahead of each.
+    ``instead``: what takes the place of tensors, by their ids.
     """
     held = (tensor for module in model.modules() for value in vars(module).values() for tensor in tensors_of(value))
     try:
-        return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf})
+        values = {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
+        return copy.deepcopy(model, values | dict(instead or {}))
     except Exception as error:  # of the user's
         raise ConversionError(
             f"{type(model).__name__} cannot be copied: copy.deepcopy raised {_said(error)}. Let go of what it holds "
@@ -225,24 +226,23 @@ def check_same(model: nn.Module, cuts: Cuts) -> None:
         )
 
 
-def _put_tensors(result: nn.Module, pruned: nn.Module) -> None:
-    """Copies of the pruned parameters and buffers; what is one tensor in the model stays one."""
+def _put_tensors(model: nn.Module, pruned: nn.Module) -> nn.Module:
+    """A copy of ``model`` with copies of the pruned parameters and buffers; what is one tensor in it stays one.
+
+    Also where a list, say, holds it a second time: the copy is made with the pruned ones in the place of the model's.
+    """
     given = named_tensors(pruned)
-    names = {id(tensor): name for name, tensor in named_tensors(result).items() if name in given}
+    names = {id(tensor): name for name, tensor in named_tensors(model).items() if name in given}
     made: dict[int, Tensor] = {}
-
-    def put(tensor: Tensor) -> Tensor:
-        if id(tensor) not in names:
-            return tensor
-        if id(tensor) not in made:
-            source = given[names[id(tensor)]]
-            new = source.detach().clone(memory_format=torch.preserve_format)
-            if isinstance(source, nn.Parameter):
-                new = nn.Parameter(new, requires_grad=source.requires_grad)
-            made[id(tensor)] = new
-        return made[id(tensor)]
-
-    replace_tensors(result, put)
+    for key, name in names.items():
+        new = given[name].detach().clone(memory_format=torch.preserve_format)
+        made[key] = nn.Parameter(new, given[name].requires_grad) if isinstance(given[name], nn.Parameter) else new
+    result = _copied(model, made)
+    # A copy of the user's own making may have left them out.
+    others = {id(tensor): name for name, tensor in named_tensors(result).items() if name in given}
+    by_name = {name: made[key] for key, name in names.items()}
+    replace_tensors(result, lambda tensor: by_name.get(others.get(id(tensor), ""), tensor))
+    return result
 
 
 def _put_sizes(result: nn.Module, pruned: nn.Module) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import timm
@@ -100,6 +100,31 @@ def test_the_result_shares_nothing_and_trains() -> None:
     others = {t.data_ptr() for m in (model, small) for t in m.state_dict().values() if t.numel()}
     assert not mine & others
     result.train()(image()).sum().backward()
+    assert all(p.grad is not None for p in result.parameters())
+
+
+class HeldTwice(nn.Module):
+    """Forward reads parameters from a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.scale, self.shift = nn.Parameter(torch.rand(16) + 0.5), nn.Parameter(torch.rand(4))
+        self.held = [self.scale, self.shift]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.two(self.one(x).relu() * self.held[0]) + self.held[1])
+
+
+def test_parameters_that_a_list_holds_too_are_the_ones_that_train() -> None:
+    model, x = make(HeldTwice), torch.randn(2, 6)
+    small = pruned(model, x)
+    assert small.scale.shape[0] < 16
+    result: Any = fxprune.into(model, small)
+    assert same(result, small, x)
+    assert result.held[0] is result.scale
+    assert result.held[1] is result.shift
+    result.train()(x).sum().backward()
     assert all(p.grad is not None for p in result.parameters())
 
 
