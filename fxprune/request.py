@@ -190,10 +190,10 @@ def check_data(request: Request, keywords: Keywords, options: Options) -> None:
         raise InputError(f"{name} does not train, so {given[0]}= has no meaning. Fine-tune what prune returns.")
     needs = sorted(needs_of(method))
     if needs and data is None:
-        if needs == ["reads"]:
+        if not {"gradients", "sample_gradients"} & set(needs):
+            what = "what weights read" if needs == ["reads"] else " and ".join(needs)
             raise InputError(
-                f"{name} measures what weights read: pass data=, a tensor, a list of inputs or a loader. It reads no "
-                "targets."
+                f"{name} measures {what}: pass data=, a tensor, a list of inputs or a loader. It reads no targets."
             )
         raise InputError(f"{name} measures {' and '.join(needs)}: pass data=, a loader of (inputs, target).")
 

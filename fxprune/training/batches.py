@@ -21,16 +21,24 @@ class Inputs(NamedTuple):
     kwargs: dict[str, Any]
 
 
+_ROWS = 32  # of a tensor that is all of the data, in one batch
 Batch = tuple[tuple[Any, ...], dict[str, Any], Any]
 Loss = Callable[[Any, Any], Tensor]
 
 
-def unpack(batch: Any, number: int, device: torch.device | str, what: str = "data") -> Batch:
+def unpack(batch: Any, number: int, device: torch.device | str, what: str = "data", with_target: bool = True) -> Batch:
     """A batch as ``(args, kwargs, target)`` on a device.
 
+    ``with_target``: it has to have one. Otherwise a tensor, a dict and a tuple of one are inputs by themselves; two are
+    a pair all the same.
+
     Raises:
-        InputError: it is no pair of inputs and target.
+        InputError: it is no pair of inputs and target, nor inputs where these are enough.
     """
+    if not with_target and (
+        isinstance(batch, (Tensor, Mapping)) or (isinstance(batch, (tuple, list)) and len(batch) == 1)
+    ):
+        batch = (batch, None)
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         kind = f"{len(batch)} values" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
         raise InputError(
@@ -72,17 +80,21 @@ def begin_epoch(loader: Any, epoch: int) -> None:
             tell(epoch)
 
 
-def examples(data: Any, device: torch.device | str, what: str = "data") -> Iterator[Batch]:
-    """The batches of a loader.
+def examples(data: Any, device: torch.device | str, what: str = "data", with_target: bool = True) -> Iterator[Batch]:
+    """The batches of a loader; where no targets are needed, also those of a loader of inputs, or of a tensor of them.
 
     Raises:
         InputError: it cannot be iterated over, yields nothing, or something else.
     """
     check_loader(data, what)
+    if not with_target and isinstance(data, Tensor):
+        if not data.ndim:
+            raise InputError(f"{what}= is a tensor of shape []: pass [N, ...], N samples.")
+        data = data.split(_ROWS)
     empty = True
     for number, batch in enumerate(data):
         empty = False
-        yield unpack(batch, number, device, what)
+        yield unpack(batch, number, device, what, with_target)
     if empty:
         raise InputError(without_batches(what))
 

@@ -39,7 +39,7 @@ def measure(
     batches = _Gradients(module, graph, whole=True) if "gradients" in needs else None
     samples = _Gradients(module, graph, whole=False) if "sample_gradients" in needs else None
     activations = _Activations(module, graph) if "activations" in needs else None
-    given = examples(data, device)
+    given = examples(data, device, with_target=batches is not None or samples is not None)
     for number, batch in enumerate(given if batches is None else in_step(given)):
         if batches is not None:
             batches.add(batch, loss_fn, number)

@@ -65,7 +65,8 @@ def test_what_is_no_loader(method: str, data: Any) -> None:
 
 @pytest.mark.parametrize("method", READERS)
 def test_batches_of_another_form(method: str) -> None:
-    for batch, what in [((X, Y, Y), "3 values"), (X, "a Tensor"), ({"x": X}, "a dict"), ((X,), "1 values")]:
+    without_target = [(X, "a Tensor"), ({"x": X}, "a dict"), ((X,), "1 values")] if method != "wanda" else []
+    for batch, what in [((X, Y, Y), "3 values"), ("x", "a str"), *without_target]:
         assert message(InputError, method, [batch]).startswith(f"Batch 0 of data is {what}; {PAIR}")
     assert message(InputError, method, [(3, Y)]) == "The inputs of batch 0 of data hold no tensor."
 
@@ -576,6 +577,23 @@ def test_the_same_calls_work_with_sound_data(method: str) -> None:
         for form in forms
     ]  # fmt: skip
     assert all(plan == plans[0] for plan in plans)
+
+
+@pytest.mark.parametrize("method", ["wanda", "activation"])
+def test_methods_that_measure_activations_need_no_targets(method: str) -> None:
+    """They read none. Two values are inputs and a target all the same."""
+    rows = DataLoader(TensorDataset(X), 2)
+    forms: list[Any] = [[(X, Y)], X, [X], [X[:2], X[2:]], [(X,)], [[X]], [{"x": X}], rows, [((X,), None)]]
+    plans = [
+        fxprune.prune(make(), image(), method=method, flops=0.5, data=form, progress=False, verify=False)
+        .meta["fxprune"].plan
+        for form in forms
+    ]  # fmt: skip
+    assert all(plan == plans[0] for plan in plans)
+    assert message(InputError, method) == (
+        f"{method} measures activations: pass data=, a tensor, a list of inputs or a loader. It reads no targets."
+    )
+    assert message(InputError, method, X.sum()) == "data= is a tensor of shape []: pass [N, ...], N samples."
 
 
 # -- figures that are read late, as on a GPU
