@@ -192,8 +192,9 @@ def prune(
         latency: the same for the time of a run, on onnxruntime, or on what a ``LatencyBudget`` says, PyTorch for one.
             Kernels are timed at several channel counts (kept on disk, see the guide) to predict it, and the pruned
             model is measured beside the dense one until it is right.
-        data: batches ``(inputs, target)``, for methods that train or measure; with one that reads only weights the
-            report notes that they were not needed, unless the result is refitted on them.
+        data: batches ``(inputs, target)``, for methods that train or measure gradients; those that measure activations
+            take inputs alone, or a tensor of them. With a method that reads only weights the report notes that they
+            were not needed, unless the result is refitted on them.
         loss_fn: ``loss_fn(output, target)``; cross entropy for classifiers if not given.
         epochs: how long a method that trains does.
         ignore: modules whose output channels stay: names of modules or parameters, patterns of names such as
