@@ -59,7 +59,7 @@ class Training:
         )
         self._schedule = settings.schedule(self.optimizer, self.epochs, EPOCH)
         self._generator = torch.Generator().manual_seed(seed)
-        self.epoch = self.begun = 0
+        self.epoch = 0
         self.looks: list[dict[str, Any]] = []
         self._active = 0  # at least once in the epoch that was run to
         self._take_up()
@@ -112,7 +112,7 @@ class Training:
     def held(self, file: Path) -> Training:
         """A copy that goes on alone, with the set of active weights held from here on."""
         branch = copy.deepcopy(self, {id(each): each for each in (self._images, self._options)})
-        branch._file, branch.looks, branch.begun = file, [], self.epoch
+        branch._file, branch.looks = file, []
         branch.optimizer.freeze()
         if not branch._take_up():
             branch._write()
@@ -131,7 +131,7 @@ class Training:
     def _write(self) -> None:
         state = {
             "parts": [part.state_dict() for part in self._parts()], "generator": self._generator.get_state(),
-            "epoch": self.epoch, "begun": self.begun, "looks": self.looks, "active": self._active,
+            "epoch": self.epoch, "looks": self.looks, "active": self._active,
         }  # fmt: skip
         with replacing(self._file) as draft:
             torch.save(state, draft)
@@ -144,9 +144,7 @@ class Training:
         for part, own in zip(self._parts(), state["parts"], strict=True):
             part.load_state_dict(own)
         self._generator.set_state(state["generator"])
-        self.epoch, self.begun, self.looks, self._active = (
-            state[name] for name in ("epoch", "begun", "looks", "active")
-        )
+        self.epoch, self.looks, self._active = state["epoch"], state["looks"], state["active"]
         return True
 
 
@@ -179,15 +177,15 @@ def measured(case: Case, images: Images, options: Options) -> Record:
         "epochs": whole.epochs, "batch": options.batch, "dense": accuracy(dense.network, *images[1]),
     }  # fmt: skip
     looks = {max(1, round(whole.epochs * n / LOOKS)) for n in range(1, LOOKS + 1)}
-    branches = {}
+    branches: dict[int, Training] = {}
     for epoch in sorted(looks | marks.keys()):
         if epoch in looks:
             whole.look(epoch, case.compression)
         if epoch in marks:
             whole.run(epoch)
-            branches[marks[epoch]] = whole.held(folder / f"{case.compression}x-held-{epoch}.pt")
-    for branch in branches.values():
-        for epoch in sorted(look for look in looks if look > branch.begun):
+            branches[epoch] = whole.held(folder / f"{case.compression}x-held-{epoch}.pt")
+    for mark, branch in branches.items():
+        for epoch in sorted(look for look in looks if look > mark):
             branch.look(epoch, case.compression)
 
     def with_zeros(name: str, begun: nn.Module, zeros_of: nn.Module, settings: Sgd) -> dict[str, Any]:
@@ -205,7 +203,7 @@ def measured(case: Case, images: Images, options: Options) -> Record:
         "ticket": with_zeros("ticket", first, whole.network, BASE),
     }
     sparse = next(iter(branches.values()), whole).network
-    rules = {"the paper's": whole.looks} | {name: branch.looks for name, branch in branches.items()}
+    rules = {"the paper's": whole.looks} | {marks[mark]: branch.looks for mark, branch in branches.items()}
     record = Record(
         str(case), figures | {"rules": rules, "beside": beside, "files": _files(case, dense.network, sparse)}
     )
