@@ -13,6 +13,7 @@ from fxprune.deploy import alignment, check_engine, placed, provider_at_hand
 from fxprune.errors import InputError
 from fxprune.io.files import check_writable
 from fxprune.methods import Learner, Method, name_of, needs_of, resolve
+from fxprune.methods.registry import WITH_TARGET
 from fxprune.options import Attention, Keywords, LatencyBudget, Options
 from fxprune.pipeline import COARSEST, Cut
 from fxprune.recording.checks import check_model, chosen_names
@@ -190,7 +191,7 @@ def check_data(request: Request, keywords: Keywords, options: Options) -> None:
         raise InputError(f"{name} does not train, so {given[0]}= has no meaning. Fine-tune what prune returns.")
     needs = sorted(needs_of(method))
     if needs and data is None:
-        if not {"gradients", "sample_gradients"} & set(needs):
+        if WITH_TARGET.isdisjoint(needs):
             what = "what weights read" if needs == ["reads"] else " and ".join(needs)
             raise InputError(
                 f"{name} measures {what}: pass data=, a tensor, a list of inputs or a loader. It reads no targets."

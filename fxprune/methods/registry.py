@@ -24,6 +24,8 @@ from fxprune.methods.state import ModelState, Scores
 Need = Literal["gradients", "sample_gradients", "activations", "reads"]
 Normalize = Literal["mean", "max", "sum", "none"]
 NEEDS = ("gradients", "sample_gradients", "activations", "reads")
+WITH_TARGET = frozenset({"gradients", "sample_gradients"})
+"""The needs that read targets; for the others inputs are enough."""
 
 
 @runtime_checkable

@@ -160,7 +160,8 @@ def defined_at(function: Callable[..., Any]) -> str:
 
 def caller_is_user_code() -> bool:
     """Whether the code that called the recorder's innermost hook is the user's (not torch's own)."""
-    return _is_user_code(_calling_file())
+    file = _calling_file()
+    return bool(file) and _is_user_code(file)
 
 
 def caller_makes_weights() -> bool:
@@ -169,10 +170,11 @@ def caller_makes_weights() -> bool:
 
 
 def _calling_file() -> str:
+    """Of the code that called the recorder's innermost hook; "" if there is none."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_RECORDER):
         frame = frame.f_back
-    return "<frozen >" if frame is None else frame.f_code.co_filename
+    return "" if frame is None else frame.f_code.co_filename
 
 
 def raised_at(error: BaseException) -> str:

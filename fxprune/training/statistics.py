@@ -18,7 +18,7 @@ from fxprune.errors import FxpruneError, GuardError, InputError, ModelError
 from fxprune.groups import ValueInterpreter, placeholder_values
 from fxprune.groups.channels import ChannelGraph
 from fxprune.groups.flow import channels_in, flows, node_labels, reading_parameters
-from fxprune.methods.registry import Need
+from fxprune.methods.registry import WITH_TARGET, Need
 from fxprune.methods.state import Activation, Measured, Saliency, first_order, places_of, sums_in_places
 from fxprune.recording.inputs import device_of, map_leaves, tensors_of
 from fxprune.training.batches import Batch, Loss, does_not_run, examples, loss_of, output_of
@@ -39,7 +39,7 @@ def measure(
     batches = _Gradients(module, graph, whole=True) if "gradients" in needs else None
     samples = _Gradients(module, graph, whole=False) if "sample_gradients" in needs else None
     activations = _Activations(module, graph) if "activations" in needs else None
-    given = examples(data, device, with_target=batches is not None or samples is not None)
+    given = examples(data, device, with_target=not WITH_TARGET.isdisjoint(needs))
     for number, batch in enumerate(given if batches is None else in_step(given)):
         if batches is not None:
             batches.add(batch, loss_fn, number)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.errors import ArtifactError, ExampleInputsError, GuardError
+from fxprune.errors import ArtifactError, ExampleInputsError, GuardError, first_line
 from fxprune.io.artifact.header import Artifact
 from fxprune.recording import evaluated
 from fxprune.recording.inputs import device_of, from_json, like_parameters, make_inputs, tensors_of
@@ -49,8 +49,9 @@ def sample_of(module: nn.Module, record: Mapping[str, Any]) -> list[list[float]]
             raise
         except Exception as error:
             raise ExampleInputsError(
-                f"{type(module).__name__} fails on random inputs like the example's: {error}; a file cannot be checked "
-                "without such inputs. Save its plan (report.plan.save) and its state_dict, and apply the plan again"
+                f"{type(module).__name__} fails on random inputs like the example's: {first_line(error)}; a file "
+                "cannot be checked without such inputs. Save its plan (report.plan.save) and its state_dict, and apply "
+                "the plan again"
             ) from error
     result = []
     for output in outputs:
