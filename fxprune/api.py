@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, get_args
@@ -16,7 +16,7 @@ from fxprune.groups.channels import ChannelGraph
 from fxprune.labels.classes import Reason
 from fxprune.methods import Learner, Method, name_of, needs_of, resolve
 from fxprune.options import Attention, LatencyBudget, Loop, Options, RoundTo, Scope, asked
-from fxprune.pipeline import Cut, Stages, record_and_analyse, recorded, rewrite_as
+from fxprune.pipeline import Cut, Dense, Stages, record_and_analyse, recorded, rewrite_as
 from fxprune.reconstruction.data import pieces_of
 from fxprune.reconstruction.front import inside, refitted
 from fxprune.recording.boundary import describe
@@ -464,15 +464,39 @@ def apply(
 
 
 def applied(
-    model: nn.Module, plan: PruningPlan, args: Any, kwargs: Any, method: str = "plan", verify: bool = True
-) -> fx.GraphModule:
+    model: nn.Module,
+    plan: PruningPlan,
+    args: Any,
+    kwargs: Any,
+    method: str = "plan",
+    verify: bool = True,
+    put: Callable[[nn.Module, fx.GraphModule], nn.Module] = lambda model, pruned: pruned,
+) -> Any:
     """``apply`` with inputs that were resolved. ``verify``: run the mask oracle. ``method``: for the report.
+
+    ``put``: what is made of the result; of a plan with earlier ones of every step, which the next is applied to.
 
     Raises:
         PlanError: see ``apply``.
     """
-    attention: Any = plan.attention
-    dense = record_and_analyse(model, args, kwargs, attention, (), Stages(progress=False), verify=True)
+
+    def analysed(model: nn.Module, plan: PruningPlan) -> Dense:
+        attention: Any = plan.attention
+        return record_and_analyse(model, args, kwargs, attention, (), Stages(progress=False), verify=True)
+
+    dense = analysed(model, plan.steps[0])
+    first, *others = plan.onwards(dense.graph)
+    if first.attention != dense.graph.attention:
+        dense = analysed(model, first)
+    result = put(model, _applied(dense, first, method, verify))
+    for step in others:
+        result = put(result, _applied(analysed(result, step), step, method, verify))
+    return result
+
+
+def _applied(dense: Dense, plan: PruningPlan, method: str, verify: bool) -> fx.GraphModule:
+    """One plan applied, without those before it."""
+    dense = replace(dense, earlier=plan.earlier)
     if plan.removed:
         dense = running.without_branches(dense, plan.removed)
     if plan.joins:

@@ -35,7 +35,7 @@ from fxprune.recording.shards import check_same, is_sharded, recordable, without
 from fxprune.recording.shards import whole as whole_of
 from fxprune.recording.together import CALLS_KEY, is_together, one_call, parameters_of
 from fxprune.reports.graph import group_rows, groups_with_removed, rows, with_removed
-from fxprune.reports.report import Report
+from fxprune.reports.report import Report, plan_of
 from fxprune.rewriting import CUTS_KEY, REPAIRED, Cuts, Draft, MetaRun, UnrepairableError, check_rewrite, draft
 from fxprune.rewriting.selections import follows, with_choices
 from fxprune.selection.budget import Budget, Scope, Selection, remaining, select
@@ -114,7 +114,7 @@ class Dense:
 
     ``stays``: names of what is not to be cut, as ``analyse_graph`` takes them. ``removed``: the branches that ``whole``
     has and this lacks; without any it is ``whole`` itself. ``joins``: layers that choose what they read of a stream,
-    which in ``whole`` read all of it.
+    which in ``whole`` read all of it. ``earlier``: the plan that the model was made with, if it was pruned before.
     """
 
     module: fx.GraphModule
@@ -129,6 +129,7 @@ class Dense:
     removed: tuple[Branch, ...] = ()
     with_all: Dense | None = None
     joins: tuple[str, ...] = ()
+    earlier: PruningPlan | None = None
 
     @property
     def whole(self) -> Dense:
@@ -220,7 +221,7 @@ def record_and_analyse(
     if model is not given:
         graph = replace(graph, notes=(*graph.notes, "the recording was not compared with the model, which is sharded"))
     graph, stays = replace(graph, kinds=kinds), {"ignore": ignore, "keep": keep}
-    return Dense(module, runs, graph, args, kwargs, type(model).__name__, stages, proof, stays)
+    return Dense(module, runs, graph, args, kwargs, type(model).__name__, stages, proof, stays, earlier=plan_of(given))
 
 
 def recorded_of_shares(model: nn.Module, args: Any, kwargs: Any) -> recording.RecordedModule:
@@ -522,7 +523,7 @@ def _finish(
     dense: Dense, pruned: fx.GraphModule, selection: Selection, options: Cut, method: str, notes: list[str]
 ) -> fx.GraphModule:
     graph, keep, whole = dense.graph, selection.keep, dense.whole.graph
-    plan = PruningPlan.of(graph, keep, whole, [branch.name for branch in dense.removed], dense.joins)
+    plan = PruningPlan.of(graph, keep, whole, [branch.name for branch in dense.removed], dense.joins, dense.earlier)
     agreement = None
     if dense.removed:
         cuts: Cuts = pruned.meta[CUTS_KEY]
@@ -542,6 +543,9 @@ def _finish(
                     "that the graph does not hold without them. Lock the layers that it comes from (ignore=), or prune "
                     "a part of the model that ends before: fxprune.prune_submodule."
                 ) from error
+    if dense.earlier is not None:
+        times = len(plan.steps) - 1
+        notes.append(f"the network had been pruned before ({times}x): the figures are against what it was then")
     macs, params = options.before or (whole.macs(), whole.params())
     pruned.meta[RECORD_KEY] = describe_inputs(dense.args, dense.kwargs)
     pruned.meta["fxprune"] = Report(

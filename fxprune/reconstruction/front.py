@@ -125,7 +125,7 @@ def refitted(
         original = model.get_submodule(name)
     except AttributeError as error:
         raise InputError(f"The model has no part {name!r}, which is what was pruned in small.") from error
-    check_same(original, cuts)
+    check_same(original, part)
     original = called_as(part, original)
     if any(t.is_meta for t in (*model.parameters(), *small.parameters())):
         raise ModelError("The weights are on the meta device, where nothing can be fitted. Load them first.")

@@ -20,6 +20,9 @@ from fxprune.verification.proof import InputDim, Proof
 REPORT_KEY = "fxprune"
 """Where a pruned ``GraphModule`` keeps its ``Report``, in its ``meta``."""
 
+ORIGIN_KEY = "fxprune_meta"
+"""The attribute of what ``fxprune.into`` returns that tells of its pruning what the graph's ``meta`` does."""
+
 _MANY_ZEROS = 0.001  # of the parameters that are left
 
 
@@ -287,6 +290,13 @@ def _change(what: str, before: int, after: int) -> str:
 
 def _shape(shape: Sequence[int]) -> str:
     return "x".join(str(s) for s in shape) or "removed"
+
+
+def plan_of(model: nn.Module) -> PruningPlan | None:
+    """The plan that a whole model was made with, as a graph or in its class; None of one that was not pruned."""
+    meta = vars(model).get(ORIGIN_KEY) or (model.meta if isinstance(model, fx.GraphModule) else {})
+    report = meta.get(REPORT_KEY)
+    return report.plan if isinstance(report, Report) else None
 
 
 def pruned_parts(model: nn.Module) -> list[tuple[str, fx.GraphModule]]:

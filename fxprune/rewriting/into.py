@@ -27,16 +27,13 @@ from fxprune.recording.checks import check_module
 from fxprune.recording.inputs import RECORD_KEY, batch_size, device_of, like_parameters, make_inputs, tensors_of
 from fxprune.recording.randomness import repeatable
 from fxprune.recording.together import CALLS_KEY, alone, called_as
-from fxprune.reports.report import REPORT_KEY
+from fxprune.reports.report import ORIGIN_KEY, REPORT_KEY, plan_of
 from fxprune.rewriting import CUTS_KEY, REPAIRED, RESIZED, Cuts, adapt, adapts_by_itself
 from fxprune.rewriting.held import set_numbers, whole_numbers
 from fxprune.rewriting.pretrained import in_its_class, saves_its_config
 from fxprune.rewriting.scales import take_up_scales
 from fxprune.selection.plan import is_selection
 from fxprune.verification import DOUBLE_TOLERANCE, TOLERANCE, Inputs, relative_error
-
-ORIGIN_KEY = "fxprune_meta"
-"""The attribute of what ``into`` returns that tells of its pruning what the graph's ``meta`` does."""
 
 _TOLD = (ORIGIN_KEY, "fxprune_sizes")  # by an earlier call
 _MOST_NAMES = 6  # of attributes, of which any may be what was read
@@ -85,7 +82,7 @@ def into(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     check_module("pruned", pruned)
     if any(t.is_meta for t in (*model.parameters(), *pruned.parameters())):
         raise InputError("The weights are on the meta device, where nothing can be compared. Load them first.")
-    check_same(model, cuts)
+    check_same(model, pruned)
     whole = called_as(pruned, model)
     result, exact = _held(whole, pruned)
     result = result if whole is model else alone(result)
@@ -216,13 +213,21 @@ def _copied(model: nn.Module, instead: Mapping[int, Tensor] | None = None) -> nn
         ) from error
 
 
-def check_same(model: nn.Module, cuts: Cuts) -> None:
+def check_same(model: nn.Module, pruned: fx.GraphModule) -> None:
+    """
+    Raises:
+        PlanError: ``pruned`` was made from another model.
+    """
+    cuts, plan = pruned.meta[CUTS_KEY], plan_of(pruned)
     own = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     others = [name for name, shape in own.items() if cuts.shapes.get(name) != shape]
     if others:
+        before = "it was before pruning"
+        if plan is not None and plan.earlier is not None:
+            before = "its last pruning found it (fxprune.apply makes it with the plan's .earlier)"
         raise PlanError(
             f"pruned was made from another model than this {type(model).__name__}: {some(others)} had other names or "
-            "shapes. Pass the model as it was before pruning."
+            f"shapes. Pass the model as {before}."
         )
 
 

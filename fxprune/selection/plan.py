@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,7 +27,8 @@ Kept = dict[str, dict[int, list[Any]]]
 _FORMAT = 2
 _FORMAT_WITH_BRANCHES = 3
 _FORMAT_WITH_JOINS = 4
-_FORMATS = (_FORMAT, _FORMAT_WITH_BRANCHES, _FORMAT_WITH_JOINS)
+_FORMAT_WITH_EARLIER = 5
+_FORMATS = (_FORMAT, _FORMAT_WITH_BRANCHES, _FORMAT_WITH_JOINS, _FORMAT_WITH_EARLIER)
 _NAMES = Such(anything, lambda names: isinstance(names, tuple) and all(type(n) is str for n in names), "names")
 _ATTENTION = Either(*get_args(Attention))
 _INDICES = [Whole()]
@@ -43,7 +44,9 @@ _FORM = {
     "kept": Map(Map(Either(_INDICES, [_INDICES]), keys="0|[1-9][0-9]?")),
     "removed": [str],
     "joins": [str],
+    "earlier": [Map(anything)],  # each a plan's
 }
+_NEW_IN_FORMATS: dict[str, Any] = {"removed": [], "joins": [], "earlier": []}
 _IN_MEMORY = {
     "kept": Map(Map(anything, keys=Whole())),
     "attention": _ATTENTION,
@@ -52,6 +55,7 @@ _IN_MEMORY = {
     "widths": Map(_WIDTHS),
     "removed": _NAMES,
     "joins": _NAMES,
+    "earlier": Such(anything, lambda plan: plan is None or isinstance(plan, PruningPlan), "a plan"),
 }
 
 
@@ -75,7 +79,8 @@ class PruningPlan:
     named after the first layer that makes them, in graph order; plans that keep the same are equal whatever they say
     here. ``removed``: residual branches that went as a whole (``prune(..., depth=)``), of whose parameters nothing is
     said otherwise. ``joins``: layers that choose what they read of a stream (``LatencyBudget(..., joins=True)``): of
-    the channels of the whole stream ``kept`` has those that layer "conv" reads under "conv_reads".
+    the channels of the whole stream ``kept`` has those that layer "conv" reads under "conv_reads". ``earlier``: the
+    plan that made the network which this one is for, where that had been pruned before.
 
     Examples:
         >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
@@ -94,6 +99,7 @@ class PruningPlan:
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict, compare=False)
     removed: tuple[str, ...] = ()
     joins: tuple[str, ...] = ()
+    earlier: PruningPlan | None = None
 
     def save(self, path: str | Path) -> None:
         """Write JSON.
@@ -103,7 +109,7 @@ class PruningPlan:
             PlanError: of a plan made by hand, if it holds what no plan holds.
         """
         self.check()
-        _check({"removed": [], "joins": [], **self._content()}, _FORM)
+        _check(_NEW_IN_FORMATS | self._content(), _FORM)
         with replacing(path) as draft:
             draft.write_text(json.dumps(self.data(), separators=(",", ":")))
 
@@ -113,8 +119,13 @@ class PruningPlan:
         return {**data, "digest": _digest(data)}
 
     def _content(self) -> dict[str, Any]:
+        needed = (
+            (_FORMAT_WITH_EARLIER, self.earlier),
+            (_FORMAT_WITH_JOINS, self.joins),
+            (_FORMAT_WITH_BRANCHES, self.removed),
+        )
         return {
-            "format": _FORMAT_WITH_JOINS if self.joins else _FORMAT_WITH_BRANCHES if self.removed else _FORMAT,
+            "format": next((number for number, what in needed if what), _FORMAT),
             "attention": self.attention,
             "fingerprint": self.fingerprint,
             "torch": self.torch_version,
@@ -122,7 +133,13 @@ class PruningPlan:
             "kept": {name: {str(d): v for d, v in dims.items()} for name, dims in self.kept.items()},
             **({"removed": list(self.removed)} if self.removed else {}),
             **({"joins": list(self.joins)} if self.joins else {}),
+            **({"earlier": [replace(plan, earlier=None).data() for plan in self.steps[:-1]]} if self.earlier else {}),
         }
+
+    @property
+    def steps(self) -> tuple[PruningPlan, ...]:
+        """This plan behind those before it, the first of them first."""
+        return (*(self.earlier.steps if self.earlier else ()), self)
 
     def check(self) -> None:
         """That names, dimensions and settings are such; of the indices only a model can tell whether they fit.
@@ -131,6 +148,13 @@ class PruningPlan:
             PlanError: a part of it is of another kind; names which.
         """
         _check(vars(self), _IN_MEMORY)
+        if self.earlier is not None:
+            self.earlier.check()
+
+    def onwards(self, graph: ChannelGraph) -> tuple[PruningPlan, ...]:
+        """Those of ``steps`` that a model has before it: all of them if it is dense, or is none of these at all."""
+        own = fingerprint(graph.parameters)
+        return next((self.steps[i:] for i, plan in enumerate(self.steps) if plan.fingerprint == own), self.steps)
 
     @property
     def digest(self) -> str:
@@ -173,7 +197,7 @@ class PruningPlan:
             known = f"{', '.join(map(str, _FORMATS[:-1]))} and {_FORMATS[-1]}"
             raise PlanError(f"{path} has plan format {data.get('format')!r}; this version reads formats {known}.")
         try:
-            check({"removed": [], "joins": [], **data}, {**_FORM, "digest": str})
+            check(_NEW_IN_FORMATS | data, {**_FORM, "digest": str})
         except FormError as error:
             raise PlanError(f"The plan file {path} is damaged: {error}. Save the plan again.") from error
         if data["digest"] != _digest({key: value for key, value in data.items() if key != "digest"}):
@@ -183,7 +207,12 @@ class PruningPlan:
         kept = {name: {int(d): v for d, v in dims.items()} for name, dims in data["kept"].items()}
         widths = {name: (after, before) for name, (after, before) in data["widths"].items()}
         removed, joins = tuple(data.get("removed", ())), tuple(data.get("joins", ()))
-        return cls(kept, data["attention"], data["fingerprint"], data["torch"], widths, removed, joins)
+        earlier: PruningPlan | None = None
+        for step in data.get("earlier", ()):
+            if "earlier" in step:
+                raise PlanError(f"The plan file {path} is damaged: a step of it has steps of its own. Save it again.")
+            earlier = replace(cls.of_data(step, path), earlier=earlier)
+        return cls(kept, data["attention"], data["fingerprint"], data["torch"], widths, removed, joins, earlier)
 
     def channels(self, graph: ChannelGraph, whole: ChannelGraph | None = None) -> Keep:
         """The plan as one boolean per channel of ``graph``.
@@ -251,10 +280,12 @@ class PruningPlan:
         whole: ChannelGraph | None = None,
         removed: Sequence[str] = (),
         joins: Sequence[str] = (),
+        earlier: PruningPlan | None = None,
     ) -> PruningPlan:
         """The plan that keeps the channels ``keep``.
 
         ``whole``: the graph with the branches that were ``removed``. ``joins``: layers that choose what they read.
+        ``earlier``: the plan that the model was made with.
         """
         widths = {group.name: (int(keep[group.channels].sum()), group.channels.size) for group in graph.prunable}
         for group in whole.prunable if whole is not None and removed else ():
@@ -262,8 +293,9 @@ class PruningPlan:
                 widths[group.name] = 0, group.channels.size
         own = fingerprint((whole or graph).parameters)
         return cls(
-            kept_of(graph, keep), graph.attention, own, widths=widths, removed=tuple(removed), joins=tuple(joins)
-        )
+            kept_of(graph, keep), graph.attention, own,
+            widths=widths, removed=tuple(removed), joins=tuple(joins), earlier=earlier,
+        )  # fmt: skip
 
 
 def _check(data: Mapping[str, Any], form: Any) -> None:

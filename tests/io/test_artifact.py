@@ -254,6 +254,32 @@ def test_a_pruned_part_of_a_model(tmp_path: Path) -> None:
     )
 
 
+def test_a_network_pruned_more_than_once_is_loaded_into_the_dense_class(tmp_path: Path) -> None:
+    path, model = tmp_path / "third.safetensors", make()
+    second = pruned(pruned(model, flops=0.7), flops=0.7, attention="heads")
+    third = pruned(second, flops=0.7)
+    fxprune.save(third, path)
+    loaded = fxprune.load(path, make(seed=1))
+    assert loaded.meta["fxprune"].plan == third.meta["fxprune"].plan
+    assert torch.equal(run(loaded.eval(), image(5)), run(third, image(5)))
+    on_second = fxprune.load(path, second)  # a fresh instance of what was pruned last is as good
+    assert on_second.meta["fxprune"].plan == third.meta["fxprune"].plan
+    assert torch.equal(run(on_second.eval(), image(5)), run(third, image(5)))
+    assert "had been pruned before (2x)" in " ".join(third.meta["fxprune"].notes)
+    assert message(path, make(Shuffled), error=PlanError).endswith(
+        "Apply it to the same architecture that it was made for."
+    )
+
+
+def test_a_part_pruned_twice(tmp_path: Path) -> None:
+    given = ({"x": torch.randn(2, 6), "ids": torch.arange(2)},)
+    once = fxprune.prune_submodule(make(Pair), "body", given, params=0.7, progress=False)
+    twice = fxprune.prune_submodule(once, "body", given, params=0.7, progress=False)
+    fxprune.save(twice, tmp_path / "part.safetensors")
+    loaded = fxprune.load(tmp_path / "part.safetensors", make(Pair, 4))
+    assert torch.equal(loaded(*given)["logits"], twice(*given)["logits"])
+
+
 def test_loading_what_was_loaded_and_saved_again(saved: Path, tmp_path: Path) -> None:
     once = fxprune.load(saved, make())
     fxprune.save(once, tmp_path / "again.safetensors")
@@ -546,6 +572,15 @@ def test_an_instance_of_the_class_comes_back_as_one(tmp_path: Path) -> None:
     assert torch.equal(run(loaded.eval(), image(5)), run(network.eval(), image(5)))
     report = loaded.fxprune_meta["fxprune"]
     assert (report.plan, report.macs_after) == (small.meta["fxprune"].plan, small.meta["fxprune"].macs_after)
+
+
+def test_an_instance_of_the_class_that_was_pruned_twice_comes_back_as_one(tmp_path: Path) -> None:
+    once = fxprune.into(make(), pruned(for_class=True))
+    twice = fxprune.into(once, pruned(once, for_class=True, flops=0.8)).eval()
+    fxprune.save(twice, tmp_path / "a.safetensors")
+    loaded = fxprune.load(tmp_path / "a.safetensors", make(seed=3))
+    assert type(loaded) is Small
+    assert torch.equal(run(loaded.eval(), image(5)), run(twice, image(5)))
 
 
 def test_an_instance_of_the_class_is_no_program_and_no_graph_of_several_calls(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.errors import PlanError
 from fxprune.selection.plan import PruningPlan, kept_of
+from fxprune.selection.plan import _digest as digest_of
 
 
 def plan_of(kind: type[nn.Module], attention: str = "head_dim", **options: object) -> PruningPlan:
@@ -155,6 +157,50 @@ def test_a_hand_made_plan_can_be_applied() -> None:
     assert torch.equal(pruned.get_parameter("up.0.weight"), model.get_parameter("up.0.weight")[::2])
     assert torch.equal(pruned.get_parameter("down.0.weight"), model.get_parameter("down.0.weight")[:, ::2])
     assert torch.equal(pruned.get_parameter("head.weight"), model.get_parameter("head.weight"))
+
+
+def test_the_plan_of_a_network_pruned_before_is_applied_to_the_dense_one_and_to_what_it_was_made_for(
+    tmp_path: Path,
+) -> None:
+    model = make(Attentive)
+    first = fxprune.prune(model, image(), channels=0.7, for_class=True, progress=False)
+    second = fxprune.prune(first, image(), channels=0.7, attention="heads", progress=False)
+    plan: PruningPlan = second.meta["fxprune"].plan
+    assert plan.earlier == first.meta["fxprune"].plan
+    assert plan.steps == (plan.earlier, plan)
+    plan.save(tmp_path / "plan.json")
+    read = PruningPlan.load(tmp_path / "plan.json")
+    assert (read, read.digest) == (plan, plan.digest)
+    for start in (model, first, fxprune.into(model, first)):
+        again = fxprune.apply(start, read, image())
+        assert again.meta["fxprune"].plan == plan
+        assert torch.equal(again.eval()(image(5)), second.eval()(image(5)))
+    assert read.digest != replace(read, earlier=None).digest
+    other = fxprune.prune(make(), image(), channels=0.7, progress=False)
+    with pytest.raises(PlanError, match=r"Pass the model as its last pruning found it \(fxprune.apply makes it with"):
+        fxprune.into(model, second)
+    with pytest.raises(PlanError, match="Pass the model as it was before pruning"):
+        fxprune.into(model, other)
+
+
+def test_a_file_whose_earlier_plans_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    first = fxprune.prune(make(), image(), channels=0.7, progress=False)
+    plan: PruningPlan = fxprune.prune(first, image(), channels=0.7, progress=False).meta["fxprune"].plan
+
+    def refusal(**changed: object) -> str:
+        data = {**plan.data(), **changed}
+        del data["digest"]
+        path.write_text(json.dumps(data | {"digest": digest_of(data)}))
+        with pytest.raises(PlanError) as caught:
+            PruningPlan.load(path)
+        return str(caught.value)
+
+    assert "it lacks 'kept' or 'digest'" in refusal(earlier=[{}])
+    assert "is damaged: earlier" in refusal(earlier=3)
+    assert "a step of it has steps of its own" in refusal(earlier=[plan.data()])
+    with pytest.raises(PlanError, match="The plan is damaged: earlier"):
+        replace(plan, earlier=3).save(path)  # type: ignore[arg-type]
 
 
 def test_a_plan_of_a_network_some_of_whose_channels_no_rewriting_could_cut_is_applied() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.api import applied
 from fxprune.deploy.program import read_program, read_program_notes
@@ -26,7 +26,6 @@ from fxprune.recording import replace_tensors
 from fxprune.recording.checks import checked_inputs
 from fxprune.recording.inputs import device_of, from_json, like_parameters, make_inputs
 from fxprune.recording.together import called, joined
-from fxprune.reports.report import Report
 from fxprune.rewriting.into import into
 
 _POINTER = b"version https://git-lfs.github.com/"
@@ -94,14 +93,17 @@ def load(
         part = called(part, artifact.calls)
     part, example_inputs, example_kwargs = joined(part, example_inputs, example_kwargs)
     args, kwargs = _inputs(part, artifact, example_inputs, example_kwargs)
+    refitted = artifact.reconstruction and Reconstruction.of_data(artifact.reconstruction)
+    known = {"oracle_error": artifact.oracle_error, "budget": artifact.budget, "reconstruction": refitted}
+
+    def put(before: nn.Module, pruned: fx.GraphModule) -> nn.Module:
+        pruned.meta[KEY] = replace(pruned.meta[KEY], **known)
+        return into(before, pruned) if artifact.own_class else pruned
+
     with _fitting(part, artifact, path):
-        pruned = applied(part, artifact.plan, args, kwargs, artifact.method, verify=False)
-    report: Report = pruned.meta[KEY]
-    told = artifact.reconstruction and Reconstruction.of_data(artifact.reconstruction)
-    pruned.meta[KEY] = replace(report, oracle_error=artifact.oracle_error, budget=artifact.budget, reconstruction=told)
-    result: nn.Module = into(model, pruned) if artifact.own_class else pruned
+        result: nn.Module = applied(part, artifact.plan, args, kwargs, artifact.method, verify=False, put=put)
     if artifact.part:
-        result = copy.deepcopy(model)
+        pruned, result = result, copy.deepcopy(model)
         result.set_submodule(artifact.part, pruned)
     _put(result, artifact, tensors, path)
     if verify:

@@ -22,8 +22,7 @@ from fxprune.io.forms import FormError, check
 from fxprune.recording.checks import check_module
 from fxprune.recording.inputs import RECORD_KEY, from_json, like_parameters, to_json
 from fxprune.recording.together import CALLS_KEY, ONE_OF_KEY
-from fxprune.reports.report import Report, pruned_part
-from fxprune.rewriting.into import ORIGIN_KEY
+from fxprune.reports.report import ORIGIN_KEY, Report, pruned_part
 from fxprune.version import __version__
 
 

@@ -23,8 +23,7 @@ from fxprune.io.hub.card import Figures, Loader, card, check_accuracy
 from fxprune.io.hub.remote import check_repository, download, upload
 from fxprune.io.text import some
 from fxprune.recording.checks import check_module
-from fxprune.reports.report import REPORT_KEY, Latency, Report
-from fxprune.rewriting.into import ORIGIN_KEY
+from fxprune.reports.report import ORIGIN_KEY, REPORT_KEY, Latency, Report
 from fxprune.rewriting.pretrained import auto_classes_of, loads_itself
 from fxprune.selection.plan import PruningPlan
 from fxprune.version import __version__
