@@ -15,6 +15,7 @@ from fxprune.errors import InputError, PlanError, check_choice, check_count, sho
 from fxprune.groups.channels import ChannelGraph
 from fxprune.labels.classes import Reason
 from fxprune.methods import Learner, Method, name_of, needs_of, resolve
+from fxprune.methods.registry import WITH_TARGET
 from fxprune.options import Attention, LatencyBudget, Loop, Options, RoundTo, Scope, asked
 from fxprune.pipeline import Cut, Dense, Stages, record_and_analyse, recorded, rewrite_as
 from fxprune.reconstruction.data import pieces_of
@@ -316,7 +317,7 @@ def prune_submodule(
         example_kwargs: keyword inputs.
         ignore: as for ``prune``, of the whole model.
         keep: as for ``prune``, of the whole model.
-        data: inputs of the whole model, for ``reconstruct`` and for methods that read no targets (``obs``).
+        data: inputs of the whole model, for ``reconstruct`` and for methods that read no targets (``obs``, ``wanda``).
         reconstruct: as for ``prune``.
         options: as for ``prune``.
         **keywords: those of ``prune``, about the part: a budget is a ratio of the part's own MACs.
@@ -340,7 +341,7 @@ def prune_submodule(
     if not isinstance(submodule, str):
         raise InputError(f"submodule={submodule!r} is no name: pass one of model.named_modules().")
     method = resolve(keywords.get("method", "l2"))
-    if data is not None and (isinstance(method, Learner) or needs_of(method) - {"reads"}):
+    if data is not None and (isinstance(method, Learner) or needs_of(method) & WITH_TARGET):
         raise InputError(
             f"{name_of(method)} takes batches (inputs, target), and targets are the whole model's: for a part choose a "
             "method that needs none."

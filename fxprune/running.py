@@ -37,7 +37,7 @@ from fxprune.pipeline import (
     shallower,
     uncollected,
 )
-from fxprune.reconstruction import Piece, checksum, measure_reads, pieces_of, refit, spread
+from fxprune.reconstruction import Piece, checksum, inputs_of, measure_reads, pieces_of, refit, spread
 from fxprune.recording.checks import check_finite, checked_inputs
 from fxprune.recording.inputs import describe_inputs, device_of, only_batch
 from fxprune.recording.liveness import IDLE
@@ -410,7 +410,8 @@ def _scores(
         with dense.stages("scoring"):
             measured = Measured()
             if needs - {"reads"}:
-                measured = measure(copy.deepcopy(module), graph, needs, keywords.data, keywords.loss_fn)
+                given = inputs_of(keywords.data)
+                measured = measure(copy.deepcopy(module), graph, needs, given, keywords.loss_fn)
             if "reads" in needs:
                 reads, trial = measure_reads(copy.deepcopy(module), graph, pieces, cut.seed)
                 measured = replace(measured, reads=reads, trial=trial)

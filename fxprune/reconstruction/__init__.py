@@ -7,7 +7,7 @@ scales and shifts afterwards, if asked to. ``data`` makes pieces of what users p
 is what is told, ``reads`` what criteria that know of the refit measure, ``front`` what users call.
 """
 
-from fxprune.reconstruction.data import Piece, checksum, pieces_of
+from fxprune.reconstruction.data import Piece, checksum, inputs_of, pieces_of
 from fxprune.reconstruction.entries import spread
 from fxprune.reconstruction.reads import measure_reads
 from fxprune.reconstruction.refit import Ridge, refit
@@ -20,6 +20,7 @@ __all__ = [
     "Ridge",
     "Tuning",
     "checksum",
+    "inputs_of",
     "measure_reads",
     "pieces_of",
     "refit",

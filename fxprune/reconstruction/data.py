@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fxprune.errors import FxpruneError, InputError
 from fxprune.recording.inputs import map_leaves, map_tensors, tensors_of
-from fxprune.training.batches import does_not_run
+from fxprune.training.batches import Inputs, does_not_run
 
 PIECE = 32  # samples
 _LEAST_PIECES = 10
@@ -78,6 +78,13 @@ def pieces_of(
         have = "no inputs" if not found else "inputs of a single call"
         raise InputError(f"data= holds {have}. Reconstruction needs at least two: one to fit, one to judge by.")
     return held_out(found)
+
+
+def inputs_of(data: Any) -> Any:
+    """The data; of a list of pieces the inputs, as a training reads them."""
+    if isinstance(data, list) and all(isinstance(item, Piece) for item in data):
+        return [Inputs(piece.args, piece.kwargs) for piece in data]
+    return data
 
 
 def held_out(pieces: Sequence[Piece]) -> list[Piece]:

@@ -29,14 +29,14 @@ Loss = Callable[[Any, Any], Tensor]
 def unpack(batch: Any, number: int, device: torch.device | str, what: str = "data", with_target: bool = True) -> Batch:
     """A batch as ``(args, kwargs, target)`` on a device.
 
-    ``with_target``: it has to have one. Otherwise a tensor, a dict and a tuple of one are inputs by themselves; two are
-    a pair all the same.
+    ``with_target``: it has to have one. Otherwise a tensor, a dict, ``Inputs`` and a tuple of one are inputs by
+    themselves; two are a pair all the same.
 
     Raises:
         InputError: it is no pair of inputs and target, nor inputs where these are enough.
     """
     if not with_target and (
-        isinstance(batch, (Tensor, Mapping)) or (isinstance(batch, (tuple, list)) and len(batch) == 1)
+        isinstance(batch, (Tensor, Mapping, Inputs)) or (isinstance(batch, (tuple, list)) and len(batch) == 1)
     ):
         batch = (batch, None)
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:

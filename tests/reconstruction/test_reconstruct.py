@@ -164,7 +164,7 @@ def test_a_part_of_a_model(images: Tensor) -> None:
     assert type(fitted) is Whole
 
 
-@pytest.mark.parametrize("method", ["l2", "obs"])
+@pytest.mark.parametrize("method", ["l2", "obs", "wanda", "activation"])
 def test_a_part_is_recorded_once_and_pruned_with_data_of_the_whole(
     images: Tensor, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +179,8 @@ def test_a_part_is_recorded_once_and_pruned_with_data_of_the_whole(
     torch.testing.assert_close(small.body.state_dict(), expected.state_dict(), rtol=1e-3, atol=1e-4)
 
 
-def test_a_part_of_a_model_of_two_inputs() -> None:
+@pytest.mark.parametrize("method", ["obs", "wanda"])
+def test_a_part_of_a_model_of_two_inputs(method: str) -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -191,7 +192,7 @@ def test_a_part_of_a_model_of_two_inputs() -> None:
     torch.manual_seed(0)
     model, pairs = Outer().eval(), list(zip(torch.randn(80, 4).split(10), torch.randn(80, 6).split(10), strict=True))
     small = fxprune.prune_submodule(
-        model, "inner", pairs[0], method="obs", flops=0.5, round_to=1, progress=False, data=pairs, reconstruct=True
+        model, "inner", pairs[0], method=method, flops=0.5, round_to=1, progress=False, data=pairs, reconstruct=True
     )
     told = small.inner.meta["fxprune"].reconstruction
     assert told.output_after < 0.7 * told.output_before
