@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from conftest import randomise
@@ -41,6 +42,20 @@ def batches():
 
 def loss(output, target):
     return nn.functional.cross_entropy(output, target)
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.up, self.down = nn.Embedding(20, 16), nn.Linear(16, 32), nn.Linear(32, 4)
+
+    def forward(self, ids, scale=None):
+        x = self.table(ids).mean(1)
+        return self.down(self.up(x if scale is None else x * scale).relu())
+
+IDS = torch.randint(0, 20, (2, 7))
+
+def named():
+    return {"ids": IDS, "scale": torch.rand(2, 1)}
 
 def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.1)
@@ -225,6 +240,24 @@ def test_a_part_of_a_model_is_pruned_and_exported(net: str, tmp_path: Path) -> N
     assert "Sequential, method l2" in text
     assert "onnx: " in text
     assert out.exists()
+
+
+def test_inputs_that_are_no_image_come_from_a_file(net: str, tmp_path: Path) -> None:
+    file, onnx = net.removesuffix("make"), str(tmp_path / "half.onnx")
+    for name in ("named", "IDS"):  # a function that makes a dict, and a tensor
+        given = (f"{file}Tokens", "--inputs", f"{file}{name}", "--quiet")
+        code, out, err = run("prune", *given, "--params", "0.5", "--onnx", onnx, "--plan", str(tmp_path / "plan.json"))
+        assert (code, err) == (0, "")
+        assert "masked original and pruned model agree" in out
+        assert run("inspect", *given)[0] == 0
+        assert run("apply", str(tmp_path / "plan.json"), *given)[0] == 0
+        taken = [i.name for i in onnxruntime.InferenceSession(onnx).get_inputs()]
+        assert taken == (["ids", "scale"] if name == "named" else ["ids"])
+    code, _, err = run("prune", f"{file}Tokens", "--inputs", f"{file}name", "--params", "0.5")
+    assert code == 2
+    assert "has no function 'name'" in err
+    code, _, err = run("prune", *given, "--input-size", "3,8,8", "--params", "0.5")
+    assert (code, err) == (2, "fxprune: --input-size and --inputs both say what the model takes; give one of them\n")
 
 
 def test_inspect_lists_groups_and_what_is_frozen(net: str) -> None:

@@ -481,7 +481,7 @@ def test_command_lines_are_understood() -> None:
                 assert all(re.search(rf"^{name} = \[", project, re.MULTILINE) for name in extra.split(",")), line
         else:
             assert tool in TOOLS, line
-    assert ours == 11
+    assert ours == 12
 
 
 def test_the_printed_report_has_the_form_of_a_real_one() -> None:

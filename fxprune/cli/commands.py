@@ -14,7 +14,7 @@ from fxprune.errors import InputError
 from fxprune.options import Keywords, LatencyBudget, Loop, Options
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from fxprune.selection.plan import PruningPlan
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 def prune(options: argparse.Namespace) -> None:
     """A model made smaller, and what was asked for written."""
     _check_outputs(options)
-    model, example_inputs = _load(options)
+    model, examples = _load(options)
     keywords = _asked(options, model)
 
     import fxprune
 
     if options.submodule is None:
-        pruned = fxprune.prune(model, example_inputs, **keywords)
+        pruned = fxprune.prune(model, **examples, **keywords)
     else:
-        pruned = fxprune.prune_submodule(model, options.submodule, example_inputs, **keywords)
-    _write_outputs(pruned, example_inputs, options)
+        pruned = fxprune.prune_submodule(model, options.submodule, **examples, **keywords)
+    _write_outputs(pruned, examples, options)
 
 
 def _asked(options: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
@@ -70,11 +70,11 @@ def apply(options: argparse.Namespace) -> None:
     from fxprune.selection.plan import PruningPlan
 
     plan = PruningPlan.load(options.plan_file)
-    model, example_inputs = _load(options)
+    model, examples = _load(options)
 
     import fxprune
 
-    _write_outputs(fxprune.apply(model, plan, example_inputs), example_inputs, options)
+    _write_outputs(fxprune.apply(model, plan, **examples), examples, options)
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -105,7 +105,7 @@ def _saver(path: str) -> Callable[[nn.Module, str], None]:
     return specs.save_weights
 
 
-def _write_outputs(pruned: nn.Module, example_inputs: Tensor | None, options: argparse.Namespace) -> None:
+def _write_outputs(pruned: nn.Module, examples: Mapping[str, Any], options: argparse.Namespace) -> None:
     import fxprune
 
     meta: Any = pruned.get_submodule(getattr(options, "submodule", None) or "").meta
@@ -121,7 +121,7 @@ def _write_outputs(pruned: nn.Module, example_inputs: Tensor | None, options: ar
         written["weights"] = options.save
     if options.onnx is not None:
         _say("exporting to ONNX and comparing with onnxruntime", options)
-        written["onnx"] = fxprune.export(pruned, options.onnx, example_inputs)
+        written["onnx"] = fxprune.export(pruned, options.onnx, **examples)
     if options.html is not None:
         report.to_html(options.html, written.get("onnx"))
         written["page"] = options.html
@@ -137,11 +137,11 @@ def inspect(options: argparse.Namespace) -> None:
         from fxprune.io import files
 
         files.check_writable(options.html)
-    model, example_inputs = _load(options)
+    model, examples = _load(options)
 
     import fxprune
 
-    graph = fxprune.analyze(model, example_inputs)
+    graph = fxprune.analyze(model, **examples)
     if options.html is not None:
         graph.to_html(options.html)
     if not options.json:
@@ -305,19 +305,23 @@ def methods(options: argparse.Namespace) -> None:
 # -- what they share --------------------------------------------------------------------------------------------------
 
 
-def _load(options: argparse.Namespace) -> tuple[nn.Module, Tensor | None]:
+def _load(options: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, and its example inputs as arguments of ``prune``."""
     _say(f"loading {options.spec}", options)
     from fxprune.io import specs
     from fxprune.recording import inputs
 
     if options.pretrained and options.weights is not None:
         raise InputError("--pretrained and --weights both name weights; give one of them")
+    if options.input_size is not None and options.inputs is not None:
+        raise InputError("--input-size and --inputs both say what the model takes; give one of them")
     model = specs.load_model(options.spec, pretrained=options.pretrained)
     if options.weights is not None:
         specs.load_checkpoint(model, options.weights)
-    if options.input_size is None:
-        return model, None
-    return model, inputs.image_like(model, options.input_size)
+    if options.input_size is not None:
+        return model, {"example_inputs": inputs.image_like(model, options.input_size)}
+    given = None if options.inputs is None else specs.load_python(options.inputs, "object")
+    return model, {"example_kwargs" if isinstance(given, Mapping) else "example_inputs": given}
 
 
 def _load_artifact(options: argparse.Namespace) -> tuple[nn.Module, tuple[Any, Any]]:

@@ -206,7 +206,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--input-size",
         type=_sizes,
         metavar="C,H,W",
-        help="shape of one input without the batch; needed for models of a file, inferred for timm and torchvision",
+        help="shape of one input, an image, without the batch; models of a file need this or --inputs, those of timm "
+        "and torchvision neither",
+    )
+    model.add_argument(
+        "--inputs",
+        metavar="FILE:NAME",
+        help="example inputs in a Python file, or a function that makes them: a tensor, a tuple of positional inputs, "
+        "or a dict of inputs by name",
     )
 
 
