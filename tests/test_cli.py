@@ -400,7 +400,7 @@ def test_errors_are_one_sentence(net: str, tmp_path: Path) -> None:
     refused("prune", net, *size, "--flops", "0")
     refused("prune", net, *size, "--flops", "nan")
     refused("prune", net, *size, "--flops", "0.5", "--params", "0.5")
-    assert refused("prune", net, "--flops", "0.5").startswith("cannot tell what Sequential.forward(input) takes: ")
+    assert refused("prune", net, "--flops", "0.5").startswith("what Sequential takes is not known: give --input-size")
 
 
 @pytest.mark.parametrize("option", ["--onnx", "--plan", "--save", "--html"])

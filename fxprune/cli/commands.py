@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from fxprune.errors import InputError
+from fxprune.errors import ExampleInputsError, InputError
 from fxprune.options import Keywords, LatencyBudget, Loop, Options
 
 if TYPE_CHECKING:
@@ -320,7 +320,15 @@ def _load(options: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
         specs.load_checkpoint(model, options.weights)
     if options.input_size is not None:
         return model, {"example_inputs": inputs.image_like(model, options.input_size)}
-    given = None if options.inputs is None else specs.load_python(options.inputs, "object")
+    if options.inputs is None:
+        try:
+            inputs.infer_inputs(model)
+        except ExampleInputsError as error:
+            raise InputError(
+                f"what {type(model).__name__} takes is not known: give --input-size (3,224,224) or --inputs FILE:NAME"
+            ) from error
+        return model, {}
+    given = specs.load_python(options.inputs, "object")
     return model, {"example_kwargs" if isinstance(given, Mapping) else "example_inputs": given}
 
 
