@@ -23,16 +23,18 @@ class Lazy:
     """A node that will be created when a recorded op needs it.
 
     ``op`` and ``target`` are those of ``fx.Node``; ``args`` may hold nodes and traced numbers. ``owner`` is the
-    recording the number belongs to: in any other recording it is a plain number.
+    recording the number belongs to: in any other recording it is a plain number. ``of_numpy``: it stands for a number
+    of NumPy's, whose methods (``astype``) it has.
     """
 
     def __init__(self, owner: Any, op: str, target: str | Callable[..., Any], args: tuple[Any, ...],
-                 node: Node | None = None) -> None:  # fmt: skip
+                 node: Node | None = None, of_numpy: bool = False) -> None:  # fmt: skip
         self.owner = owner
         self.op = op
         self.target = target
         self.args = args
         self.node = node
+        self.of_numpy = of_numpy
 
 
 def plain(value: Any) -> Any:
@@ -66,24 +68,31 @@ def _of_numpy(value: Any) -> Any:
     return value.item() if isinstance(value, (np.integer, np.float64)) else value
 
 
-def _unary(function: Callable[..., Any]) -> Callable[..., Any]:
+def _is_of_numpy(value: Any) -> bool:
+    return value.lazy.of_numpy if isinstance(value, (TracedInt, TracedFloat)) else isinstance(value, np.generic)
+
+
+def _unary(function: Callable[..., Any], keeps: bool = False) -> Callable[..., Any]:
+    """``keeps``: of a number of NumPy's it gives one of NumPy's."""
+
     def method(self: Any, *args: Any) -> Any:
         value = function(plain(self), *args)
-        return traced(value, Lazy(self.lazy.owner, "call_function", function, (self, *args)))
+        of_numpy = keeps and self.lazy.of_numpy
+        return traced(value, Lazy(self.lazy.owner, "call_function", function, (self, *args), of_numpy=of_numpy))
 
     return method
 
 
 def _binary(function: Callable[[Any, Any], Any], *, swap: bool = False) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
-        other = _of_numpy(other)
+        of_numpy, other = _is_of_numpy(self) or _is_of_numpy(other), _of_numpy(other)
         if not _is_number(other):
             if isinstance(other, (str, bytes, bytearray, list, tuple)):  # repeated so often
                 self.lazy.owner.decided(self, "==", plain(self), True)
             return NotImplemented
         args = (other, self) if swap else (self, other)
         value = function(plain(args[0]), plain(args[1]))
-        return traced(value, Lazy(self.lazy.owner, "call_function", function, args))
+        return traced(value, Lazy(self.lazy.owner, "call_function", function, args, of_numpy=of_numpy))
 
     return method
 
@@ -158,15 +167,57 @@ _UFUNCS: dict[Any, Callable[[Any, Any], Any]] = {
 }
 
 
+_ROUNDING: dict[Any, Callable[[Any], Any]] = {
+    np.ceil: math.ceil,
+    np.floor: math.floor,
+    np.trunc: math.trunc,
+    np.rint: round,
+}
+
+
 def _ufunc(self: Any, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-    """NumPy computes with the number: a number of NumPy's on the left counts as Python's, else the value leaves."""
-    number = _of_numpy(inputs[0])
-    if ufunc in _UFUNCS and method == "__call__" and not kwargs and _is_number(number) and inputs[1] is self:
-        return _binary(_UFUNCS[ufunc], swap=True)(self, number)
+    """NumPy computes with the number: as Python does, or the value leaves."""
+    if method == "__call__" and not kwargs:
+        number = _of_numpy(inputs[0])
+        if ufunc in _UFUNCS and _is_number(number) and inputs[1] is self:
+            return _numpys(_binary(_UFUNCS[ufunc], swap=True)(self, number))
+        if ufunc in _ROUNDING and math.isfinite(plain(self)):
+            rounded = self if isinstance(self, TracedInt) else _unary(_ROUNDING[ufunc])(self)
+            return _numpys(rounded if isinstance(ufunc(plain(self)), np.integer) else traced_float(rounded))
+        if ufunc is np.sqrt and plain(self) >= 0:
+            return _numpys(traced_call(math.sqrt)(self))
     for value in inputs:
         if isinstance(value, (TracedInt, TracedFloat)):
             value.lazy.owner.decided(value, "==", plain(value), True)
     return getattr(ufunc, method)(*map(plain, inputs), **kwargs)
+
+
+def _numpys(number: Any) -> Any:
+    """The same number as one of NumPy's."""
+    if isinstance(number, (TracedInt, TracedFloat)):
+        of = number.lazy
+        return type(number)(plain(number), Lazy(of.owner, of.op, of.target, of.args, of.node, of_numpy=True))
+    return number
+
+
+def _as_type(self: Any, dtype: Any, *args: Any, **kwargs: Any) -> Any:
+    """``astype`` of a number of NumPy's; to another type than Python's own numbers are of, the value leaves."""
+    kind = np.dtype(dtype)
+    if kind == np.int64 and not (args or kwargs):
+        return _numpys(traced_int(self))
+    if kind == np.float64 and not (args or kwargs):
+        return _numpys(traced_float(self))
+    return (np.int64 if isinstance(self, int) else np.float64)(_leaving(plain)(self)).astype(dtype, *args, **kwargs)
+
+
+def _attribute_of_numpy(self: Any, name: str) -> Any:
+    """What Python's numbers do not have and NumPy's do, which takes the value out of the graph."""
+    kind = np.int64 if isinstance(self, int) else np.float64
+    if not (self.lazy.of_numpy and hasattr(kind, name)):
+        raise AttributeError(f"{type(plain(self)).__name__!r} object has no attribute {name!r}")
+    if name == "astype":
+        return lambda dtype, *args, **kwargs: _as_type(self, dtype, *args, **kwargs)
+    return getattr(kind(_leaving(plain)(self)), name)
 
 
 # What is told of a number, or made of it, by methods and attributes of its class.
@@ -176,13 +227,14 @@ _ATTRIBUTES = "numerator denominator real imag".split()
 
 def _with_arithmetic(cls: type) -> None:
     for name, function in _UNARY.items():
-        setattr(cls, name, _unary(function))
+        setattr(cls, name, _unary(function, keeps=name in ("__neg__", "__abs__")))
     for name, binary in _BINARY.items():
         setattr(cls, f"__{name}__", _binary(binary))
         setattr(cls, f"__r{name}__", _binary(binary, swap=True))
     for name, relation in _COMPARISONS.items():
         setattr(cls, name, _comparison(getattr(operator, name), relation))
     cls.__array_ufunc__ = _ufunc  # type: ignore[attr-defined]
+    cls.__getattr__ = _attribute_of_numpy  # type: ignore[attr-defined]
     cls.__bool__ = lambda self: self != 0  # type: ignore[attr-defined]
     cls.__int__ = _leaving(int)  # type: ignore[attr-defined]
     cls.__float__ = _leaving(float)  # type: ignore[attr-defined]
@@ -331,6 +383,8 @@ def traced_int(value: Any = 0, *args: Any, **kwargs: Any) -> int:
     if isinstance(value, torch.Tensor):
         return traced_int(value.item()) if value.numel() == 1 else int(value)
     if isinstance(value, TracedFloat):
+        if value.lazy.target is float and isinstance(value.lazy.args[0], TracedInt):
+            return value.lazy.args[0]  # which lost nothing on the way
         return TracedInt(int(plain(value)), Lazy(value.lazy.owner, "call_function", int, (value,)))
     return int(value)
 

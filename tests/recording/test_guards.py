@@ -56,6 +56,11 @@ def _ones(*shape: int) -> Tensor:
 FREE: dict[str, Callable[[Tensor], Any]] = {
     "strides": lambda x: x.T.stride()[1] + x.T[:, None].stride(0) * x.flatten().as_strided((2,), (len(x),))[1],
     "numbers of NumPy": lambda x: x.shape[0] % np.int64(4) + np.int64(3) * x.shape[0] + np.float64(0.5) / x.shape[0],
+    "rounding by NumPy": lambda x: (
+        int(np.ceil(x.shape[0] / 2)) * 4 + np.floor(x.shape[0] / 4) + np.rint(x.shape[0] / 8)
+    ),
+    "types of NumPy": lambda x: (2 * np.trunc(x.shape[0] / 2)).astype(int) + np.ceil(x.shape[0]).astype(np.float64),
+    "roots by NumPy": lambda x: np.sqrt(x.shape[0]) + abs(-np.sqrt(x.shape[0] / 2)).astype("int64"),
     "arithmetic": lambda x: (x.shape[0] * 2 + 1 - x.size(0) // 2) % 7 + x.shape[0] ** 0.5 / x.shape[1],
     "len": lambda x: len(x) + 1,
     "numel": lambda x: x.numel() + x.nelement() + torch.numel(x),
@@ -92,7 +97,10 @@ GUARDED: dict[str, Callable[[Tensor], Any]] = {
     "float elsewhere": lambda x: ELSEWHERE["real"](x.shape[0]),
     "len elsewhere": lambda x: ELSEWHERE["count"](x) + 1,
     "a fraction": lambda x: float(fractions.Fraction(1, x.shape[0])),
-    "numpy": lambda x: float(np.sqrt(x.shape[0])),
+    "numpy": lambda x: float(np.log2(x.shape[0])),
+    "a method of NumPy's": lambda x: (np.int64(2) * x.shape[0]).item() + 1,
+    "a type of NumPy's": lambda x: float(np.ceil(x.shape[0] / 2).astype(np.int32)),
+    "a shape of NumPy's": lambda x: (np.float64(2) * x.shape[0]).reshape(1)[0] + 1,
     "a comparison with NumPy": lambda x: 3 if np.int64(2) < x.shape[0] else 4,
     "an array of numbers": lambda x: float((np.arange(3) * x.shape[0]).sum()),
     "an array of sizes": lambda x: float(np.array(x.shape).sum()),
