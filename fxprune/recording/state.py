@@ -127,13 +127,13 @@ def storage_id(tensor: Tensor) -> int | None:
 
 
 def cached_tensor_dicts(modules: Iterable[nn.Module]) -> list[dict[Any, Any]]:
-    """Plain dict attributes that hold tensors: results of an earlier call, kept by a module itself."""
+    """Plain dict attributes that hold tensors, in an order that copies have too: as a rule of an earlier call."""
     own = nn.Module().__dict__.keys()
     attributes = [
         module.__dict__[name]
         for module in modules
         if not isinstance(module, torch.jit.ScriptModule)
-        for name in module.__dict__.keys() - own
+        for name in sorted(module.__dict__.keys() - own)
     ]
     return [
         value

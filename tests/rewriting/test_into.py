@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.errors import BudgetError, ConversionError, InputError, ModelError, PlanError
 from fxprune.rewriting.held import whole_numbers
-from fxprune.rewriting.into import _attributes
+from fxprune.rewriting.into import _attributes, _caches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -101,6 +101,32 @@ def test_the_result_shares_nothing_and_trains() -> None:
     assert not mine & others
     result.train()(image()).sum().backward()
     assert all(p.grad is not None for p in result.parameters())
+
+
+class Dicts(nn.Module):
+    """One dict holds what it is made with, the other what a call computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.a, self.b = nn.Embedding(4, 16), nn.Linear(16, 32), nn.Linear(32, 3)
+        self.tokens, self.computed = {"default": torch.arange(4)}, dict[str, Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "scale" not in self.computed:
+            self.computed["scale"] = self.table.weight.detach().norm()
+        prompt = self.table(self.tokens["default"]).unsqueeze(0).expand(x.shape[0], -1, -1)
+        return cast(Tensor, self.b((self.a(torch.cat([prompt, x], 1)) / self.computed["scale"]).relu()))
+
+
+def test_of_dicts_of_tensors_those_stay_that_the_class_was_made_with() -> None:
+    """All were emptied: its own forward raised KeyError."""
+    model, x = make(Dicts), torch.randn(2, 5, 16)
+    model(x)
+    small = fxprune.prune(model, x, channels=0.6, for_class=True, progress=False)
+    result: Any = fxprune.into(model, small)
+    assert result.tokens["default"].tolist() == [0, 1, 2, 3]
+    assert [list(cache) for cache in _caches(model, copy.deepcopy(model), small)] == [["scale"]]
+    assert same(result, small, torch.randn(3, 5, 16))
 
 
 class HeldTwice(nn.Module):
