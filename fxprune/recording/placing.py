@@ -16,6 +16,7 @@ from fxprune.recording import boundary, structure
 from fxprune.recording.calls import Call
 from fxprune.recording.guards import fits
 from fxprune.recording.parts import Parts
+from fxprune.recording.tensors import are_same_view
 from fxprune.recording.traced import Lazy, traced
 from fxprune.recording.writer import GraphWriter
 
@@ -98,10 +99,15 @@ class Placing:
         return traced(value, Lazy(self._writer, "placeholder", "", (), node))
 
     def _write_back_buffers(self) -> None:
-        """``self.steps = self.steps + 1`` replaces a buffer object; the graph writes the new value into the buffer."""
+        """``self.steps = self.steps + 1`` replaces a buffer object; the graph writes the new value into the buffer.
+
+        Not what ``self.mask = self.mask.to(x.device)`` leaves where it was: autograd would not forgive the write.
+        """
         for module, name, path, before in self._buffers:
             after = module._buffers.get(name)
             if after is None or after is before or not self._writer.tensors.computed(after):
+                continue
+            if are_same_view(before, after):
                 continue
             if after.shape == before.shape:
                 call = Call("call_method", "copy_", (self._writer.node_of(before), self._writer.node_of(after)), {})

@@ -108,6 +108,12 @@ class Tensors:
         return id(tensor) in self._names and id(tensor) not in self._replaced
 
 
+def are_same_view(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensor objects are the same view of the same memory."""
+    storage = state.storage_id(one)
+    return storage is not None and _view_key(one, storage) == _view_key(other, state.storage_id(other))
+
+
 def storage_of(tensor: Tensor) -> frozenset[int]:
     """The memory of a tensor, if it has one."""
     key = state.storage_id(tensor)

@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -746,6 +746,31 @@ def test_buffers_are_written_by_the_graph() -> None:
             assert torch.equal(gm(x), twin(x))
     assert torch.equal(gm.steps, twin.steps)
     assert torch.equal(gm.mean, twin.mean)
+
+
+class Placed(nn.Module):
+    """Keeps its buffer where the input is, as layers of speechbrain do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.register_buffer("mask", torch.tensor([0.5, 2.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mask = self.mask.to(x.device)
+        return cast(Tensor, self.linear(x) * self.mask)
+
+
+def test_a_buffer_that_is_put_where_it_is_lets_gradients_through() -> None:
+    """It was written over itself, and backward raised: modified by an inplace operation."""
+    model, x = Placed().eval(), torch.randn(3, 2)
+    gm = record(model, x)
+    gm(x).sum().backward()
+    found = model.linear.weight.grad
+    model.linear.weight.grad = None
+    model(x).sum().backward()
+    assert found is not None
+    assert torch.equal(found, cast(Tensor, model.linear.weight.grad))
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
