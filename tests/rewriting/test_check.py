@@ -192,6 +192,31 @@ def test_one_channel_beside_others_may_have_lost_its_label(left: list[int]) -> N
     assert (mismatch.node, mismatch.text) == ("relu", "channels in another order along dim 1")
 
 
+class NoneOfThem(nn.Module):
+    """Heads are divided among two kinds of attention, of which one has none."""
+
+    def __init__(self, returned: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.h = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 5)
+        self.returned = returned
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = (layer(x).view(*x.shape[:2], 2, 8).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        other = v[:, 2:]
+        y = self.h(F.scaled_dot_product_attention(q[:, :2], k[:, :2], v[:, :2]).transpose(1, 2).flatten(2))
+        return (y, other) if self.returned else y
+
+
+def test_no_entries_are_no_channels() -> None:
+    """A size beside them was promised, and all of the queries and keys were locked."""
+    x = torch.randn(2, 6, 8)
+    small = fxprune.prune(NoneOfThem(False).eval(), x, channels=0.5, round_to=1, progress=False)
+    assert small.v.weight.shape == (8, 8)
+    assert small.meta["fxprune"].notes == ()
+    with pytest.raises(fxprune.FxpruneError, match=r"the rewritten graph does not follow \(shape \[2, 0, 6, \d\]"):
+        fxprune.prune(NoneOfThem(True).eval(), x, channels=0.5, round_to=1, progress=False)
+
+
 def test_a_shape_that_was_not_promised() -> None:
     case = Case.of(Net(), a=[1, 2, 5, 7])
     view = next(n for n in case.module.graph.nodes if n.target == "view")
