@@ -112,7 +112,25 @@ def _check(run: Propagation, call: Call, per_output: Sequence[Labels]) -> None:
 def pointwise(run: Propagation, call: Call) -> Labels:
     """The rule of every op that computes each position from the same position of its operands."""
     operands = [(tuple(t.shape), run.labels(t)) for t in call.tensors if t.ndim]
-    return join_positions(run, operands, tuple(call.outputs[0].shape)) if call.outputs else ()
+    if not call.outputs:
+        return ()
+    shape = tuple(call.outputs[0].shape)
+    for flags in call.tensors:
+        if flags.dtype == torch.bool and not run.labels(flags) and _meets_channels(run, flags, operands, len(shape)):
+            run.request_index(flags if flags._base is None else flags._base)
+    return join_positions(run, operands, shape)
+
+
+def _meets_channels(
+    run: Propagation, flags: Tensor, operands: Sequence[tuple[tuple[int, ...], Labels]], ndim: int
+) -> bool:
+    """Whether another operand has channels that may go where ``flags`` has several entries."""
+    several = {ndim - flags.ndim + dim for dim, size in enumerate(flags.shape) if size > 1}
+    return any(
+        ndim - len(sizes) + factor.dim in several and not run.all_locked(factor)
+        for sizes, factors in operands
+        for factor in factors
+    )
 
 
 def _lock(run: Propagation, call: Call, record: Op | None) -> None:

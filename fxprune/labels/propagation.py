@@ -407,7 +407,7 @@ class Propagation:
                     self.new_kernels.add((owner.name, owner.dim))
 
     def request_index(self, tensor: Tensor) -> bool:
-        """Ask for the entries of an integer buffer to have atoms in the next run."""
+        """Ask for the entries of a buffer of integers or flags to have atoms in the next run."""
         name = getattr(tensor, _NAME, None)
         if name is None or self.seeded or name in self.facts.indices:
             return False

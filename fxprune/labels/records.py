@@ -99,8 +99,8 @@ class Facts:
     """What earlier runs found out.
 
     ``layouts``: weight name -> groups. ``joins``: pairs of parameter atoms. ``indices``: names of integers that have
-    atoms: an op takes each of them as a channel of its own. ``kernels``: dims of parameters that have none: the
-    kernel's, of which rows have several orders.
+    atoms, as an op takes each of them as a channel of its own, and of flags, one for each channel. ``kernels``: dims of
+    parameters that have none: the kernel's, of which rows have several orders.
     """
 
     layouts: dict[str, int] = field(default_factory=dict)

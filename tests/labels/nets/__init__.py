@@ -124,7 +124,7 @@ def members_of(model: nn.Module, words_: str) -> frozenset[tuple[str, int]]:
         own = [name] if name in tensors else [n for n in tensors if n.rpartition(".")[0] == name]
         chosen = {
             (n, place) for n in own
-            if tensors[n].is_floating_point() and tensors[n].ndim > place and tensors[n].shape[place] > 1
+            if (n == name or tensors[n].is_floating_point()) and tensors[n].ndim > place and tensors[n].shape[place] > 1
         }  # fmt: skip
         assert chosen, f"{word} names nothing"
         found |= chosen

@@ -239,6 +239,22 @@ class FillZeros(nn.Module):
         return self.c(y)
 
 
+@net(image("a[1]"), exact(8, "a[0] flags[0] e[1] among[1]"), exact(6, "e[0] among[0] h[1]"), result("h[0]"))
+class FlagsOfChannels(nn.Module):
+    """Buffers of flags, one for each channel and for each weight, as of a masked autoregressive network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.e, self.h = conv(3, 8), nn.Linear(8, 6), nn.Linear(6, 5)
+        self.register_buffer("flags", torch.arange(8) % 3 > 0)
+        self.register_buffer("among", torch.arange(48).view(6, 8) % 5 > 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y = torch.where(self.flags.view(8, 1, 1), y.relu(), y.tanh()).mean((2, 3))
+        return self.h(F.linear(y, self.among * self.e.weight, self.e.bias))
+
+
 @net(exact(8, "a[0] b[0] c[1]"), image("a[1] b[1]"), result("c[0]"))
 class AddInPlace(nn.Module):
     def __init__(self) -> None:
