@@ -56,15 +56,32 @@ def holds(value: Any, relation: str, recorded: Any, source: str) -> None:
         _holds_of_tensor(value, relation, recorded, source)
         return
     condition = _compared(value, relation, recorded)
-    is_number = isinstance(recorded, (int, float, *_FREE)) and not isinstance(recorded, bool)
-    if isinstance(condition, _FREE) or (is_number and torch.compiler.is_compiling()):
+    is_number = isinstance(recorded, (int, float, *_FREE))
+    if is_number and torch.compiler.is_dynamo_compiling():
+        _hold_compiled(condition, value, relation, recorded, source)
+    elif isinstance(condition, _FREE) or (
+        is_number and not isinstance(recorded, bool) and torch.compiler.is_compiling()
+    ):
         torch._check(condition, lambda: _text(value, relation, recorded, source))
     elif not condition:
         raise GuardError(_text(value, relation, recorded, source), source)
 
 
+def _hold_compiled(condition: Any, value: Any, relation: str, recorded: Any, source: str) -> None:
+    """While Dynamo traces, which takes constants for messages: sizes decide now, values when what it makes runs."""
+    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true
+
+    if guard_or_false(condition):
+        return
+    text = _text("a number", relation, "another", source)
+    if not guard_or_true(condition):
+        torch._dynamo.graph_break(text)  # the error of fullgraph=True; without it the next line runs uncompiled
+        raise GuardError(_text(value, relation, recorded, source), source)
+    torch._check(condition, lambda: text)
+
+
 def _compared(value: Any, relation: str, recorded: Any) -> Any:
-    if isinstance(value, torch.SymBool) and isinstance(recorded, bool) and relation in ("==", "!="):
+    if isinstance(value, (bool, torch.SymBool)) and isinstance(recorded, bool) and relation in ("==", "!="):
         return value if (relation == "==") == recorded else torch.sym_not(value)  # sympy has no difference of booleans
     return RELATIONS[relation](value, recorded)
 

@@ -364,6 +364,33 @@ def test_guards_on_values_last_through_compilation() -> None:
         compiled(-_ones(2, 4))
 
 
+WHOLE: dict[str, tuple[Callable[[Tensor], int], str | None]] = {
+    "a size": (lambda x: 3 if x.shape[0] > 2 else 4, "in <lambda>: forward goes another way"),
+    "two sizes": (lambda x: 3 if x.shape[0] > x.shape[1] else 4, "in <lambda>: forward goes another way"),
+    "a boolean": (lambda x: 3 if (x > 0).all().item() else 4, None),  # what is raised as it runs has no text of ours
+}
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("name", WHOLE)
+@torch.no_grad()
+def test_guards_are_part_of_a_graph_that_is_compiled_as_a_whole(name: str, dynamic: bool | None) -> None:
+    decide, text = WHOLE[name]
+    net = randomise(Net(decide)).eval()
+    module = recorded(net, _ones(2, 4))
+    torch.compiler.reset()
+    whole = torch.compile(module, backend="eager", dynamic=dynamic, fullgraph=True)
+    for batch in (2, 1, 2):
+        assert torch.equal(whole(_ones(batch, 4)), net(_ones(batch, 4)))
+    with pytest.raises(RuntimeError, match=text):
+        whole(-_ones(9, 4))
+    torch.compiler.reset()
+    parts = torch.compile(module, backend="eager", dynamic=dynamic)
+    assert torch.equal(parts(_ones(2, 4)), net(_ones(2, 4)))
+    with pytest.raises(GuardError, match="in <lambda>: forward goes another way"):
+        parts(-_ones(9, 4))
+
+
 def test_guards_last_through_export() -> None:
     module = recorded(_branching(), _ones(2, 4))
     batch = torch.export.Dim("batch", max=2)
