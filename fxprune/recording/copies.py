@@ -60,6 +60,8 @@ class Copier:
         made = self._made.get(id(value), self)
         if made is not self:
             return made
+        if kind in weakref.ProxyTypes:  # says of itself that it is what it stands for
+            return self._proxy(value)
         if isinstance(value, Tensor):
             return self._tensor(value)
         if isinstance(value, nn.Module):
@@ -187,6 +189,15 @@ class Copier:
         new.__qualname__, new.__module__, new.__doc__ = value.__qualname__, value.__module__, value.__doc__
         new.__dict__.update((name, self(item)) for name, item in value.__dict__.items())
         return new
+
+    def _proxy(self, value: Any) -> Any:
+        """A proxy stands for the copy of what it stood for."""
+        try:
+            target = value.__init__.__self__
+        except ReferenceError:  # that is gone
+            return value
+        new = self(target)
+        return value if new is target else self._note(value, weakref.proxy(new))
 
     def _partial(self, value: functools.partial[Any]) -> Any:
         function, args, keywords = self(value.func), self(value.args), self(dict(value.keywords))

@@ -138,7 +138,7 @@ def cached_tensor_dicts(modules: Iterable[nn.Module]) -> list[dict[Any, Any]]:
     return [
         value
         for value in attributes
-        if isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
+        if issubclass(type(value), dict) and any(isinstance(item, Tensor) for item in value.values())
     ]
 
 

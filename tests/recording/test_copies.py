@@ -606,6 +606,28 @@ def test_objects_that_lead_to_each_other_do_so_in_the_copy() -> None:
     assert twin.ref() is twin
 
 
+def test_a_proxy_of_what_is_copied_is_one_of_the_copy() -> None:
+    """A LightningModule holds one of its trainer, which holds one of the module, and after the fit one of nothing."""
+
+    class Reading(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            self.stats.add(x)  # type: ignore[union-attr, operator]
+            return super().forward(x) + self.stats.owner.a.bias.mean()  # type: ignore[union-attr]
+
+    net: Any = randomise(Reading()).eval()
+    stats, gone = Stats(), Stats()
+    stats.owner = weakref.proxy(net)  # type: ignore[attr-defined]
+    net.stats, net.gone = weakref.proxy(stats), weakref.proxy(gone)
+    del gone
+    before, x = (net.stats.count, list(net.stats.seen)), torch.randn(3, 4)
+    small: Any = fxprune.prune(net, x, channels=0.5, round_to=1, progress=False)
+    assert (net.stats.count, net.stats.seen) == before
+    assert small.a.weight.shape == (4, 4)
+    twin, copier = _copied(net, private=False)
+    assert copier.original(twin.stats.owner.a) is net.a
+    assert twin.stats.owner.a is twin.a is not net.a
+
+
 def test_what_leads_to_nothing_stays_what_it_is() -> None:
     net: Any = Net()
     plain = (1, "a", (2.0, None))
