@@ -39,6 +39,16 @@ def check_module(name: str, value: Any, made_by: str = "", shares: bool = False)
         )
 
 
+def check_unwrapped(model: nn.Module, name: str) -> None:
+    """Refuse ``DistributedDataParallel``, ``torch.compile`` and averages around what is at ``name`` in them.
+
+    Raises:
+        InputError: the name is theirs.
+    """
+    if name and {"module", "_orig_mod"}.issuperset(name.split(".")):
+        raise InputError(f"{type(model).__name__} wraps the pruned module: pass its .{name}.")
+
+
 def check_model(model: Any, shares: bool = False) -> None:
     """Refuse what is no model in Python, or one whose tensors have no values and could have none.
 

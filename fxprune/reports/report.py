@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxprune.errors import InputError
 from fxprune.io.text import quantity, some, table
+from fxprune.recording.checks import check_unwrapped
 from fxprune.reports.page import Figure, Section, write_page
 from fxprune.reports.plots import new_figure, save_figure
 from fxprune.reports.rows import GroupRow, Row
@@ -321,7 +322,5 @@ def pruned_part(model: nn.Module) -> tuple[str, fx.GraphModule]:
             f"{type(model).__name__} holds {count} part that fxprune pruned. Pass what fxprune.prune, apply or load "
             "returned, or a deepcopy of it."
         )
-    name = found[0][0]
-    if name in ("module", "_orig_mod"):
-        raise InputError(f"{type(model).__name__} wraps the pruned module: pass its .{name}.")
+    check_unwrapped(model, found[0][0])
     return found[0]

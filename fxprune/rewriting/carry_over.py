@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import Parameter
 
 from fxprune.errors import InputError, shown
+from fxprune.recording.checks import check_unwrapped
 from fxprune.rewriting import CUTS_KEY, Cuts
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
@@ -51,6 +52,8 @@ def carry_over(optimizer: AnyOptimizer, model: nn.Module, pruned: nn.Module) -> 
     removed = {f"{prefix}{name}" for prefix, own in cuts.items() for name in own.removed}
     missing = [name for name in names.values() if name not in after and name not in removed]
     if missing:
+        for path in cuts:
+            check_unwrapped(pruned, path.removesuffix("."))
         raise InputError(f"{missing[0]} has no counterpart in pruned; pass the model that was given to fxprune.prune.")
     gone = {key: Parameter(torch.empty(0)) for key, name in names.items() if name not in after}
     memo = {key: gone[key] if key in gone else after[name] for key, name in names.items()}

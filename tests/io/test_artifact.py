@@ -506,9 +506,9 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
                 call(wrong)
     small = pruned()
     assert said(nn.DataParallel(small)) == "DataParallel wraps the pruned module: pass its .module."
-    assert (
-        said(torch.compile(small, backend="eager")) == "OptimizedModule wraps the pruned module: pass its ._orig_mod."
-    )
+    compiled = torch.compile(small, backend="eager")
+    assert said(compiled) == "OptimizedModule wraps the pruned module: pass its ._orig_mod."
+    assert said(nn.DataParallel(compiled)) == "DataParallel wraps the pruned module: pass its .module._orig_mod."
     assert said(small, "x.bin").endswith("or .pt2 (a program)")
     assert said(small, "no/x.pt2").endswith("does not exist; create it first")
     with torch.device("meta"):

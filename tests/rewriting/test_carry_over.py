@@ -161,6 +161,7 @@ def test_what_does_not_fit() -> None:
     )
     mine = torch.optim.SGD(model.parameters(), lr=0.1)
     assert message(mine, model, model) == "pruned is a Small that fxprune.prune did not return."
+    assert message(mine, model, nn.DataParallel(small)) == "DataParallel wraps the pruned module: pass its .module."
     mine.state[model.head.weight]["odd"] = torch.ones(7)
     assert message(mine, model, small) == (
         "the optimizer's odd of head.weight has the shape [7], which does not follow [10, 16]; start a new optimizer "
