@@ -366,6 +366,19 @@ def test_forward_hooks_of_leaf_modules_carry_over() -> None:
     assert y.shape == (5, 10)
 
 
+def test_hooks_of_blocks_are_told_to_be_no_part_of_the_graph() -> None:
+    model, seen = make(), []
+    model.up.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    model.up[0].register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    nn.utils.spectral_norm(model.head)  # a hook of torch's
+    pruned = prune(model)
+    seen.clear()
+    pruned(image(5))
+    assert len(seen) == 1
+    told = [note for note in pruned.meta["fxprune"].notes if "hooks" in note]
+    assert told == ["up has hooks, which the graph does not call: it has what they computed in the recorded run"]
+
+
 def test_train_and_eval_react() -> None:
     class Drops(nn.Module):
         """Dropout as a module, as a function, and whole branches of a sample (stochastic depth)."""

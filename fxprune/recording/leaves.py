@@ -88,3 +88,9 @@ def _computes_its_weights(module: nn.Module) -> bool:
         return False
     hooks: Iterable[Any] = module._forward_pre_hooks.values()
     return any(type(hook).__module__.startswith("torch.nn.utils") for hook in hooks)
+
+
+def is_torchs(hook: Any) -> bool:
+    """Whether torch itself has put it on a module: to compute weights, to gather or to reduce them."""
+    owner = hook if hasattr(hook, "__qualname__") else type(hook)
+    return (owner.__module__ or "").partition(".")[0] == "torch"
