@@ -179,6 +179,14 @@ def test_a_pruned_module_can_be_pruned_again(kind: type[nn.Module], attention: A
     assert same(outputs(fxprune.apply(once, report.plan, image()), image(5)), outputs(twice, image(5)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_pruned_module_in_another_dtype_knows_what_it_takes(dtype: torch.dtype) -> None:
+    once = prune(make()).to(dtype)
+    twice = fxprune.prune(once, channels=0.7, progress=False)
+    assert twice.meta["fxprune"].macs_before == fxprune.analyze(once).macs() == once.meta["fxprune"].macs_after
+    assert outputs(twice, image(5).to(dtype))[0].dtype == dtype
+
+
 # -- options
 
 

@@ -105,18 +105,18 @@ def normalise_inputs(example_inputs: Any, example_kwargs: Any = None) -> tuple[A
 def infer_inputs(model: nn.Module) -> tuple[Args, Kwargs]:
     """Example inputs ``(args, kwargs)``, batch size 1, for a model that says what it takes; the same at every call.
 
-    A graph that fxprune recorded knows what it was recorded with, with the values of integers and masks. timm's models
-    carry their input size in ``pretrained_cfg``. torchvision's classification models are taken at 224 x 224 (Inception
-    v3 at 299), and so are its segmentation models: these are fully convolutional, every MAC ratio is that of any other
-    size, and 224 is a multiple of their stride of 8 to 32. The tensors are standard normal, on the device and of the
-    dtype of the first parameter.
+    A graph that fxprune recorded knows what it was recorded with, with the values of integers and masks; its floats are
+    made in the dtype that the graph has now, after ``half()`` say. timm's models carry their input size in
+    ``pretrained_cfg``. torchvision's classification models are taken at 224 x 224 (Inception v3 at 299), and so are its
+    segmentation models: these are fully convolutional, every MAC ratio is that of any other size, and 224 is a multiple
+    of their stride of 8 to 32. The tensors are standard normal, on the device and of the dtype of the first parameter.
 
     Raises:
         ExampleInputsError: the model is none of these; says what to pass.
     """
     recorded = model.meta.get(RECORD_KEY) if isinstance(model, torch.fx.GraphModule) else None
     if recorded is not None:
-        return make_inputs(recorded, device_of(model), permute=False)
+        return make_inputs(like_parameters(recorded, model), device_of(model), permute=False)
     shape = _timm_shape(model) or _torchvision_shape(model)
     if shape is None:
         raise ExampleInputsError(_cannot_infer(model))
