@@ -288,6 +288,21 @@ def test_loading_what_was_loaded_and_saved_again(saved: Path, tmp_path: Path) ->
                        run(once.eval(), image()))  # fmt: skip
 
 
+def test_a_head_that_was_exchanged_after_the_pruning_is_refused(tmp_path: Path) -> None:
+    small = pruned()
+    features = small.get_submodule("head").in_features
+    for head, found in ((nn.Linear(features, 3), f"[3, {features}]"), (nn.Identity(), "gone")):
+        small.set_submodule("head", head)
+        with pytest.raises(InputError) as caught:
+            fxprune.save(small, tmp_path / "new.safetensors")
+        assert str(caught.value) == (
+            f"The weight of head is {found}, and was [10, {features}] when the network was pruned. A file is loaded "
+            "into the class of that: exchange layers before pruning, or save a program (.pt2)."
+        )
+    fxprune.save(small, tmp_path / "new.pt2")
+    assert run(fxprune.load(tmp_path / "new.pt2"), image(5)).shape == (5, features)
+
+
 def test_inputs_as_json() -> None:
     record = {"args": (TensorSpec((1, 3), torch.int64, 2, 5), [None, 1, 0.5, True]), "kwargs": {"a": {"b": "c"}}}
     assert from_json(json.loads(json.dumps(to_json(record)))) == record

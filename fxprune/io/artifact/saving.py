@@ -93,6 +93,8 @@ def described(pruned: nn.Module, data: bool = True) -> Artifact:
             f"This {type(pruned).__name__} was pruned for several calls, of which a file holds the graph alone: save "
             "the pruned GraphModule."
         )
+    if data:
+        _check_layers(part, report)
     state = pruned.state_dict(keep_vars=True)
     odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if odd:
@@ -129,6 +131,26 @@ def described(pruned: nn.Module, data: bool = True) -> Artifact:
         own_class=own_class,
         versions={"fxprune": __version__, "torch": torch.__version__, "python": platform.python_version()},
     )
+
+
+def _check_layers(part: nn.Module, report: Report) -> None:
+    """Refuse what no fresh instance could take: a layer that was exchanged after the pruning.
+
+    Raises:
+        InputError: which, and what to do.
+    """
+    tensors = {
+        **dict(part.named_parameters(remove_duplicate=False)),
+        **dict(part.named_buffers(remove_duplicate=False)),
+    }
+    for row in report.rows:
+        tensor = tensors.get(f"{row.name}.weight", tensors.get(row.name))
+        found = "gone" if tensor is None else f"{list(tensor.shape)}"
+        if row.after and (tensor is None or tuple(tensor.shape) != row.after):
+            raise InputError(
+                f"The weight of {row.name} is {found}, and was {list(row.after)} when the network was pruned. A file "
+                "is loaded into the class of that: exchange layers before pruning, or save a program (.pt2)."
+            )
 
 
 def told(pruned: nn.Module) -> tuple[str, nn.Module, Mapping[str, Any]]:
