@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import ExampleInputsError, FxpruneError, RecordError
+from fxprune.io.text import some
 from fxprune.recording import boundary, rehearsal, state, trees
 from fxprune.recording.either import BRANCH, follow_training
 from fxprune.recording.layers import restore_linears
@@ -82,21 +83,24 @@ def recorded(
     for name, tensor in recorder.constants().items():
         add_constant(root, name, tensor)
     recorder.forget()
-    writer.notes += _uncalled_hooks(parts, {str(node.target) for node in writer.graph.nodes})
+    writer.notes += _on_uncalled_hooks(parts, {str(node.target) for node in writer.graph.nodes})
     result = RecordedModule(root, writer.graph, type(model).__name__, compiled=compiled)
     seen = ("writes", "draws", "gradients", "fused")
     result.meta.update(notes=writer.notes, **{name: getattr(recorder, name) for name in seen})
     return result
 
 
-def _uncalled_hooks(parts: Parts, targets: Container[str]) -> list[str]:
+def _on_uncalled_hooks(parts: Parts, targets: Container[str]) -> list[str]:
     """A note on hooks of the user's on modules that are no node, as of blocks: what they compute is, they are not."""
     tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return [
-        f"{path or 'the model'} has hooks, which the graph does not call: it has what they computed in the recorded run"
+    hooked = [
+        path or "the model"
         for path, module in parts.modules.items()
         if path not in targets and any(not is_torchs(h) for table in tables for h in getattr(module, table).values())
     ]
+    return (
+        [f"the graph does not call hooks of {some(hooked)}, and has what they computed when recorded"] if hooked else []
+    )
 
 
 def _check_initialised(model: nn.Module, parts: Parts) -> None:
