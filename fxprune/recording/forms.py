@@ -63,7 +63,7 @@ def difference(value: Any, form: Form) -> tuple[str, str] | None:
         if len(value) != len(form[1]):
             return "", f"has {len(value)} items, where {len(form[1])} were recorded"
         return _first(value, range(len(value)), form[1])
-    if torch.compiler.is_compiling() and kind != "mapping":  # what is no tensor is fixed there in any case
+    if torch.compiler.is_exporting() and kind != "mapping":  # what is no tensor is fixed there in any case
         return None
     if kind == "mapping":
         keys = {_text(key): key for key in value} if isinstance(value, Mapping) else {}

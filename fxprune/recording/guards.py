@@ -75,7 +75,7 @@ def _hold_compiled(condition: Any, value: Any, relation: str, recorded: Any, sou
         return
     text = _text("a number", relation, "another", source)
     if not guard_or_true(condition):
-        torch._dynamo.graph_break(text)  # the error of fullgraph=True; without it the next line runs uncompiled
+        torch._dynamo.graph_break(msg=text)  # the error of fullgraph=True; without it the next line runs uncompiled
         raise GuardError(_text(value, relation, recorded, source), source)
     torch._check(condition, lambda: text)
 
@@ -138,11 +138,13 @@ def fits(values: tuple[Any, ...], names: tuple[str, ...], recorded: tuple[Form, 
         if found is not None:
             path, text = found
             where = f"{name}{path} of {source}" if source else f"{name}{path}"
-            raise GuardError(
+            message = (
                 f"{where}: it {text}. Call the network with inputs like the example's in this, or record it with an "
-                "example of this kind.",
-                where,
+                "example of this kind."
             )
+            if torch.compiler.is_dynamo_compiling():
+                torch._dynamo.graph_break(msg=message)  # as in _hold_compiled
+            raise GuardError(message, where)
 
 
 def is_guard(node: fx.Node) -> bool:

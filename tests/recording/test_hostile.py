@@ -173,6 +173,18 @@ def test_a_guard_on_the_form_survives_compiling() -> None:
         torch.compile(small, backend="eager")([_x(), _x(), _x()])
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(("value", "other"), [(True, False), ("a", "b"), (None, True), (Mode.SUM, Mode.MEAN)])
+def test_plain_values_of_another_call_are_refused_by_a_compiled_graph(whole: bool, value: Any, other: Any) -> None:
+    net = _net(lambda self, x, how: self.both(x) * (2 if how == value else 3))
+    small, x = _pruned(net, _x(), value), _x(3)
+    torch.compiler.reset()
+    compiled = torch.compile(small, backend="eager", fullgraph=whole)
+    torch.testing.assert_close(compiled(x, value), net(x, value))
+    with pytest.raises(RuntimeError if whole else GuardError, match=r"Message: how of .* was recorded|^how of"):
+        compiled(x, other)
+
+
 # --- what comes out ---------------------------------------------------------------------------------------------------
 
 
