@@ -485,13 +485,21 @@ def applied(
         attention: Any = plan.attention
         return record_and_analyse(model, args, kwargs, attention, (), Stages(progress=False), verify=True)
 
-    dense = analysed(model, plan.steps[0])
-    first, *others = plan.onwards(dense.graph)
-    if first.attention != dense.graph.attention:
-        dense = analysed(model, first)
-    result = put(model, _applied(dense, first, method, verify))
-    for step in others:
-        result = put(result, _applied(analysed(result, step), step, method, verify))
+    try:
+        dense = analysed(model, plan.steps[0])
+        first, *others = plan.onwards(dense.graph)
+        if first.attention != dense.graph.attention:
+            dense = analysed(model, first)
+        result = put(model, _applied(dense, first, method, verify))
+        for step in others:
+            result = put(result, _applied(analysed(result, step), step, method, verify))
+    except PlanError as error:
+        if plan.earlier is None:
+            raise
+        raise PlanError(
+            f"{error} The network was pruned {len(plan.steps)} times: if a layer was exchanged in between, or other "
+            "inputs were given, pass what the last pruning was given (fxprune.apply with the plan's .earlier)."
+        ) from error
     return result
 
 

@@ -183,6 +183,17 @@ def test_the_plan_of_a_network_pruned_before_is_applied_to_the_dense_one_and_to_
         fxprune.into(model, other)
 
 
+def test_a_layer_that_was_exchanged_between_two_prunings_is_told_of() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(2, 4)
+    first = fxprune.prune(model, x, channels=0.7, progress=False)
+    first.set_submodule("2", nn.Linear(first.get_submodule("2").in_features, 5))  # type: ignore[arg-type]
+    second = fxprune.prune(first, x, channels=0.7, progress=False)
+    plan: PruningPlan = second.meta["fxprune"].plan
+    with pytest.raises(PlanError, match=r"pruned 2 times: if a layer was exchanged in between, .* pass what the last"):
+        fxprune.apply(model, plan, x)
+    assert torch.equal(fxprune.apply(first, plan, x)(x), second(x))
+
+
 def test_a_file_whose_earlier_plans_are_none(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     first = fxprune.prune(make(), image(), channels=0.7, progress=False)
