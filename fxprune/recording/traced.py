@@ -273,6 +273,9 @@ class TracedInt(int):
         """Different for every expression, or a memoising function answers with sizes of an earlier call."""
         return int(self.lazy.owner.hash_of(self.lazy, plain(self)))
 
+    def __copy__(self) -> TracedInt:
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedInt:
         return self
 
@@ -298,6 +301,9 @@ class TracedFloat(float):
 
     def __hash__(self) -> int:
         return hash(plain(self))
+
+    def __copy__(self) -> TracedFloat:
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedFloat:
         return self

@@ -96,6 +96,19 @@ def test_the_card_says_what_was_not_measured_and_how_to_make_it_again(small: Any
     assert given["small"].meta["fxprune"].plan == small.meta["fxprune"].plan
 
 
+def test_the_card_of_a_network_that_was_pruned_twice(small: Any, tmp_path: Path) -> None:
+    twice = fxprune.prune(small, image(), flops=0.8, progress=False)
+    fxprune.save_pretrained(twice, tmp_path / "twice")
+    card = (tmp_path / "twice/README.md").read_text()
+    assert "budget `flops=0.8`, of a network that had been pruned before (1x), against which the figures are." in card
+    assert (
+        f"| | before | pruned | stays |\n|---|---:|---:|---:|\n| MACs | {quantity(twice.meta['fxprune'].macs_before)}"
+        in card
+    )
+    assert "fxprune.prune(" not in card, "one call makes another network"
+    assert torch.equal(fxprune.load_pretrained(tmp_path / "twice", make(Small)).eval()(image(5)), twice(image(5)))
+
+
 def test_a_folder_that_is_there_keeps_what_is_not_the_networks(small: Any, tmp_path: Path) -> None:
     for name in ("notes.txt", "plan.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"):
         (tmp_path / name).write_text("old")

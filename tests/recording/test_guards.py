@@ -62,6 +62,7 @@ FREE: dict[str, Callable[[Tensor], Any]] = {
     "types of NumPy": lambda x: (2 * np.trunc(x.shape[0] / 2)).astype(int) + np.ceil(x.shape[0]).astype(np.float64),
     "roots by NumPy": lambda x: np.sqrt(x.shape[0]) + abs(-np.sqrt(x.shape[0] / 2)).astype("int64"),
     "arithmetic": lambda x: (x.shape[0] * 2 + 1 - x.size(0) // 2) % 7 + x.shape[0] ** 0.5 / x.shape[1],
+    "a copied number": lambda x: copy.copy(x.shape[0]) + copy.copy(x.shape[0] / 2),
     "len": lambda x: len(x) + 1,
     "numel": lambda x: x.numel() + x.nelement() + torch.numel(x),
     "max, min": lambda x: max(x.shape[0], 3) + min(x.shape) + max(2, x.shape[0] / 2),

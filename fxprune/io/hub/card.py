@@ -71,8 +71,8 @@ def card(report: Report, figures: Figures, versions: Mapping[str, str], name: st
     parts = [
         f"---\nlibrary_name: {library}\ntags:\n- fxprune\n- pruning\n---",
         f"# {report.model}, pruned",
-        f"A smaller {report.model}: channels were cut by fxprune, method `{report.method}`{_asked(report)}. What "
-        "stays of every layer is in `plan.json`.",
+        f"A smaller {report.model}: channels were cut by fxprune, method `{report.method}`{_asked(report)}"
+        f"{_before(report)}. What stays of every layer is in `plan.json`.",
         _table(report, figures),
         "MACs: multiply-accumulates of one forward pass on the example inputs, as `torch.utils.flop_counter` counts.",
         "## Checked",
@@ -88,6 +88,11 @@ def card(report: Report, figures: Figures, versions: Mapping[str, str], name: st
 
 def _asked(report: Report) -> str:
     return "" if report.budget is None else ", budget `{}={:g}`".format(*report.budget)
+
+
+def _before(report: Report) -> str:
+    times = len(report.plan.steps) - 1
+    return f", of a network that had been pruned before ({times}x), against which the figures are" if times else ""
 
 
 def _table(report: Report, figures: Figures) -> str:
@@ -108,7 +113,7 @@ def _table(report: Report, figures: Figures) -> str:
         rows.append(
             (" ".join(what.split()).replace("|", "\\|"), "–" if dense is None else f"{dense:g}", f"{pruned:g}", "")
         )
-    lines = ["| | dense | pruned | stays |", "|---|---:|---:|---:|"]
+    lines = [f"| | {'dense' if report.plan.earlier is None else 'before'} | pruned | stays |", "|---|---:|---:|---:|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
@@ -147,9 +152,9 @@ def _use(model: str, name: str, loader: Loader | None) -> str:
 def _again(report: Report, command: str) -> str:
     budget = "" if report.budget is None else ", {}={:g}".format(*report.budget)
     call = f'small = fxprune.prune(dense, example_inputs, method="{report.method}"{budget})'
-    made = f"```sh\n{command}\n```" if command else _python(call)
+    made = f"```sh\n{command}\n```" if command else _python(call) if report.plan.earlier is None else ""
     exact = 'small = fxprune.apply(dense, fxprune.PruningPlan.load("plan.json"), example_inputs)'
-    return f"{made}\n\nThe same channels of any weights:\n\n{_python(exact)}"
+    return f"{made}\n\nThe same channels of any weights:\n\n{_python(exact)}".lstrip()
 
 
 def _python(*lines: str) -> str:
