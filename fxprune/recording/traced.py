@@ -202,22 +202,28 @@ def _numpys(number: Any) -> Any:
 
 def _as_type(self: Any, dtype: Any, *args: Any, **kwargs: Any) -> Any:
     """``astype`` of a number of NumPy's; to another type than Python's own numbers are of, the value leaves."""
-    kind = np.dtype(dtype)
-    if kind == np.int64 and not (args or kwargs):
-        return _numpys(traced_int(self))
-    if kind == np.float64 and not (args or kwargs):
-        return _numpys(traced_float(self))
-    return (np.int64 if isinstance(self, int) else np.float64)(_leaving(plain)(self)).astype(dtype, *args, **kwargs)
+    to = {np.dtype(np.int64): traced_int, np.dtype(np.float64): traced_float}.get(np.dtype(dtype))
+    if to is not None and not (args or kwargs):
+        return _numpys(to(self))
+    return _left(self).astype(dtype, *args, **kwargs)
+
+
+def _left(number: Any) -> Any:
+    """The value as a number of NumPy's, which takes it out of the graph."""
+    return _kind(number)(_leaving(plain)(number))
+
+
+def _kind(number: Any) -> type[np.generic]:
+    return np.int64 if isinstance(number, int) else np.float64
 
 
 def _attribute_of_numpy(self: Any, name: str) -> Any:
     """What Python's numbers do not have and NumPy's do, which takes the value out of the graph."""
-    kind = np.int64 if isinstance(self, int) else np.float64
-    if not (self.lazy.of_numpy and hasattr(kind, name)):
+    if not (self.lazy.of_numpy and hasattr(_kind(self), name)):
         raise AttributeError(f"{type(plain(self)).__name__!r} object has no attribute {name!r}")
     if name == "astype":
-        return lambda dtype, *args, **kwargs: _as_type(self, dtype, *args, **kwargs)
-    return getattr(kind(_leaving(plain)(self)), name)
+        return functools.partial(_as_type, self)
+    return getattr(_left(self), name)
 
 
 # What is told of a number, or made of it, by methods and attributes of its class.

@@ -19,6 +19,7 @@ from fxprune.io.artifact.packing import stored
 from fxprune.io.artifact.sample import sample_of
 from fxprune.io.files import replacing
 from fxprune.io.forms import FormError, check
+from fxprune.recording import named_tensors
 from fxprune.recording.checks import check_module
 from fxprune.recording.inputs import RECORD_KEY, from_json, like_parameters, to_json
 from fxprune.recording.together import CALLS_KEY, ONE_OF_KEY
@@ -139,10 +140,7 @@ def _check_layers(part: nn.Module, report: Report) -> None:
     Raises:
         InputError: which, and what to do.
     """
-    tensors = {
-        **dict(part.named_parameters(remove_duplicate=False)),
-        **dict(part.named_buffers(remove_duplicate=False)),
-    }
+    tensors = named_tensors(part)
     for row in report.rows:
         tensor = tensors.get(f"{row.name}.weight", tensors.get(row.name))
         found = "gone" if tensor is None else f"{list(tensor.shape)}"
