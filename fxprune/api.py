@@ -483,7 +483,8 @@ def applied(
 
     def analysed(model: nn.Module, plan: PruningPlan) -> Dense:
         attention: Any = plan.attention
-        return record_and_analyse(model, args, kwargs, attention, (), Stages(progress=False), verify=True)
+        stages, leaves = Stages(progress=False), plan.leaf_functions
+        return record_and_analyse(model, args, kwargs, attention, (), stages, verify=True, leaf_functions=leaves)
 
     try:
         dense = analysed(model, plan.steps[0])

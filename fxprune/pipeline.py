@@ -30,6 +30,7 @@ from fxprune.labels.classes import Reason
 from fxprune.labels.records import Attention, TensorLabels, channels_of
 from fxprune.methods.state import Scores
 from fxprune.recording.inputs import RECORD_KEY, describe_inputs, device_of, map_tensors
+from fxprune.recording.leaf_functions import leaf_functions_of
 from fxprune.recording.liveness import IDLE
 from fxprune.recording.shards import check_same, is_sharded, recordable, without_values
 from fxprune.recording.shards import whole as whole_of
@@ -189,16 +190,19 @@ def collected() -> Iterator[None]:
 @torch.inference_mode(False)
 def record_and_analyse(
     model: nn.Module, args: Any, kwargs: Any, attention: Attention, ignore: Sequence[str], stages: Stages,
-    *, keep: Sequence[str] = (), verify: bool = False,
+    *, keep: Sequence[str] = (), verify: bool = False, leaf_functions: Sequence[str] = (),
 ) -> Dense:  # fmt: skip
     """The first half of the pipeline: the model as a graph, and which of its channels belong together.
 
     ``verify``: the graph is compared with the model, on the example and on what the example does not show.
+    ``leaf_functions``: those that are called as they are in any case.
     """
-    proof = None
+    proof, options = None, recording.Options(leaf_functions=frozenset(leaf_functions))
     given, (model, put_back) = model, recordable(model)
     with stages("recording"):
-        module, runs = recorded(model, args, kwargs) if model is given else _without_values(model, args, kwargs)
+        module, runs = (
+            recorded(model, args, kwargs, options) if model is given else _without_values(model, args, kwargs)
+        )
     graphs: dict[tuple[recording.RecordedModule, int], ChannelGraph] = {}
 
     def analysed(module: recording.RecordedModule) -> ChannelGraph:
@@ -210,7 +214,7 @@ def record_and_analyse(
     if verify and given is model and not any(p.is_meta for p in module.parameters()):
         with stages("probing"), collected():
             proven, proof = prove(
-                model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs, analysed
+                model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs, analysed, options
             )
         if proven is not module:
             module, runs = proven, SizeRuns(proven, args, kwargs)
@@ -523,7 +527,8 @@ def _finish(
     dense: Dense, pruned: fx.GraphModule, selection: Selection, options: Cut, method: str, notes: list[str]
 ) -> fx.GraphModule:
     graph, keep, whole = dense.graph, selection.keep, dense.whole.graph
-    plan = PruningPlan.of(graph, keep, whole, [branch.name for branch in dense.removed], dense.joins, dense.earlier)
+    removed, called = [branch.name for branch in dense.removed], leaf_functions_of(dense.module.graph)
+    plan = PruningPlan.of(graph, keep, whole, removed, dense.joins, dense.earlier, called)
     agreement = None
     if dense.removed:
         cuts: Cuts = pruned.meta[CUTS_KEY]

@@ -522,7 +522,7 @@ def test_json_that_is_no_plan(saved: Path, content: str) -> None:
 def test_a_plan_of_another_format(saved: Path) -> None:
     data = json.loads(saved.read_text())
     saved.write_text(json.dumps(data | {"format": 99}))
-    assert plan_message(saved) == f"{saved} has plan format 99; this version reads formats 2, 3, 4 and 5."
+    assert plan_message(saved) == f"{saved} has plan format 99; this version reads formats 2, 3, 4, 5 and 6."
 
 
 def test_a_plan_edited_by_hand(saved: Path) -> None:

@@ -6,15 +6,17 @@ labels, its record in the table of ops says (``labels.apply``).
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_is_leaf, tree_map
 
 from fxprune.errors import FxpruneError, ModelError, first_line
 from fxprune.labels.apply import apply
@@ -26,6 +28,7 @@ from fxprune.recording import named_tensors
 from fxprune.recording.checks import is_within
 from fxprune.recording.guards import NUMBER, is_guard
 from fxprune.recording.inputs import map_tensors, tensors_of
+from fxprune.recording.leaf_functions import ValuesNeededError
 from fxprune.recording.randomness import draws
 
 Watch = Callable[[Propagation, Any, Any, Any, Any], None]
@@ -84,20 +87,15 @@ def _execute(kernels: MetaKernels, func: Any, args: Any, kwargs: dict[str, Any],
         args, kwargs = without_real(args, kwargs)
     if not on_meta:
         return func(*args, **kwargs)
-    if _UNKNOWN_SIZE.isdisjoint(func.tags):
+    if record is None or record.without_values is None:
         return kernels(func, args, kwargs)
     try:
         return kernels(func, args, kwargs)
     except (NotImplementedError, RuntimeError):
-        if record is None or record.without_values is None:
-            raise
         known = record.without_values(node, *args, **kwargs)
         if known is None:
             raise
         return known
-
-
-_UNKNOWN_SIZE = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
 
 def _made(func: Any, args: Any, kwargs: dict[str, Any], on_meta: bool | None) -> Any:
@@ -153,8 +151,7 @@ class _Runner:
         self._attend(n)
         if self.settings.ignore:
             self._lock_by_name(n, [t for t in tree_flatten(result)[0] if isinstance(t, Tensor)])
-        one = isinstance(result, Tensor)
-        run.node_labels[n.name] = describe(run, result) if one else tree_map(lambda t: describe(run, t), result)
+        run.node_labels[n.name] = _described(run, result)
         return result
 
     def _result(self, n: fx.Node) -> Any:
@@ -206,12 +203,14 @@ class _Runner:
                     run.lock_all(run.labels(tensor), "ignored by the caller")
 
     def _locked_result(self, n: fx.Node, error: Exception) -> Any:
-        shape, run, may_fail = n.meta.get("shape"), self.propagation, self.settings.may_fail
-        why = f"{type(error).__name__}: {first_line(error).partition('. ')[0]}"
-        if shape is None or (may_fail is not None and n.name not in may_fail):
+        like, run, may_fail = _recorded_result(n), self.propagation, self.settings.may_fail
+        why = first_line(error).partition(". ")[0]
+        if not isinstance(error, ValuesNeededError):
+            why = f"{type(error).__name__}: {why}"
+        if like is None or (may_fail is not None and n.name not in may_fail):
             if may_fail is None and not isinstance(error, ModelError):
                 raise ModelError(
-                    f"{n.meta.get('source') or 'the model'}: {getattr(n.target, '__name__', n.target)} gives no single "
+                    f"{n.meta.get('source') or 'the model'}: {getattr(n.target, '__name__', n.target)} gives no "
                     f"tensor and cannot be interpreted ({why}). "
                     "Prune a part of the model without it: fxprune.prune_submodule."
                 ) from error
@@ -227,8 +226,34 @@ class _Runner:
             run.lock_all(run.labels(tensor), what)
         run.uncounted(reached, str(name))
         run.notes.append(f"{what}; what reaches it is locked ({n.meta.get('source', '')})")
+        return like
+
+
+def _described(run: Propagation, value: Any) -> Any:
+    """The labels of a tensor; of anything with tensors in it the same with labels in their place."""
+    if isinstance(value, tuple):  # a named one may look at its parts
+        return tuple(_described(run, part) for part in value)
+    if tree_is_leaf(value):
+        return describe(run, value)
+    return tree_map(partial(_described, run), value, is_leaf=lambda part: isinstance(part, tuple))
+
+
+def _recorded_result(n: fx.Node) -> Any:
+    """Unlabelled tensors like those that the node gave when recorded, as far as they are read; None if it gave others.
+
+    Of a sequence, what its parts were, the nodes know that take them.
+    """
+    if n.meta.get("shape") is not None:
         with _disable_current_modes():  # which would make integers real, as what a model makes of numbers that it knows
-            return torch.empty(shape, dtype=n.meta.get("dtype", torch.float32), device="meta")
+            return torch.empty(n.meta["shape"], dtype=n.meta.get("dtype", torch.float32), device="meta")
+    if not n.users or any(user.target is not operator.getitem for user in n.users):
+        return None
+    parts: dict[Any, Any] = {user.args[1]: _recorded_result(user) for user in n.users}
+    if any(part is None for part in parts.values()):
+        return None
+    if all(isinstance(key, int) for key in parts):
+        return tuple(parts.get(key) for key in range(max(parts) + 1))
+    return parts
 
 
 def propagate(

@@ -19,9 +19,10 @@ from fxprune.reconstruction.lanes import Lane
 from fxprune.reconstruction.noise import noise_for, noise_is_taken, refit_on_noise
 from fxprune.reconstruction.refit import Ridge, refit
 from fxprune.reconstruction.tune import tune as tuned
-from fxprune.recording import evaluated
+from fxprune.recording import Options, evaluated
 from fxprune.recording.checks import check_model
 from fxprune.recording.inputs import RECORD_KEY, device_of, map_tensors, only_batch
+from fxprune.recording.leaf_functions import leaf_functions_of
 from fxprune.recording.shards import check_same as check_processes
 from fxprune.recording.shards import check_shares, is_sharded, resharded, without_hooks
 from fxprune.recording.together import called_as
@@ -191,11 +192,14 @@ def _recording(model: nn.Module, pruned: fx.GraphModule, piece: Piece) -> fx.Gra
     try:
         if is_sharded(model):
             return recorded_of_shares(model, args, kwargs)
-        module, runs = recorded(model, args, kwargs)
+        options = Options(leaf_functions=frozenset(leaf_functions_of(pruned.graph)))
+        module, runs = recorded(model, args, kwargs, options)
     except ExampleInputsError as error:
         raise InputError(does_not_run(error, piece.item)) from error
     if not set(Lane(pruned).named) <= set(Lane(module).named):
-        module, _ = prove(model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs)
+        module, _ = prove(
+            model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs, options=options
+        )
     return module
 
 

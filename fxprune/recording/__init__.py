@@ -4,11 +4,12 @@ The files in reading order: ``record`` (the entry point), ``options`` (how to re
 the run), ``modes`` (those of torch, and when they look away), ``special`` (functions that become no node of their own),
 ``decisions`` (what Python code takes out of the graph), ``rehearsal`` (the run without data), ``writer`` (the graph in
 the making), ``tensors`` (which node computed which), ``calls`` (how one call is written as a node), ``traced`` (numbers
-that remember their node), ``guards`` (what a graph cannot follow), ``leaves`` (which modules stay whole), ``layers``
-(which become whole again), ``either`` (numbers that follow train and eval), ``placing`` and ``boundary`` (inputs and
-outputs), ``parts`` (modules and tensors by name), ``copies`` and ``twin`` (the caller's model itself never runs),
-``state`` and ``patches`` (memory, random numbers and torch, left as they were), ``liveness`` (dead code), ``module``
-(the result), ``sources`` (the user's line behind every node), ``trees`` (nested arguments).
+that remember their node), ``guards`` (what a graph cannot follow), ``leaves`` (which modules stay whole),
+``leaf_functions`` (which functions), ``layers`` (which become whole again), ``either`` (numbers that follow train and
+eval), ``placing`` and ``boundary`` (inputs and outputs), ``parts`` (modules and tensors by name), ``copies`` and
+``twin`` (the caller's model itself never runs), ``state`` and ``patches`` (memory, random numbers and torch, left as
+they were), ``liveness`` (dead code), ``module`` (the result), ``sources`` (the user's line behind every node),
+``trees`` (nested arguments).
 
 Before it: ``structure`` (the one walk over what networks take and return), ``spec`` and ``records`` (example inputs as
 plain data), ``inputs`` (checked or inferred), ``near`` (values near an example's), ``checks`` (models and inputs that

@@ -20,7 +20,8 @@ class Options:
     ``unequal``: source lines where sizes that are equal count as unequal, so that what is done for unequal ones is
     recorded: a padding by nothing, a resize to the same size. ``cleared``: (name of a module, attribute) that the model
     keeps for one size, as good as never set. ``training``: modules that say, where Python code asks
-    them, that they train.
+    them, that they train. ``leaf_functions``: functions of the model's, by ``package.module:name``, which the graph
+    calls in place of what they do.
     """
 
     clear_caches: bool = True
@@ -32,3 +33,4 @@ class Options:
     unequal: frozenset[str] = frozenset()
     cleared: frozenset[tuple[str, str]] = frozenset()
     training: frozenset[str] = frozenset()
+    leaf_functions: frozenset[str] = frozenset()

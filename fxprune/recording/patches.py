@@ -270,8 +270,12 @@ def defining_namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
     """Those of all Python modules of the packages that define the classes of these layers; not torch's own."""
     classes = {base for cls in {type(module) for module in modules} for base in cls.__mro__}
     packages = {cls.__module__.partition(".")[0] for cls in classes}
-    packages -= {"torch", "fxprune", *sys.stdlib_module_names}
-    found = [sys.modules.get(name) for name in _names_below(frozenset(packages), tuple(sys.modules))]
+    return namespaces_of(frozenset(packages - {"torch", "fxprune", *sys.stdlib_module_names}))
+
+
+def namespaces_of(packages: frozenset[str]) -> list[dict[str, Any]]:
+    """Those of all Python modules of these packages that were imported."""
+    found = [sys.modules.get(name) for name in _names_below(packages, tuple(sys.modules))]
     return [module.__dict__ for module in found if isinstance(module, types.ModuleType)]
 
 

@@ -28,6 +28,7 @@ from fxprune.recording.calls import Call, FunctionApply, property_name, setter_n
 from fxprune.recording.copies import Copier, forget, keep_to_this_process
 from fxprune.recording.decisions import LAYOUT, Decisions
 from fxprune.recording.either import BRANCH
+from fxprune.recording.leaf_functions import LeafFunction, form_of, intercepted_functions, is_plain
 from fxprune.recording.leaves import is_leaf, is_only_torch
 from fxprune.recording.modes import DispatchMode, FunctionMode, Unrecorded
 from fxprune.recording.module import TrainingFlag, have_their_own_modes
@@ -82,6 +83,7 @@ class Recorder:
         for name, tensor in parts.tensors.items():
             self.writer.tensors.name(tensor, name)
         self._value_read = False
+        self._in_leaf_function = False
         self.fused = False  # would another kernel have run without gradients?
         self._written_tensors: set[int] = set()
         self._function_mode = FunctionMode(self.seen_function)
@@ -105,6 +107,7 @@ class Recorder:
             hooks.enter_context(patches.watched([(torch, "is_grad_enabled")], self._asked_for_grad))
             hooks.enter_context(patches.intercepted_modules(self.seen_module))
             hooks.enter_context(patches.intercepted_apply(namespaces, self.seen_apply))
+            hooks.enter_context(intercepted_functions(self.options.leaf_functions, namespaces, self.seen_leaf_function))
             hooks.enter_context(patches.intercepted_operators(self._function_mode))
             hooks.enter_context(patches.intercepted_autocast(self.entered_autocast, self.left_autocast))
             if self.options.traced_builtins:
@@ -350,6 +353,36 @@ class Recorder:
 
         return self._record(lambda: call, run, args, {})
 
+    def seen_leaf_function(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """One of ``Options.leaf_functions``: a node, unless a weight or more than tensors and numbers goes into it."""
+        given = trees.tensors(args, kwargs)
+        if self._unrecorded.now() or not is_plain([args, kwargs]) or any(map(self.writer.tensors.is_own, given)):
+            return function(*args, **kwargs)
+        self._needs_data()
+        form = None
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal form
+            self._in_leaf_function = True
+            try:
+                with self._function_mode.paused.lifted():
+                    result = function(*args, **kwargs)
+            finally:
+                self._in_leaf_function = False
+            if not trees.is_only_tensors(result):
+                raise _NotTensorsError
+            form = form_of(result)
+            return result
+
+        try:
+            return self._record(
+                lambda: Call("call_function", LeafFunction(name, function, form), args, kwargs), run, args, kwargs
+            )
+        except _NotTensorsError:
+            return function(*args, **kwargs)
+
     def seen_op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An aten op, inside a recorded call or called where no torch function announced it."""
         if isinstance(func, torch._ops.HigherOrderOperator):
@@ -360,6 +393,8 @@ class Recorder:
         if _gives_a_value(func):
             self._value_read = True
         is_inner = self._unrecorded.now()
+        if self._in_leaf_function and any(map(self.writer.tensors.is_own, trees.tensors(args, kwargs))):
+            raise RecordError(f"{current_source()}: a function that reads weights is no leaf of a graph.")
         run = func if self.rehearsal is None else partial(self.rehearsal.op, func)
         if draws(func, args, kwargs):
             self.draws = True

@@ -76,7 +76,7 @@ def _node_at(module: GraphModule, line: int) -> Node | None:
 
 def current_source() -> str:
     """The model's innermost running line outside torch; in a model of torch's own containers only, the container's."""
-    frame = next(_running(), None)
+    frame = next(running(), None)
     return "" if frame is None else _frame_source(frame)
 
 
@@ -104,7 +104,7 @@ def node_run(error: BaseException) -> Node | None:
 
 def current_lines() -> tuple[str, str]:
     """``current_source()``, and all of the model's running lines, outermost first, as a ``stack_trace`` has them."""
-    frames = list(_running())
+    frames = list(running())
     if not frames:
         return "", ""
     return _frame_source(frames[0]), _stack(tuple(_place(frame) for frame in reversed(frames)))
@@ -132,7 +132,7 @@ def _quoted(filename: str, line: int, name: str) -> str:
     return text.strip()
 
 
-def _running() -> Iterator[FrameType]:
+def running() -> Iterator[FrameType]:
     """The model's frames outside torch, innermost first; if there are none, the innermost of torch's containers."""
     frame: FrameType | None = sys._getframe(1)
     container: FrameType | None = None

@@ -16,10 +16,11 @@ from fxprune.ops.table import find_call
 from fxprune.recording import boundary, patches, trees
 from fxprune.recording.calls import Call, Constant, SeededGenerator
 from fxprune.recording.guards import OPPOSITE, holds
+from fxprune.recording.leaf_functions import FUNCTIONS, named
 from fxprune.recording.liveness import eliminate_dead_nodes
 from fxprune.recording.module import TRAINING_FLAG
 from fxprune.recording.parts import Parts
-from fxprune.recording.sources import caller_is_user_code, current_lines, current_source
+from fxprune.recording.sources import caller_is_user_code, current_lines, current_source, running
 from fxprune.recording.tensors import Tensors, storage_of
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
 
@@ -110,6 +111,7 @@ class GraphWriter:
         self._guarded.add(key)
         source = source or current_source()
         node = self.create(Call("call_function", holds, (value, relation, recorded, source), {}))
+        node.meta[FUNCTIONS] = tuple(filter(None, map(named, running())))
         self._alive.add(node)
 
     def _identity(self, value: Any) -> Any:

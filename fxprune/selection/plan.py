@@ -28,7 +28,10 @@ _FORMAT = 2
 _FORMAT_WITH_BRANCHES = 3
 _FORMAT_WITH_JOINS = 4
 _FORMAT_WITH_EARLIER = 5
-_FORMATS = (_FORMAT, _FORMAT_WITH_BRANCHES, _FORMAT_WITH_JOINS, _FORMAT_WITH_EARLIER)
+_FORMAT_WITH_LEAF_FUNCTIONS = 6
+_FORMATS = (
+    _FORMAT, _FORMAT_WITH_BRANCHES, _FORMAT_WITH_JOINS, _FORMAT_WITH_EARLIER, _FORMAT_WITH_LEAF_FUNCTIONS,
+)  # fmt: skip
 _NAMES = Such(anything, lambda names: isinstance(names, tuple) and all(type(n) is str for n in names), "names")
 _ATTENTION = Either(*get_args(Attention))
 _INDICES = [Whole()]
@@ -45,8 +48,9 @@ _FORM = {
     "removed": [str],
     "joins": [str],
     "earlier": [Map(anything)],  # each a plan's
+    "leaf_functions": [str],
 }
-_NEW_IN_FORMATS: dict[str, Any] = {"removed": [], "joins": [], "earlier": []}
+_NEW_IN_FORMATS: dict[str, Any] = {"removed": [], "joins": [], "earlier": [], "leaf_functions": []}
 _IN_MEMORY = {
     "kept": Map(Map(anything, keys=Whole())),
     "attention": _ATTENTION,
@@ -56,6 +60,7 @@ _IN_MEMORY = {
     "removed": _NAMES,
     "joins": _NAMES,
     "earlier": Such(anything, lambda plan: plan is None or isinstance(plan, PruningPlan), "a plan"),
+    "leaf_functions": _NAMES,
 }
 
 
@@ -80,7 +85,8 @@ class PruningPlan:
     here. ``removed``: residual branches that went as a whole (``prune(..., depth=)``), of whose parameters nothing is
     said otherwise. ``joins``: layers that choose what they read of a stream (``LatencyBudget(..., joins=True)``): of
     the channels of the whole stream ``kept`` has those that layer "conv" reads under "conv_reads". ``earlier``: the
-    plan that made the network which this one is for, where that had been pruned before.
+    plan that made the network which this one is for, where that had been pruned before. ``leaf_functions``: functions
+    of the model's, by ``package.module:name``, that its graph calls as they are, as what they do depends on values.
 
     Examples:
         >>> small = fxprune.prune(model, x, flops=0.5, progress=False)
@@ -100,6 +106,7 @@ class PruningPlan:
     removed: tuple[str, ...] = ()
     joins: tuple[str, ...] = ()
     earlier: PruningPlan | None = None
+    leaf_functions: tuple[str, ...] = field(default=(), compare=False)
 
     def save(self, path: str | Path) -> None:
         """Write JSON.
@@ -120,6 +127,7 @@ class PruningPlan:
 
     def _content(self) -> dict[str, Any]:
         needed = (
+            (_FORMAT_WITH_LEAF_FUNCTIONS, self.leaf_functions),
             (_FORMAT_WITH_EARLIER, self.earlier),
             (_FORMAT_WITH_JOINS, self.joins),
             (_FORMAT_WITH_BRANCHES, self.removed),
@@ -133,6 +141,7 @@ class PruningPlan:
             "kept": {name: {str(d): v for d, v in dims.items()} for name, dims in self.kept.items()},
             **({"removed": list(self.removed)} if self.removed else {}),
             **({"joins": list(self.joins)} if self.joins else {}),
+            **({"leaf_functions": list(self.leaf_functions)} if self.leaf_functions else {}),
             **({"earlier": [replace(plan, earlier=None).data() for plan in self.steps[:-1]]} if self.earlier else {}),
         }
 
@@ -212,7 +221,10 @@ class PruningPlan:
             if "earlier" in step:
                 raise PlanError(f"The plan file {path} is damaged: a step of it has steps of its own. Save it again.")
             earlier = replace(cls.of_data(step, path), earlier=earlier)
-        return cls(kept, data["attention"], data["fingerprint"], data["torch"], widths, removed, joins, earlier)
+        return cls(
+            kept, data["attention"], data["fingerprint"], data["torch"], widths, removed, joins, earlier,
+            tuple(data.get("leaf_functions", ())),
+        )  # fmt: skip
 
     def channels(self, graph: ChannelGraph, whole: ChannelGraph | None = None) -> Keep:
         """The plan as one boolean per channel of ``graph``.
@@ -281,11 +293,12 @@ class PruningPlan:
         removed: Sequence[str] = (),
         joins: Sequence[str] = (),
         earlier: PruningPlan | None = None,
+        leaf_functions: Sequence[str] = (),
     ) -> PruningPlan:
         """The plan that keeps the channels ``keep``.
 
         ``whole``: the graph with the branches that were ``removed``. ``joins``: layers that choose what they read.
-        ``earlier``: the plan that the model was made with.
+        ``earlier``: the plan that the model was made with. ``leaf_functions``: those that the graph calls.
         """
         widths = {group.name: (int(keep[group.channels].sum()), group.channels.size) for group in graph.prunable}
         for group in whole.prunable if whole is not None and removed else ():
@@ -295,6 +308,7 @@ class PruningPlan:
         return cls(
             kept_of(graph, keep), graph.attention, own,
             widths=widths, removed=tuple(removed), joins=tuple(joins), earlier=earlier,
+            leaf_functions=tuple(leaf_functions),
         )  # fmt: skip
 
 

@@ -2,10 +2,9 @@
 
 ``oracle`` runs the masked model; ``masks`` are the ops over kept channels, ``noise`` the random ops, ``double``
 the same in double precision, ``compare`` how far outputs are apart, ``answers`` whether they are one and the same
-whatever goes in. ``probes`` checks the recording on what the example
-did not show, with the probes that ``prober`` makes, of the ``sizes`` that are tried; ``places``: whether channels lie
-there where they do for the example; ``proof`` is what came of it, as
-data.
+whatever goes in. ``probes`` checks the recording on what the example did not show, with the probes that ``prober``
+makes, of the ``sizes`` that are tried; ``places``: whether channels lie there where they do for the example;
+``deciding``: which functions decide on what layers computed; ``proof`` is what came of it, as data.
 """
 
 from fxprune.verification.compare import DOUBLE_TOLERANCE, TOLERANCE, Agreement, Compared, compared, relative_error

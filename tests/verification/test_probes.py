@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import pipeline
 from fxprune.errors import GuardError, VerificationError
-from fxprune.recording import Twin, guards
+from fxprune.recording import Options, Twin, guards
 from fxprune.verification.proof import InputDim, Proof
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -414,7 +414,7 @@ def test_a_candidate_is_recorded_only_where_the_first_one_falls_short(monkeypatc
 
     monkeypatch.setattr(pipeline, "recorded", counted)
     prune(Two(), torch.randn(2, 4))
-    assert made == [()]
+    assert made == [Options()]
     prune(Masked("exporting"), torch.randn(2, 4, 8), kwargs={"mask": torch.ones(2, 4)})
     assert made[1] == ()
     assert made[-1].exporting

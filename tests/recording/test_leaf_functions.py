@@ -1,0 +1,149 @@
+"""Functions that decide on what layers computed are called by the graph, where nothing that could be cut goes in."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import GuardError
+from fxprune.recording.leaf_functions import leaf_functions_of
+
+
+def suppressed(boxes: Tensor, scores: Tensor, overlap: float) -> tuple[Tensor, Tensor]:
+    """Intervals, best first, without those that overlap a better one."""
+    order, kept = scores.argsort(descending=True), []
+    while len(order):
+        best, order = order[0], order[1:]
+        kept.append(best)
+        both = torch.minimum(boxes[order, 1], boxes[best, 1]) - torch.maximum(boxes[order, 0], boxes[best, 0])
+        order = order[both < overlap]
+    chosen = torch.stack(kept)
+    return boxes[chosen], scores[chosen]
+
+
+def shifted(hidden: Tensor) -> Tensor:
+    """Shifts features where that takes their mean below zero."""
+    return hidden - 1 if hidden.mean() < 0.5 else hidden
+
+
+class Detector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.boxes, self.scores = nn.Conv1d(3, 16, 3, padding=1), nn.Conv1d(16, 2, 1), nn.Conv1d(16, 1, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.stem(x).relu()
+        start, length = self.boxes(hidden)[0]
+        start = torch.arange(len(start), dtype=x.dtype, device=x.device) / 4 + start
+        return suppressed(torch.stack([start, start + length.abs()], 1), self.scores(hidden)[0, 0], 0.1)
+
+
+class Shifted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(shifted(self.a(x)))
+
+
+def detector() -> tuple[Detector, Tensor]:
+    torch.manual_seed(0)
+    return Detector().eval(), torch.randn(1, 3, 40)
+
+
+def same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
+    return all(map(torch.equal, one, other))
+
+
+def test_a_loop_over_what_layers_chose_is_called_and_follows_other_inputs() -> None:
+    model, x = detector()
+    small = fxprune.prune(model, x, flops=0.5, progress=False)
+    assert [name.rpartition(":")[2] for name in leaf_functions_of(small.graph)] == ["suppressed"]
+    dense = fxprune.into(model, small)
+    for factor in (1, 3, 10):
+        y = torch.randn(1, 3, 56) * factor
+        assert same(small(y), dense(y))
+    assert len({len(small(torch.randn(1, 3, 40))[0]) for _ in range(5)}) > 1
+
+
+def test_what_reaches_it_is_locked_and_told() -> None:
+    model, x = detector()
+    report = fxprune.prune(model, x, flops=0.5, progress=False).meta["fxprune"]
+    assert {row.name: row.after[0] for row in report.rows if row.name != "stem"} == {"boxes": 2, "scores": 1}
+    assert any("what it does depends on values" in note and "test_leaf_functions.py" in note for note in report.notes)
+
+
+def test_gradients_run_through_it() -> None:
+    model, x = detector()
+    small = fxprune.prune(model, x, flops=0.5, progress=False).train()
+    sum(part.sum() for part in small(x)).backward()
+    assert small.stem.weight.grad is not None
+    assert float(small.stem.weight.grad.abs().sum()) > 0
+
+
+def test_the_plan_names_it_so_that_other_weights_are_loaded_alike(tmp_path) -> None:
+    model, x = detector()
+    small = fxprune.prune(model, x, flops=0.5, progress=False)
+    plan = small.meta["fxprune"].plan
+    assert plan.leaf_functions == leaf_functions_of(small.graph)
+    plan.save(tmp_path / "plan.json")
+    assert fxprune.PruningPlan.load(tmp_path / "plan.json").leaf_functions == plan.leaf_functions
+    fxprune.save(small, tmp_path / "small.safetensors")
+    fresh = Detector().eval()
+    nn.init.constant_(fresh.scores.weight, 0.0)
+    loaded = fxprune.load(tmp_path / "small.safetensors", fresh)
+    y = torch.randn(1, 3, 40)
+    assert same(loaded(y), small(y))
+
+
+def test_it_can_be_pruned_again_copied_and_pickled() -> None:
+    model, x = detector()
+    small = fxprune.prune(model, x, flops=0.5, progress=False)
+    smaller = fxprune.prune(small, x, flops=0.6, progress=False)
+    assert leaf_functions_of(smaller.graph) == leaf_functions_of(small.graph)
+    y = 3 * torch.randn(1, 3, 40)
+    for each in (copy.deepcopy(smaller), pickle.loads(pickle.dumps(smaller))):
+        assert same(each(y), smaller(y))
+
+
+def test_weights_are_refitted_around_it() -> None:
+    model, x = detector()
+    small = fxprune.prune(model, x, flops=0.5, progress=False)
+    images = torch.randn(64, 3, 40)
+    fitted = fxprune.reconstruct(small, model, [images[i : i + 1] for i in range(64)])
+    assert leaf_functions_of(fitted.graph) == leaf_functions_of(small.graph)
+
+
+def test_where_channels_could_be_cut_the_branch_is_a_guard() -> None:
+    torch.manual_seed(0)
+    model, x = Shifted().eval(), torch.randn(4, 8)
+    small = fxprune.prune(model, x, flops=0.5, progress=False)
+    assert leaf_functions_of(small.graph) == ()
+    other = 100 * model.a.weight.sum(0).sign() * (1 if model.a(x).mean() < 0.5 else -1)
+    with pytest.raises(GuardError, match="in shifted"):
+        small(x + other)
+
+
+def test_a_function_that_is_given_weights_is_no_leaf() -> None:
+    def rounds(hidden: Tensor, weight: Tensor) -> Tensor:
+        return hidden @ weight if hidden.sum() > 0 else hidden @ weight * 2
+
+    globals()["rounds"] = rounds
+
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.weight = nn.Linear(8, 16), nn.Parameter(torch.randn(16, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return rounds(self.a(x), self.weight)
+
+    torch.manual_seed(0)
+    small = fxprune.prune(Given().eval(), torch.randn(4, 8), channels=0.5, progress=False)
+    assert leaf_functions_of(small.graph) == ()
