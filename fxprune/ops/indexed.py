@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -310,6 +311,37 @@ def _index_places(node: fx.Node | None, x: Tensor, indices: Sequence[Tensor | No
     return result
 
 
+def _packed(run: Propagation, call: Call) -> list[Labels]:
+    """Steps of all samples one behind the other, as many of each as it has: features pass."""
+    result = []
+    for factor in run.labels(call["input"]):
+        if {0, 1}.isdisjoint(factor.varying):
+            result.append(factor.laid(factor.ids[0], factor.dim - 1))
+        else:
+            run.lock(factor.ids, "packed by lengths that are not known")
+    return [tuple(result), ()]
+
+
+def _packed_steps(node: fx.Node | None, x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """As many steps as were recorded, of inputs of other sizes all; how many samples have each, C code reads.
+
+    Which steps the lengths leave out does not matter here.
+    """
+    users = () if node is None else node.users
+    shapes = {user.args[1]: recorded_shape(user) or () for user in users if user.target is operator.getitem}
+    batch, steps = x.shape[:2] if batch_first else (x.shape[1], x.shape[0])
+    count = batch * steps
+    if shapes.get(0) and shapes.get(1):
+        (recorded, *_), (last,) = shapes[0], shapes[1]
+        if last <= steps and batch + last - 1 <= recorded <= batch * last:
+            count, steps = recorded, last
+    left, sizes = count - steps, [1] * steps
+    for step in range(steps):
+        sizes[step] += min(batch - 1, left)
+        left -= sizes[step] - 1
+    return x.new_empty((count, *x.shape[2:])), torch.tensor(sizes)
+
+
 def _equal(node: fx.Node | None, a: Tensor, b: Tensor) -> bool | None:
     """``istft`` looks whether its window leaves a gap, and refuses if it does: the recorded one did not."""
     return False if node is not None and "istft" in str(node.target) else None
@@ -337,6 +369,9 @@ _op("gather", "scatter", "scatter_add", "scatter_reduce", "index_add", "index_co
 _op("masked_scatter", label=_masked_scatter)
 _op("isin", "bucketize", "searchsorted", label=_compared)
 _op("repeat_interleave", label=_counts, without_values=_repeated, repair="an index and a count give its size")
+
+_op("_pack_padded_sequence", label=_packed, moves=True, without_values=_packed_steps, mask="it moves steps",
+    repair="lengths are no sizes")  # fmt: skip
 
 _read = adder(__name__, reads_values=True, mask="its channels stay", cost="it compares and counts", refit=NO_WEIGHT)
 

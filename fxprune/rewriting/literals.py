@@ -70,13 +70,13 @@ class Literals(Repair):
             self.code.erase_node(node)
 
     def _adapt(self, node: fx.Node, module: nn.Module) -> None:
-        first = next((self.dense(a) for a in node.all_input_nodes if isinstance(self.dense(a), TensorLabels)), None)
-        if isinstance(first, TensorLabels):
+        first = next(iter(labels_in([self.dense(a) for a in node.all_input_nodes])), None)
+        if first is not None:
             try:
                 adapt(module, first.shape, tuple(cut_sizes(first.shape, first.labels, self.keep)))
             except (IndexError, ValueError) as error:
                 raise UnrepairableError(node, f"{type(module).__name__}: {error}", channels_of(first)) from error
-        if isinstance(module, nn.Unflatten) and isinstance(first, TensorLabels):
+        if isinstance(module, nn.Unflatten) and first is not None:
             out, dim = self.promised(node), module.dim
             if isinstance(dim, int):
                 start = dim % len(first.shape)
