@@ -416,7 +416,7 @@ def test_a_candidate_is_recorded_only_where_the_first_one_falls_short(monkeypatc
     prune(Two(), torch.randn(2, 4))
     assert made == [Options()]
     prune(Masked("exporting"), torch.randn(2, 4, 8), kwargs={"mask": torch.ones(2, 4)})
-    assert made[1] == ()
+    assert made[1] == Options()
     assert made[-1].exporting
 
 
