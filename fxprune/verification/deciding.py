@@ -23,10 +23,11 @@ def deciding(module: RecordedModule, leaves: Set[str], example: Inputs, other: I
 
     A size that comes after a choice, and that nobody knows without running, is compared as well, but does not change.
     """
+    layers = _layers(module)
     asking = {
         guard.name: [name for name in guard.meta.get(FUNCTIONS, ()) if name not in leaves]
         for guard in guards.guards_of(module.graph)
-        if _reads_weights(guard)
+        if _has_a_part(layers, guard)
     }
     if not any(asking.values()):
         return frozenset()
@@ -35,12 +36,23 @@ def deciding(module: RecordedModule, leaves: Set[str], example: Inputs, other: I
     return frozenset(asking[name][0] for name in changed if asking.get(name))
 
 
-def _reads_weights(node: fx.Node) -> bool:
-    """Whether a layer has a part in what a node gives."""
+def _layers(module: RecordedModule) -> set[fx.Node]:
+    """The nodes that bring parameters in."""
+    weights = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return {
+        node
+        for node in module.graph.nodes
+        if (node.op == "get_attr" and node.target in weights)
+        or (node.op == "call_module" and any(True for _ in module.get_submodule(str(node.target)).parameters()))
+    }
+
+
+def _has_a_part(sources: Set[fx.Node], node: fx.Node) -> bool:
+    """Whether what a node gives comes from one of these, among others."""
     pending, seen = [node], {node}
     while pending:
         each = pending.pop()
-        if each.op in ("get_attr", "call_module"):
+        if each in sources:
             return True
         pending += [n for n in each.all_input_nodes if n not in seen]
         seen.update(each.all_input_nodes)
