@@ -42,6 +42,7 @@ from fxprune.rewriting.selections import follows, with_choices
 from fxprune.selection.budget import Budget, Scope, Selection, remaining, select
 from fxprune.selection.plan import PruningPlan
 from fxprune.verification import TOLERANCE, Agreement, Inputs, ReplayError, mask_oracle
+from fxprune.verification.deciding import with_leaf_functions
 from fxprune.verification.probes import prove
 from fxprune.verification.proof import Proof
 from fxprune.verification.sizes import SizeRuns, settled
@@ -199,10 +200,15 @@ def record_and_analyse(
     """
     proof, options = None, recording.Options(leaf_functions=frozenset(leaf_functions))
     given, (model, put_back) = model, recordable(model)
+
+    def again(options: recording.Options) -> recording.RecordedModule:
+        return recorded(model, args, kwargs, options)[0]
+
     with stages("recording"):
-        module, runs = (
-            recorded(model, args, kwargs, options) if model is given else _without_values(model, args, kwargs)
-        )
+        if model is given:
+            module, runs = recorded(model, args, kwargs, options)
+        else:
+            module, runs = _without_values(model, args, kwargs)
     graphs: dict[tuple[recording.RecordedModule, int], ChannelGraph] = {}
 
     def analysed(module: recording.RecordedModule) -> ChannelGraph:
@@ -211,13 +217,16 @@ def record_and_analyse(
             graphs[key] = analyse_graph(module, args, kwargs, attention=attention, ignore=ignore, keep=keep)
         return graphs[key]
 
-    if verify and given is model and not any(p.is_meta for p in module.parameters()):
-        with stages("probing"), collected():
-            proven, proof = prove(
-                model, module, args, kwargs, lambda o: recorded(model, args, kwargs, o)[0], runs, analysed, options
-            )
-        if proven is not module:
-            module, runs = proven, SizeRuns(proven, args, kwargs)
+    if given is model and not any(p.is_meta for p in module.parameters()):
+        with stages("recording"), collected():
+            first = module
+            module, options = with_leaf_functions(first, options, again, analysed, (args, kwargs))
+            runs = runs if module is first else SizeRuns(module, args, kwargs)
+        if verify:
+            with stages("probing"), collected():
+                proven, proof = prove(model, module, args, kwargs, again, runs, analysed, options)
+            if proven is not module:
+                module, runs = proven, SizeRuns(proven, args, kwargs)
     with stages("analysing"):
         graph = analysed(module)
     put_back(module)

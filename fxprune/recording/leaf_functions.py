@@ -2,8 +2,7 @@
 
 What a function does that branches on values or loops over what was found (non-maximum suppression, pasting a mask for
 every box), no graph can follow. Where no weight, no layer and no other object goes into it, it need not: the graph
-calls it. Which functions are, is decided after a recording that a probe has refuted (see
-``fxprune.verification.probes``).
+calls it. Which functions are, is decided after a first recording (see ``fxprune.verification.deciding``).
 """
 
 from __future__ import annotations

@@ -3,37 +3,100 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Set
+from collections.abc import Callable, Set
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
+from fxprune.errors import FxpruneError, ModelError
 from fxprune.groups import ValueInterpreter, placeholder_values
-from fxprune.recording import RecordedModule, evaluated, guards
-from fxprune.recording.inputs import map_tensors
+from fxprune.groups.channels import ChannelGraph
+from fxprune.recording import Options, RecordedModule, evaluated, guards
+from fxprune.recording.inputs import describe_inputs, device_of, make_inputs, map_tensors
 from fxprune.recording.leaf_functions import FUNCTIONS
 from fxprune.recording.randomness import repeatable
 from fxprune.rewriting import is_equal
 from fxprune.verification.oracle import Inputs
 
+_RECORDINGS = 8  # every one shows the next functions that decide
 
-def deciding(module: RecordedModule, leaves: Set[str], example: Inputs, other: Inputs) -> frozenset[str]:
-    """The innermost functions, beside ``leaves``, that compare what layers computed, and what other inputs change.
 
-    A size that comes after a choice, and that nobody knows without running, is compared as well, but does not change.
+def with_leaf_functions(
+    module: RecordedModule,
+    options: Options,
+    again: Callable[[Options], RecordedModule],
+    analysed: Callable[[RecordedModule], ChannelGraph],
+    example: Inputs,
+) -> tuple[RecordedModule, Options]:
+    """The recording, or one that calls such functions, where that locks no more channels; and how it was recorded.
+
+    A function that cannot be called so, or that leaves the decision to what called it, is followed by its caller.
+
+    Args:
+        module: a recording of the model.
+        options: that it was made with.
+        again: makes another one.
+        analysed: gives the channels of a recording.
+        example: the inputs that it was recorded with.
     """
+    found, other = (module, options), None
+    for _ in range(_RECORDINGS):
+        asking = _asking(module, options.leaf_functions)
+        if not any(asking.values()):
+            break
+        other = other or make_inputs(
+            describe_inputs(tuple(example[0]), dict(example[1])), device_of(module), seed=1, permute=False
+        )
+        changed = _changed(module, example, other)
+        names = frozenset(own[0] for guard, own in asking.items() if own and guard in changed)
+        if not names:
+            break
+        options = replace(options, leaf_functions=options.leaf_functions | names)
+        try:
+            module = again(options)
+        except FxpruneError:
+            break
+        if _locks_more(module, found[0], analysed):
+            break
+        found = module, options
+    return found
+
+
+def _asking(module: RecordedModule, leaves: Set[str]) -> dict[str, list[str]]:
+    """Of guards on what layers computed the functions that were running, innermost first, beside ``leaves``."""
     layers = _layers(module)
-    asking = {
+    return {
         guard.name: [name for name in guard.meta.get(FUNCTIONS, ()) if name not in leaves]
         for guard in guards.guards_of(module.graph)
         if _has_a_part(layers, guard)
     }
-    if not any(asking.values()):
-        return frozenset()
+
+
+def _changed(module: RecordedModule, example: Inputs, other: Inputs) -> set[str]:
+    """The guards that compare another number with the other inputs.
+
+    A size that comes after a choice, and that nobody knows without running, is compared as well, but does not change.
+    """
     one, two = _compared(module, example), _compared(module, other)
-    changed = [name for name in one.keys() & two.keys() if not is_equal(one[name], two[name])]
-    return frozenset(asking[name][0] for name in changed if asking.get(name))
+    return {name for name in one.keys() & two.keys() if not is_equal(one[name], two[name])}
+
+
+def _locks_more(module: RecordedModule, before: RecordedModule, analysed: Callable[..., ChannelGraph]) -> bool:
+    """Whether fewer channels can be cut than before."""
+    try:
+        free = _free(analysed(before))
+    except ModelError:
+        return False
+    try:
+        return _free(analysed(module)) < free
+    except ModelError:
+        return True
+
+
+def _free(graph: ChannelGraph) -> int:
+    return sum(group.channels.size for group in graph.prunable)
 
 
 def _layers(module: RecordedModule) -> set[fx.Node]:

@@ -186,7 +186,7 @@ class Prober:
         """A probe with the first of these sizes that the model takes."""
         for sizes in tries:
             for permute in (True, False) if any(spec.is_ids for spec in self.specs) else (True,):
-                inputs = self.near(sizes, permute)
+                inputs = self._near(sizes, permute)
                 expected = self._expected(inputs)
                 if expected is not None:
                     return Probe(self._text(sizes), inputs, expected[0], sizes)
@@ -195,9 +195,8 @@ class Prober:
                     self.refused[place].append(sizes)
         return None
 
-    def near(self, sizes: Mapping[tuple[int, int], int], permute: bool, seed: int = 0) -> Inputs:
-        """Inputs near the example's, of other sizes."""
-        return make_inputs(with_sizes(self.record, sizes), self.device, seed=seed, permute=permute)
+    def _near(self, sizes: Mapping[tuple[int, int], int], permute: bool) -> Inputs:
+        return make_inputs(with_sizes(self.record, sizes), self.device, permute=permute)
 
     def _expected(self, inputs: Inputs) -> tuple[Any] | None:
         try:

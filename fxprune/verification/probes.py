@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxprune.errors import FxpruneError, ModelError, VerificationError
+from fxprune.errors import FxpruneError, VerificationError
 from fxprune.groups.channels import ChannelGraph
 from fxprune.recording import Options, RecordedModule, Twin, boundary, guards
 from fxprune.recording.inputs import (
@@ -23,16 +23,13 @@ from fxprune.recording.inputs import (
 )
 from fxprune.recording.structure import paths, tensors_of
 from fxprune.verification.compare import TOLERANCE, compared, relative_error
-from fxprune.verification.deciding import deciding
 from fxprune.verification.oracle import Inputs
 from fxprune.verification.places import Places
 from fxprune.verification.prober import Outcome, Probe, Prober, outcome_of
 from fxprune.verification.proof import InputDim, Proof
 from fxprune.verification.sizes import SizeRuns
 
-_Analysed = Callable[[RecordedModule], ChannelGraph]
 _FIRST = Options()
-_LEAF_FUNCTIONS = 8  # recordings to find them, as every one shows the next that decide
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def prove(
     kwargs: Mapping[str, Any],
     record_again: Callable[[Options], RecordedModule],
     runs: SizeRuns,
-    analysed: _Analysed | None = None,
+    analysed: Callable[[RecordedModule], ChannelGraph] | None = None,
     options: Options = _FIRST,
 ) -> tuple[RecordedModule, Proof]:
     """The recording that agrees with the model, guarded where it cannot, and what was probed.
@@ -81,8 +78,6 @@ def prove(
         best = replace(best, outcomes=tuple(prober.afresh(module, o) if o.is_wrong else o for o in outcomes))
     if best.score > (0, 0):
         best = _best(best, prober, record_again)
-    if analysed is not None:
-        best = _with_leaf_functions(best, prober, record_again, analysed)
     first = best.outcomes[0]
     if first.is_wrong or first.guard is not None:
         raise VerificationError(
@@ -180,46 +175,6 @@ def _unequal(best: _Judged, prober: Prober) -> Options | None:
 
 def _without_builtins(best: _Judged, prober: Prober) -> Options | None:
     return replace(best.options, traced_builtins=False)
-
-
-def _with_leaf_functions(
-    best: _Judged, prober: Prober, again: Callable[[Options], RecordedModule], analysed: _Analysed
-) -> _Judged:
-    """The same, or one that calls functions which decide on what layers computed, where that locks no more channels.
-
-    A function that cannot be called so, or that leaves the decision to what called it, is followed by its caller.
-    """
-    trial, other = best, prober.near({}, permute=False, seed=1)
-    for _ in range(_LEAF_FUNCTIONS):
-        names = deciding(trial.module, trial.options.leaf_functions, prober.example, other)
-        if not names:
-            break
-        options = replace(trial.options, leaf_functions=trial.options.leaf_functions | names)
-        try:
-            module = again(options)
-        except FxpruneError:
-            break
-        trial = _Judged(module, options, tuple(outcome_of(module, outcome.probe) for outcome in trial.outcomes))
-        if trial.score > best.score or _locks_more(trial, best, analysed):
-            break
-        best = trial
-    return best
-
-
-def _locks_more(trial: _Judged, best: _Judged, analysed: _Analysed) -> bool:
-    """Whether fewer channels of the one can be cut than of the other."""
-    try:
-        before = _free(analysed(best.module))
-    except ModelError:
-        return False
-    try:
-        return _free(analysed(trial.module)) < before
-    except ModelError:
-        return True
-
-
-def _free(graph: ChannelGraph) -> int:
-    return sum(group.channels.size for group in graph.groups if group.locked is None)
 
 
 def _with_places(best: _Judged, prober: Prober, graph: ChannelGraph) -> _Judged:
