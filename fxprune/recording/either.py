@@ -31,8 +31,9 @@ Run = Callable[[frozenset[str]], "GraphWriter | None"]
 def follow_training(writer: GraphWriter, run: Run) -> None:
     """Have the graph choose as its modules say, if literals are all that is otherwise where they say that they train.
 
-    Then the notes of such branches go. A literal is taken to follow the flag that was last branched on before its node;
-    where these are several, a run in which every other of them trains has to bear that out.
+    Then the notes of such branches go, and those of what only the second run did come in. A literal is taken to follow
+    the flag that was last branched on before its node; where these are several, a run in which every other of them
+    trains has to bear that out.
     """
     paths = list(dict.fromkeys(writer.branches))
     other = run(frozenset(paths))
@@ -40,7 +41,7 @@ def follow_training(writer: GraphWriter, run: Run) -> None:
         paths += more  # asked only where those before said yes
         other = run(frozenset(paths))
     found = _differing(writer, other)
-    if found is None:
+    if found is None or other is None:
         return
     some = frozenset(paths[::2])
     if found and len(paths) > 1:
@@ -49,7 +50,13 @@ def follow_training(writer: GraphWriter, run: Run) -> None:
             return
     for (node, place), then in found.items():
         _choose(writer, node, place, then)
-    writer.notes[:] = [note for note in writer.notes if not note.endswith(BRANCH)]
+    told = _told(writer)
+    writer.notes[:] = [*told, *(f"{note}, where self.training is true" for note in _told(other) if note not in told)]
+
+
+def _told(writer: GraphWriter) -> list[str]:
+    """What is noted of a run beside such branches: a number that is drawn, say, and decides what is called."""
+    return [note for note in writer.notes if not note.endswith(BRANCH)]
 
 
 Place = tuple[Any, ...]  # of a literal among (args, kwargs) of a node

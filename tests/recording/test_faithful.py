@@ -347,6 +347,24 @@ def test_a_flag_that_is_asked_only_where_another_says_yes_is_noted() -> None:
     assert note.endswith("a branch on self.training was recorded as it goes in eval mode")
 
 
+def test_a_layer_that_chance_leaves_out_in_training_is_noted() -> None:
+    """The run in which modules train may well have kept it."""
+
+    class Dropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([Part(), Part()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                if not (self.training and torch.rand([]) < 1e-6):
+                    x = layer(x)
+            return x
+
+    (note,) = record(Dropped(), torch.randn(1, 4)).meta["notes"]
+    assert note.endswith("a value read from a tensor is kept as a constant, where self.training is true")
+
+
 def test_a_hook_that_makes_weights_otherwise_in_train_mode_is_told() -> None:
     """The hook of spectral_norm takes a step of its power iteration then; a graph of eval mode never does."""
     net = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2))
