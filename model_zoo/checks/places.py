@@ -122,11 +122,16 @@ def _gradients_apart(instance: nn.Module, pruned: fx.GraphModule, inputs: Inputs
 
 
 def _gradients(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """Parameter, by all of its names -> its gradient of the sum of squares of the floating outputs."""
+    """Parameter, by all of its names -> its gradient of the squared distance of the floating outputs from noise.
+
+    That from zero is the same whatever a layer norm is given.
+    """
     args, kwargs = copy.deepcopy(inputs)
     torch.manual_seed(0)
     outputs = [value for value, _ in values_in(module(*args, **kwargs)).values() if isinstance(value, Tensor)]
-    squares = [output.square().sum() for output in outputs if output.is_floating_point() and output.requires_grad]
+    learnt = [output for output in outputs if output.is_floating_point() and output.requires_grad]
+    noise = torch.Generator().manual_seed(0)
+    squares = [(y - torch.randn(y.shape, generator=noise, dtype=y.dtype)).square().sum() for y in learnt]
     torch.stack(squares).sum().backward()
     every = module.named_parameters(remove_duplicate=False)
     return {name: parameter.grad for name, parameter in every if parameter.grad is not None}
