@@ -1,7 +1,8 @@
 """A pruned network in its model's place: what code around the model does with it, and what kernels want of it.
 
 A check returns the reason why it fails, or ""; None where it does not apply. What a class promises by itself
-(``OWN``) is asked of the dense model first: what that one does not do, nothing else need do.
+(``OWN``), and whether it can be trained on the inputs at all, is asked of the dense model first: what that one does
+not do, nothing else need do.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import fxprune
 from fxprune.errors import BudgetError
 from model_zoo.checks.answers import compare, run, values_in
 from model_zoo.networks.subject import Inputs, Subject
+from model_zoo.records import raised
 
 NEW_TOKENS = 5
 RTOL = 1e-3  # of a gradient
@@ -91,6 +93,23 @@ OWN: dict[str, Own] = {"generate": generate, "save": save}
 
 
 # -- what it shares with the graph ------------------------------------------------------------------------------------
+
+
+def to_train_on(subject: Subject) -> tuple[Inputs, str]:
+    """The example, or a batch of two of a network that takes no single image in train mode; else why it takes neither.
+
+    A detector wants to know what is to be found, and gives losses.
+    """
+    why = ""
+    for batch in dict.fromkeys((subject.batch, 2)):
+        inputs, model = subject.make(batch, subject.size, 0), copy.deepcopy(subject.model).train()
+        try:
+            model(*copy.deepcopy(inputs[0]), **copy.deepcopy(inputs[1]))
+        except Exception as error:
+            why = why or raised(error)
+        else:
+            return inputs, ""
+    return subject.example(), why
 
 
 def train_step(instance: nn.Module, pruned: fx.GraphModule, inputs: Inputs) -> str:

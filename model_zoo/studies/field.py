@@ -67,7 +67,11 @@ def measure(spec: str, options: Options) -> Record:
             with _reason_in(checks, name):
                 checks[name] = own(instance, subject.example())
         with _reason_in(checks, "train step"):
-            checks["train step"] = places.train_step(instance, pruned, subject.example())
+            inputs, why = places.to_train_on(subject)
+            if why:
+                record.figures["not asked"]["train step"], checks["train step"] = why, None
+            else:
+                checks["train step"] = places.train_step(instance, pruned, inputs)
     record.checks = {name: reason for name, reason in checks.items() if reason is not None}
     record.seconds["all"] = round(time.perf_counter() - start, 2)
     return record

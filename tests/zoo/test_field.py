@@ -77,6 +77,23 @@ def test_other_gradients_are_named() -> None:
     assert places.train_step(instance, graph, subject.example()) == "1 gradients on one side only: 3.bias (graph)"
 
 
+def test_a_network_that_takes_no_single_image_in_train_mode_is_given_two() -> None:
+    subject = convolutions()
+    subject.model.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4)).eval())
+    (images,), why = places.to_train_on(subject)[0][0], places.to_train_on(subject)[1]
+    assert (len(images), why) == (2, "")
+
+
+def test_a_network_that_wants_to_know_what_is_to_be_found_is_not_asked() -> None:
+    class Detector(nn.Linear):
+        def forward(self, x: Tensor, targets: Any = None) -> Tensor:
+            assert targets is not None or not self.training, "targets are missing"
+            return super().forward(x)
+
+    subject = Subject(Detector(3, 2).eval(), lambda batch, size, seed: ((torch.ones(batch, 3),), {}), 2, None)
+    assert "targets are missing" in places.to_train_on(subject)[1]
+
+
 def test_what_differs_in_train_mode_alone_is_told_with_its_line() -> None:
     class Branch(nn.Module):
         def __init__(self) -> None:
