@@ -132,7 +132,7 @@ def _gradients_apart(instance: nn.Module, pruned: fx.GraphModule, inputs: Inputs
     one_sided += [f"{name} (graph)" for name in its.keys() - ours.keys()]
     if one_sided:
         return f"{len(one_sided)} gradients on one side only: {', '.join(sorted(one_sided)[:MOST_NAMES])}"
-    least = ATOL * max(float(gradient.abs().max()) for gradient in ours.values())
+    least = ATOL * max(float(gradient.abs().max()) for gradient in ours.values() if gradient.numel())
     weights = dict(pruned.named_parameters(remove_duplicate=False))
     own = dict(instance.named_parameters(remove_duplicate=False))
     same = [name for name in ours if torch.equal(own[name], weights[name])]
