@@ -21,6 +21,7 @@ from fxprune.rewriting import is_equal
 from fxprune.verification.oracle import Inputs
 
 _RECORDINGS = 8  # every one shows the next functions that decide
+_OTHERS = 8  # one alone is often decided on like the example: of two ways, every second time
 
 
 def with_leaf_functions(
@@ -41,16 +42,13 @@ def with_leaf_functions(
         analysed: gives the channels of a recording.
         example: the inputs that it was recorded with.
     """
-    found, other = (module, options), None
+    found, others = (module, options), list[Inputs]()
     for _ in range(_RECORDINGS):
         asking = _asking(module, options.leaf_functions)
         if not any(asking.values()):
             break
-        other = other or make_inputs(
-            describe_inputs(tuple(example[0]), dict(example[1])), device_of(module), seed=1, permute=False
-        )
-        changed = _changed(module, example, other)
-        names = frozenset(own[0] for guard, own in asking.items() if own and guard in changed)
+        others = others or _others(module, example)
+        names = _deciding(module, asking, example, others)
         if not names:
             break
         options = replace(options, leaf_functions=options.leaf_functions | names)
@@ -64,6 +62,12 @@ def with_leaf_functions(
     return found
 
 
+def _others(module: RecordedModule, example: Inputs) -> list[Inputs]:
+    """Inputs of the example's sizes."""
+    record, device = describe_inputs(tuple(example[0]), dict(example[1])), device_of(module)
+    return [make_inputs(record, device, seed=seed, permute=False) for seed in range(1, 1 + _OTHERS)]
+
+
 def _asking(module: RecordedModule, leaves: Set[str]) -> dict[str, list[str]]:
     """Of guards on what layers computed the functions that were running, innermost first, beside ``leaves``."""
     layers = _layers(module)
@@ -74,13 +78,21 @@ def _asking(module: RecordedModule, leaves: Set[str]) -> dict[str, list[str]]:
     }
 
 
-def _changed(module: RecordedModule, example: Inputs, other: Inputs) -> set[str]:
-    """The guards that compare another number with the other inputs.
+def _deciding(
+    module: RecordedModule, asking: dict[str, list[str]], example: Inputs, others: list[Inputs]
+) -> frozenset[str]:
+    """The innermost functions of guards that compare another number with other inputs.
 
     A size that comes after a choice, and that nobody knows without running, is compared as well, but does not change.
     """
-    one, two = _compared(module, example), _compared(module, other)
-    return {name for name in one.keys() & two.keys() if not is_equal(one[name], two[name])}
+    one = _compared(module, example)
+    for other in others:
+        two = _compared(module, other)
+        changed = {name for name in one.keys() & two.keys() if not is_equal(one[name], two[name])}
+        names = frozenset(own[0] for name, own in asking.items() if own and name in changed)
+        if names:
+            return names
+    return frozenset()
 
 
 def _locks_more(module: RecordedModule, before: RecordedModule, analysed: Callable[..., ChannelGraph]) -> bool:

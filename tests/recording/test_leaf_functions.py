@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.errors import GuardError
@@ -147,3 +147,36 @@ def test_a_function_that_is_given_weights_is_no_leaf() -> None:
     torch.manual_seed(0)
     small = fxprune.prune(Given().eval(), torch.randn(4, 8), channels=0.5, progress=False)
     assert leaf_functions_of(small.graph) == ()
+
+
+def perhaps_written(boxes: Tensor, scores: Tensor) -> Tensor:
+    if (scores > scores.mean()).sum() % 2:
+        boxes += 1
+    return boxes.clone()
+
+
+class Ends(Detector):
+    """A detector that ends otherwise."""
+
+    def __init__(self, end) -> None:
+        super().__init__()
+        self.end = end
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.stem(x).relu()
+        boxes, scores = self.boxes(hidden)[0].T.clone(), self.scores(hidden)[0, 0]
+        return self.end(self, boxes, scores), scores
+
+
+def ends(end, seed: int = 0) -> tuple[Ends, fx.GraphModule]:
+    torch.manual_seed(seed)
+    model = Ends(end).eval()
+    return model, fxprune.prune(model, torch.randn(1, 3, 40), flops=0.5, progress=False)
+
+
+def test_two_ways_are_seen_where_another_example_goes_the_same_by_chance() -> None:
+    def end(model, boxes, scores):
+        return perhaps_written(boxes, scores)
+
+    for seed in range(6):
+        assert len(leaf_functions_of(ends(end, seed)[1].graph)) == 1
