@@ -22,18 +22,20 @@ def eliminate_dead_nodes(
     lasting: frozenset[int],
     regions: Sequence[tuple[Node, Node]] = (),
     wanted: Collection[Node] = (),
+    joined: Mapping[int, frozenset[int]] | None = None,
 ) -> None:
     """Erase what neither the output nor anything outlasting the call depends on.
 
     ``storages``: the storages of a node's results. ``writes``: those it writes to. ``lasting``: those that outlive
     the call. ``regions``: pairs of nodes that open and close a context; they stay if a node between them does.
-    ``wanted``: nodes that stay for what they do: guards.
+    ``wanted``: nodes that stay for what they do: guards. ``joined``: storages that may be others, too.
     """
     alive: set[Node] = set()
     reachable = set(lasting)
     pending = [node for node in graph.nodes if node.op in ("output", "placeholder") or node in wanted]
     while pending:
         _visit(pending, alive, reachable, storages)
+        _join(reachable, joined or {})
         pending = [node for node, written in writes.items() if node not in alive and written & reachable]
     position = {node: index for index, node in enumerate(graph.nodes)}
     kept = sorted(position[node] for node in alive)
@@ -44,6 +46,14 @@ def eliminate_dead_nodes(
     for node in reversed(list(graph.nodes)):
         if node not in alive:
             graph.erase_node(node)
+
+
+def _join(reachable: set[int], joined: Mapping[int, frozenset[int]]) -> None:
+    pending = [storage for storage in reachable if storage in joined]
+    while pending:
+        new = joined[pending.pop()] - reachable
+        reachable |= new
+        pending += new
 
 
 def _mark_idle_reads(graph: Graph, alive: set[Node]) -> None:

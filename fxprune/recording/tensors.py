@@ -17,14 +17,15 @@ class Tensors:
     """Tensors are told apart by identity, which is forgotten with them, and memory by the address of its storage.
 
     A weak reference to every storage lets go of the memory as early as the model does, and keeps the address from being
-    used twice. ``storages``, ``writes``: what memory a node's result is, and what it writes to. ``lasting``: the memory
-    that outlives the call.
+    used twice. ``storages``, ``writes``: what memory a node's result is, and what it writes to; ``joined``: the memory
+    that may be other memory as well, in another call. ``lasting``: the memory that outlives the call.
     """
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         """``named``: the parameters and buffers of the model that runs."""
         self.storages: dict[Node, frozenset[int]] = {}
         self.writes: dict[Node, frozenset[int]] = {}
+        self.joined: dict[int, frozenset[int]] = {}
         self.lasting: set[int] = set()
         self._nodes: dict[int, Node] = {}
         self._views: dict[Any, Node] = {}
@@ -82,6 +83,12 @@ class Tensors:
         if written:
             node.meta["mutates"] = True
             self.writes[node] = written
+
+    def join(self, results: Iterable[Tensor], given: Iterable[Tensor]) -> None:
+        """For other values, what a node gives may be the memory of what it is given."""
+        either = frozenset(storage for tensor in (*results, *given) for storage in storage_of(tensor))
+        for storage in either:
+            self.joined[storage] = self.joined.get(storage, frozenset()) | either
 
     def written_for_good(self) -> frozenset[int]:
         """The memory that was written to and outlives the call."""

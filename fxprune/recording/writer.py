@@ -16,7 +16,7 @@ from fxprune.ops.table import find_call
 from fxprune.recording import boundary, patches, trees
 from fxprune.recording.calls import Call, Constant, SeededGenerator
 from fxprune.recording.guards import OPPOSITE, holds
-from fxprune.recording.leaf_functions import FUNCTIONS, named
+from fxprune.recording.leaf_functions import FUNCTIONS, LeafFunction, named
 from fxprune.recording.liveness import eliminate_dead_nodes
 from fxprune.recording.module import TRAINING_FLAG
 from fxprune.recording.parts import Parts
@@ -144,7 +144,7 @@ class GraphWriter:
         """Drop dead nodes; say which constants stayed."""
         known = self.tensors
         eliminate_dead_nodes(
-            self.graph, known.storages, known.writes, frozenset(known.lasting), self._regions, self._alive
+            self.graph, known.storages, known.writes, frozenset(known.lasting), self._regions, self._alive, known.joined
         )
         used: dict[str, Tensor] = {}
         for node in self.graph.nodes:
@@ -169,6 +169,9 @@ class GraphWriter:
         detached = self._detached(changed)
         node = self.create(call, detached)
         self.tensors.mark_writes(node, changed)
+        if isinstance(call.target, LeafFunction):
+            self._alive.add(node)  # with other values it may write, or hand back what it is given
+            self.tensors.join(trees.tensors(result), trees.tensors(call.args, call.kwargs))
         record = find_call(str(getattr(call.target, "__name__", call.target)))
         if record is not None and record.many:
             self.guard(self._count(node, len(result)), "==", len(result))

@@ -149,6 +149,10 @@ def test_a_function_that_is_given_weights_is_no_leaf() -> None:
     assert leaf_functions_of(small.graph) == ()
 
 
+def perhaps_itself(boxes: Tensor, scores: Tensor) -> Tensor:
+    return boxes if (scores > scores.mean()).sum() % 2 else boxes * 1
+
+
 def perhaps_written(boxes: Tensor, scores: Tensor) -> Tensor:
     if (scores > scores.mean()).sum() % 2:
         boxes += 1
@@ -172,6 +176,37 @@ def ends(end, seed: int = 0) -> tuple[Ends, fx.GraphModule]:
     torch.manual_seed(seed)
     model = Ends(end).eval()
     return model, fxprune.prune(model, torch.randn(1, 3, 40), flops=0.5, progress=False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_may_be_an_argument_itself_is_written_to_as_in_the_model(seed: int) -> None:
+    def written(model, boxes, scores):
+        perhaps_itself(boxes, scores).add_(1)
+        return boxes * 2
+
+    def read(model, boxes, scores):
+        result = perhaps_itself(boxes, scores)
+        boxes.add_(1)
+        return result * 2
+
+    for end in (written, read):
+        model, small = ends(end, seed)
+        assert len(leaf_functions_of(small.graph)) == 1
+        dense = fxprune.into(model, small)
+        for y in torch.randn(6, 1, 3, 40):
+            assert same(small(y), dense(y))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_call_that_may_write_stays_where_nothing_takes_its_result(seed: int) -> None:
+    def end(model, boxes, scores):
+        perhaps_written(boxes, scores)
+        return boxes * 2
+
+    model, small = ends(end, seed)
+    dense = fxprune.into(model, small)
+    for y in torch.randn(6, 1, 3, 40):
+        assert same(small(y), dense(y))
 
 
 def test_two_ways_are_seen_where_another_example_goes_the_same_by_chance() -> None:
