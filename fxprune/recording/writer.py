@@ -111,8 +111,11 @@ class GraphWriter:
         self._guarded.add(key)
         source = source or current_source()
         node = self.create(Call("call_function", holds, (value, relation, recorded, source), {}))
-        node.meta[FUNCTIONS] = tuple(filter(None, map(named, running())))
+        self._note_functions(node)
         self._alive.add(node)
+
+    def _note_functions(self, node: Node) -> None:
+        node.meta[FUNCTIONS] = tuple(filter(None, map(named, running())))
 
     def _identity(self, value: Any) -> Any:
         if isinstance(value, (TracedInt, TracedFloat)):
@@ -170,6 +173,7 @@ class GraphWriter:
         node = self.create(call, detached)
         self.tensors.mark_writes(node, changed)
         if isinstance(call.target, LeafFunction):
+            self._note_functions(node)
             self._alive.add(node)  # with other values it may write, or hand back what it is given
             self.tensors.join(trees.tensors(result), trees.tensors(call.args, call.kwargs))
         record = find_call(str(getattr(call.target, "__name__", call.target)))

@@ -15,7 +15,7 @@ from fxprune.groups import ValueInterpreter, placeholder_values
 from fxprune.groups.channels import ChannelGraph
 from fxprune.recording import Options, RecordedModule, evaluated, guards
 from fxprune.recording.inputs import describe_inputs, device_of, make_inputs, map_tensors
-from fxprune.recording.leaf_functions import FUNCTIONS
+from fxprune.recording.leaf_functions import FUNCTIONS, LeafFunction, form_of
 from fxprune.recording.randomness import repeatable
 from fxprune.rewriting import is_equal
 from fxprune.verification.oracle import Inputs
@@ -69,19 +69,22 @@ def _others(module: RecordedModule, example: Inputs) -> list[Inputs]:
 
 
 def _asking(module: RecordedModule, leaves: Set[str]) -> dict[str, list[str]]:
-    """Of guards on what layers computed the functions that were running, innermost first, beside ``leaves``."""
+    """Of guards on what layers computed the functions that were running, innermost first, beside ``leaves``.
+
+    A leaf asks as well: those that called it, as it may give another number of tensors.
+    """
     layers = _layers(module)
     return {
-        guard.name: [name for name in guard.meta.get(FUNCTIONS, ()) if name not in leaves]
-        for guard in guards.guards_of(module.graph)
-        if _has_a_part(layers, guard)
+        node.name: [name for name in node.meta.get(FUNCTIONS, ()) if name not in leaves]
+        for node in module.graph.nodes
+        if (guards.is_guard(node) or isinstance(node.target, LeafFunction)) and _has_a_part(layers, node)
     }
 
 
 def _deciding(
     module: RecordedModule, asking: dict[str, list[str]], example: Inputs, others: list[Inputs]
 ) -> frozenset[str]:
-    """The innermost functions of guards that compare another number with other inputs.
+    """The innermost functions of guards that compare another number with other inputs, and of leaves that give others.
 
     A size that comes after a choice, and that nobody knows without running, is compared as well, but does not change.
     """
@@ -135,7 +138,10 @@ def _has_a_part(sources: Set[fx.Node], node: fx.Node) -> bool:
 
 
 def _compared(module: RecordedModule, inputs: Inputs) -> dict[str, Any]:
-    """What guards compare, by name, whether they hold or not: up to where the graph cannot go on."""
+    """What guards compare, by name, and the form of what leaves give, whether they hold or not.
+
+    That is up to where the graph cannot go on.
+    """
     own = copy.deepcopy(module) if module.meta["writes"] else module  # the weights are the caller's
     run = _Unguarded(own)
     args, kwargs = map_tensors(lambda t: t.detach().clone(), (tuple(inputs[0]), dict(inputs[1])))
@@ -148,13 +154,18 @@ def _compared(module: RecordedModule, inputs: Inputs) -> dict[str, Any]:
 
 
 class _Unguarded(ValueInterpreter):
-    """Guards keep what they were given, and let everything pass."""
+    """Guards keep what they were given, leaves the form of what they give, and let everything pass."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.numbers: dict[str, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        if isinstance(n.target, LeafFunction):
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            result = n.target.function(*args, **kwargs)
+            self.numbers[n.name] = form_of(result)
+            return result
         if not guards.is_guard(n):
             return super().run_node(n)
         if n.target is guards.holds:

@@ -159,6 +159,14 @@ def perhaps_written(boxes: Tensor, scores: Tensor) -> Tensor:
     return boxes.clone()
 
 
+def many(boxes: Tensor, scores: Tensor) -> list[Tensor]:
+    return [box for box, score in zip(boxes, scores, strict=True) if score > scores.mean()]
+
+
+def chosen(boxes: Tensor, scores: Tensor) -> Tensor:
+    return torch.stack(many(boxes, scores))
+
+
 class Ends(Detector):
     """A detector that ends otherwise."""
 
@@ -207,6 +215,13 @@ def test_a_call_that_may_write_stays_where_nothing_takes_its_result(seed: int) -
     dense = fxprune.into(model, small)
     for y in torch.randn(6, 1, 3, 40):
         assert same(small(y), dense(y))
+
+
+def test_a_list_of_another_length_is_left_to_what_calls_the_function() -> None:
+    model, small = ends(lambda model, boxes, scores: chosen(boxes, scores))
+    assert [name.rpartition(":")[2] for name in leaf_functions_of(small.graph)] == ["chosen"]
+    dense, y = fxprune.into(model, small), torch.randn(1, 3, 56)
+    assert same(small(y), dense(y))
 
 
 def test_two_ways_are_seen_where_another_example_goes_the_same_by_chance() -> None:
