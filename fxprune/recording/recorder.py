@@ -361,7 +361,7 @@ class Recorder:
         if self._unrecorded.now() or not is_plain([args, kwargs]) or any(map(self.writer.tensors.is_own, given)):
             return function(*args, **kwargs)
         self._needs_data()
-        form = None
+        form, before = None, [(tensor, _version(tensor), tensor.detach().clone()) for tensor in given]
 
         def run(*args: Any, **kwargs: Any) -> Any:
             nonlocal form
@@ -381,6 +381,11 @@ class Recorder:
                 lambda: Call("call_function", LeafFunction(name, function, form), args, kwargs), run, args, kwargs
             )
         except _NotTensorsError:
+            with self._unrecorded, torch.no_grad():
+                for tensor, version, values in before:
+                    if _version(tensor) != version:  # what it wrote, it writes again
+                        tensor.copy_(values)
+                self._written_tensors.clear()
             return function(*args, **kwargs)
 
     def seen_op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -167,6 +167,12 @@ def chosen(boxes: Tensor, scores: Tensor) -> Tensor:
     return torch.stack(many(boxes, scores))
 
 
+def turned(scores: Tensor) -> None:
+    """Turns scores around if they are above zero, which they are no longer then."""
+    if scores.sum() > 0:
+        scores.neg_()
+
+
 class Ends(Detector):
     """A detector that ends otherwise."""
 
@@ -230,3 +236,22 @@ def test_two_ways_are_seen_where_another_example_goes_the_same_by_chance() -> No
 
     for seed in range(6):
         assert len(leaf_functions_of(ends(end, seed)[1].graph)) == 1
+
+
+def test_what_is_no_leaf_after_all_writes_once() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores, self.a, self.b = nn.Linear(8, 4), nn.Linear(8, 16), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            scores = self.scores(x)
+            turned(scores)
+            return scores, self.b(self.a(x).relu())
+
+    torch.manual_seed(0)
+    model, x = Turned().eval(), torch.randn(4, 8)
+    x = x if model.scores(x).sum() > 0 else x + 10 * model.scores.weight.sum(0).sign()
+    small = fxprune.prune(model, x, channels=0.5, progress=False)
+    assert leaf_functions_of(small.graph) == ()
+    torch.testing.assert_close(small(x)[0], model(x)[0])
