@@ -107,7 +107,8 @@ class Recorder:
             hooks.enter_context(patches.watched([(torch, "is_grad_enabled")], self._asked_for_grad))
             hooks.enter_context(patches.intercepted_modules(self.seen_module))
             hooks.enter_context(patches.intercepted_apply(namespaces, self.seen_apply))
-            hooks.enter_context(intercepted_functions(self.options.leaf_functions, namespaces, self.seen_leaf_function))
+            attributes = [*namespaces, *map(vars, self.parts.modules.values())]
+            hooks.enter_context(intercepted_functions(self.options.leaf_functions, attributes, self.seen_leaf_function))
             hooks.enter_context(patches.intercepted_operators(self._function_mode))
             hooks.enter_context(patches.intercepted_autocast(self.entered_autocast, self.left_autocast))
             if self.options.traced_builtins:

@@ -238,6 +238,18 @@ def test_two_ways_are_seen_where_another_example_goes_the_same_by_chance() -> No
         assert len(leaf_functions_of(ends(end, seed)[1].graph)) == 1
 
 
+def test_a_function_that_a_layer_keeps_is_found_there() -> None:
+    def end(model, boxes, scores):
+        return model.suppress(boxes, scores, 0.1)[0]
+
+    torch.manual_seed(0)
+    model, x = Ends(end).eval(), torch.randn(1, 3, 40)
+    model.suppress = suppressed
+    small = fxprune.prune(model, x, flops=0.5, progress=False)
+    assert [name.rpartition(":")[2] for name in leaf_functions_of(small.graph)] == ["suppressed"]
+    assert model.suppress is suppressed
+
+
 def test_what_is_no_leaf_after_all_writes_once() -> None:
     class Turned(nn.Module):
         def __init__(self) -> None:
