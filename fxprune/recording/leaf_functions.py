@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx import Graph
+from torch.fx import Graph, Proxy
+from torch.utils._pytree import tree_leaves
 
 from fxprune.errors import GuardError
 from fxprune.recording import trees
@@ -47,6 +48,9 @@ class LeafFunction(TorchFunction):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Raises ``ValuesNeededError`` where tensors have no values, ``GuardError`` for an answer of another form."""
+        traced = next((value for value in tree_leaves((args, kwargs)) if isinstance(value, Proxy)), None)
+        if traced is not None:  # somebody traces the graph, to quantise it, say
+            return traced.tracer.create_proxy("call_function", self, args, kwargs)
         if any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in trees.tensors(args, kwargs)):
             source = defined_at(inspect.unwrap(self.function))
             raise ValuesNeededError(f"{source} is called as it is, since what it does depends on values")

@@ -250,6 +250,14 @@ def test_a_function_that_a_layer_keeps_is_found_there() -> None:
     assert model.suppress is suppressed
 
 
+def test_it_stays_in_a_graph_that_others_trace() -> None:
+    model, x = detector()
+    small = fxprune.prune(model, x, flops=0.5, progress=False)
+    traced, y = fx.symbolic_trace(small), 3 * torch.randn(1, 3, 56)
+    assert leaf_functions_of(traced.graph) == leaf_functions_of(small.graph)
+    assert same(traced(y), small(y))
+
+
 def test_what_is_no_leaf_after_all_writes_once() -> None:
     class Turned(nn.Module):
         def __init__(self) -> None:
