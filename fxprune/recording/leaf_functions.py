@@ -26,11 +26,12 @@ from fxprune.recording import trees
 from fxprune.recording.calls import TorchFunction
 from fxprune.recording.patches import namespaces_of
 from fxprune.recording.sources import defined_at
+from fxprune.recording.traced import TracedFlag
 
 FUNCTIONS = "functions"
 """In the ``meta`` of a guard: names of the functions that were running, innermost first."""
 
-_PLAIN = (Tensor, bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)
+_PLAIN = (Tensor, TracedFlag, bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)
 Handler = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 

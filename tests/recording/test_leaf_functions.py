@@ -167,6 +167,11 @@ def chosen(boxes: Tensor, scores: Tensor) -> Tensor:
     return torch.stack(many(boxes, scores))
 
 
+def dropped(boxes: Tensor, scores: Tensor, training: bool) -> Tensor:
+    kept = [i for i, score in enumerate(scores) if score > scores.mean()]
+    return nn.functional.dropout(boxes[kept], 0.5, training)
+
+
 def turned(scores: Tensor) -> None:
     """Turns scores around if they are above zero, which they are no longer then."""
     if scores.sum() > 0:
@@ -248,6 +253,15 @@ def test_a_function_that_a_layer_keeps_is_found_there() -> None:
     small = fxprune.prune(model, x, flops=0.5, progress=False)
     assert [name.rpartition(":")[2] for name in leaf_functions_of(small.graph)] == ["suppressed"]
     assert model.suppress is suppressed
+
+
+def test_it_is_told_whether_the_model_trains() -> None:
+    model, small = ends(lambda model, boxes, scores: dropped(boxes, scores, model.training))
+    assert [name.rpartition(":")[2] for name in leaf_functions_of(small.graph)] == ["dropped"]
+    dense, y = fxprune.into(model, small), torch.randn(1, 3, 56)
+    assert same(small(y), dense(y))
+    outputs = [(torch.manual_seed(3), each.train()(y))[1] for each in (small, dense)]
+    assert same(*outputs)
 
 
 def test_it_stays_in_a_graph_that_others_trace() -> None:
