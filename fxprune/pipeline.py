@@ -220,7 +220,7 @@ def record_and_analyse(
     if given is model and not any(p.is_meta for p in module.parameters()):
         with stages("recording"), collected():
             first = module
-            module, options = with_leaf_functions(first, options, again, analysed, (args, kwargs))
+            module, options = with_leaf_functions(first, options, again, analysed, runs, (args, kwargs))
             runs = runs if module is first else SizeRuns(module, args, kwargs)
         if verify:
             with stages("probing"), collected():

@@ -33,6 +33,7 @@ FUNCTIONS = "functions"
 
 _PLAIN = (Tensor, TracedFlag, bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)
 Handler = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Of a name, the function and its arguments; gives ``NotImplemented`` where the call is not its business."""
 
 
 class ValuesNeededError(NotImplementedError):
@@ -120,7 +121,8 @@ def intercepted_functions(names: Set[str], namespaces: list[dict[str, Any]], han
     run = LeafFunction.__call__
 
     def call(self: LeafFunction, *args: Any, **kwargs: Any) -> Any:
-        return handler(self.name, self.function, args, kwargs)
+        result = handler(self.name, self.function, args, kwargs)
+        return run(self, *args, **kwargs) if result is NotImplemented else result
 
     try:
         LeafFunction.__call__ = call  # type: ignore[method-assign]
@@ -139,6 +141,7 @@ def intercepted_functions(names: Set[str], namespaces: list[dict[str, Any]], han
 def _handled(name: str, function: Callable[..., Any], handler: Handler) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return handler(name, function, args, kwargs)
+        result = handler(name, function, args, kwargs)
+        return function(*args, **kwargs) if result is NotImplemented else result
 
     return call

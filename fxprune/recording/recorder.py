@@ -360,7 +360,7 @@ class Recorder:
         """One of ``Options.leaf_functions``: a node, unless a weight or more than tensors and numbers goes into it."""
         given = trees.tensors(args, kwargs)
         if self._unrecorded.now() or not is_plain([args, kwargs]) or any(map(self.writer.tensors.is_own, given)):
-            return function(*args, **kwargs)
+            return NotImplemented
         self._needs_data()
         form, before = None, [(tensor, _version(tensor), tensor.detach().clone()) for tensor in given]
 

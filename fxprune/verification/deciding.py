@@ -19,6 +19,7 @@ from fxprune.recording.leaf_functions import FUNCTIONS, LeafFunction, form_of
 from fxprune.recording.randomness import repeatable
 from fxprune.rewriting import is_equal
 from fxprune.verification.oracle import Inputs
+from fxprune.verification.sizes import SizeRuns
 
 _RECORDINGS = 8  # every one shows the next functions that decide
 _OTHERS = 8  # one alone is often decided on like the example: of two ways, every second time
@@ -29,6 +30,7 @@ def with_leaf_functions(
     options: Options,
     again: Callable[[Options], RecordedModule],
     analysed: Callable[[RecordedModule], ChannelGraph],
+    runs: SizeRuns,
     example: Inputs,
 ) -> tuple[RecordedModule, Options]:
     """The recording, or one that calls such functions, where that locks no more channels; and how it was recorded.
@@ -40,11 +42,12 @@ def with_leaf_functions(
         options: that it was made with.
         again: makes another one.
         analysed: gives the channels of a recording.
+        runs: of ``module``.
         example: the inputs that it was recorded with.
     """
     found, others = (module, options), list[Inputs]()
     for _ in range(_RECORDINGS):
-        asking = _asking(module, options.leaf_functions)
+        asking = _asking(module, options.leaf_functions, runs)
         if not any(asking.values()):
             break
         others = others or _others(module, example)
@@ -58,6 +61,7 @@ def with_leaf_functions(
             break
         if _locks_more(module, found[0], analysed):
             break
+        runs = SizeRuns(module, *example)
         found = module, options
     return found
 
@@ -68,17 +72,18 @@ def _others(module: RecordedModule, example: Inputs) -> list[Inputs]:
     return [make_inputs(record, device, seed=seed, permute=False) for seed in range(1, 1 + _OTHERS)]
 
 
-def _asking(module: RecordedModule, leaves: Set[str]) -> dict[str, list[str]]:
+def _asking(module: RecordedModule, leaves: Set[str], runs: SizeRuns) -> dict[str, list[str]]:
     """Of guards on what layers computed the functions that were running, innermost first, beside ``leaves``.
 
-    A leaf asks as well: those that called it, as it may give another number of tensors.
+    A leaf asks as well: those that called it, as it may give another number of tensors. Sizes that are known without
+    values are none of these.
     """
-    layers = _layers(module)
-    return {
-        node.name: [name for name in node.meta.get(FUNCTIONS, ()) if name not in leaves]
-        for node in module.graph.nodes
-        if (guards.is_guard(node) or isinstance(node.target, LeafFunction)) and _has_a_part(layers, node)
-    }
+    deciding = [n for n in module.graph.nodes if guards.is_guard(n) or isinstance(n.target, LeafFunction)]
+    asking = {node: [name for name in node.meta.get(FUNCTIONS, ()) if name not in leaves] for node in deciding}
+    if not any(asking.values()):
+        return {}
+    layers, known = _layers(module), runs({}).numbers
+    return {n.name: names for n, names in asking.items() if names and n.name not in known and _has_a_part(layers, n)}
 
 
 def _deciding(
