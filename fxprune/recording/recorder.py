@@ -281,7 +281,6 @@ class Recorder:
         with self._unrecorded:
             self._needs_data()
             if name == "data" and isinstance(tensor, nn.Parameter) and self.writer.tensors.is_own(tensor):
-                tensor.data = value
                 self.writer.take_the_place(tensor, value)
                 return
             before = tensor.detach()
@@ -317,9 +316,10 @@ class Recorder:
 
     def _has_its_own_tensors(self, module: nn.Module) -> bool:
         """Not so if the model put computed tensors in the place of the layer's parameters for this call."""
-        own = (*module._parameters.values(), *module._buffers.values())
-        if not all(tensor is None or self.writer.tensors.is_own(tensor) for tensor in own):
-            return False
+        path = self._module_names.get(id(module))
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and not self.writer.tensors.is_own(tensor, f"{path}.{key}" if path else key):
+                return False
         return all(self._has_its_own_tensors(child) for child in module._modules.values() if child is not None)
 
     def _leaf(

@@ -30,6 +30,7 @@ class Tensors:
         self._nodes: dict[int, Node] = {}
         self._views: dict[Any, Node] = {}
         self._names: dict[int, str] = {}
+        self._named: dict[str, Tensor] = {}
         self._replaced: set[int] = set()
         self._watched: dict[int, weakref.ref[Tensor]] = {}
         self._memory: dict[int, StorageWeakRef] = {}
@@ -40,6 +41,7 @@ class Tensors:
     def name(self, tensor: Tensor, name: str) -> None:
         """The tensor stands for the parameter or buffer ``name``: itself, or the caller's, which a closure reaches."""
         self._names.setdefault(id(tensor), name)
+        self._named.setdefault(name, tensor)
         self._kept.append(tensor)
         self.lasting |= storage_of(tensor)
 
@@ -110,9 +112,15 @@ class Tensors:
         """Whether a node computed this very tensor, or it has a name."""
         return id(tensor) in self._nodes or id(tensor) in self._names
 
-    def is_own(self, tensor: Tensor) -> bool:
-        """Whether the tensor is a parameter or buffer of the model, with its own values."""
-        return id(tensor) in self._names and id(tensor) not in self._replaced
+    def is_own(self, tensor: Tensor, name: str | None = None) -> bool:
+        """Whether the tensor is a parameter or buffer of the model, with its own values.
+
+        ``name``: of the one whose place it has; what ``layer.to(x.device)`` made of that without moving it is, too.
+        """
+        if id(tensor) in self._names:
+            return id(tensor) not in self._replaced
+        named = self._named.get(name) if name is not None else None
+        return named is not None and id(named) not in self._replaced and are_same_view(tensor, named)
 
 
 def are_same_view(one: Tensor, other: Tensor) -> bool:

@@ -21,7 +21,7 @@ from fxprune.recording.liveness import eliminate_dead_nodes
 from fxprune.recording.module import TRAINING_FLAG
 from fxprune.recording.parts import Parts
 from fxprune.recording.sources import caller_is_user_code, current_lines, current_source, running
-from fxprune.recording.tensors import Tensors, storage_of
+from fxprune.recording.tensors import Tensors, are_same_view, storage_of
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
 
 _EXACT: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
@@ -342,9 +342,16 @@ class GraphWriter:
         return node
 
     def take_the_place(self, parameter: Tensor, value: Tensor) -> None:
-        """From here on the parameter is what the model computed and put in its place, for this call."""
+        """``parameter.data = value``: from here on it is what the model computed, for this call.
+
+        Its own memory, as ``layer.to(x.device)`` gives it where nothing has to move, leaves it what it is.
+        """
+        if are_same_view(parameter, value):
+            return
+        self.note("no gradient reaches a parameter whose data forward computes anew")
         node = self.create(Call("call_method", "detach", (value,), {}))
         _note_tensor(node, value)
+        parameter.data = value
         self.tensors.replaced(parameter, node)
 
     def _attribute(self, name: str, tensor: Tensor) -> Node:

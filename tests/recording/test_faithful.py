@@ -872,6 +872,55 @@ def test_data_that_is_assigned_stands_for_the_parameter_for_this_call() -> None:
     assert model.weight.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("put", [lambda layer, x: layer.to(x.device), lambda layer, _: layer.float()])
+def test_a_layer_that_forward_puts_where_it_is_keeps_its_gradients(put: Callable[..., nn.Module]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return put(self.linear, x)(x)
+
+    gm = record(Model(), torch.ones(2, 4))
+    gm(torch.ones(2, 4)).sum().backward()
+    assert gm.linear.weight.grad is not None
+    assert gm.linear.bias.grad is not None
+    assert [node.op for node in gm.graph.nodes if node.op in ("get_attr", "call_module")] == ["call_module"]
+    assert gm.meta["notes"] == []
+
+
+def test_a_norm_that_forward_puts_where_it_is_follows_the_mode() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.norm.to(x.device)
+            return self.norm(x)
+
+    model, x = Model().eval(), torch.randn(8, 4) + 3
+    gm = record(model, x)
+    assert torch.equal(gm.train()(x), model.train()(x))
+    assert torch.equal(gm.norm.running_mean, model.norm.running_mean)
+    assert torch.equal(gm.eval()(x), model.eval()(x))
+
+
+def test_a_parameter_whose_data_are_computed_anew_is_told_to_get_no_gradient() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.weight.data = self.weight.data / self.weight.data.norm()
+            return x * self.weight
+
+    (note,) = record(Model(), torch.ones(2)).meta["notes"]
+    assert "no gradient reaches a parameter whose data forward computes anew" in note
+
+
 def test_sizes_of_buffers_and_devices_follow_the_module() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
