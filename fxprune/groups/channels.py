@@ -46,12 +46,14 @@ class Parameter:
 class Member:
     """One dimension of one parameter that a group of channels runs through.
 
-    ``read``: the parameter's layer contracts over them; otherwise it makes them or passes them on.
+    ``read``: the parameter's layer contracts over them; otherwise it makes them or passes them on. ``as_is``: with the
+    parameter itself, and not with a weight that is computed from it.
     """
 
     name: str
     dim: int
     read: bool
+    as_is: bool
 
 
 @dataclass(frozen=True)

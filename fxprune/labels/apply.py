@@ -66,6 +66,7 @@ def _label(run: Propagation, call: Call) -> None:
     if record is None or not record.moves:
         for tensor in outputs:  # of an op in place
             run.usage.held.pop(id(tensor), None)
+    usage.make(run, call.tensors, outputs)
     label: Label | None = None
     if record is not None:
         label = record.label

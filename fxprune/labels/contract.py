@@ -21,12 +21,16 @@ from fxprune.labels.propagation import Propagation
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor of a contraction, one letter per dimension. ``parameter``: its name and order of dims, if it is one."""
+    """A tensor of a contraction, one letter per dimension.
+
+    ``parameter``: its name and order of dims, if it is one. ``sources``: the parameters that it is computed from alone.
+    """
 
     shape: tuple[int, ...]
     labels: Labels
     letters: str
     parameter: tuple[str, tuple[int, ...]] | None = None
+    sources: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,8 @@ def _contract_dim(
         if operand.parameter is not None:
             name, order = operand.parameter
             run.consumed.add((name, order[own]))
+        elif operand.sources:
+            run.consume(operand.sources, [f for f in factors if f.dim == dim])
         mine = [i for i, f in enumerate(factors) if f.dim == dim and f.ids.shape[dim] > 1]
         rigid |= not mine
         for i in mine:
@@ -205,4 +211,6 @@ def _count(run: Propagation, spread: list[list[Factor]], letters: str, size: dic
 
 def operand(run: Propagation, tensor: Tensor, letters: str) -> Operand:
     """The tensor as it is."""
-    return Operand(tuple(tensor.shape), run.labels(tensor), letters, run.parameter_dims(tensor))
+    return Operand(
+        tuple(tensor.shape), run.labels(tensor), letters, run.parameter_dims(tensor), run.usage.sources(tensor)
+    )

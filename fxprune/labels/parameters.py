@@ -25,3 +25,4 @@ def label_parameter(run: Propagation, name: str, tensor: Tensor) -> None:
             factors.append(Factor(rows.reshape(rows.shape + (1,) * (tensor.ndim - 2)), d))
     set_labels(tensor, tuple(factors), name)
     run.usage.add(tensor, frozenset({name}))
+    run.usage.made[id(tensor)] = tensor, frozenset({name})

@@ -7,7 +7,7 @@ align) are kept in ``Facts``, and the run is repeated with them until none is ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,6 +80,7 @@ class Propagation:
         self.interleaved: list[Interleaved] = []
         self.norm_scales: set[str] = set()
         self.consumed: set[tuple[str, int]] = set()
+        self.consumed_through: set[tuple[str, int]] = set()  # of parameters from which a weight is computed
         self.usage = Usage()
         self.failed: set[str] = set()  # nodes that could not be interpreted
         self.asked: set[int] = set()  # identities of the tensors whose labels the rule under way looked at
@@ -405,6 +406,18 @@ class Propagation:
                 own = self.classes.find(np.arange(owner.first, owner.first + owner.count))
                 if np.isin(own, roots).any():
                     self.new_kernels.add((owner.name, owner.dim))
+
+    def consume(self, names: Iterable[str], factors: Sequence[Factor]) -> None:
+        """A weight that is computed from these parameters is contracted along ``factors``: so is a dim of each."""
+        roots = self.classes.find(np.concatenate([np.empty(0, dtype=np.int64), *(f.ids.reshape(-1) for f in factors)]))
+        for name in names:
+            dims = {
+                o.dim
+                for o in self.owners
+                if o.name == name and np.isin(self.classes.find(np.arange(o.first, o.first + o.count)), roots).any()
+            }
+            if len(dims) == 1:  # of two that are one channel it is not told which
+                self.consumed_through.add((name, dims.pop()))
 
     def request_index(self, tensor: Tensor) -> bool:
         """Ask for the entries of a buffer of integers or flags to have atoms in the next run."""

@@ -124,12 +124,14 @@ class Usage:
     """What the recording used of the parameters; see ``labels.usage``.
 
     ``unread``: by identity, the tensors that hold parameters or parts of them, as they are. ``held``: the names of
-    these. ``names``: of parameters that were read whole. ``inputs``: the positions of network inputs. ``follows``: is a
-    node a number that depends on an input's size?
+    these. ``made``: by identity, parameters and what was computed from them alone, and their names. ``names``: of
+    parameters that were read whole. ``inputs``: the positions of network inputs. ``follows``: is a node a number that
+    depends on an input's size?
     """
 
     unread: dict[int, Tensor] = field(default_factory=dict)
     held: dict[int, frozenset[str]] = field(default_factory=dict)
+    made: dict[int, tuple[Tensor, frozenset[str]]] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
     read: list[Ids] = field(default_factory=list)
     parted: list[tuple[Labels, Reason]] = field(default_factory=list)
@@ -141,6 +143,10 @@ class Usage:
         """A parameter, or part of one; ``names``: of all whose numbers are in it."""
         self.unread[id(tensor)] = tensor
         self.held[id(tensor)] = names | self.held.get(id(tensor), frozenset())
+
+    def sources(self, tensor: Tensor) -> frozenset[str] | None:
+        """The parameters that this is, or that it was computed from, if nothing but parameters is in it."""
+        return self.made.get(id(tensor), (tensor, None))[1]
 
     def add_input(self, ids: Ids) -> None:
         """The positions of a network input."""

@@ -194,6 +194,10 @@ class _Runner:
         run = self.propagation
         owners = [n] if n.op == "call_module" else [m for m in n.all_input_nodes if m.op == "get_attr"]
         own = [str(m.target) for m in owners]
+        if n.op != "call_module":  # where a weight is computed from parameters, not all its dims are what they make
+            given = [t for m in n.all_input_nodes for t in tree_flatten(self._values[m])[0] if isinstance(t, Tensor)]
+            own += [name for tensor in given for name in run.usage.sources(tensor) or ()]
+            results = [tensor for tensor in results if run.usage.sources(tensor) is None]
         if n.op == "call_module":
             layer = self.module.get_submodule(str(n.target))
             own += [f"{n.target}.{name}" for name, _ in layer.named_parameters()]

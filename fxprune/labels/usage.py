@@ -26,6 +26,15 @@ def read(run: Propagation, tensor: Tensor) -> None:
         run.usage.read += [factor.ids for factor in run.labels(tensor)]
 
 
+def make(run: Propagation, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    """An op computes ``outputs`` from ``tensors``: from parameters alone where these are."""
+    known = [run.usage.sources(tensor) for tensor in tensors]
+    for out in outputs:  # that of an op in place may have been one
+        run.usage.made.pop(id(out), None)
+        if all(names is not None for names in known):
+            run.usage.made[id(out)] = out, frozenset().union(*(names for names in known if names is not None))
+
+
 def move(run: Propagation, tensor: Tensor, outputs: Sequence[Tensor], fills: bool = False) -> None:
     """An op only moves ``outputs`` out of a parameter or a part of one, or, if it ``fills``, looks at the shape."""
     for out in outputs:

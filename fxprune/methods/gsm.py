@@ -185,7 +185,7 @@ class _Unstructured(_Run):
         """Which kernels have the pattern, and along which dim."""
         graph, named = self._site.graph, self._site.parameters
         read: dict[str, set[int]] = {}
-        for member in (member for group in graph.groups for member in group.members if member.read):
+        for member in (member for group in graph.groups for member in group.members if member.as_is):
             read.setdefault(graph.by_name[member.name].name, set()).add(member.dim)
         names = {named[name]: name for name in reversed([*named])}
         for kernel in (p for p in self.trained() if optim.is_kernel(p)):

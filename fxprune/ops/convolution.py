@@ -87,9 +87,10 @@ def convolve(
         f if f.varying == (f.dim,) and f.dim in apart else run.mix(f, spatial, "cut along a convolved dimension")
         for f in _cut_channels(run, x)
     ]
-    weights = []
+    weights, sources = [], run.usage.sources(weight)
     for factor in run.labels(weight):
         if factor.dim > 1 and min(factor.varying, default=2) > 1:
+            run.consume(sources or (), [factor])
             run.fix(factor.ids, "kernel size")
         else:
             if factor.dim > 1:
@@ -100,7 +101,8 @@ def convolve(
     sizes = tuple([shape_in[d] for d in whole])
     channels_in = Operand(sizes, tuple([_flat(f, whole) for f in inputs if f is not None]), f"bi{places}")
     letters = "io" if transposed else "oi"
-    kernel_only = Operand(shape[:2], tuple([_flat(f) for f in weights]), letters, run.parameter_dims(weight))
+    flat = tuple([_flat(f) for f in weights])
+    kernel_only = Operand(shape[:2], flat, letters, run.parameter_dims(weight), sources)
     with run.scaled(positions * math.prod(shape[2:])):
         if groups == 1:
             labels = contract(run, [channels_in, kernel_only], f"bo{places}")
@@ -182,6 +184,8 @@ def _grouped(run: Propagation, x: Operand, weight: Operand, groups: int, transpo
         if weight.parameter is not None:
             name, order = weight.parameter
             run.consumed.add((name, order[0 if transposed else 1]))
+        elif weight.sources and (read := outer if transposed else inner) is not None:
+            run.consume(weight.sources, [read])
         local = _local(run, inner, groups, first, second)
         run.join(ins, rows if transposed else local)
         outs = local if transposed else rows

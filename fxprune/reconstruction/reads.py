@@ -418,7 +418,7 @@ def _by_sample(product: Product, y: Tensor, samples: int) -> Tensor:
 
 def _channels(matrix: Tensor, entries: Entries, graph: ChannelGraph) -> npt.NDArray[np.int64] | None:
     """The channel that every input of a product is of, ``[g, K]``; -1 where it is of none that may go."""
-    read = {(m.name, m.dim) for group in graph.groups if not group.locked for m in group.members if m.read}
+    read = {(m.name, m.dim) for group in graph.groups if not group.locked for m in group.members if m.as_is}
     numbers, found = matrix[:, :, 0], None
     for name in entries.names_of(numbers.reshape(-1)):
         parameter = graph.by_name.get(name)

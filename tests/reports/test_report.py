@@ -61,6 +61,41 @@ def test_rows_say_what_is_frozen_why_and_where() -> None:
     assert rows["matrix"].source.endswith(line("F.linear"))
 
 
+class Normalised(nn.Module):
+    """The weights of two convolutions and a linear layer are computed from parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 12, 3)
+        self.last = nn.utils.parametrizations.weight_norm(nn.Linear(12, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.first.weight, self.second.weight
+        x = F.conv2d(x, first / first.square().sum((1, 2, 3), keepdim=True).sqrt(), self.first.bias).relu()
+        x = F.conv_transpose2d(x, second.abs(), self.second.bias).relu()
+        return self.last(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_rows_of_layers_whose_weights_are_computed_are_of_what_they_make() -> None:
+    rows = {row.name: row for row in report_of(make(Normalised), channels=0.5).rows}
+    assert rows["first"].width == (8, rows["first"].after[0])
+    assert rows["first"].after[0] < 8
+    assert rows["first"].locked == ""
+    assert rows["second"].width == (12, rows["second"].after[1])
+    assert rows["second"].locked == ""
+    last = rows["last.parametrizations.weight.original1"]
+    assert last.width == (5, 5)
+    assert last.locked.startswith("network output (")
+    assert last.after == (5, rows["second"].after[1])
+
+
+def test_of_an_ignored_layer_whose_weight_is_computed_what_it_reads_is_cut() -> None:
+    rows = {row.name: row for row in report_of(make(Normalised), channels=0.8, ignore=["second"]).rows}
+    assert rows["second"].width == (12, 12)
+    assert rows["second"].locked.startswith("ignored by the caller (")
+    assert rows["second"].after[0] == rows["first"].after[0] < 8
+
+
 def test_the_text_has_all_of_it() -> None:
     report = report_of(make(Frozen), channels=0.5, ignore=["ignored"])
     text = str(report)
