@@ -87,10 +87,11 @@ def convolve(
         f if f.varying == (f.dim,) and f.dim in apart else run.mix(f, spatial, "cut along a convolved dimension")
         for f in _cut_channels(run, x)
     ]
-    weights, sources = [], run.usage.sources(weight)
+    weights, parameter, sources = [], run.parameter_dims(weight), run.usage.sources(weight)
     for factor in run.labels(weight):
         if factor.dim > 1 and min(factor.varying, default=2) > 1:
-            run.consume(sources or (), [factor])
+            if parameter is None and sources:
+                run.consume(sources, [factor])
             run.fix(factor.ids, "kernel size")
         else:
             if factor.dim > 1:
@@ -102,7 +103,7 @@ def convolve(
     channels_in = Operand(sizes, tuple([_flat(f, whole) for f in inputs if f is not None]), f"bi{places}")
     letters = "io" if transposed else "oi"
     flat = tuple([_flat(f) for f in weights])
-    kernel_only = Operand(shape[:2], flat, letters, run.parameter_dims(weight), sources)
+    kernel_only = Operand(shape[:2], flat, letters, parameter, sources)
     with run.scaled(positions * math.prod(shape[2:])):
         if groups == 1:
             labels = contract(run, [channels_in, kernel_only], f"bo{places}")
