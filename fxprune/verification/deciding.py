@@ -48,7 +48,7 @@ def with_leaf_functions(
     found, others = (module, options), list[Inputs]()
     for _ in range(_RECORDINGS):
         asking = _asking(module, options.leaf_functions, runs)
-        if not any(asking.values()):
+        if not asking:
             break
         others = others or _others(module, example)
         names = _deciding(module, asking, example, others)
@@ -97,7 +97,7 @@ def _deciding(
     for other in others:
         two = _compared(module, other)
         changed = {name for name in one.keys() & two.keys() if not is_equal(one[name], two[name])}
-        names = frozenset(own[0] for name, own in asking.items() if own and name in changed)
+        names = frozenset(own[0] for name, own in asking.items() if name in changed)
         if names:
             return names
     return frozenset()
