@@ -20,6 +20,7 @@ from fxprune.labels.classes import Reason
 from fxprune.labels.records import TensorLabels
 from fxprune.ops.table import base_name
 from fxprune.recording.guards import is_guard, is_of_sizes
+from fxprune.recording.upstream import upstream
 
 _SUMS = {"add", "add_", "iadd"}
 _DIFFERENCES = {"sub", "sub_", "isub", "subtract", "subtract_"}
@@ -140,17 +141,7 @@ def _obstacle(node: fx.Node, place: int, inside: set[fx.Node], fixed: Collection
         return ""
     if not data:
         return "it is computed from no input"
-    return "" if data <= _before(stream) else "it brings what the other operand does not hold"
-
-
-def _before(node: fx.Node) -> set[fx.Node]:
-    """What a node is computed from, itself included."""
-    found, pending = {node}, [node]
-    while pending:
-        new = [n for n in pending.pop().all_input_nodes if n not in found]
-        found.update(new)
-        pending += new
-    return found
+    return "" if data.issubset(upstream([stream])) else "it brings what the other operand does not hold"
 
 
 def _weights(inside: Collection[fx.Node], fixed: Collection[fx.Node], contractions: Collection[str]) -> list[str]:
@@ -160,7 +151,7 @@ def _weights(inside: Collection[fx.Node], fixed: Collection[fx.Node], contractio
         if node.name in contractions and node.op == "call_module":
             found.append(str(node.target))
         elif node.name in contractions:
-            tensors = {n for i in node.all_input_nodes if i in fixed for n in _before(i)}
+            tensors = upstream(i for i in node.all_input_nodes if i in fixed)
             found += [str(n.target).rpartition(".")[0] for n in tensors if n.op == "get_attr"]
     return [path for path in found if path]
 

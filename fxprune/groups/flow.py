@@ -14,6 +14,7 @@ from fxprune.groups.channels import ChannelGraph
 from fxprune.labels.factors import Labels
 from fxprune.labels.records import TensorLabels
 from fxprune.ops.table import base_name
+from fxprune.recording.upstream import upstream
 
 Channels = frozenset[int]
 _NONE: Channels = frozenset()
@@ -201,10 +202,7 @@ def unscaled(module: fx.GraphModule, graph: ChannelGraph, flow: Mapping[fx.Node,
 
 def _scaled_by(module: fx.GraphModule, graph: ChannelGraph, node: fx.Node, constant: set[fx.Node]) -> Channels:
     """The channels that a node multiplies by the scale of a norm layer, which may be cast or laid out anew before."""
-    found, level = [node], {node: None}
-    while level:
-        level = {i: None for made in level for i in made.all_input_nodes if i in constant}
-        found += level
+    found = upstream([node], lambda n: [i for i in n.all_input_nodes if i in constant])
     held = (graph.by_name[name] for made in found for name in _parameters_at(module, graph, made))
     return _NONE.union(*(channels_in(p.labels) for p in held if graph.norm_scales.intersection(p.names)))
 

@@ -13,6 +13,7 @@ from fxprune.groups import ValueInterpreter, placeholder_values
 from fxprune.recording.guards import is_guard
 from fxprune.recording.inputs import map_tensors, tensors_of
 from fxprune.recording.shards import gathered, is_sharded
+from fxprune.recording.upstream import upstream
 
 Env = dict[fx.Node, Any]
 
@@ -101,11 +102,7 @@ class Lane:
             self._interpreter.env = {}
 
     def _needed(self, node: fx.Node) -> list[fx.Node]:
-        found, left = set[fx.Node](), [node]
-        while left:
-            new = {source for source in left.pop().all_input_nodes if source in self._constant} - found
-            found |= new
-            left += new
+        _, *found = upstream([node], lambda n: [i for i in n.all_input_nodes if i in self._constant])
         return sorted(found, key=self._constant.__getitem__)
 
     def output(self, env: Env) -> Any:

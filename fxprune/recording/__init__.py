@@ -8,8 +8,8 @@ that remember their node), ``guards`` (what a graph cannot follow), ``leaves`` (
 ``leaf_functions`` (which functions), ``layers`` (which become whole again), ``either`` (numbers that follow train and
 eval), ``placing`` and ``boundary`` (inputs and outputs), ``parts`` (modules and tensors by name), ``copies`` and
 ``twin`` (the caller's model itself never runs), ``state`` and ``patches`` (memory, random numbers and torch, left as
-they were), ``liveness`` (dead code), ``module`` (the result), ``sources`` (the user's line behind every node),
-``trees`` (nested arguments).
+they were), ``liveness`` (dead code), ``upstream`` (what nodes come from), ``module`` (the result), ``sources`` (the
+user's line behind every node), ``trees`` (nested arguments).
 
 Before it: ``structure`` (the one walk over what networks take and return), ``spec`` and ``records`` (example inputs as
 plain data), ``inputs`` (checked or inferred), ``near`` (values near an example's), ``checks`` (models and inputs that

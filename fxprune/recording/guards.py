@@ -22,6 +22,9 @@ from fxprune.recording.forms import Form, difference
 NUMBER = "number"
 """In the ``meta`` of a node whose value is read from a tensor: what it was in the recorded run."""
 
+SIZES = ("size", "stride", len)
+"""Targets of nodes that give the size of a tensor."""
+
 RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
     "!=": operator.ne,
@@ -208,7 +211,7 @@ def _sources(guard: fx.Node) -> list[fx.Node] | None:
         return None
     while pending:
         node = pending.pop()
-        if node.target in ("size", "stride", len):
+        if node.target in SIZES:
             sources.append(node)
         elif NUMBER in node.meta or not _is_number(node):
             return None

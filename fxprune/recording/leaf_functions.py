@@ -54,17 +54,21 @@ class LeafFunction(TorchFunction):
         if traced is not None:  # somebody traces the graph, to quantise it, say
             return traced.tracer.create_proxy("call_function", self, args, kwargs)
         if any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in trees.tensors(args, kwargs)):
-            source = defined_at(inspect.unwrap(self.function))
-            raise ValuesNeededError(f"{source} is called as it is, since what it does depends on values")
+            raise ValuesNeededError(f"{self.source} is called as it is, since what it does depends on values")
         result = self.function(*args, **kwargs)
-        if form_of(result) != self.form:
-            source = defined_at(inspect.unwrap(self.function))
+        form = form_of(result)
+        if form != self.form:
             raise GuardError(
-                f"{source}: it gives other tensors than in the recorded run ({form_of(result)}, not {self.form}). Call "
+                f"{self.source}: it gives other tensors than in the recorded run ({form}, not {self.form}). Call "
                 "the network with inputs like the example's in this, or record it with an example of this kind.",
-                source,
+                self.source,
             )
         return result
+
+    @property
+    def source(self) -> str:
+        """The line that defines it."""
+        return defined_at(inspect.unwrap(self.function))
 
     def __reduce__(self) -> Any:
         return LeafFunction, (self.name, self.function, self.form)

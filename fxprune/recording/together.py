@@ -22,6 +22,7 @@ from fxprune.recording.forms import Form
 from fxprune.recording.guards import fits
 from fxprune.recording.inputs import RECORD_KEY, Kwargs, normalise_inputs
 from fxprune.recording.module import RecordedModule, clone_modules
+from fxprune.recording.upstream import upstream
 from fxprune.recording.writer import CALL
 
 CALLS_KEY = "fxprune_calls"
@@ -288,11 +289,6 @@ def _is_state(node: fx.Node) -> bool:
 
 def _before(values: Any, found: Callable[[fx.Node], fx.Node]) -> set[fx.Node]:
     """All nodes that these come from, themselves included. ``found``: what stands for a node."""
-    pending: list[fx.Node] = []
-    fx.node.map_arg(values, lambda node: pending.append(found(node)))
-    seen = set(pending)
-    while pending:
-        new = [node for node in map(found, pending.pop().all_input_nodes) if node not in seen]
-        seen.update(new)
-        pending += new
-    return seen
+    nodes: list[fx.Node] = []
+    fx.node.map_arg(values, lambda node: nodes.append(found(node)))
+    return set(upstream(nodes, lambda node: map(found, node.all_input_nodes)))

@@ -23,6 +23,7 @@ from fxprune.recording.parts import Parts
 from fxprune.recording.sources import caller_is_user_code, current_lines, current_source, running
 from fxprune.recording.tensors import Tensors, are_same_view, storage_of
 from fxprune.recording.traced import Lazy, TracedFlag, TracedFloat, TracedInt, plain
+from fxprune.recording.upstream import upstream
 
 _EXACT: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
 CALL = "call"
@@ -128,15 +129,7 @@ class GraphWriter:
 
     def depends_on_inputs(self, node: Node) -> bool:
         """Whether anything of an input, its sizes included, goes into what the node computes."""
-        pending, seen = [node], {node}
-        while pending:
-            each = pending.pop()
-            if each.op == "placeholder":
-                return True
-            new = [n for n in each.all_input_nodes if n not in seen]
-            seen.update(new)
-            pending += new
-        return False
+        return any(each.op == "placeholder" for each in upstream([node]))
 
     def hash_of(self, lazy: Lazy, value: int) -> int:
         """The hash of a size: with ``own_hashes`` another one for every expression."""
@@ -415,9 +408,7 @@ class GraphWriter:
                 self.flags.append(path)
         if lazy.op != "call_method":
             return self.create(Call(lazy.op, lazy.target, lazy.args, {}))
-        tensor = lazy.args[
-            0
-        ]  # read the size where the tensor is computed, so that its memory is freed as early as ever
+        tensor = lazy.args[0]  # its size is read where it is computed, so that its memory is freed as early as ever
         with self.graph.inserting_after(self._last_size.get(tensor, self._after_inputs(tensor))):
             node = self.create(Call("call_method", lazy.target, lazy.args, {}))
         self._last_size[tensor] = node

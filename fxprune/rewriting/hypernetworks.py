@@ -20,6 +20,7 @@ from fxprune.groups.channels import ChannelGraph, ChannelGroup, Parameter
 from fxprune.groups.flow import ADDED, channels_in, constants, node_labels
 from fxprune.methods.learner import Latents
 from fxprune.recording.module import device_of, widest_dtype
+from fxprune.recording.upstream import upstream
 
 _BANK = f"{ADDED}hypernetworks"
 
@@ -252,11 +253,7 @@ def _contracted(
 
 def _sources(node: fx.Node) -> list[fx.Node]:
     """The parameters and buffers that a constant is computed of."""
-    found, level = [], {node: None}
-    while level:
-        found += [n for n in level if n.op == "get_attr"]
-        level = {i: None for n in level for i in n.all_input_nodes}
-    return found
+    return [n for n in upstream([node]) if n.op == "get_attr"]
 
 
 def _rewire(module: fx.GraphModule, bank: Hypernetworks) -> None:

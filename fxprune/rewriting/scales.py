@@ -16,6 +16,8 @@ from fxprune.groups.shadow import ValueInterpreter, placeholder_values
 from fxprune.ops.repair import RESCALED
 from fxprune.ops.table import argument
 from fxprune.recording import clone_modules, put_in_eval_mode
+from fxprune.recording.guards import SIZES
+from fxprune.recording.upstream import upstream
 
 
 def take_up_scales(result: nn.Module, pruned: fx.GraphModule, inputs: tuple[Any, Any]) -> dict[str, Tensor]:
@@ -83,18 +85,13 @@ class _Queries(ValueInterpreter):
         return value.detach() if n in self._makers else value
 
 
-def _makers(value: Any) -> set[str]:
+def _makers(value: fx.Node) -> set[str]:
     """The layers with parameters that are nearest before a node, on all ways to it."""
-    found, seen, waiting = set[str](), set[fx.Node](), [value]
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.op == "call_module" and any(
-            True for _ in node.graph.owning_module.get_submodule(node.target).parameters()
-        ):
-            found.add(str(node.target))
-        else:
-            waiting += [n for n in node.all_input_nodes if n.target not in ("size", "stride", len)]
-    return found
+    found = upstream([value], lambda n: [] if _makes(n) else [i for i in n.all_input_nodes if i.target not in SIZES])
+    return {str(node.target) for node in found if _makes(node)}
+
+
+def _makes(node: fx.Node) -> bool:
+    if node.op != "call_module" or (root := node.graph.owning_module) is None:
+        return False
+    return any(True for _ in root.get_submodule(str(node.target)).parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Set
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from fxprune.recording import Options, RecordedModule, evaluated, guards
 from fxprune.recording.inputs import describe_inputs, device_of, make_inputs, map_tensors
 from fxprune.recording.leaf_functions import FUNCTIONS, LeafFunction, form_of
 from fxprune.recording.randomness import repeatable
+from fxprune.recording.upstream import upstream
 from fxprune.rewriting import is_equal
 from fxprune.verification.oracle import Inputs
 from fxprune.verification.sizes import SizeRuns
@@ -83,7 +85,8 @@ def _asking(module: RecordedModule, leaves: Set[str], runs: SizeRuns) -> dict[st
     if not any(asking.values()):
         return {}
     layers, known = _layers(module), runs({}).numbers
-    return {n.name: names for n, names in asking.items() if names and n.name not in known and _has_a_part(layers, n)}
+    unknown = {node: names for node, names in asking.items() if names and node.name not in known}
+    return {node.name: names for node, names in unknown.items() if not layers.isdisjoint(upstream([node]))}
 
 
 def _deciding(
@@ -130,18 +133,6 @@ def _layers(module: RecordedModule) -> set[fx.Node]:
     }
 
 
-def _has_a_part(sources: Set[fx.Node], node: fx.Node) -> bool:
-    """Whether what a node gives comes from one of these, among others."""
-    pending, seen = [node], {node}
-    while pending:
-        each = pending.pop()
-        if each in sources:
-            return True
-        pending += [n for n in each.all_input_nodes if n not in seen]
-        seen.update(each.all_input_nodes)
-    return False
-
-
 def _compared(module: RecordedModule, inputs: Inputs) -> dict[str, Any]:
     """What guards compare, by name, and the form of what leaves give, whether they hold or not.
 
@@ -150,11 +141,8 @@ def _compared(module: RecordedModule, inputs: Inputs) -> dict[str, Any]:
     own = copy.deepcopy(module) if module.meta["writes"] else module  # the weights are the caller's
     run = _Unguarded(own)
     args, kwargs = map_tensors(lambda t: t.detach().clone(), (tuple(inputs[0]), dict(inputs[1])))
-    with evaluated(own), repeatable(), torch.no_grad():
-        try:
-            run.run(*placeholder_values(own, args, kwargs))
-        except Exception:  # another way would have been right
-            return run.numbers
+    with evaluated(own), repeatable(), torch.no_grad(), suppress(Exception):  # another way would have been right
+        run.run(*placeholder_values(own, args, kwargs))
     return run.numbers
 
 

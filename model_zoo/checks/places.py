@@ -102,9 +102,10 @@ def to_train_on(subject: Subject) -> tuple[Inputs, str]:
     """
     why = ""
     for batch in dict.fromkeys((subject.batch, 2)):
-        inputs, model = subject.make(batch, subject.size, 0), copy.deepcopy(subject.model).train()
+        inputs = subject.make(batch, subject.size, 0)
+        args, kwargs = copy.deepcopy(inputs)
         try:
-            model(*copy.deepcopy(inputs[0]), **copy.deepcopy(inputs[1]))
+            copy.deepcopy(subject.model).train()(*args, **kwargs)  # a run in train mode changes statistics
         except Exception as error:
             why = why or raised(error)
         else:
