@@ -8,6 +8,7 @@ calls it. Which functions are, is decided after a first recording (see ``fxprune
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Set
@@ -25,7 +26,7 @@ from fxprune.errors import GuardError
 from fxprune.recording import trees
 from fxprune.recording.calls import TorchFunction
 from fxprune.recording.patches import namespaces_of
-from fxprune.recording.sources import defined_at
+from fxprune.recording.sources import defined_at, script_source
 from fxprune.recording.traced import TracedFlag
 
 FUNCTIONS = "functions"
@@ -68,16 +69,21 @@ class LeafFunction(TorchFunction):
     @property
     def source(self) -> str:
         """The line that defines it."""
-        return defined_at(inspect.unwrap(self.function))
+        return defined_at(_written(self.function))
 
     def __reduce__(self) -> Any:
-        return LeafFunction, (self.name, self.function, self.form)
+        return _leaf, (self.name, self.form)
 
     def __eq__(self, other: object) -> bool:
         return self is other
 
     def __hash__(self) -> int:
         return id(self)
+
+
+def _leaf(name: str, form: Any) -> LeafFunction:
+    module, _, own = name.partition(":")
+    return LeafFunction(name, getattr(importlib.import_module(module), own), form)
 
 
 def leaf_functions_of(graph: Graph) -> tuple[str, ...]:
@@ -103,9 +109,14 @@ def named(frame: FrameType) -> str | None:
     """``package.module:name`` of the function that a frame runs, if it can be found by that."""
     name, module = frame.f_code.co_name, frame.f_globals.get("__name__")
     function = frame.f_globals.get(name)
-    if not callable(function) or getattr(inspect.unwrap(function), "__code__", None) is not frame.f_code:
+    if not callable(function) or getattr(_written(function), "__code__", None) is not frame.f_code:
         return None
     return f"{module}:{name}"
+
+
+def _written(function: Any) -> Any:
+    """As it stands in the model's code, without what was made of it there."""
+    return inspect.unwrap(script_source(function) or function)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fxprune.recording.calls import SLOTS, Operator
 from fxprune.recording.modes import FunctionMode
+from fxprune.recording.sources import script_source
 from fxprune.recording.traced import traced_call, traced_float, traced_int
 
 _APPLY = "apply"
@@ -96,6 +97,22 @@ def intercepted_modules(handler: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def inlined_scripts(is_followed: Callable[[], bool]) -> Iterator[None]:
+    """Functions compiled by ``torch.jit.script`` run the Python code they were made of, wherever ``is_followed()``."""
+    original = torch.jit.ScriptFunction.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        function = script_source(self) if is_followed() else None
+        return original(self, *args, **kwargs) if function is None else function(*args, **kwargs)
+
+    torch.jit.ScriptFunction.__call__ = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.jit.ScriptFunction.__call__ = original  # type: ignore[method-assign]
 
 
 @contextmanager

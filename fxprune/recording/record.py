@@ -199,6 +199,8 @@ def _without_culprit(options: Options, error: Exception) -> Options | None:
         return replace(options, own_hashes=False)
     if options.traced_builtins:
         return replace(options, traced_builtins=False)
+    if options.inlined_scripts:
+        return replace(options, inlined_scripts=False)
     return None
 
 

@@ -109,6 +109,8 @@ class Recorder:
             hooks.enter_context(patches.intercepted_apply(namespaces, self.seen_apply))
             attributes = [*namespaces, *map(vars, self.parts.modules.values())]
             hooks.enter_context(intercepted_functions(self.options.leaf_functions, attributes, self.seen_leaf_function))
+            if self.options.inlined_scripts:
+                hooks.enter_context(patches.inlined_scripts(lambda: not self._unrecorded.now()))
             hooks.enter_context(patches.intercepted_operators(self._function_mode))
             hooks.enter_context(patches.intercepted_autocast(self.entered_autocast, self.left_autocast))
             if self.options.traced_builtins:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.jit._state import _try_get_jit_cached_function
 
 _TORCH = str(Path(torch.__file__).parent) + "/"
 _PACKAGE = str(Path(__file__).parent.parent) + "/"
@@ -78,6 +79,12 @@ def current_source() -> str:
     """The model's innermost running line outside torch; in a model of torch's own containers only, the container's."""
     frame = next(running(), None)
     return "" if frame is None else _frame_source(frame)
+
+
+def script_source(function: Any) -> Callable[..., Any] | None:
+    """The Python function that ``torch.jit.script`` compiled; None of one that was traced, as its code is another."""
+    source = getattr(function, "_torchdynamo_inline", None)
+    return source if source is not None and _try_get_jit_cached_function(source) is not None else None
 
 
 def line_of(node: Node) -> str:

@@ -84,8 +84,9 @@ def _asking(module: RecordedModule, leaves: Set[str], runs: SizeRuns) -> dict[st
     asking = {node: [name for name in node.meta.get(FUNCTIONS, ()) if name not in leaves] for node in deciding}
     if not any(asking.values()):
         return {}
-    layers, known = _layers(module), runs({}).numbers
-    unknown = {node: names for node, names in asking.items() if names and node.name not in known}
+    layers, numbers = _layers(module), runs({}).numbers
+    known = {node for node in deciding if node.name in numbers and guards.is_of_sizes(node)}
+    unknown = {node: names for node, names in asking.items() if names and node not in known}
     return {node.name: names for node, names in unknown.items() if not layers.isdisjoint(upstream([node]))}
 
 

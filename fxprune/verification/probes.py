@@ -135,7 +135,7 @@ def _tell_of_fused(model: nn.Module, best: _Judged) -> None:
 
 def _best(best: _Judged, prober: Prober, again: Callable[[Options], RecordedModule]) -> _Judged:
     """The first candidate that agrees on all probes, else the one that agrees on most."""
-    for change in (_cleared, _exported, _flipped, _unequal, _without_builtins):
+    for change in (_cleared, _exported, _flipped, _unequal, _without_builtins, _with_scripts):
         options = change(best, prober)
         if options is None or options == best.options:
             continue
@@ -175,6 +175,10 @@ def _unequal(best: _Judged, prober: Prober) -> Options | None:
 
 def _without_builtins(best: _Judged, prober: Prober) -> Options | None:
     return replace(best.options, traced_builtins=False)
+
+
+def _with_scripts(best: _Judged, prober: Prober) -> Options | None:
+    return replace(best.options, inlined_scripts=False)
 
 
 def _with_places(best: _Judged, prober: Prober, graph: ChannelGraph) -> _Judged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -24,6 +25,15 @@ def suppressed(boxes: Tensor, scores: Tensor, overlap: float) -> tuple[Tensor, T
         order = order[both < overlap]
     chosen = torch.stack(kept)
     return boxes[chosen], scores[chosen]
+
+
+def counted(boxes: Tensor, scores: Tensor) -> Tensor:
+    """The boxes of scores above their mean, one by one."""
+    kept = scores > scores.mean()
+    total = boxes[0] * 0
+    for i in range(int(kept.sum())):
+        total = total + boxes[kept][i]
+    return total
 
 
 def shifted(hidden: Tensor) -> Tensor:
@@ -110,6 +120,19 @@ def test_it_can_be_pruned_again_copied_and_pickled() -> None:
     y = 3 * torch.randn(1, 3, 40)
     for each in (copy.deepcopy(smaller), pickle.loads(pickle.dumps(smaller))):
         assert same(each(y), smaller(y))
+
+
+def test_a_scripted_one_is_called_and_saved(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated, scripted functions are still around
+        monkeypatch.setitem(globals(), "counted", torch.jit.script(counted))
+    model, small = ends(lambda model, boxes, scores: counted(boxes, scores))
+    assert [name.rpartition(":")[2] for name in leaf_functions_of(small.graph)] == ["counted"]
+    fxprune.save(small, tmp_path / "small.safetensors")
+    y = 3 * torch.randn(1, 3, 56)
+    for each in (fxprune.load(tmp_path / "small.safetensors", model), pickle.loads(pickle.dumps(small))):
+        assert same(each(y), small(y))
+    assert same(small(y), fxprune.into(model, small)(y))
 
 
 def test_weights_are_refitted_around_it() -> None:

@@ -358,13 +358,23 @@ class _Peeking(torch.autograd.Function):
         return grad
 
 
-def _script(function: Callable[..., Any]) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.jit.script(function)
+def _compiled(how: Callable[..., Any], *example: Tensor) -> Callable[..., Any]:
+    """``torch.jit.script`` or ``torch.jit.trace``, which are deprecated, and still around."""
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return how(function, *example)
+
+    return compiled
 
 
-@_script
+@_compiled(torch.jit.trace, torch.zeros(2, 4))
+def _traced(x: Tensor) -> Tensor:
+    return (x + 1) * 2
+
+
+@_compiled(torch.jit.script)
 def _scripted(x: Tensor) -> Tensor:
     if x.is_cpu:
         x = x + 1
@@ -390,7 +400,8 @@ def _sets_data(self: Any, x: Tensor) -> Tensor:
 UNSEEN: dict[str, tuple[Callable[[Any, Tensor], Any], bool]] = {
     "a leaf's own code": (lambda self, x: self.more(x), True),
     "custom function": (lambda self, x: _Peeking.apply(x), True),
-    "scripted": (lambda self, x: _scripted(x), True),
+    "scripted": (lambda self, x: _scripted(x), False),
+    "traced": (lambda self, x: _traced(x), True),
     "autocast": (_autocast, True),
     "no autocast": (_without_autocast, False),
     "data": (_sets_data, True),
@@ -466,7 +477,7 @@ def _views(model: nn.Module) -> nn.Module:
 
 
 def _scripted_child(model: nn.Module) -> nn.Module:
-    model.child = _script(nn.ReLU())
+    model.child = _compiled(torch.jit.script)(nn.ReLU())
     return model
 
 

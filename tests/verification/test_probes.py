@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -348,6 +349,53 @@ def test_a_mask_that_hides_nothing_in_the_example_still_hides(general: str) -> N
     assert "mask with zeros at its start" in proof_of(small).probes
     assert not proof_of(small).refused
     assert not torch.compiler.is_exporting()
+
+
+def _script(function: Callable[..., Any]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated, scripted functions are still around
+        return torch.jit.script(function)
+
+
+@_script
+def tokens(x: Tensor) -> Tensor:
+    """[batch, channels, ...] -> [batch, positions, channels]."""
+    batch, channels = x.shape[0], x.shape[1]
+    return x.view(batch, channels, -1).transpose(1, 2)
+
+
+@_script
+def doubled(x: Tensor) -> Tensor:
+    """Thrice, where it runs as Python."""
+    if torch.jit.is_scripting():
+        return x * 2
+    return x * 3
+
+
+def test_what_a_scripted_function_reads_of_sizes_is_followed() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 16, 3), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(tokens(self.a(x)).relu())
+
+    model = Tokens().eval()
+    recorded = fxprune.record(model, torch.randn(2, 3, 8, 8))
+    y = torch.randn(5, 3, 9, 12)
+    torch.testing.assert_close(recorded(y), model(y), rtol=0, atol=0)
+
+
+def test_a_scripted_function_that_does_other_things_in_python_is_recorded_as_compiled() -> None:
+    class Doubled(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            return doubled(super().forward(x))
+
+    model, x = Doubled().eval(), torch.randn(2, 4)
+    small = prune(model, x, share=1.0)
+    y = torch.randn(3, 4)
+    torch.testing.assert_close(small(y), model(y))
 
 
 def test_values_that_no_candidate_follows_are_guarded() -> None:
