@@ -124,12 +124,12 @@ def validate(
 ) -> Validation:
     """Check an ONNX file with onnxruntime against the network it was exported from, in eval mode, on fresh inputs.
 
-    The inputs are near the example's: floats are standard normal, integers the example's in another order (its own
-    where the network refuses that), masks the example's. Whatever the file leaves open is tried: several batch sizes,
-    and other heights and widths, but for those that the recording of the network does not cover. A file in float16 is
-    compared with what the network computes in its own dtype. Where an output differs, and does in torch, too, when the
-    floats change by a hundredth of the tolerance, other inputs decide, if there are any: of two scores that are all but
-    equal rounding says which a top-k puts first.
+    The inputs are near the example's: floats are standard normal, or of its range where none is negative, integers the
+    example's in another order (its own where the network refuses that), masks the example's. Whatever the file leaves
+    open is tried: several batch sizes, and other heights and widths, but for those that the recording of the network
+    does not cover. A file in float16 is compared with what the network computes in its own dtype. Where an output
+    differs, and does in torch, too, when the floats change by a hundredth of the tolerance, other inputs decide, if
+    there are any: of two scores that are all but equal rounding says which a top-k puts first.
 
     Args:
         path: the file.
@@ -327,7 +327,10 @@ def run(flat: Flat, tensors: Sequence[Tensor], remedy: str) -> Any:
     if any(tensor.dtype == torch.bfloat16 for tensor in (*tensors, *found)):
         raise ExportError("onnxruntime has no bfloat16 kernels to check most networks with; export model.float()")
     if any(tensor.isnan().any() for tensor in found):
-        raise ExportError("the outputs are NaN in torch already, so that no file can be checked; look at the weights")
+        raise ExportError(
+            "the outputs are NaN in torch already, so that no file can be checked; look at the weights, and at whether "
+            "the example inputs show what the network takes (positive numbers only, say)"
+        )
     return outputs
 
 

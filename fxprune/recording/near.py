@@ -39,6 +39,29 @@ def is_constant(values: Tensor) -> bool:
     return bool((values == 1).all()) or not bool(values.any())
 
 
+def positive_range(values: Tensor) -> tuple[float, float]:
+    """The least and the greatest of these, from half of it where all are the same; (0, 0) where any is negative."""
+    low, high = float(values.min()), float(values.max())
+    if not 0 <= low <= high < float("inf"):
+        return 0, 0
+    return (low if low < high else high / 2), high
+
+
+def whole_columns(values: Tensor, most: int) -> tuple[tuple[int, int, int], ...]:
+    """(index, least, greatest) of the entries of the last dim that hold whole numbers only, of tables.
+
+    A table has two dims, a series of them three, and no more columns than ``most``. Of a column with one number it is
+    said to go from 0 to that.
+    """
+    if values.ndim not in (2, 3) or values.shape[-1] > most:
+        return ()
+    rows = values.reshape(-1, values.shape[-1])
+    low, high = rows.amin(0).tolist(), rows.amax(0).tolist()
+    whole = ((rows == rows.round()) & (rows.abs() < 2**31)).all(0).tolist()
+    ends = [(a, b) if a < b else (min(a, 0), max(a, 0)) for a, b in zip(low, high, strict=True)]
+    return tuple((n, int(a), int(b)) for n, (a, b) in enumerate(ends) if whole[n])
+
+
 def permuted(values: Tensor, generator: torch.Generator) -> Tensor:
     """Every row along the last dim in another order, each in its own."""
     if not values.ndim or values.shape[-1] < 2:

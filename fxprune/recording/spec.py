@@ -17,6 +17,7 @@ from fxprune.recording.structure import StandIn
 # As many integers as a few thousand sentences have, and a square mask of a few thousand tokens, if it has few runs.
 _MOST_VALUES = 2**16
 _LARGEST_MASK = 2**24
+_MOST_COLUMNS = 256  # of a table, or of a series of them
 
 
 @dataclass(frozen=True)
@@ -25,35 +26,45 @@ class TensorSpec(StandIn):
     (see ``fxprune.recording.near``) its values.
 
     Values matter because integers are indices as a rule (tokens, positions, classes): an embedding refuses those
-    outside its table. On meta there are none, and integers count as zeros.
+    outside its table. Floats are standard normal, unless the example says that the network may not take those: where
+    none is negative (powers, whose logarithm is taken, lengths, times) they are drawn from their range, and so are
+    whole numbers in a column of a table (a category). On meta there are no values, and integers count as zeros.
 
     Attributes:
         shape: of the tensor.
         dtype: of the tensor.
-        low, high: the range of an integer tensor.
+        low, high: the range of an integer tensor, or of a float tensor without negative numbers; else both 0. That of
+            floats that are all the same begins at the half. Only ones, or only zeros, say nothing.
         values: of integers, booleans and masks, in order; None for other tensors, and for those too large to keep:
             such integers are drawn from their range.
         counts: how often each of ``values`` comes in a row, for large masks; None for once.
+        columns: (index in the last dim, least, greatest) of what holds whole numbers only there, for floats.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    low: int = 0
-    high: int = 0
+    low: float = 0
+    high: float = 0
     values: tuple[float, ...] | None = field(default=None, repr=False)
     counts: tuple[int, ...] | None = field(default=None, repr=False)
+    columns: tuple[tuple[int, int, int], ...] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, tensor: Tensor, may_be_constant: bool = False) -> TensorSpec:
         """Of this tensor. ``may_be_constant``: only ones, or only zeros, are a mask too."""
-        low = high = 0
+        low: float = 0
+        high: float = 0
+        columns: tuple[tuple[int, int, int], ...] = ()
         shape = tuple(int(size) for size in tensor.shape)
         if tensor.is_meta:
             return cls(shape, tensor.dtype)
         tensor = tensor.detach()
         if _is_integer(tensor.dtype) and tensor.numel():
             low, high = int(tensor.min()), int(tensor.max())
-        return cls(shape, tensor.dtype, low, high, *_values_to_keep(tensor, may_be_constant))
+        values, counts = _values_to_keep(tensor, may_be_constant)
+        if values is None and tensor.dtype.is_floating_point and tensor.numel() and not near.is_constant(tensor):
+            (low, high), columns = near.positive_range(tensor), near.whole_columns(tensor, _MOST_COLUMNS)
+        return cls(shape, tensor.dtype, low, high, values, counts, columns)
 
     @property
     def is_mask(self) -> bool:
@@ -96,8 +107,9 @@ class TensorSpec(StandIn):
     ) -> Tensor:
         """A tensor of this shape and dtype.
 
-        Floats are standard normal. Masks are the example's. Integers are the example's, permuted along the last dim
-        within each row; where they were not kept, random within their range, and booleans coin flips.
+        Floats are standard normal or from their range, see above. Masks are the example's. Integers are the example's,
+        permuted along the last dim within each row; where they were not kept, random within their range, and booleans
+        coin flips.
 
         Args:
             generator: of the random numbers.
@@ -113,12 +125,22 @@ class TensorSpec(StandIn):
         elif self.dtype == torch.bool:
             values = torch.randint(0, 2, shape, generator=generator).bool()
         elif _is_integer(self.dtype):
-            values = torch.randint(self.low, self.high + 1, shape, generator=generator, dtype=torch.int64)
+            values = torch.randint(int(self.low), int(self.high) + 1, shape, generator=generator, dtype=torch.int64)
         elif self.dtype.is_complex:
             values = torch.randn(shape, generator=generator, dtype=torch.complex64)
         else:
-            values = torch.randn(shape, generator=generator)
+            values = self._floats(shape, generator)
         return values.to(device=device, dtype=self.dtype)
+
+    def _floats(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        if self.low < self.high:
+            values = self.low + (self.high - self.low) * torch.rand(shape, generator=generator)
+        else:
+            values = torch.randn(shape, generator=generator)
+        for column, low, high in self.columns:
+            part = values[..., column : column + 1]  # of fewer columns, some are not there
+            part.copy_(torch.randint(low, high + 1, part.shape, generator=generator))
+        return values
 
     def _distinct(self) -> Tensor:
         return torch.tensor(sorted(set(self.values or ())), dtype=_wide(self.dtype))
@@ -160,6 +182,8 @@ def to_json(record: Any) -> Any:
             # JSON has no infinity.
             content.append([str(value) if math.isinf(value) else value for value in record.values])
             content += [list(record.counts)] if record.counts is not None else []
+        elif record.columns:
+            content += [None, None, [list(column) for column in record.columns]]
         return {"tensor": content}
     if type(record) in (tuple, list):
         return {type(record).__name__: [to_json(item) for item in record]}
@@ -192,11 +216,14 @@ def from_json(value: Any) -> Any:
 
 
 def _kept_from_json(
-    values: Sequence[float | str] | None = None, counts: Sequence[int] | None = None
-) -> tuple[tuple[float, ...] | None, tuple[int, ...] | None]:
+    values: Sequence[float | str] | None = None,
+    counts: Sequence[int] | None = None,
+    columns: Sequence[Sequence[int]] = (),
+) -> tuple[tuple[float, ...] | None, tuple[int, ...] | None, tuple[tuple[int, int, int], ...]]:
     return (
         None if values is None else tuple(float(value) if isinstance(value, str) else value for value in values),
         None if counts is None else tuple(counts),
+        tuple((int(column), int(low), int(high)) for column, low, high in columns),
     )
 
 
@@ -206,4 +233,9 @@ def _checked(spec: TensorSpec) -> TensorSpec:
         numbers = all(isinstance(value, (bool, int, float)) for value in (*spec.values, *(spec.counts or ())))
         if not numbers or length != math.prod(spec.shape) or len(spec.counts or spec.values) != len(spec.values):
             raise ValueError(f"the values of a tensor {list(spec.shape)} are not its own")
+    places = [column for column, *_ in spec.columns]
+    if places != sorted(set(places)) or any(low > high for _, low, high in spec.columns):
+        raise ValueError(f"the columns of a tensor {list(spec.shape)} are not its own")
+    if places and places[-1] >= (spec.shape[-1] if spec.shape else 0):
+        raise ValueError(f"a tensor {list(spec.shape)} has no column {places[-1]}")
     return spec

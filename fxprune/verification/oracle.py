@@ -98,7 +98,8 @@ def _compare(
     if floats and not any(bool(t.isfinite().any()) for t in floats):
         raise VerificationError(
             "The masked model's outputs are not finite on random inputs, so nothing can be proven. "
-            "Check the weights, or pass verify=False."
+            "Check the weights, and that the example inputs show what the network takes (positive numbers only, say); "
+            "or pass verify=False."
         )
     small = copied_around_shares(pruned).eval()  # not before: the masked network is gone
     with torch.no_grad(), ExitStack() as stack:

@@ -608,20 +608,30 @@ def test_an_instance_of_the_class_is_no_program_and_no_graph_of_several_calls(tm
 
 
 class Categories(nn.Module):
-    """Its first column is a category, as a float: random floats are none."""
+    """Its first column is a category, whole or a quarter of one: random floats are none."""
 
-    def __init__(self) -> None:
+    def __init__(self, times: int = 1) -> None:
         super().__init__()
-        self.table, self.a, self.b = nn.Embedding(4, 8), nn.Linear(15, 32), nn.Linear(32, 3)
+        self.table, self.a, self.b, self.times = nn.Embedding(4, 8), nn.Linear(15, 32), nn.Linear(32, 3), times
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.b(self.a(torch.cat([self.table(x[:, 0].long()), x[:, 1:]], 1)).relu())
+        category = (self.times * x[:, 0]).long()
+        found: Tensor = self.b(self.a(torch.cat([self.table(category), x[:, 1:]], 1)).relu())
         return found
 
 
-def test_a_network_that_fails_on_random_inputs_is_refused_when_saved_and_told_what_to_do(tmp_path: Path) -> None:
+def test_categories_in_a_column_of_floats_are_saved_and_exported(tmp_path: Path) -> None:
     x = torch.cat([torch.tensor([[1.0], [3.0]]), torch.randn(2, 7)], 1)
-    small = fxprune.prune(Categories().eval(), x, flops=0.5, progress=False)
+    model = Categories().eval()
+    small = fxprune.prune(model, x, flops=0.5, progress=False)
+    fxprune.save(small, tmp_path / "small.safetensors")
+    torch.testing.assert_close(fxprune.load(tmp_path / "small.safetensors", model)(x), small(x))
+    assert fxprune.export(small, tmp_path / "small.onnx").max_rel_error < 1e-4
+
+
+def test_a_network_that_fails_on_random_inputs_is_refused_when_saved_and_told_what_to_do(tmp_path: Path) -> None:
+    x = torch.cat([torch.tensor([[0.25], [0.75]]), torch.randn(2, 7)], 1)
+    small = fxprune.prune(Categories(times=4).eval(), x, flops=0.5, progress=False)
     with pytest.raises(FxpruneError, match=r"fails on random inputs.*Save its plan"):
         fxprune.save(small, tmp_path / "small.safetensors")
     assert not list(tmp_path.iterdir())

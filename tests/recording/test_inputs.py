@@ -302,6 +302,36 @@ def test_large_tensors() -> None:
     assert TensorSpec.of(torch.zeros(2, 3, device="meta", dtype=torch.int64)).values is None
 
 
+def test_floats_of_which_none_is_negative_stay_in_their_range() -> None:
+    powers, times = torch.rand(2, 80, 30) + 0.01, torch.tensor([10.0])
+    for example, least in ((powers, float(powers.min())), (times, 5.0)):
+        spec = TensorSpec.of(example)
+        new = spec.make(torch.Generator().manual_seed(1), "cpu", batch=4)
+        assert least <= float(new.min()) <= float(new.max()) <= float(example.max())
+        assert new.unique().numel() > 0.99 * new.numel()
+        assert from_json(json.loads(json.dumps(to_json(spec)))) == spec
+    for example in (torch.randn(2, 80, 30), torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([1.0, float("inf")])):
+        assert TensorSpec.of(example) == TensorSpec(tuple(example.shape), torch.float32)
+
+
+def test_whole_numbers_in_a_column_of_floats_stay_whole() -> None:
+    table = torch.cat([torch.tensor([[4.0], [0.0], [2.0]]), torch.randn(3, 2), torch.tensor([[-1.0], [7.0], [3.0]])], 1)
+    for example in (table, table[:, None].expand(3, 5, 4)):
+        spec = TensorSpec.of(example)
+        assert spec.columns == ((0, 0, 4), (3, -1, 7))
+        new = spec.make(torch.Generator().manual_seed(1), "cpu", batch=200)
+        assert new[..., 0].unique().tolist() == [0, 1, 2, 3, 4]
+        assert new[..., 3].unique().tolist() == [*range(-1, 8)]
+        assert new[..., 1:3].unique().numel() == new[..., 1:3].numel()
+        assert from_json(json.loads(json.dumps(to_json(spec)))) == spec
+        assert spec.with_shape((*spec.shape[:-1], 2)).make(torch.Generator(), "cpu").shape[-1] == 2
+    assert TensorSpec.of(1e30 * table).columns == ()
+    assert TensorSpec.of(table[:1]).columns == ((0, 0, 4), (3, -1, 0))
+    for damaged in ([[4, 0, 1]], [[1, 0, 1], [0, 0, 1]], [[0, 1, 0]], [[0, 1]], 3):
+        with pytest.raises((ValueError, TypeError)):
+            from_json({"tensor": [[3, 4], "float32", 0, 0, None, None, damaged]})
+
+
 def test_specs_are_values() -> None:
     ids, same, other = spec_of([[1, 2]]), spec_of([[1, 2]]), spec_of([[2, 1]])
     assert ids == same != other

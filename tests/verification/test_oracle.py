@@ -144,6 +144,24 @@ def test_a_network_that_amplifies_rounding_is_verified_in_double() -> None:
     assert "in double" not in str(calm)
 
 
+def test_a_network_of_positive_numbers_is_verified_on_such() -> None:
+    """Its logarithm of anything else is no number, and nothing would be proven."""
+
+    class Logarithm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(8, 32, 3), nn.Conv1d(32, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x.log()).relu())  # type: ignore[no-any-return]
+
+    powers = torch.rand(2, 8, 20) + 0.1
+    small = fxprune.prune(Logarithm().eval(), powers, flops=0.5, progress=False)
+    assert small.meta["fxprune"].oracle_error <= TOLERANCE
+    with pytest.raises(VerificationError, match="what the network takes"):
+        fxprune.prune(Logarithm().eval(), powers - 1, flops=0.5, progress=False)
+
+
 def test_statistics_are_over_the_kept_channels() -> None:
     """With a layer norm, zeroed weights alone would not give the pruned model's output."""
     model = make(Attentive)

@@ -38,12 +38,15 @@ _DTYPE = Such(str, lambda name: name in _DTYPES, "the name of a dtype")
 _INT64 = Whole(-(2**63), 2**63 - 2)
 _SHAPE = Such([Whole()], lambda shape: len(shape) <= 25, "a shape of at most 25 dimensions")
 _SIZED = Such(_SHAPE, lambda shape: math.prod(max(size, 1) for size in shape) < 2**48, "a shape of fewer entries")
-_SPEC = (_SHAPE, _DTYPE, _INT64, _INT64)
+_RANGE = Either(_INT64, Real())
+_SPEC = (_SHAPE, _DTYPE, _RANGE, _RANGE)
+_COLUMNS = [(Whole(), Whole(-(2**31)), Whole(-(2**31)))]
 _VALUES = [Either(bool, Whole(-(2**63)), Real(), "inf", "-inf")]
 _TENSOR = Such(
-    Either(_SPEC, (*_SPEC, _VALUES), (*_SPEC, _VALUES, [Whole(1)])),
+    Either(_SPEC, (*_SPEC, _VALUES), (*_SPEC, _VALUES, [Whole(1)]), (*_SPEC, None, None, _COLUMNS)),
     lambda spec: spec[2] <= spec[3],
-    "shape, dtype, least and largest value, then values and how often each comes in a row, where they are kept",
+    "shape, dtype, least and largest value, then values and how often each comes in a row, where they are kept, or the "
+    "columns of whole numbers",
 )
 _COUNTS = (Whole(), Whole())
 
