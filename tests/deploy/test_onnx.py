@@ -1102,7 +1102,8 @@ def test_outputs_that_nothing_can_be_compared_with(tmp_path: Path) -> None:
     net = nn.Linear(4, 4)
     net.bias.data[0] = float("nan")
     assert refused(ExportError, net, tmp_path / "net.onnx", torch.randn(1, 4)) == (
-        "the outputs are NaN in torch already, so that no file can be checked; look at the weights"
+        "the outputs are NaN in torch already, so that no file can be checked; look at the weights, and at whether "
+        "the example inputs show what the network takes (positive numbers only, say)"
     )
     assert refused(ExportError, nn.Linear(4, 4).bfloat16(), tmp_path / "net.onnx", torch.randn(1, 4).bfloat16()) == (
         "onnxruntime has no bfloat16 kernels to check most networks with; export model.float()"
