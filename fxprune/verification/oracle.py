@@ -47,6 +47,7 @@ from fxprune.verification.masks import fits, on_all
 from fxprune.verification.noise import Draw, Redrawing, Shapes
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
+_RUNS = 4  # of the masked model; how many there are of something may depend on how many there were of another
 
 
 class _Compared(NamedTuple):
@@ -127,16 +128,29 @@ def _masked_run(
     dense: fx.GraphModule, graph: ChannelGraph, plan: PruningPlan, keep: Keep, inputs: Inputs,
     dtype: torch.dtype | None = None,
 ) -> tuple[Any, list[Draw]]:  # fmt: skip
-    """The masked model's outputs, and every random op that ran."""
-    masked = _eval_copy(dense)
-    zero_slices(masked, plan)
-    run, kept, noise = _replayed(dense, graph, keep, inputs)
-    mode = _Masking(_masks(run, kept), noise)
-    values = placeholder_values(masked, *_fresh(inputs))
-    with torch.no_grad(), _PlainAttention(), mode:
-        interpreter = _Interpreter(masked, mode, run, kept)
-        interpreter.dtype = dtype
-        return interpreter.run(*values), mode.drawn
+    """The masked model's outputs, and every random op that ran.
+
+    Where values decide how many there are of something, labels and masks are first as long as the recorded run was, and
+    then as this one turns out to be.
+    """
+    sized, sizes = dense, dict[str, tuple[int, ...]]()
+    for _ in range(_RUNS):
+        run, kept, noise = _replayed(sized, graph, keep, inputs)
+        masked, masks = _eval_copy(dense), _masks(run, kept)
+        zero_slices(masked, plan)
+        mode = _Masking(masks, noise)
+        values = placeholder_values(masked, *_fresh(inputs))
+        with torch.no_grad(), _PlainAttention(), mode:
+            interpreter = _Interpreter(masked, mode, run, kept)
+            interpreter.dtype = dtype
+            result = interpreter.run(*values)
+        if not interpreter.apart or not (masks or any(noise)):
+            break
+        sizes |= interpreter.apart
+        for node in masked.graph.nodes:
+            node.meta["shape"] = sizes.get(node.name, node.meta.get("shape"))
+        sized = masked
+    return result, mode.drawn
 
 
 _Masks = dict[tuple[str, str, int], Tensor]
@@ -217,12 +231,16 @@ class _Interpreter(ValueInterpreter):
     def __init__(self, module: fx.GraphModule, mode: _Masking, run: Propagation, kept: Keep):
         super().__init__(module)
         self._mode, self._run, self._kept = mode, run, kept
+        self.apart: dict[str, tuple[int, ...]] = {}  # node -> its shape, where the labels have another
 
     def run_node(self, n: fx.Node) -> Any:
         self._mode.enter(n.name)
         result = super().run_node(n)
+        labels = self._run.node_labels.get(n.name)
+        if isinstance(result, Tensor) and isinstance(labels, TensorLabels) and result.shape != labels.shape:
+            self.apart[n.name] = tuple(result.shape)
         values, form = tree_flatten(result)
-        known = tree_flatten(self._run.node_labels.get(n.name))[0]
+        known = tree_flatten(labels)[0]
         for place, (value, label) in enumerate(zip(values, known, strict=False)):
             dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
             if dense and isinstance(label, TensorLabels):

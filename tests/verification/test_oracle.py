@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from nets import Attentive, Shuffled, Small, Unchanged, image, make, outputs
 from torch import Tensor, fx, nn
 
@@ -160,6 +161,27 @@ def test_a_network_of_positive_numbers_is_verified_on_such() -> None:
     assert small.meta["fxprune"].oracle_error <= TOLERANCE
     with pytest.raises(VerificationError, match="what the network takes"):
         fxprune.prune(Logarithm().eval(), powers - 1, flops=0.5, progress=False)
+
+
+def test_products_over_channels_of_as_many_rows_as_values_decide() -> None:
+    """The features that are multiplied are 1 where a channel is masked, and gone where it is cut."""
+
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.score, self.head = nn.Linear(12, 32), nn.Linear(12, 1), nn.Linear(4, 4)
+            self.query, self.key = nn.Linear(32, 32), nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            score = self.score(x).mean((-1, -2))
+            rows = self.stem(x)[torch.where(score > score.mean())]
+            query, key = (F.elu(layer(rows).unflatten(-1, (4, 8))) + 1 for layer in (self.query, self.key))
+            return self.head(torch.einsum("nlhd,nhd->nlh", query, key.sum(1)))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    small = fxprune.prune(Chosen().eval(), torch.randn(2, 6, 25, 12), flops=0.6, progress=False)
+    assert small.get_submodule("query").out_features < 32
+    assert small.meta["fxprune"].oracle_error <= TOLERANCE
 
 
 def test_statistics_are_over_the_kept_channels() -> None:
