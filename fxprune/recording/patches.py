@@ -100,17 +100,28 @@ def intercepted_modules(handler: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def inlined_scripts(is_followed: Callable[[], bool]) -> Iterator[None]:
-    """Functions compiled by ``torch.jit.script`` run the Python code they were made of, wherever ``is_followed()``."""
-    original = torch.jit.ScriptFunction.__call__
+def inlined_scripts(is_followed: Callable[[], bool], is_asked: Callable[[], bool]) -> Iterator[None]:
+    """Functions compiled by ``torch.jit.script`` run the Python code they were made of, wherever ``is_followed()``.
+
+    ``is_asked``: whether it is that code which asks now whether it is scripted. It is told what it was when compiled.
+    """
+    original, depth = torch.jit.ScriptFunction.__call__, 0
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal depth
         function = script_source(self) if is_followed() else None
-        return original(self, *args, **kwargs) if function is None else function(*args, **kwargs)
+        if function is None:
+            return original(self, *args, **kwargs)
+        depth += 1
+        try:
+            return function(*args, **kwargs)
+        finally:
+            depth -= 1
 
     torch.jit.ScriptFunction.__call__ = call  # type: ignore[method-assign]
     try:
-        yield
+        with answered({(torch.jit, "is_scripting"): lambda: True}, lambda: depth > 0 and is_asked()):
+            yield
     finally:
         torch.jit.ScriptFunction.__call__ = original  # type: ignore[method-assign]
 

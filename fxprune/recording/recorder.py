@@ -110,7 +110,8 @@ class Recorder:
             attributes = [*namespaces, *map(vars, self.parts.modules.values())]
             hooks.enter_context(intercepted_functions(self.options.leaf_functions, attributes, self.seen_leaf_function))
             if self.options.inlined_scripts:
-                hooks.enter_context(patches.inlined_scripts(lambda: not self._unrecorded.now()))
+                asked = self._unrecorded.is_asked_by_the_model
+                hooks.enter_context(patches.inlined_scripts(lambda: not self._unrecorded.now(), asked))
             hooks.enter_context(patches.intercepted_operators(self._function_mode))
             hooks.enter_context(patches.intercepted_autocast(self.entered_autocast, self.left_autocast))
             if self.options.traced_builtins:

@@ -366,10 +366,18 @@ def tokens(x: Tensor) -> Tensor:
 
 @_script
 def doubled(x: Tensor) -> Tensor:
-    """Thrice, where it runs as Python."""
     if torch.jit.is_scripting():
         return x * 2
     return x * 3
+
+
+def times(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@_script
+def several_times(x: Tensor) -> Tensor:
+    return times(x)
 
 
 def test_what_a_scripted_function_reads_of_sizes_is_followed() -> None:
@@ -387,15 +395,31 @@ def test_what_a_scripted_function_reads_of_sizes_is_followed() -> None:
     torch.testing.assert_close(recorded(y), model(y), rtol=0, atol=0)
 
 
-def test_a_scripted_function_that_does_other_things_in_python_is_recorded_as_compiled() -> None:
-    class Doubled(Two):
-        def forward(self, x: Tensor) -> Tensor:
-            return doubled(super().forward(x))
+class Scripted(Two):
+    """Calls a function of this file."""
 
-    model, x = Doubled().eval(), torch.randn(2, 4)
-    small = prune(model, x, share=1.0)
-    y = torch.randn(3, 4)
-    torch.testing.assert_close(small(y), model(y))
+    def __init__(self, function: str) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = globals()[self.function](super().forward(x))
+        return found
+
+
+def test_a_scripted_function_that_asks_is_told_so() -> None:
+    model, x = Scripted("doubled").eval(), torch.randn(3, 4)
+    torch.testing.assert_close(fxprune.record(model, torch.randn(2, 4))(x), model(x))
+    assert not torch.jit.is_scripting()
+
+
+def test_a_scripted_function_that_does_something_else_in_python_is_recorded_as_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(globals(), "times", lambda x: x * 3)  # what is compiled calls what it did
+    model, x = Scripted("several_times").eval(), torch.randn(3, 4)
+    small = prune(model, torch.randn(2, 4), share=1.0)
+    torch.testing.assert_close(small(x), model(x))
 
 
 def test_values_that_no_candidate_follows_are_guarded() -> None:
