@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +15,18 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from fxprune.training import Training
+
+
+def compiled(how: Callable[..., Any], what: Any, *example: Any) -> Any:
+    """By ``torch.jit.script`` or ``torch.jit.trace``, which are deprecated, and still around."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return how(what, *example)
+
+
+def scripted(what: Any) -> Any:
+    """A function or a module, compiled by ``torch.jit.script``."""
+    return compiled(torch.jit.script, what)
 
 
 class Small(nn.Module):

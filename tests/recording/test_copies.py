@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomise
+from nets import scripted
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -658,14 +659,6 @@ def test_a_parameter_that_an_attribute_leads_to_is_written_under_its_name() -> N
     assert torch.equal(module(x), net(x))
 
 
-def _scripted(module: nn.Module) -> torch.jit.ScriptModule:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scripting is deprecated, scripted modules are still around
-        return torch.jit.script(module)
-
-
 class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -681,7 +674,7 @@ class Counting(nn.Module):
 
 
 def test_a_scripted_child_is_left_as_it_was() -> None:
-    net: Any = nn.Sequential(nn.Linear(4, 8), _scripted(Counting()), nn.Linear(8, 2))
+    net: Any = nn.Sequential(nn.Linear(4, 8), scripted(Counting()), nn.Linear(8, 2))
     x = torch.randn(3, 4)
     for attempt in (
         lambda: record(net, x),

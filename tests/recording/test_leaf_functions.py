@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
-import warnings
 
 import pytest
 import torch
+from nets import scripted
 from torch import Tensor, fx, nn
 
 import fxprune
@@ -123,9 +123,7 @@ def test_it_can_be_pruned_again_copied_and_pickled() -> None:
 
 
 def test_a_scripted_one_is_called_and_saved(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scripting is deprecated, scripted functions are still around
-        monkeypatch.setitem(globals(), "counted", torch.jit.script(counted))
+    monkeypatch.setitem(globals(), "counted", scripted(counted))
     model, small = ends(lambda model, boxes, scores: counted(boxes, scores))
     assert [name.rpartition(":")[2] for name in leaf_functions_of(small.graph)] == ["counted"]
     fxprune.save(small, tmp_path / "small.safetensors")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import scripted
 from torch import Tensor, fx, nn
 
 from fxprune.recording import clone_structure, record
@@ -115,20 +115,14 @@ class Cached(nn.Module):
         return x + self.cache["cpu"]
 
 
-def _script(function: Callable[..., Any]) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scripting is deprecated, scripted functions are still around
-        return torch.jit.script(function)
-
-
-@_script
+@scripted
 def _scripted(x: Tensor, flag: bool = True) -> Tensor:
     if flag:
         x = x.transpose(0, 1)
     return (x * 2).relu() + x
 
 
-@_script
+@scripted
 def _scripted_write(x: Tensor) -> Tensor:
     x[0].add_(1)
     return x.relu_()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from nets import compiled, scripted
 from networks import NETWORKS
 from torch import Tensor, fx, nn
 
@@ -358,23 +358,10 @@ class _Peeking(torch.autograd.Function):
         return grad
 
 
-def _compiled(how: Callable[..., Any], *example: Tensor) -> Callable[..., Any]:
-    """``torch.jit.script`` or ``torch.jit.trace``, which are deprecated, and still around."""
-
-    def compiled(function: Callable[..., Any]) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return how(function, *example)
-
-    return compiled
+_traced = compiled(torch.jit.trace, lambda x: (x + 1) * 2, torch.zeros(2, 4))
 
 
-@_compiled(torch.jit.trace, torch.zeros(2, 4))
-def _traced(x: Tensor) -> Tensor:
-    return (x + 1) * 2
-
-
-@_compiled(torch.jit.script)
+@scripted
 def _scripted(x: Tensor) -> Tensor:
     if x.is_cpu:
         x = x + 1
@@ -477,7 +464,7 @@ def _views(model: nn.Module) -> nn.Module:
 
 
 def _scripted_child(model: nn.Module) -> nn.Module:
-    model.child = _compiled(torch.jit.script)(nn.ReLU())
+    model.child = scripted(nn.ReLU())
     return model
 
 

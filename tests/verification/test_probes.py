@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomise
+from nets import scripted
 from torch import Tensor, nn
 
 import fxprune
@@ -351,20 +351,14 @@ def test_a_mask_that_hides_nothing_in_the_example_still_hides(general: str) -> N
     assert not torch.compiler.is_exporting()
 
 
-def _script(function: Callable[..., Any]) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scripting is deprecated, scripted functions are still around
-        return torch.jit.script(function)
-
-
-@_script
+@scripted
 def tokens(x: Tensor) -> Tensor:
     """[batch, channels, ...] -> [batch, positions, channels]."""
     batch, channels = x.shape[0], x.shape[1]
     return x.view(batch, channels, -1).transpose(1, 2)
 
 
-@_script
+@scripted
 def doubled(x: Tensor) -> Tensor:
     if torch.jit.is_scripting():
         return x * 2
@@ -375,7 +369,7 @@ def times(x: Tensor) -> Tensor:
     return x * 2
 
 
-@_script
+@scripted
 def several_times(x: Tensor) -> Tensor:
     return times(x)
 
