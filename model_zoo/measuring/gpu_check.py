@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,10 @@ class Place:
 
 @contextmanager
 def turn(out: Path, alone: bool = False) -> Iterator[None]:
-    """Beside others, or alone, among all processes with this result file."""
-    with Path(tempfile.gettempdir(), f"{out.resolve().as_posix().replace('/', '-')}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    """Beside others, or alone, among all processes whose result file is in this folder."""
+    folder = os.open(out.resolve().parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
+    finally:
+        os.close(folder)
