@@ -4,7 +4,8 @@ The files in reading order: ``record`` (the entry point), ``options`` (how to re
 the run), ``modes`` (those of torch, and when they look away), ``special`` (functions that become no node of their own),
 ``decisions`` (what Python code takes out of the graph), ``rehearsal`` (the run without data), ``writer`` (the graph in
 the making), ``tensors`` (which node computed which), ``calls`` (how one call is written as a node), ``traced`` (numbers
-that remember their node), ``guards`` (what a graph cannot follow), ``leaves`` (which modules stay whole),
+that remember their node), ``constants`` (floats of the model's code, which leave sizes theirs), ``arrays`` (what NumPy
+makes of such numbers), ``guards`` (what a graph cannot follow), ``leaves`` (which modules stay whole),
 ``leaf_functions`` (which functions), ``layers`` (which become whole again), ``either`` (numbers that follow train and
 eval), ``placing`` and ``boundary`` (inputs and outputs), ``parts`` (modules and tensors by name), ``copies`` and
 ``twin`` (the caller's model itself never runs), ``state`` and ``patches`` (memory, random numbers and torch, left as

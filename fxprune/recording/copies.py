@@ -28,6 +28,8 @@ from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
+from fxprune.recording.constants import with_constants
+from fxprune.recording.traced import constant
 from fxprune.recording.trees import PLAIN, map_sequence
 
 StandIn = Callable[[Tensor], Tensor]
@@ -101,6 +103,18 @@ class Copier:
     def original(self, value: Any) -> Any:
         """What of the caller's this is a copy of; itself where it is none."""
         return self._originals.get(id(value), value)
+
+    def hold_constants(self) -> None:
+        """Floats that the copies hold, and functions that they hold, become constants, but for those of torch."""
+        for value, new in self._kept:
+            if new is value or isinstance(new, Tensor) or (type(new).__module__ or "").partition(".")[0] == "torch":
+                continue
+            own = new if isinstance(new, (dict, list)) else getattr(new, "__dict__", {})
+            for key, item in enumerate(own) if isinstance(own, list) else [*own.items()]:
+                is_function = type(item) is types.FunctionType and not _is_of_others(item.__module__)
+                held = with_constants(item) if is_function else constant(item)
+                if held is not item:
+                    own[key] = held
 
     def _module(self, module: nn.Module) -> nn.Module:
         if isinstance(module, torch.jit.ScriptModule):

@@ -11,9 +11,9 @@ class Options:
 
     ``clear_caches``: empty the dicts in which the model keeps tensors it computed earlier. ``traced_flags``: let
     functional dropout follow train and eval. ``traced_builtins``: let sizes keep their memory through ``int()`` and
-    ``len()``. ``inlined_scripts``: follow functions compiled by ``torch.jit.script`` as the Python code that they were
-    made of. ``own_hashes``: a size is found in a dict or set only under its own expression, so that functions that
-    memoise by sizes are run.
+    ``len()``, and beside floats. ``traced_numpy``: let them keep it through functions of NumPy. ``inlined_scripts``:
+    follow functions compiled by ``torch.jit.script`` as the Python code that they were made of. ``own_hashes``: a size
+    is found in a dict or set only under its own expression, so that functions that memoise by sizes are run.
 
     The others are other ways to record the same model, of which the one that agrees with it is taken (see
     ``fxprune.verification.probes``). ``exporting``: the model is told that it is being exported, where most libraries
@@ -28,6 +28,7 @@ class Options:
     clear_caches: bool = True
     traced_flags: bool = True
     traced_builtins: bool = True
+    traced_numpy: bool = True
     inlined_scripts: bool = True
     own_hashes: bool = True
     exporting: bool = False

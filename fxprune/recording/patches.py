@@ -20,9 +20,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxprune.recording.arrays import has_arrays, to_torch
 from fxprune.recording.calls import SLOTS, Operator
 from fxprune.recording.modes import FunctionMode
 from fxprune.recording.sources import script_source
@@ -292,6 +294,24 @@ def size_preserving_builtins(namespaces: list[dict[str, Any]], replacements: Map
             namespace.pop(name, None)
         for namespace in with_math:
             namespace["math"] = math
+
+
+@contextmanager
+def seen_numpy(namespaces: list[dict[str, Any]], module: types.ModuleType) -> Iterator[None]:
+    """Code in the namespaces sees the module as ``numpy``; ``torch.from_numpy`` takes what that makes."""
+    named = [(namespace, name) for namespace in namespaces for name in ("np", "numpy") if namespace.get(name) is np]
+    from_numpy: Any = torch.from_numpy
+    for namespace, name in named:
+        namespace[name] = module
+    torch.from_numpy = lambda ndarray: (
+        torch.as_tensor(to_torch(ndarray)) if has_arrays(ndarray) else from_numpy(ndarray)
+    )
+    try:
+        yield
+    finally:
+        torch.from_numpy = from_numpy
+        for namespace, name in named:
+            namespace[name] = np
 
 
 def defining_namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fxprune.errors import ExampleInputsError, FxpruneError, RecordError
 from fxprune.io.text import some
 from fxprune.recording import boundary, rehearsal, state, trees
+from fxprune.recording.arrays import TracedArray
 from fxprune.recording.either import BRANCH, follow_training
 from fxprune.recording.layers import restore_linears
 from fxprune.recording.leaves import is_torchs
@@ -193,10 +194,14 @@ def _noted(recorder: Recorder) -> Recorder:
 def _without_culprit(options: Options, error: Exception) -> Options | None:
     if options.traced_flags and TracedFlag.__name__ in str(error):
         return replace(options, traced_flags=False)
+    if options.traced_numpy and TracedArray.__name__ in str(error):
+        return replace(options, traced_numpy=False)
     if options.clear_caches:
         return replace(options, clear_caches=False)
     if options.own_hashes:
         return replace(options, own_hashes=False)
+    if options.traced_numpy:
+        return replace(options, traced_numpy=False)
     if options.traced_builtins:
         return replace(options, traced_builtins=False)
     if options.inlined_scripts:

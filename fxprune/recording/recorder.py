@@ -24,7 +24,9 @@ from torch.overrides import TorchFunctionMode
 from fxprune.errors import RecordError
 from fxprune.ops.table import find_call, load
 from fxprune.recording import boundary, patches, state, structure, together, trees
+from fxprune.recording.arrays import BOUND, FOLLOWED, has_arrays, to_torch
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
+from fxprune.recording.constants import constants_in
 from fxprune.recording.copies import Copier, forget, keep_to_this_process
 from fxprune.recording.decisions import LAYOUT, Decisions
 from fxprune.recording.either import BRANCH
@@ -98,6 +100,9 @@ class Recorder:
         """Run the copy on copies of the example inputs, write the graph, and return the output."""
         namespaces = patches.defining_namespaces(self.parts.modules.values())
         with patches.exclusively(), self._surroundings(), ExitStack() as hooks:
+            if self.options.traced_builtins:
+                hooks.enter_context(constants_in(namespaces))  # first, while Python modules hold what they always do
+                self._copies.hold_constants()
             hooks.enter_context(torch.enable_grad())
             hooks.enter_context(patches.answered({patches.FAST_PATH: self._refuse_fast_path}, self._unrecorded.is_here))
             if self.options.exporting:
@@ -116,6 +121,7 @@ class Recorder:
             hooks.enter_context(patches.intercepted_autocast(self.entered_autocast, self.left_autocast))
             if self.options.traced_builtins:
                 hooks.enter_context(patches.size_preserving_builtins(namespaces, self._decisions.builtins()))
+            hooks.enter_context(patches.seen_numpy(namespaces, FOLLOWED if self.options.traced_numpy else BOUND))
             hooks.enter_context(self._function_mode)
             with self._unrecorded:
                 self._put_in_eval_mode()
@@ -233,6 +239,10 @@ class Recorder:
         if setter_name(func) is not None:
             return self._assigned(setter_name(func), args[0], args[1])
         name = str(getattr(func, "__name__", ""))
+        if has_arrays([*args, *kwargs.values()]):
+            args, kwargs = to_torch(args), {key: to_torch(value) for key, value in kwargs.items()}
+            if func is torch.tensor and isinstance(args[0], Tensor):
+                func, kwargs = Tensor.to, {**kwargs, "copy": True}
         args = self._with_numbers(name, args)
         return self._record(lambda: written_as(func, args, kwargs), self._run(func), args, kwargs, name)
 

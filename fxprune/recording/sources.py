@@ -12,11 +12,13 @@ from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 from torch.jit._state import _try_get_jit_cached_function
 
 _TORCH = str(Path(torch.__file__).parent) + "/"
+_NUMPY = str(Path(np.__file__).parent) + "/"
 _PACKAGE = str(Path(__file__).parent.parent) + "/"
 _RECORDER = str(Path(__file__).parent) + "/"
 _RUN = _RECORDER + "recorder.py"
@@ -29,7 +31,7 @@ _FRAME = re.compile(r'File "(.+)", line (\d+), in (.+)(?:\n +(.+))?')
 
 @lru_cache(maxsize=4096)
 def _is_user_code(filename: str) -> bool:
-    if filename.startswith((_TORCH, _PACKAGE, "<frozen ")):
+    if filename.startswith((_TORCH, _NUMPY, _PACKAGE, "<frozen ")):
         return False
     return not filename.startswith(_STDLIB) or "-packages/" in filename
 
@@ -76,7 +78,7 @@ def _node_at(module: GraphModule, line: int) -> Node | None:
 
 
 def current_source() -> str:
-    """The model's innermost running line outside torch; in a model of torch's own containers only, the container's."""
+    """The model's innermost running line outside torch and NumPy; in a model of torch's own containers only, the container's."""
     frame = next(running(), None)
     return "" if frame is None else _frame_source(frame)
 

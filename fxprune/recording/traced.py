@@ -39,7 +39,7 @@ class Lazy:
 
 def plain(value: Any) -> Any:
     """The number without its memory; any other value as it is."""
-    if not isinstance(value, (TracedInt, TracedFloat, TracedFlag)):
+    if not isinstance(value, (TracedInt, TracedFloat, Constant, TracedFlag)):
         return value
     if isinstance(value, TracedFlag):
         return value.value
@@ -65,6 +65,8 @@ def _of_numpy(value: Any) -> Any:
     """A number of NumPy's, where Python computes alike, as one of Python's; any other value as it is."""
     if isinstance(value, np.ndarray) and not value.ndim:  # what NumPy makes of its numbers on the way to a ufunc
         value = value[()]
+    if isinstance(value, Constant):
+        return float.__pos__(value)
     return value.item() if isinstance(value, (np.integer, np.float64)) else value
 
 
@@ -175,25 +177,35 @@ _ROUNDING: dict[Any, Callable[[Any], Any]] = {
 }
 
 
+# Which may differ in the last digit, for some numbers.
+_FUNCTIONS: dict[Any, Callable[[Any], Any]] = {
+    np.sqrt: math.sqrt,
+    np.exp: math.exp,
+    np.log: math.log,
+    np.log2: math.log2,
+    np.log10: math.log10,
+}
+
+
 def _ufunc(self: Any, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
     """NumPy computes with the number: as Python does, or the value leaves."""
     if method == "__call__" and not kwargs:
         number = _of_numpy(inputs[0])
         if ufunc in _UFUNCS and _is_number(number) and inputs[1] is self:
-            return _numpys(_binary(_UFUNCS[ufunc], swap=True)(self, number))
+            return as_numpys(_binary(_UFUNCS[ufunc], swap=True)(self, number))
         if ufunc in _ROUNDING and math.isfinite(plain(self)):
             rounded = self if isinstance(self, TracedInt) else _unary(_ROUNDING[ufunc])(self)
-            return _numpys(rounded if isinstance(ufunc(plain(self)), np.integer) else traced_float(rounded))
-        if ufunc is np.sqrt and plain(self) >= 0:
-            return _numpys(traced_call(math.sqrt)(self))
+            return as_numpys(rounded if isinstance(ufunc(plain(self)), np.integer) else traced_float(rounded))
+        if ufunc in _FUNCTIONS and plain(self) > 0 and _FUNCTIONS[ufunc](plain(self)) == ufunc(plain(self)):
+            return as_numpys(traced_call(_FUNCTIONS[ufunc])(self))
     for value in inputs:
         if isinstance(value, (TracedInt, TracedFloat)):
             value.lazy.owner.decided(value, "==", plain(value), True)
     return getattr(ufunc, method)(*map(plain, inputs), **kwargs)
 
 
-def _numpys(number: Any) -> Any:
-    """The same number as one of NumPy's."""
+def as_numpys(number: Any) -> Any:
+    """A number as one of NumPy's, if it is traced."""
     if isinstance(number, (TracedInt, TracedFloat)):
         of = number.lazy
         return type(number)(plain(number), Lazy(of.owner, of.op, of.target, of.args, of.node, of_numpy=True))
@@ -204,7 +216,7 @@ def _as_type(self: Any, dtype: Any, *args: Any, **kwargs: Any) -> Any:
     """``astype`` of a number of NumPy's; to another type than Python's own numbers are of, the value leaves."""
     to = {np.dtype(np.int64): traced_int, np.dtype(np.float64): traced_float}.get(np.dtype(dtype))
     if to is not None and not (args or kwargs):
-        return _numpys(to(self))
+        return as_numpys(to(self))
     return _left(self).astype(dtype, *args, **kwargs)
 
 
@@ -334,6 +346,46 @@ for _cls, _base in ((TracedInt, int), (TracedFloat, float)):
     _cls.__format__ = _spelling(_base.__format__)  # type: ignore[method-assign]
 
 
+class Constant(float):
+    """A float of the model's code or objects, which lets a traced ``int`` answer.
+
+    ``0.5 * size`` is answered by the float, in C, to which a ``TracedInt`` is any ``int``; ``size * 0.5`` is not. What
+    it computes with other numbers is a ``Constant`` again.
+    """
+
+    __hash__ = float.__hash__
+
+    def __copy__(self) -> Constant:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Constant:
+        return self
+
+    def __reduce__(self) -> Any:
+        return float, (float.__pos__(self),)
+
+
+def constant(value: Any) -> Any:
+    """A ``Constant`` of a plain float, a tuple with those of its floats; any other value as it is."""
+    if type(value) is tuple and any(type(part) is float for part in value):
+        return tuple(map(constant, value))
+    return Constant(value) if type(value) is float else value
+
+
+def _letting(name: str) -> Callable[..., Any]:
+    own = getattr(float, name)
+
+    def method(self: Any, *others: Any) -> Any:
+        return NotImplemented if isinstance((*others, None)[0], TracedInt) else constant(own(self, *others))
+
+    return method
+
+
+_OF_FLOATS = (*_COMPARISONS, *(f"__{prefix}{name}__" for name in _BINARY for prefix in ("", "r")))
+for _name in (*_OF_FLOATS, "__neg__", "__abs__"):
+    setattr(Constant, _name, _letting(_name))
+
+
 class TracedFlag:
     """A module's ``training`` flag: reads as the recorded value, written down as the module's flag of the day.
 
@@ -409,7 +461,7 @@ def traced_float(value: Any = 0.0) -> float:
         return value
     if isinstance(value, TracedInt):
         return TracedFloat(float(plain(value)), Lazy(value.lazy.owner, "call_function", float, (value,)))
-    return float(value)
+    return Constant(value)
 
 
 def traced_call(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -420,7 +472,7 @@ def traced_call(function: Callable[..., Any]) -> Callable[..., Any]:
         numbers = args[0] if len(args) == 1 and type(args[0]) in (tuple, list, torch.Size) else args
         owner = next((n.lazy.owner for n in numbers if isinstance(n, (TracedInt, TracedFloat))), None)
         if owner is None or kwargs or not all(map(_is_number, numbers)):
-            return function(*args, **kwargs)
+            return constant(function(*args, **kwargs))
         value = function(*map(plain, numbers)) if numbers is args else function(tuple(map(plain, numbers)))
         given = tuple(numbers) if numbers is args else (tuple(numbers),)
         return traced(value, Lazy(owner, "call_function", function, given))

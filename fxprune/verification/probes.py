@@ -135,7 +135,7 @@ def _tell_of_fused(model: nn.Module, best: _Judged) -> None:
 
 def _best(best: _Judged, prober: Prober, again: Callable[[Options], RecordedModule]) -> _Judged:
     """The first candidate that agrees on all probes, else the one that agrees on most."""
-    for change in (_cleared, _exported, _flipped, _unequal, _without_builtins, _with_scripts):
+    for change in (_cleared, _exported, _flipped, _unequal, _without_numpy, _without_builtins, _with_scripts):
         options = change(best, prober)
         if options is None or options == best.options:
             continue
@@ -171,6 +171,10 @@ def _unequal(best: _Judged, prober: Prober) -> Options | None:
     """Branches on sizes that are equal go the way of unequal ones, as another probe does."""
     lines = {outcome.guard.source for outcome in best.outcomes if outcome.guard and outcome.probe.dims}
     return replace(best.options, unequal=best.options.unequal | lines) if lines else None
+
+
+def _without_numpy(best: _Judged, prober: Prober) -> Options | None:
+    return replace(best.options, traced_numpy=False)
 
 
 def _without_builtins(best: _Judged, prober: Prober) -> Options | None:
