@@ -15,7 +15,7 @@ from fxprune.recording.guards import NUMBER
 from fxprune.recording.modes import Unrecorded
 from fxprune.recording.options import Options
 from fxprune.recording.sources import current_source
-from fxprune.recording.traced import Lazy, TracedFloat, TracedInt, plain, traced, traced_call
+from fxprune.recording.traced import Lazy, TracedFloat, TracedInt, constant, plain, traced, traced_call
 from fxprune.recording.writer import GraphWriter
 
 LAYOUT = "how a tensor lies in memory"
@@ -41,7 +41,7 @@ class Decisions:
         node = self._writer.node_of(operand) if is_truth else self._writer.create(call)
         if not self._writer.depends_on_inputs(node):
             self._writer.note("a value read from a tensor is kept as a constant")
-            return result
+            return constant(result)
         if isinstance(result, bool):
             line = current_source()
             if line in self._options.flipped:
@@ -98,7 +98,7 @@ class Decisions:
             return range(*bounds)
         traced = [bound for bound in bounds if isinstance(bound, TracedInt)]
         if traced and not self._unrecorded.now():
-            self._writer.note(f"a loop over range{bounds}, which depends on the shape of a tensor, is unrolled")
+            self._writer.note(f"a loop over range{bounds}, which depends on the inputs, is unrolled")
             for bound in traced:
                 self.decided(bound, "==", plain(bound), True)
         return range(*map(plain, bounds))

@@ -39,6 +39,7 @@ class Scaled(nn.Module):
         self.layer, self.count = nn.Linear(4, 8), count
         self.half, self.halves, self.pair, self.by_name = 0.5, [0.5, 0.25], (0.5, 2.0), {"half": 0.5}
         self.config = SimpleNamespace(half=0.5)
+        self.register_buffer("held", torch.tensor(0.5))
 
     @property
     def quarter(self) -> float:
@@ -71,6 +72,7 @@ COUNTS: dict[str, Callable[[Scaled, int], Any]] = {
     "in a tuple": lambda net, n: net.pair[0] * n,
     "in a dict": lambda net, n: net.by_name["half"] * n,
     "of a config": lambda net, n: net.config.half * n,
+    "read from a buffer": lambda net, n: net.held.item() * n,
 }
 
 
