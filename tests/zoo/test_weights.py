@@ -1,4 +1,4 @@
-"""Weights of others: taken by the order of their tensors, and what does not fit is named."""
+"""Weights of others: taken by the names or the order of their tensors, and what does not fit is named."""
 
 from __future__ import annotations
 
@@ -31,6 +31,19 @@ def test_tensors_are_taken_in_their_order(tmp_path: Path, wrapped: bool) -> None
     assert take_weights(model, tmp_path, "resnet8-*") == tmp_path / "resnet8-a.th"
     ours = [value for value in model.state_dict().values() if value.ndim]
     assert all(torch.equal(a, b) for a, b in zip(ours, state.values(), strict=True))
+
+
+@pytest.mark.parametrize("beginning", ["", "module."])
+def test_tensors_of_the_same_names_are_taken_by_these_in_whatever_order_they_are(
+    tmp_path: Path, beginning: str
+) -> None:
+    """Sorted, bias comes before weight: of a norm all shapes agree."""
+    torch.manual_seed(1)
+    state = {n: torch.rand(v.shape) for n, v in sorted(resnet(8, "pad").state_dict().items()) if v.ndim}
+    torch.save({beginning + name: value for name, value in state.items()}, tmp_path / "a.th")
+    model = resnet(8, "pad")
+    take_weights(model, tmp_path / "a.th", "")
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items() if value.ndim)
 
 
 def spoiled(change: Callable[[State], object]) -> Callable[[Path], Path]:
