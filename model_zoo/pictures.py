@@ -23,12 +23,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from fxprune.io.files import replacing
 
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and deviation by channel, of images in [0, 1]
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm")
+ENDINGS = IMG_EXTENSIONS  # of an ImageFolder
 PARTS = ("train", "test")
 _ORDER = 0  # seed of the order that images of folders get
 
@@ -154,10 +155,11 @@ def has_folders(directory: Path) -> bool:
 
 
 def read_folders(name: str, directory: Path, folder: Folder) -> tuple[Read, Read]:
-    """Images of ``directory/train/CLASS/*`` and ``directory/test/CLASS/*``, in an order that mixes the classes.
+    """Images in ``directory/train/CLASS`` and ``directory/test/CLASS``, in an order that mixes the classes.
 
-    Labels number the classes in the order of their names. What was decoded is kept in ``directory/NAME.pictures.pt``
-    and read from there while no file changes; where nothing can be written, it is decoded every time.
+    They are those that an ``ImageFolder`` finds, in folders below, too (``CLASS/images/*``). Labels number the classes
+    in the order of their names. What was decoded is kept in ``directory/NAME.pictures.pt`` and read from there while no
+    file changes; where nothing can be written, it is decoded every time.
 
     Raises:
         FileNotFoundError: there is no folder ``train`` or ``test``, or one without classes or without images.
@@ -168,7 +170,8 @@ def read_folders(name: str, directory: Path, folder: Folder) -> tuple[Read, Read
         odd = sorted({*listed[0]} ^ {*listed[1]})
         raise ValueError(f"{name}: {directory / 'train'} and {directory / 'test'} have other classes: {', '.join(odd)}")
     files = [[(file, label) for label, found in enumerate(part.values()) for file in found] for part in listed]
-    cache, now = directory / f"{name}.pictures.pt", _fingerprint([file for part in files for file, _ in part])
+    cache = directory / f"{name}.pictures.pt"
+    now = _fingerprint([file for part in files for file, _ in part], directory)
     kept = _kept(cache, now)
     if kept is None:
         kept = [(_decoded([file for file, _ in part], folder), torch.tensor([n for _, n in part])) for part in files]
@@ -187,7 +190,8 @@ def _listed(name: str, part: Path, folder: Folder) -> dict[str, list[Path]]:
         raise FileNotFoundError(f"{name} is not complete: there is no folder {part}")
     found: dict[str, list[Path]] = {}
     for below in sorted(path for path in part.iterdir() if path.is_dir()):
-        found[below.name] = sorted(p for p in below.iterdir() if p.suffix.lower() in ENDINGS)
+        walked = ((place, file) for place, _, files in os.walk(below, followlinks=True) for file in files)
+        found[below.name] = sorted(Path(place, file) for place, file in walked if file.lower().endswith(ENDINGS))
         if not found[below.name]:
             raise FileNotFoundError(f"{name} is not complete: there are no images ({', '.join(ENDINGS)}) in {below}")
     if not found:
@@ -197,12 +201,12 @@ def _listed(name: str, part: Path, folder: Folder) -> dict[str, list[Path]]:
     return found
 
 
-def _fingerprint(files: Sequence[Path]) -> str:
-    """Of names, sizes and times."""
+def _fingerprint(files: Sequence[Path], directory: Path) -> str:
+    """Of names below ``train`` or ``test``, sizes and times."""
     result = hashlib.sha256()
     for file in files:
-        state = file.stat()
-        result.update(f"{file.parent.name}/{file.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+        state, name = file.stat(), "/".join(file.relative_to(directory).parts[1:])
+        result.update(f"{name} {state.st_size} {state.st_mtime_ns}\n".encode())
     return result.hexdigest()
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from model_zoo import pictures
 from model_zoo.data import load
@@ -134,6 +136,24 @@ def test_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(read_folders("two", tmp_path, FOLDER)[0][0]) == 6
 
 
+def test_all_that_an_image_folder_finds_is_read(tmp_path: Path) -> None:
+    """Images of other kinds, and those in folders below: Tiny ImageNet comes as ``train/CLASS/images/*``."""
+    below = draw(tmp_path) / "train" / "cat" / "images"
+    below.mkdir()
+    (tmp_path / "train" / "cat" / "0.png").rename(below / "0.png")
+    for number, ending in enumerate(IMG_EXTENSIONS):
+        Image.new("L", (4, 4), number).save(tmp_path / "train" / "dog" / f"{number}{ending.upper()}")
+    (_, labels), _ = read_folders("two", tmp_path, FOLDER)
+    expected = ImageFolder(tmp_path / "train")
+    assert labels.bincount().tolist() == np.bincount(expected.targets).tolist() == [3, 12]
+
+    (below / "0.png").rename(below / "1.png")
+    (below.parent / "1.png").rename(below.parent / "0.png")
+    named = {np.asarray(Image.open(p)).tobytes() for p in tmp_path.glob("train/cat/**/*.png")}
+    (images, labels), _ = read_folders("two", tmp_path, FOLDER)
+    assert {image.permute(1, 2, 0).numpy().tobytes() for image in images[labels == 0]} == named
+
+
 def test_shades_of_grey(tmp_path: Path) -> None:
     (images, _), _ = read_folders("two", draw(tmp_path), Folder(1, 4, 2))
     assert images.shape == (6, 1, 4, 4)
@@ -155,7 +175,8 @@ def huge() -> bytes:
         ),
         (
             lambda d: [p.unlink() for p in (d / "train" / "dog").iterdir()],
-            "two is not complete: there are no images (.jpg, .jpeg, .png, .bmp, .ppm) in {d}/train/dog",
+            "two is not complete: there are no images (.jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff, .webp) in "
+            "{d}/train/dog",
         ),
         (
             lambda d: (d / "test" / "dog").rename(d / "test" / "cow"),
