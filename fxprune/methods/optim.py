@@ -204,6 +204,9 @@ class GSM(Optimizer):
         come back: the cut costs nothing if the rates that are still to come sum up to well over
         ``7 * (1 - momentum) / weight_decay`` (from 0.1 to 1e-4). Call it again to choose anew; it is kept in
         ``state_dict()``.
+
+        Raises:
+            InputError: a kernel holds NaN.
         """
         for compression in self._compressions():
             kernels = self._kernels(compression)
@@ -298,7 +301,8 @@ def magnitude_cut(
         Which entries stay: a boolean mask for every parameter, of its shape; all True for biases and norms.
 
     Raises:
-        InputError: the compression is below 1, or leaves nothing; the pattern fits no kernel; a kernel is complex.
+        InputError: the compression is below 1, or leaves nothing; the pattern fits no kernel; a kernel is complex, or
+            holds NaN.
     """
     params = [p.detach() for p in params]
     _check_real(params)
@@ -350,8 +354,14 @@ def _room(kernels: Kernels) -> int:
 
 
 def _largest(kernels: Kernels, count: int) -> list[Tensor]:
-    """Boolean masks of the ``count`` largest weights of all kernels together, or of as many as their patterns allow."""
+    """Boolean masks of the ``count`` largest weights of all kernels together, or of as many as their patterns allow.
+
+    Raises:
+        InputError: a weight is NaN, than which none is larger nor smaller.
+    """
     tensors = [p.detach() for p in kernels]
+    if (shape := next((list(p.shape) for p in tensors if bool(p.isnan().any())), None)) is not None:
+        raise InputError(f"A kernel of shape {shape} holds NaN, which cannot be ranked: did the training diverge?")
     scores = torch.cat([p.flatten().to(tensors[0].device, _wide(tensors)) for p in tensors])
     parts = _parts(_mark_active(scores.abs_(), kernels, count), tensors)
     return [part.to(p.device, torch.bool) for p, part in zip(tensors, parts, strict=True)]

@@ -590,6 +590,18 @@ def test_the_cut_keeps_as_many_as_are_active(network: str, compression: float, c
         assert p.ndim > 1 or bool(mask.all())
 
 
+def test_weights_that_are_no_numbers_are_not_ranked() -> None:
+    """Not among the largest, not below: all would go, and the network would be one of zeros."""
+    weight = nn.Parameter(torch.randn(4, 4))
+    optimizer = optim.GSM([weight], compression=2)
+    weight.detach()[1, 1] = torch.nan
+    before = weight.detach().clone()
+    for ranked in (lambda: magnitude_cut([weight], 2), optimizer.freeze):
+        with pytest.raises(InputError, match=r"^A kernel of shape \[4, 4\] holds NaN, which cannot be ranked"):
+            ranked()
+    assert torch.equal(weight.nan_to_num(7), before.nan_to_num(7))
+
+
 def test_the_cut_takes_the_first_of_equal_weights() -> None:
     weight = nn.Parameter(torch.ones(2, 4))
     (mask,) = magnitude_cut([weight], 4)
