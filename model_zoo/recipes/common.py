@@ -24,8 +24,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, M
 from torch.utils.data import Subset
 
 import fxprune
-from fxprune.errors import first_line
-from fxprune.io.files import replacing
+from fxprune.errors import InputError, first_line
+from fxprune.io.files import check_writable, replacing
 from fxprune.io.text import quantity
 from fxprune.methods import Hooks, Outcome, Site
 from model_zoo import data
@@ -183,7 +183,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     add("--seed", type=whole, default=0)
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--amp", action="store_true", help="train in mixed precision; the papers did not")
-    add("--workers", type=int, default=0, help="processes that read images")
+    add("--workers", type=whole, default=0, help="processes that read images")
     add("--baseline", action=argparse.BooleanOptionalAction, default=True, help="train the dense network, too")
     return result
 
@@ -211,6 +211,14 @@ def _at_least(least: int, text: str) -> int:
     if value < least:
         raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
     return value
+
+
+def writable(text: str) -> Path:
+    """An argument that names a file to be written."""
+    try:
+        return check_writable(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def device(text: str) -> str:

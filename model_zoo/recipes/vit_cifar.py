@@ -6,13 +6,12 @@ No paper's schedule: as many epochs as a processor makes in about an hour, and r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from fxprune.io.files import replacing
 from model_zoo.papers.vit import vit_32
-from model_zoo.recipes.common import SMOKE_SIDES, AdamW, parser, positive, start
+from model_zoo.recipes.common import SMOKE_SIDES, AdamW, parser, positive, start, writable
 
 TRAIN = AdamW(epochs=15, batch=128, lr=1e-3, weight_decay=0.05)
 
@@ -21,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = parser(__doc__)
     known.set_defaults(dataset="cifar10", network="vit_32")
     known.add_argument("--epochs", type=positive, default=TRAIN.epochs)
-    known.add_argument("--weights", type=Path, metavar="FILE", help="for the state_dict, besides the run's folder")
+    known.add_argument("--weights", type=writable, metavar="FILE", help="for the state_dict, besides the run's folder")
     options = known.parse_args(argv)
     file = vars(options).pop("weights")
     run = start("vit_cifar", known, options)

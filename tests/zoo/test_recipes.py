@@ -641,6 +641,7 @@ def test_restoration_without_images(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--smoke", "--device", "nowhere"], "argument --device: nowhere cannot be used here: Expected one of cpu, "),
         (["--smoke", "--device", "cuda:99"], "argument --device: cuda:99 cannot be used here: "),
         (["--smoke", "--seed", "-1"], "argument --seed: -1 is not at least 0"),
+        (["--smoke", "--workers", "-1"], "argument --workers: -1 is not at least 0"),
     ],
 )
 def test_what_cannot_be_run_says_why(
@@ -686,6 +687,16 @@ def test_where_nothing_can_be_written_is_told(tmp_path: Path, capsys: pytest.Cap
         run("gsm_mnist", tmp_path / "out", "--smoke")
     assert stopped.value.code == 2
     assert f"nothing can be written to --out {tmp_path / 'out'}: " in capsys.readouterr().err
+
+
+def test_a_file_for_weights_that_cannot_be_written_is_told_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run("vit_cifar", tmp_path / "out", "--smoke", "--weights", str(tmp_path / "none" / "vit.pt"))
+    assert stopped.value.code == 2
+    assert f"argument --weights: cannot write '{tmp_path / 'none' / 'vit.pt'}': " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_more_images_to_hold_out_than_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
