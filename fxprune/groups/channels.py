@@ -46,8 +46,8 @@ class Parameter:
 class Member:
     """One dimension of one parameter that a group of channels runs through.
 
-    ``read``: the parameter's layer contracts over them; otherwise it makes them or passes them on. ``as_is``: with the
-    parameter itself, and not with a weight that is computed from it.
+    ``read``: the parameter's layers contract over them; otherwise one makes them or passes them on. ``as_is``: one
+    contracts over them with the parameter itself, and not with a weight that is computed from it.
     """
 
     name: str

@@ -256,7 +256,7 @@ def _members(run: Propagation, numbers: Ids) -> _Incidence:
     """``numbers``: of the owners' atoms, one owner's after the other's."""
     owner = np.repeat(np.arange(len(run.owners)), [o.count for o in run.owners])
     named = numbers >= 0
-    read = run.consumed | run.consumed_through
+    read = (run.consumed | run.consumed_through) - run.produced
     members = tuple(Member(o.name, o.dim, (o.name, o.dim) in read, (o.name, o.dim) in run.consumed) for o in run.owners)
     return _Incidence(numbers[named], owner[named], members)
 

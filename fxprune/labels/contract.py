@@ -98,6 +98,10 @@ def contract(run: Propagation, operands: Sequence[Operand], out: str, *, counted
     for factors in spread:
         factors[:] = [f if f.dim in plan.contracted else run.collapse(f, plan.contracted) for f in factors]
     _separate_batches(run, spread, plan)
+    for each in operands:
+        if each.parameter is not None:
+            name, order = each.parameter
+            run.produced |= {(name, order[place]) for place, letter in enumerate(each.letters) if letter in out}
     if counted:
         _count(run, spread, letters, size)
     result = join_positions(

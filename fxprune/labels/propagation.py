@@ -81,6 +81,7 @@ class Propagation:
         self.norm_scales: set[str] = set()
         self.consumed: set[tuple[str, int]] = set()
         self.consumed_through: set[tuple[str, int]] = set()  # of parameters from which a weight is computed
+        self.produced: set[tuple[str, int]] = set()  # dims that make the channels of an output, if consumed elsewhere
         self.usage = Usage()
         self.failed: set[str] = set()  # nodes that could not be interpreted
         self.asked: set[int] = set()  # identities of the tensors whose labels the rule under way looked at
@@ -449,6 +450,11 @@ class Propagation:
             return None
         order = straight if tensor.stride() == owner.stride() and tensor.shape == owner.shape else straight[::-1]
         return getattr(owner, _NAME), order
+
+    def produces(self, tensor: Tensor, dim: int) -> None:
+        """Channels of an output are made along this dim of a parameter, which another op may contract."""
+        if (known := self.parameter_dims(tensor)) is not None:
+            self.produced.add((known[0], known[1][dim]))
 
     def collapse(self, factor: Factor, dims: Sequence[int]) -> Factor:
         """Join along ``dims``: positions that differ only there become one channel."""

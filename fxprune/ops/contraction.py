@@ -97,6 +97,7 @@ def _embedding(run: Propagation, call: Call) -> Labels:
     """Rows are looked up by value: the vocabulary stays."""
     weight, extra = call["weight"], call["indices"].ndim
     run.unread(call.name, call["indices"])
+    run.produces(weight, 1)
     result = []
     for factor in run.labels(weight):
         if factor.dim == 0 or factor.ids.shape[0] > 1:
@@ -110,6 +111,7 @@ def _embedding_bag(run: Propagation, call: Call) -> list[Labels]:
     """Rows are looked up and summed, or the largest entries taken, channel by channel."""
     run.unread(call.name, call["indices"], call["offsets"], call["per_sample_weights"])
     passed = []
+    run.produces(call["weight"], 1)
     for factor in run.labels(call["weight"]):
         if factor.dim == 0 or factor.ids.shape[0] > 1:
             run.lock(factor.ids, "vocabulary of an embedding")

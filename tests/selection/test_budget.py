@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from labels.nets import words
+from labels.nets.structure import TiedWeight
 from nets import Attentive, Shuffled, Small, chain, image, make
 from torch import Tensor, nn
 
@@ -121,6 +123,12 @@ def test_no_more_goes_of_a_layer_than_its_share(limits: dict[str, float], left: 
     graph = fxprune.analyze(chain(4, 8, 8, 2), np_image())
     keep = chosen(graph, scores_for(graph), 1.0, threshold=np.inf, max_ratio=limits).keep
     assert [int(keep[g.channels].sum()) for g in graph.prunable] == left
+
+
+def test_a_share_of_an_embedding_whose_weight_reads_too() -> None:
+    graph = fxprune.analyze(TiedWeight(), words(2))
+    keep = chosen(graph, scores_for(graph), 1.0, threshold=np.inf, max_ratio={"emb": 0.25}).keep
+    assert [int(keep[g.channels].sum()) for g in graph.prunable] == [6]
 
 
 def test_a_share_of_no_layer() -> None:

@@ -198,6 +198,30 @@ class TiedWeight(nn.Module):
         return self.dec(x + self.f(x).relu())
 
 
+@net(exact(8, "a[0]"), image("a[1]"))
+class TiedCode(nn.Module):
+    """One weight alone makes channels and reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.a(x.mean((2, 3))).relu(), self.a.weight.t())
+
+
+@net(exact(8, "emb[1]"), locked(10, "emb[0]", "vocabulary of an embedding"), inputs=words)
+class TiedRows(nn.Module):
+    """The same of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(10, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.emb(x).mean(1), self.emb.weight)
+
+
 @net(
     exact(8, "emb[1] f[1]"), locked(10, "emb[0]", "vocabulary of an embedding"), result("f[0]"), inputs=words,
 )  # fmt: skip
