@@ -443,16 +443,26 @@ def _rename(model: Any, open_dims: Sequence[Mapping[int, str]], inputs: list[str
                     for size in value.shape
                 )
 
-    for name, value in list(graph.initializers.items()):
-        del graph.initializers[name]
-        value.name = name.removeprefix("module.")
-        graph.initializers[value.name] = value
+    # Torch names an initializer after where it lies and what a node gives after its op, each unlike the others of its
+    # kind. Parameters and buffers have the names of the state_dict, so all else gives way: a mean to a buffer "mean".
+    initializers = list(graph.initializers.items())
+    initializers.sort(key=lambda entry: not entry[0].startswith("module."))
+    graph.initializers.clear()
+    taken: set[str] = set()
 
-    taken = {value.name for value in values} | set(graph.initializers)
-    for value, name in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True):
-        taken.discard(value.name)
+    def named(value: Any, name: str) -> None:
         value.name = next(free for free in (name, *(f"{name}_{n}" for n in range(len(taken) + 1))) if free not in taken)
         taken.add(value.name)
+
+    for name, value in initializers:
+        named(value, name.removeprefix("module."))
+        graph.initializers[value.name] = value
+    for value, name in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True):
+        named(value, name)
+    ends = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    for value in values:
+        if value.name and id(value) not in ends:
+            named(value, value.name)
 
 
 def _input_names(flat: Flat) -> list[str]:

@@ -124,6 +124,29 @@ def test_structured_inputs_and_outputs(tmp_path: Path) -> None:
     assert names[1:] == ["same", "many_0", "many_1"]
 
 
+@pytest.mark.parametrize("names", [("mean",), ("relu_1", "add"), ("x", "output"), ("val_0", "val_1", "val_2")])
+def test_buffers_are_called_as_what_torch_calls_results_and_constants(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """As the mean and the standard deviation of the images in a network that takes them as they are."""
+
+    class Normalised(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            for name in names:
+                self.register_buffer(name, torch.rand(1, 3, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for name in names:
+                x = x - self.get_buffer(name)
+            return super().forward((3.5 + 2.0 * x.relu().relu()) / (1 + x.square().mean()))
+
+    net = randomise(Normalised())
+    path = tmp_path / "net.onnx"
+    assert export(net, path, torch.randn(1, 3, 8, 8)).max_rel_error < 1e-5
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    for name in names:
+        np.testing.assert_array_equal(weights[name], net.get_buffer(name))
+
+
 class Memory:
     """Keys and values of the tokens so far, per layer; the network writes into it."""
 
