@@ -6,14 +6,14 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from fxprune.deploy.engines import check_engine, engine, placed
 from fxprune.deploy.kernels import provider_at_hand
 from fxprune.deploy.store import device
 from fxprune.errors import check_count
 from fxprune.recording.checks import check_module
-from fxprune.recording.inputs import describe_inputs, resolve_inputs, specs_of
+from fxprune.recording.inputs import RECORD_KEY, describe_inputs, resolve_inputs, specs_of
 from fxprune.reports.report import Latency
 
 _WARM_UP = 3  # runs that do not count
@@ -99,8 +99,8 @@ def bench(
     Args:
         dense: a network.
         pruned: another that takes the same inputs.
-        example_inputs: a tensor, or a tuple of the positional arguments; inferred where possible. Their batch size is
-            that of every run.
+        example_inputs: a tensor, or a tuple of the positional arguments; those that ``pruned`` was recorded with where
+            none are given, or inferred where possible. Their batch size is that of every run.
         example_kwargs: keyword arguments.
         provider: onnxruntime's execution provider; ``"eager"`` or ``"inductor"``, PyTorch where the networks are, as
             they are or compiled; ``"openvino"``. Without one CUDA of onnxruntime if that works here, else the CPU.
@@ -125,5 +125,7 @@ def bench(
     check_engine(provider)
     check_module("dense", dense)
     check_module("pruned", pruned)
-    record = describe_inputs(*resolve_inputs(dense, example_inputs, example_kwargs))
+    # A class of one's own cannot say what it takes; what was pruned of it was recorded with that.
+    says = pruned if isinstance(pruned, fx.GraphModule) and RECORD_KEY in pruned.meta else dense
+    record = describe_inputs(*resolve_inputs(says, example_inputs, example_kwargs))
     return Stopwatch(dense, record, provider or provider_at_hand(), threads or 0).beside(pruned, runs)

@@ -19,7 +19,7 @@ from fxprune.deploy.engines import EAGER, INDUCTOR, OPENVINO
 from fxprune.deploy.kernel_graph import KernelGraph
 from fxprune.deploy.kernels import COPIES, Kernel, alignment, kernel_ms
 from fxprune.deploy.runtime import CPU
-from fxprune.errors import ExportError, InputError
+from fxprune.errors import ExampleInputsError, ExportError, InputError
 
 OPTIONS = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "transposed": False, "output_padding": (0, 0),
            "groups": 1}  # fmt: skip
@@ -188,6 +188,18 @@ def test_a_bench_runs_both_networks_at_the_batch_size_of_the_example() -> None:
     assert found.ratio == found.pruned_ms / found.dense_ms
     assert "1 thread" in str(found)
     assert "batch size 5" in str(found)
+
+
+def test_a_bench_without_inputs_takes_those_of_the_pruned_network() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, input: torch.Tensor, *, scale: torch.Tensor) -> torch.Tensor:
+            return super().forward(input) * scale
+
+    dense = Scaled(4, 4)
+    pruned = fxprune.record(dense, torch.randn(5, 4), {"scale": torch.randn(5, 4)})
+    assert fxprune.bench(dense, pruned, provider=EAGER, threads=1, runs=1).batch == 5
+    with pytest.raises(ExampleInputsError, match=r"cannot tell what Scaled.forward\(input, scale\) takes"):
+        fxprune.bench(dense, dense, provider=EAGER)
 
 
 @pytest.mark.parametrize(
