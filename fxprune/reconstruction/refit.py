@@ -106,7 +106,10 @@ class _Run:
     def _take(self, site: Site, place: Place, stop: Stop, index: int, sums: dict[int, _Open]) -> None:
         number, k = site.places.index(place), place[1]
         columns = site.columns[number]
-        seen = stop.of_dense.calls[k], stop.of_pruned.calls[k]
+        dense, pruned = (calls[k] for calls in stop.calls)
+        if dense is None or pruned is None:
+            return
+        seen = dense, pruned
         whole, product = (s.product(site.calls[number].weight) for s in seen)
         rows = self._rows(site, number, index, product.rows).to(seen[1].out.device)
         own = product.outputs(seen[1].out, rows)

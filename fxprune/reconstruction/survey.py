@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,7 +69,8 @@ class Facts:
     ``odd``: contractions that cannot be solved for: the op, and why. ``sizes``: position -> bytes alive there.
     ``writes``: whether any op writes to an activation. ``same``: nodes that return what they are given. ``adds``: nodes
     in which something is added. ``vectors``: names of tensors that scale or shift channels: biases, and what norms,
-    multiplications and additions read as such.
+    multiplications and additions read as such. ``weights``: of every contraction of a node where its weight lies, if it
+    has one.
     """
 
     calls: dict[Place, Call] = field(default_factory=dict)
@@ -81,6 +83,7 @@ class Facts:
     same: set[str] = field(default_factory=set)
     adds: set[str] = field(default_factory=set)
     vectors: set[str] = field(default_factory=set)
+    weights: dict[str, list[int | None]] = field(default_factory=lambda: defaultdict(list))
 
 
 class _Survey(OpMode):
@@ -118,6 +121,7 @@ class _Survey(OpMode):
             place = (self.node, self.counts[0])
             self.counts[0] += 1
             weights = [name for name in known.operands if entries.made(arguments[name])]
+            facts.weights[self.node].append(arguments[weights[0]].data_ptr() if len(weights) == 1 else None)
             product = known.read(arguments, outputs[0], weights[0]) if len(weights) == 1 else None
             call = None if product is None else self._call(op_name(func), place, weights[0], product)
             if call is not None and product is not None:
@@ -264,6 +268,22 @@ class Observed(OpMode):
                     arguments[call.weight] = without_values(arguments[call.weight])
             kept.append(Seen(len(kept), known, arguments, tensors_in((out,))[0]))
         return out
+
+
+def numbered(calls: list[Seen], weights: Sequence[int | None]) -> list[Seen | None]:
+    """The contractions of a node by their numbers in the survey, which found ``weights``; None: not this time.
+
+    A recurrent layer makes one for every step, so that on other lengths another one has the number. The first, second,
+    ... with one weight is the first, second, ... with it then.
+    """
+    if len(calls) == len(weights):
+        return [*calls]
+    found: dict[int, list[Seen]] = {weight: [] for weight in weights if weight is not None}
+    for seen in calls:
+        operands = {seen.arguments[name].data_ptr() for name in seen.known.operands}
+        for weight in operands & found.keys():
+            found[weight].append(seen)
+    return [found[weight].pop(0) if weight is not None and found[weight] else None for weight in weights]
 
 
 def refit_of(func: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.reconstruction.data import Piece, on_item
 from fxprune.reconstruction.lanes import Env, Lane, copied
-from fxprune.reconstruction.survey import Observed, survey
+from fxprune.reconstruction.survey import Observed, Seen, numbered, survey
 from fxprune.recording.inputs import device_of, tensors_of
 from fxprune.recording.shards import from_all, is_sharded
 
@@ -29,12 +29,16 @@ class _State:
 
 @dataclass(frozen=True)
 class Stop:
-    """One piece at a node: the values alive in both graphs, and what was called there."""
+    """One piece at a node: the values alive in both graphs, and what was called there.
+
+    ``calls``: the contractions of the dense and of the pruned graph by their numbers in the survey, see ``numbered``.
+    """
 
     dense: Env
     pruned: Env
     of_dense: Observed
     of_pruned: Observed
+    calls: tuple[list[Seen | None], list[Seen | None]]
 
 
 class OutputsError(NamedTuple):
@@ -85,7 +89,11 @@ class Walk:
             self.pruned.advance(state.pruned, state.at[1], at[1])
             self.pruned.value(nodes[1], state.pruned, of_pruned)
         state.at = at[0] + 1, at[1]
-        return Stop(state.dense, state.pruned, of_dense, of_pruned)
+        calls = (
+            numbered(of_dense.calls, self.dense_facts.weights[name]),
+            numbered(of_pruned.calls, self.facts.weights[name]),
+        )
+        return Stop(state.dense, state.pruned, of_dense, of_pruned, calls)
 
     def ahead(self, stop: Stop, name: str, wanted: Sequence[str]) -> dict[str, Tensor]:
         """What dense nodes give that come after ``name``, where the piece is; it stays there."""

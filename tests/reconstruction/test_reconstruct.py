@@ -504,6 +504,33 @@ def test_batches_of_any_size_for_products_in_batches(heads: int, method: str) ->
     assert told.output_after < 0.7 * told.output_before
 
 
+@pytest.mark.parametrize("lengths", [(9, 12), (9, 7, 12)])
+@pytest.mark.parametrize(("width", "options"), [(20, {"bidirectional": True}), (12, {"num_layers": 2})])
+def test_recurrent_layers_on_sequences_of_several_lengths(
+    width: int, options: dict[str, int], lengths: tuple[int, ...]
+) -> None:
+    """One product for every step: on another length other products have the same numbers."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.rnn = nn.Linear(8, width), nn.GRU(width, 12, batch_first=True, **options)
+            self.b = nn.Linear(24 if "bidirectional" in options else 12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.rnn(self.a(x).relu())[0])
+
+    torch.manual_seed(0)
+    model = Recurrent().eval()
+    small = fxprune.prune(model, torch.randn(2, 9, 8), flops=0.6, round_to=1, progress=False)
+    data = [torch.randn(16, length, 8) for length in lengths]
+    told = fxprune.reconstruct(small, model, data).meta["fxprune"].reconstruction
+    equal = fxprune.reconstruct(small, model, [x[:, :7] for x in data]).meta["fxprune"].reconstruction
+    assert {layer.name for layer in told.layers if layer.kept} == {layer.name for layer in equal.layers if layer.kept}
+    assert sum(layer.kept and layer.name.startswith("rnn.weight") for layer in told.layers) >= 2
+    assert told.output_after < 0.5 * told.output_before
+
+
 def test_a_weight_that_is_computed_is_told() -> None:
     torch.manual_seed(0)
     normed = nn.utils.parametrizations.weight_norm(nn.Linear(12, 8))
