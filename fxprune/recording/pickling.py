@@ -32,6 +32,16 @@ class _Op:
         return getattr(packet, self.overload or "default")
 
 
+@dataclass(frozen=True)
+class _Format:
+    """A memory format or a layout, which ``torch.save``, of protocol 2, cannot name."""
+
+    name: str
+
+    def found(self) -> Any:
+        return getattr(torch, self.name)
+
+
 def lines_of(graph: Graph) -> list[Line]:
     """(op, name, target, args, kwargs, meta) of every node."""
     return [
@@ -48,7 +58,7 @@ def graph_of(lines: list[Line]) -> Graph:
     def unpacked(value: Any) -> Any:
         if isinstance(value, _Ref):
             return nodes[value.name]
-        return value.found() if isinstance(value, _Op) else value
+        return value.found() if isinstance(value, _Op | _Format) else value
 
     for op, name, target, args, kwargs, meta in lines:
         node = graph.create_node(op, unpacked(target), _mapped(args, unpacked), _mapped(kwargs, unpacked), name)
@@ -63,6 +73,8 @@ def _packed(value: Any) -> Any:
     if isinstance(value, torch._ops.OpOverload):
         overload = value._overloadname
         return _Op(value._schema.name, "" if overload == "default" else overload)
+    if isinstance(value, torch.memory_format | torch.layout):
+        return _Format(str(value).removeprefix("torch."))
     return value
 
 

@@ -146,8 +146,13 @@ def _values(net: Any, x: Tensor, h: Tensor) -> Tensor:
     return h * x.sum().item() + int(h.argmax()) + max(x.shape[0], 3) ** 0.5
 
 
+def _formats(net: Any, x: Tensor, h: Tensor) -> Tensor:
+    y = h[:, :, None, None].contiguous(memory_format=torch.channels_last)
+    return y.flatten(1) + torch.zeros_like(h, memory_format=torch.preserve_format, layout=torch.strided)
+
+
 HEADS = [_set_items, _fresh, _ops, _functions, _settings, _constants, _guards, _named, _data, _object, _slices,
-         _buffers, _contexts, _values]  # fmt: skip
+         _buffers, _contexts, _values, _formats]  # fmt: skip
 
 
 def _pickled(module: nn.Module) -> Any:
