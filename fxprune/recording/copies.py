@@ -268,6 +268,60 @@ class Copier:
                     object.__setattr__(new, name, self(getattr(value, name)))
 
 
+def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """``copy.deepcopy``, in which functions that modules hold lead to the layers of the copy.
+
+    Python copies no function, so one that leads to a layer by its variables or defaults would run that of ``model``.
+    Hooks are the caller's own.
+    """
+    memo = {} if memo is None else memo
+    result: nn.Module = copy.deepcopy(model, memo)
+    for module in result.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, types.FunctionType):
+                vars(module)[name] = _own(value, memo)
+            elif type(value) is list:
+                value[:] = [_own(item, memo) for item in value]
+            elif type(value) in _MAPPINGS and not name.endswith("_hooks"):
+                value.update((key, _own(item, memo)) for key, item in value.items())
+    return result
+
+
+def _own(value: Any, memo: dict[int, Any]) -> Any:
+    """``value``, or what of the copy stands for it."""
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, types.MethodType) and id(value.__self__) in memo:
+        return types.MethodType(value.__func__, memo[id(value.__self__)])
+    if isinstance(value, types.CellType):
+        content = _content(value)
+        own = _own(content, memo)
+        return value if own is content else types.CellType(own)
+    if not isinstance(value, types.FunctionType):
+        return value
+    memo[id(value)] = value  # it may lead to itself
+    cells, defaults, keywords = value.__closure__ or (), value.__defaults__ or (), value.__kwdefaults__ or {}
+    before = [*cells, *defaults, *keywords.values()]
+    after = [_own(item, memo) for item in before]
+    if any(one is not other for one, other in zip(before, after, strict=True)):
+        own_defaults = tuple(after[len(cells) : len(cells) + len(defaults)])
+        new = types.FunctionType(
+            value.__code__, value.__globals__, value.__name__, own_defaults or None, tuple(after[: len(cells)])
+        )
+        new.__kwdefaults__ = dict(zip(keywords, after[len(cells) + len(defaults) :], strict=True)) or None
+        new.__qualname__, new.__module__, new.__doc__ = value.__qualname__, value.__module__, value.__doc__
+        memo[id(value)] = new
+    return memo[id(value)]
+
+
+def _content(cell: types.CellType) -> Any:
+    """Of an empty cell the cell itself."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return cell
+
+
 def _scripted(module: Any) -> Any:
     """A scripted module over the same tensors, with attributes and flags of its own, also in the modules inside."""
     new = copy.copy(module)

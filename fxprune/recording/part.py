@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import fx, nn
 
 from fxprune.errors import ExampleInputsError, InputError, suggestion
 from fxprune.recording.boundary import with_fresh_tensors
+from fxprune.recording.copies import deep_copy
 from fxprune.recording.module import evaluated
 from fxprune.recording.twin import Twin
 
@@ -43,7 +43,7 @@ def part_of(model: nn.Module, name: str, args: Any, kwargs: Any) -> tuple[nn.Mod
 
 def with_part(model: nn.Module, name: str, part: fx.GraphModule, args: Any, kwargs: Any) -> nn.Module:
     """A copy of the model with ``part`` in place of a submodule; it must run on the example inputs."""
-    result = copy.deepcopy(model)
+    result = deep_copy(model)
     result.set_submodule(name, part)
     with evaluated(result):
         result(*args, **kwargs)

@@ -24,6 +24,7 @@ from fxprune.recording import (
     without_fast_path,
 )
 from fxprune.recording.checks import check_module
+from fxprune.recording.copies import deep_copy
 from fxprune.recording.inputs import RECORD_KEY, batch_size, device_of, like_parameters, make_inputs, tensors_of
 from fxprune.recording.randomness import repeatable
 from fxprune.recording.together import CALLS_KEY, alone, called_as
@@ -226,7 +227,7 @@ def _copied(model: nn.Module, instead: Mapping[int, Tensor] | None = None) -> nn
     held = (tensor for module in model.modules() for value in vars(module).values() for tensor in tensors_of(value))
     try:
         values = {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
-        return copy.deepcopy(model, values | dict(instead or {}))
+        return deep_copy(model, values | dict(instead or {}))
     except Exception as error:  # of the user's
         raise ConversionError(
             f"{type(model).__name__} cannot be copied: copy.deepcopy raised {_said(error)}. Let go of what it holds "

@@ -154,6 +154,46 @@ def test_parameters_that_a_list_holds_too_are_the_ones_that_train() -> None:
     assert all(p.grad is not None for p in result.parameters())
 
 
+class Short(nn.Module):
+    """Functions over its layers, by a variable, by a default, through another function, in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down, self.head = (nn.Conv2d(i, o, 1) for i, o in ((3, 8), (8, 24), (24, 8), (8, 4)))
+        up, seen = self.up, self.seen
+        self.wide = lambda x, head=self.head: head(self.narrow(up.forward(x).relu()))
+        self.narrow = lambda x: seen(self.down(x))
+        self.steps = [lambda x: self.wide(x * 2)]
+        self.act = relu
+        self.down.register_forward_hook(lambda module, args, output: calls.append(module))
+
+    def seen(self, x: Tensor) -> Tensor:
+        return x * self.head.weight.mean()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.steps[0](self.act(self.stem(x)))
+
+
+calls: list[nn.Module] = []
+
+
+def relu(x: Tensor, inplace: bool = False) -> Tensor:
+    return F.relu(x, inplace)
+
+
+def test_functions_that_the_class_holds_run_its_own_layers() -> None:
+    dense = make(Short)
+    small = pruned(dense)
+    result = fxprune.into(dense, small)
+    assert same(result, small, image())
+    calls.clear()
+    result(image()).mean().backward()
+    assert all(p.grad is not None for p in result.parameters())
+    assert all(p.grad is None for p in dense.parameters())
+    assert calls == [result.down], "a hook runs on what the caller gave it"
+    assert result.act is relu, "what leads to no layer stays what it is"
+
+
 def test_a_loaded_network_goes_in_too(tmp_path: Any) -> None:
     small = pruned(make(Small))
     fxprune.save(small, tmp_path / "s.safetensors")
