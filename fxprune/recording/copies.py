@@ -352,6 +352,25 @@ def _empty(cls: Any, base: Any) -> Any:
     return base.__new__(cls)
 
 
+def leads_to_module(value: Any, seen: frozenset[int] = frozenset()) -> bool:
+    """Whether this is a module, or a function over one: a method of it, a closure, one with arguments bound."""
+    if isinstance(value, nn.Module):
+        return True
+    if isinstance(value, types.MethodType):
+        below = [value.__self__, value.__func__]
+    elif isinstance(value, functools.partial):
+        below = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, types.FunctionType):
+        cells, defaults, keywords = value.__closure__ or (), value.__defaults__ or (), value.__kwdefaults__ or {}
+        below = [*map(_content, cells), *defaults, *keywords.values()]
+    elif isinstance(value, (list, tuple, dict)):
+        below = [*value.values()] if isinstance(value, dict) else [*value]
+    else:
+        return False
+    seen = seen | {id(value)}
+    return any(leads_to_module(item, seen) for item in below if id(item) not in seen)
+
+
 def forget(root: nn.Module) -> None:
     """Let go of everything that a copy holds: modules refer to each other in circles."""
     pending = [root]

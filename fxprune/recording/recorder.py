@@ -27,7 +27,7 @@ from fxprune.recording import boundary, patches, state, structure, together, tre
 from fxprune.recording.arrays import BOUND, FOLLOWED, has_arrays, to_torch
 from fxprune.recording.calls import Call, FunctionApply, property_name, setter_name, written_as
 from fxprune.recording.constants import constants_in
-from fxprune.recording.copies import Copier, forget, keep_to_this_process
+from fxprune.recording.copies import Copier, forget, keep_to_this_process, leads_to_module
 from fxprune.recording.decisions import LAYOUT, Decisions
 from fxprune.recording.either import BRANCH
 from fxprune.recording.leaf_functions import LeafFunction, form_of, intercepted_functions, is_plain
@@ -350,15 +350,20 @@ class Recorder:
     def seen_apply(self, cls: type, args: tuple[Any, ...]) -> Any:
         """``cls.apply`` is one node, so that its custom backward survives.
 
-        Checkpointing is looked through, and what is given modules, which belong in the graph.
+        Checkpointing is looked through, and what is given modules, or functions over some, which belong in the graph:
+        gradients are those of its forward, as of checkpointing and reversible layers of the user's own.
         """
         if self._unrecorded.now():
             return patches.apply_function(cls, args)
         if cls is torch.utils.checkpoint.CheckpointFunction:
             return args[0](*args[2:])
-        if any(isinstance(leaf, nn.Module) for leaf in structure.leaves_of(args)):
+        if any(leads_to_module(leaf) for leaf in structure.leaves_of(args)):
             self.writer.note(f"{cls.__name__} runs modules, so its own backward is not kept")
-            return patches.apply_forward(cls, args)
+            outside, self.writer.in_autograd_function = self.writer.in_autograd_function, True
+            try:
+                return patches.apply_forward(cls, args)
+            finally:
+                self.writer.in_autograd_function = outside
         call = Call("call_function", FunctionApply(cls), args, {})
 
         def run(*args: Any) -> Any:

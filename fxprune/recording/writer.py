@@ -64,6 +64,8 @@ class GraphWriter:
         self._guarded: set[Any] = set()
         self._alive: set[Node] = set()
         self.hashed = False
+        self.in_autograd_function = False
+        """Its forward runs without gradients anyway, so that one written there means nothing."""
         self.path = [""]
         self.call: int | None = None
         self.branched_at: dict[Node, str] = {}
@@ -184,7 +186,7 @@ class GraphWriter:
 
     def _detached(self, changed: list[Tensor]) -> dict[int, Node]:
         """In a no_grad region an in-place write leaves the tensor's history alone: it goes to a detached alias."""
-        if torch.is_grad_enabled():
+        if self._keeps_history():
             return {}
         result: dict[int, Node] = {}
         for tensor in changed:
@@ -192,6 +194,9 @@ class GraphWriter:
             if tensor.is_floating_point() and node not in self._without_grad:
                 result[id(tensor)] = self._detach(node)
         return result
+
+    def _keeps_history(self) -> bool:
+        return self.in_autograd_function or torch.is_grad_enabled()
 
     def _detach(self, node: Node) -> Node:
         detached = self.create(Call("call_method", "detach", (node,), {}))
@@ -226,7 +231,7 @@ class GraphWriter:
             return value
         if self.tensors.known(value) and id(value) not in changed:
             value = value.detach()
-        if not torch.is_grad_enabled() and value.is_floating_point():
+        if not self._keeps_history() and value.is_floating_point():
             if all(source in self._without_grad for source in node.all_input_nodes):
                 self._without_grad.add(node)
             else:

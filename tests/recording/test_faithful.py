@@ -15,6 +15,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -494,6 +495,52 @@ def test_modules_given_to_an_autograd_function_belong_to_the_graph(function: Any
     assert [note.partition(": ")[2] for note in gm.meta["notes"]] == [
         f"{function.__name__} runs modules, so its own backward is not kept"
     ]
+
+
+class _Checkpoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: Any, *args: Tensor) -> Any:
+        ctx.run, ctx.args = run, args
+        with torch.no_grad():
+            return run(args[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, *parameters = ctx.args
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            y = ctx.run(x)
+        return None, *torch.autograd.grad(y, (x, *parameters), grad)
+
+
+@pytest.mark.parametrize("way", ["method", "closure", "partial", "default", "in a list"])
+def test_checkpointing_of_ones_own_is_looked_through_and_gradients_are_those_of_the_model(way: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.up, self.down = nn.Linear(4, 4), nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def inner(self, x: Tensor) -> Tensor:
+            return self.down(self.up(x).relu())  # type: ignore[no-any-return]
+
+        def forward(self, x: Tensor) -> Tensor:
+            ways: dict[str, Any] = {
+                "method": self.inner,
+                "closure": lambda x: self.inner(x + 0),
+                "partial": partial(Model.inner, self),
+                "default": lambda x, up=self.up, down=self.down: down(up(x).relu()),
+                "in a list": lambda x, layers=[self.up, self.down]: layers[1](layers[0](x).relu()),
+            }
+            parameters = [*self.up.parameters(), *self.down.parameters()]
+            return _Checkpoint.apply(ways[way], self.stem(x), *parameters)  # type: ignore[no-any-return]
+
+    model, x = Model(), torch.randn(2, 4)
+    gm = record(model, x)
+    assert {node.target for node in gm.graph.nodes if node.op == "call_module"} >= {"stem", "up", "down"}
+    for module in (model, gm):
+        module(x).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(gm.get_parameter(name).grad, parameter.grad), name  # type: ignore[arg-type]
 
 
 # --- the call -------------------------------------------------------------------------------------------------------
