@@ -44,7 +44,7 @@ def _as_integers(indices: Sequence[Tensor | None], ndim: int, count: int) -> lis
 
 
 def _index(run: Propagation, call: Call) -> Labels:
-    """Indexing by tensors. Known integers and masks move labels; unknown ones lock the dimension they index."""
+    """Indexing by tensors. Known integers and masks move labels; of unknown ones any place may be meant."""
     source, out = call["self"], call.out
     run.unread(call.name, *(index for index in call["indices"] if index is not None))
     start = _first(call["indices"])
@@ -54,10 +54,12 @@ def _index(run: Propagation, call: Call) -> Labels:
     labels = _without_chosen(run, source, call["indices"])
     result = []
     for factor in labels:
+        if not known or out.numel() > 1 << 24:
+            mixed = run.mix(factor, indexed, "indexed by values that are not known")
+            if mixed is None:
+                continue
+            factor = mixed
         touched = [d for d in indexed if factor.ids.shape[d] > 1]
-        if touched and (not known or out.numel() > 1 << 24):
-            run.lock(factor.ids, "indexed by values that are not known")
-            continue
         if touched and set(factor.varying) <= set(indexed) and len(indexed) > 1:
             run.lock(factor.ids, "channels are indexed one by one")
         result.append(_indexed(factor, source, indices, indexed))
@@ -109,8 +111,10 @@ def _index_select(run: Propagation, call: Call) -> Labels:
     run.unread(call.name, index)
     result = []
     for factor in _without_chosen(run, call.input, [None] * dim + [index]):
-        if factor.ids.shape[dim] > 1 and index.is_meta:
-            run.lock(factor.ids, "indexed by values that are not known")
+        if index.is_meta:
+            mixed = run.mix(factor, [dim], "indexed by values that are not known")
+            if mixed is not None:
+                result.append(mixed)
             continue
         result.append(along(factor, dim, lambda ids: ids.take(index.numpy().reshape(-1), dim)))
     return tuple(result)
@@ -169,10 +173,9 @@ def _along_index(run: Propagation, call: Call) -> Labels:
     free = []
     for tensor in operands:
         labels = []
-        for factor in run.labels(tensor):
-            if factor.ids.shape[dim] > 1:
-                run.lock(factor.ids, f"{call.name} along channels")
-            elif any(tensor.shape[d] != shape[d] for d in factor.varying):
+        mixed = [run.mix(factor, [dim], f"{call.name} along channels") for factor in run.labels(tensor)]
+        for factor in (f for f in mixed if f is not None):
+            if any(tensor.shape[d] != shape[d] for d in factor.varying):
                 run.lock(factor.ids, f"{call.name} of a part of the channels")
             else:
                 labels.append(factor)

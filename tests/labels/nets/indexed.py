@@ -135,6 +135,51 @@ class IndexAddAlongChannels(_Tokens):
         return x.index_add(2, torch.tensor([1, 1]), x[:, :, :2])  # line: IndexAddAlongChannels
 
 
+class _TwoKinds(_Tokens):
+    """Tokens of a layer, and behind them as many of one parameter: any place may hold either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Parameter(torch.randn(8))
+
+    def inner(self, x: Tensor, key: Tensor) -> Tensor:
+        both = torch.cat([x, self.extra.expand_as(x)], dim=1)
+        return self.moved(both, torch.cat([key, -key], dim=1).argsort(1))
+
+    def moved(self, x: Tensor, order: Tensor) -> Tensor:
+        """``x [B, N, C]``, ``order [B, N]``: places along dim 1."""
+        raise NotImplementedError
+
+
+BOTH = (*ENDS, exact(8, "a[0] b[1] extra[0]"))
+
+
+@net(*BOTH)
+class GatheredOfTwoKinds(_TwoKinds):
+    """A masked autoencoder's tokens, back in their order."""
+
+    def moved(self, x: Tensor, order: Tensor) -> Tensor:
+        return x.gather(1, order.unsqueeze(-1).repeat(1, 1, x.shape[2]))[:, :7]
+
+
+@net(*BOTH)
+class IndexedOfTwoKinds(_TwoKinds):
+    def moved(self, x: Tensor, order: Tensor) -> Tensor:
+        return x[torch.arange(len(x))[:, None], order][:, :7]
+
+
+@net(*BOTH)
+class SelectedOfTwoKinds(_TwoKinds):
+    def moved(self, x: Tensor, order: Tensor) -> Tensor:
+        return x.index_select(1, order[0, :7])
+
+
+@net(*BOTH)
+class ScatteredOfTwoKinds(_TwoKinds):
+    def moved(self, x: Tensor, order: Tensor) -> Tensor:
+        return torch.zeros_like(x).scatter_add(1, order.unsqueeze(-1).expand_as(x), x)[:, :7]
+
+
 @net(*FREE)
 class Gathered(_Tokens):
     """The tokens with the largest keys, of all channels."""
