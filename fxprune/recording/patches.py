@@ -273,16 +273,19 @@ def _traced_math() -> types.ModuleType:
 
 
 MATH = _traced_math()
+_OF_MATH = {id(math): MATH, **{id(value): getattr(MATH, name) for name, value in vars(math).items()
+                               if isinstance(value, types.BuiltinFunctionType)}}  # fmt: skip
 
 
 @contextmanager
 def size_preserving_builtins(namespaces: list[dict[str, Any]], replacements: Mapping[str, Any]) -> Iterator[None]:
-    """Code in the namespaces sees the replacements instead of the builtins of these names, and ``MATH`` as ``math``."""
+    """Code in the namespaces sees the replacements instead of the builtins of these names, and ``MATH`` as ``math``,
+    whatever it is called there; and its functions, where they have names of their own (``from math import sqrt``)."""
     replaced: list[tuple[dict[str, Any], str]] = []
-    with_math = [namespace for namespace in namespaces if namespace.get("math") is math]
+    of_math = [(space, name, value) for space in namespaces for name, value in space.items() if id(value) in _OF_MATH]
     try:
-        for namespace in with_math:
-            namespace["math"] = MATH
+        for namespace, name, value in of_math:
+            namespace[name] = _OF_MATH[id(value)]
         for namespace in namespaces:
             for name, value in replacements.items():
                 if name not in namespace:
@@ -292,8 +295,8 @@ def size_preserving_builtins(namespaces: list[dict[str, Any]], replacements: Map
     finally:
         for namespace, name in replaced:
             namespace.pop(name, None)
-        for namespace in with_math:
-            namespace["math"] = math
+        for namespace, name, value in of_math:
+            namespace[name] = value
 
 
 @contextmanager

@@ -7,10 +7,12 @@ import copy
 import fractions
 import io
 import math
+import math as arithmetic
 import operator
 import pickle
 import re
 from collections.abc import Callable
+from math import sqrt as root
 from typing import Any
 
 import numpy as np
@@ -75,6 +77,7 @@ FREE: dict[str, Callable[[Tensor], Any]] = {
     "divmod, abs": lambda x: divmod(x.shape[0], 2)[1] + abs(-x.shape[0]),
     "sums of sizes": lambda x: sum(x.shape) + math.prod(x.shape),
     "roots": lambda x: math.sqrt(x.shape[0]),
+    "functions of math by names of their own": lambda x: root(x.shape[0]) + arithmetic.ceil(x.shape[0] / 2),
     "logarithms": lambda x: math.log2(x.shape[0] + 1) + math.sin(x.shape[0] / 2),
     "sizes of what was computed": lambda x: x.flatten().shape[0] + x[1:].size(0) + x.T.shape[1],
     "item": lambda x: x.sum().item() + x[0, 0].item() * 2,
