@@ -86,11 +86,16 @@ def _first(indices: Sequence[Tensor | None]) -> int:
     return given[0] if given == list(range(given[0], given[-1] + 1)) else 0
 
 
+def _laid(indices: Sequence[Tensor | None], indexed: Sequence[int]) -> tuple[int, int, bool]:
+    """The first of the dims that the indices become, how many these are, and whether they stay where they were."""
+    width = len(torch.broadcast_shapes(*[i.shape for i in indices if i is not None]))
+    adjacent = list(indexed) == list(range(indexed[0], indexed[0] + len(indexed)))
+    return indexed[0] if adjacent else 0, width, adjacent
+
+
 def _indexed(factor: Factor, source: Tensor, indices: list[Tensor | None], indexed: list[int]) -> Factor:
     """Apply the index to the ids; dims that are not indexed keep their size-1 shortcut."""
-    width = len(torch.broadcast_shapes(*[i.shape for i in indices if i is not None]))
-    adjacent = indexed == list(range(indexed[0], indexed[0] + len(indexed)))
-    start = indexed[0] if adjacent else 0
+    start, width, adjacent = _laid(indices, indexed)
     order = [d for d in range(source.ndim) if d not in indexed]
     place = sum(d < indexed[0] for d in order) if adjacent else 0
     if all(factor.ids.shape[d] == 1 for d in indexed):
@@ -123,27 +128,33 @@ def _index_select(run: Propagation, call: Call) -> Labels:
 def _index_put(run: Propagation, call: Call) -> Labels:
     """What is written carries the channels of what it is written to, along the dims that are not indexed."""
     target, values = call["self"], call["values"]
-    labels = run.labels(target)
     rest = target.ndim - sum(_width(i) for i in call["indices"] if i is not None)
     count = values.shape[-rest - 1] if values.ndim > rest else 1
     indices = _as_integers(call["indices"], target.ndim, count)
     indexed = [d for d, i in enumerate(indices) if i is not None]
-    if any(f.ids.shape[d] > 1 for f in labels for d in indexed):
-        masked = _one_mask(call["indices"])
-        if masked is None or values.numel() > 1:
-            run.lock_all((*labels, *run.labels(values)), "written by index")
-            return labels
-        place, mask = masked  # as ``where(mask, value, target)``
+    across = tuple(f for f in run.labels(target) if f.varying and set(f.varying) <= set(indexed))
+    # of the others any place may be written to
+    labels = tuple(run.collapse(f, indexed) for f in run.labels(target) if f not in across)
+    masked = _one_mask(call["indices"])
+    if across and masked is not None and values.numel() == 1:  # as ``where(mask, value, target)``
+        place, mask = masked
         after = target.ndim - place - mask.ndim
         laid = tuple(f.laid(f.ids.reshape(f.ids.shape + (1,) * after), f.dim) for f in run.labels(mask))
-        operands = [(tuple(target.shape), labels), ((*mask.shape, *[1] * after), laid)]
+        operands = [(tuple(target.shape), (*labels, *across)), ((*mask.shape, *[1] * after), laid)]
         return join_positions(run, operands, tuple(target.shape))
     run.lock_all([f for i in call["indices"] if i is not None for f in run.labels(i)], "used as an index")
     places = tuple(slice(None) if i is None else torch.empty(i.shape, dtype=i.dtype, device="meta") for i in indices)
     shape = tuple(torch.empty(target.shape, device="meta")[places].shape)
+    written = run.labels(values)
+    if across:
+        start, width, _ = _laid(indices, indexed)
+        there = [d - len(shape) + values.ndim for d in range(start, start + width)]
+        run.lock_all(across, "written by index")
+        mixed = [run.mix(f, [d for d in there if d >= 0], "written by index") for f in written]
+        written = tuple(f for f in mixed if f is not None)
     probe = tuple(_indexed(f, target, indices, indexed) for f in labels)
-    join_positions(run, [(shape, probe), (tuple(values.shape), run.labels(values))], shape)
-    return labels
+    join_positions(run, [(shape, probe), (tuple(values.shape), written)], shape)
+    return (*labels, *across)
 
 
 def _width(index: Tensor) -> int:

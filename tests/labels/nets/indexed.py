@@ -175,6 +175,32 @@ class SelectedOfTwoKinds(_TwoKinds):
 
 
 @net(*BOTH)
+class WrittenOfTwoKinds(_TwoKinds):
+    """And what is written is another layer's."""
+
+    def moved(self, x: Tensor, order: Tensor) -> Tensor:
+        x[torch.arange(len(x))[:, None], order[:, :3]] = x[:, 1:4].relu()
+        return x[:, :7]
+
+
+@net(*ENDS, exact(4, "a[0] b[1]"), locked(64, "places[0]", COMBINED))
+class WrittenInEveryHead(_Tokens):
+    """The values of some queries, as Informer's attention writes them, behind positions that are learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(64))
+
+    def inner(self, x: Tensor, key: Tensor) -> Tensor:
+        heads = (x * self.places[:, None]).unflatten(2, (2, 4)).transpose(1, 2)
+        batch, head = torch.arange(len(x))[:, None, None], torch.arange(2)[None, :, None]
+        best = key[:, None].topk(5).indices.expand(-1, 2, -1)
+        values = heads.clone()
+        values[batch, head, best] = heads[batch, head, best].relu()
+        return values.transpose(1, 2).flatten(2)
+
+
+@net(*BOTH)
 class ScatteredOfTwoKinds(_TwoKinds):
     def moved(self, x: Tensor, order: Tensor) -> Tensor:
         return torch.zeros_like(x).scatter_add(1, order.unsqueeze(-1).expand_as(x), x)[:, :7]
