@@ -22,7 +22,7 @@ from fxprune.recording.inputs import (
     DIMS_KEY,
 )
 from fxprune.recording.structure import paths, tensors_of
-from fxprune.verification.compare import TOLERANCE, compared, relative_error
+from fxprune.verification.compare import TOLERANCE, compared, relative_error, strided
 from fxprune.verification.oracle import Inputs
 from fxprune.verification.places import Places
 from fxprune.verification.prober import Outcome, Probe, Prober, outcome_of
@@ -307,6 +307,16 @@ def _proof(best: _Judged, prober: Prober, fixed: Mapping[tuple[int, int], str]) 
 
 
 def _farthest(agreed: Sequence[Outcome], prober: Prober) -> Inputs:
-    """The probe with the most sizes that are not the example's; at last the example."""
-    farthest = max((outcome.probe for outcome in agreed), key=lambda probe: len(probe.dims))
+    """The probe with the most sizes that are not the example's, and numbers to compare; at last the example.
+
+    A model may take a size and have nothing to say of it: where a grid has one column left, ``x / (width - 1)``.
+    """
+    probes = [outcome.probe for outcome in agreed]
+    told = [probe for probe in probes if _is_finite_somewhere(probe.expected)]
+    farthest = max(told or probes, key=lambda probe: len(probe.dims))
     return farthest.inputs if farthest.dims else prober.example
+
+
+def _is_finite_somewhere(outputs: Any) -> bool:
+    floats = [strided(t) for t in tensors_of(outputs) if t.numel() and t.is_floating_point()]
+    return not floats or any(bool(t.isfinite().any()) for t in floats)

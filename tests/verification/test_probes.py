@@ -635,6 +635,24 @@ def test_the_farthest_probe_is_what_the_oracle_runs_on(monkeypatch: pytest.Monke
     assert [tuple(x.shape) for x in given[0][0]] == [(3, 3, 8, 24)]
 
 
+def test_a_size_of_which_the_model_says_no_number_is_not_what_the_oracle_runs_on() -> None:
+    """As optical flow looks up a pyramid of grids, the last of which has one column at half of the example's size."""
+
+    class Sampled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.avg_pool2d(self.a(x), 8)
+            side = h.new_ones(1) * (h.shape[-2] - 1)
+            return self.b(h.relu() / side * side)  # type: ignore[no-any-return]
+
+    small = prune(Sampled(), torch.randn(2, 3, 16, 16))
+    assert small.meta["fxprune"].oracle_error < 1e-5
+    assert not small(torch.randn(2, 3, 8, 16)).isfinite().any()
+
+
 def test_a_size_that_only_the_model_refuses_is_fixed_also_where_dims_move_together() -> None:
     """The graph takes any square, and no other image; the model looks its side up in a list, unseen."""
 
