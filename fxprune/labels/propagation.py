@@ -191,7 +191,8 @@ class Propagation:
             if rival is None:
                 kept[factor.dim] = factor
             elif not same(rival.ids, factor.ids):
-                outer, inner = (rival, factor) if self.all_locked(rival) else (factor, rival)
+                goes = self.all_locked(rival) or (self._is_made(rival) and not self._is_made(factor))
+                outer, inner = (rival, factor) if goes else (factor, rival)
                 self.lock(outer.ids, "two kinds of channels meet in one dimension")
                 kept[factor.dim] = inner
         return self._separate(kept, shape)
@@ -393,6 +394,8 @@ class Propagation:
         owner = next((o for o in self.owners if o.first <= atom < o.first + o.count), None)
         if owner is None or owner.dim != 1 or self.facts.layouts.get(owner.name) == groups:
             return False
+        if next((o.count for o in self.owners if o.name == owner.name and o.dim == 0), 1) % groups:
+            return False  # the rows are laid out as groups later: for every sample its own, say
         self.new_layouts[owner.name] = groups
         return True
 

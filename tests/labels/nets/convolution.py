@@ -290,3 +290,47 @@ class DeformableGrouped(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
         return self.b(self.d(x, self.o(x)))
+
+
+class _Modulated(nn.Module):
+    """A convolution with another weight for every sample, in one call: every sample is a group, as in StyleGAN2."""
+
+    def __init__(self, channels_in: int, channels_out: int, upsampling: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1, channels_out, channels_in, 3, 3))
+        self.style, self.upsampling = nn.Linear(7, channels_in), upsampling
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        n, c, *sides = x.shape
+        weight = self.weight * self.style(style).view(n, 1, c, 1, 1)
+        x = x.reshape(1, n * c, *sides)
+        if self.upsampling:
+            y = F.conv_transpose2d(x, weight.transpose(1, 2).reshape(n * c, -1, 3, 3), stride=2, groups=n)
+        else:
+            y = F.conv2d(x, weight.reshape(-1, c, 3, 3), groups=n)
+        return y.view(n, -1, *y.shape[2:])
+
+
+@net(
+    exact(6, "start[1] a.weight[2] a.style[0]"),
+    exact(8, "a.weight[1] b.weight[2] b.style[0]"),
+    exact(10, "b.weight[1] h[1]"),
+    exact(7, "style[0] a.style[1] b.style[1]"),
+    image("style[1]"),
+    result("h[0]"),
+    locked(4, "start[2]", "cut along a convolved dimension"),
+    locked(4, "start[3]", "cut along a convolved dimension"),
+)
+class EverySampleItsOwnWeight(nn.Module):
+    """From what every sample begins with alike, repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(1, 6, 4, 4))
+        self.style, self.a, self.b = nn.Linear(3, 7), _Modulated(6, 8), _Modulated(8, 10, upsampling=True)
+        self.h = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        style = self.style(x.mean((2, 3))).relu()
+        y = self.a(self.start.repeat(len(x), 1, 1, 1), style).relu()
+        return self.h(self.b(y, style).relu().mean((2, 3)))
