@@ -60,14 +60,24 @@ def _told(writer: GraphWriter) -> list[str]:
 
 
 Place = tuple[Any, ...]  # of a literal among (args, kwargs) of a node
+Differing = dict[tuple[fx.Node, Place], Any]
 
 
-def _differing(writer: GraphWriter, other: GraphWriter | None) -> dict[tuple[fx.Node, Place], Any] | None:
+def _differing(writer: GraphWriter, other: GraphWriter | None) -> Differing | None:
+    """What literals are in the other run that a branch may have decided; None where anything else differs."""
+    found = differing(writer, other)
+    if found is None or not all(node in writer.branched_at for node, _ in found):
+        return None
+    literals = (leaf for key, then in found.items() for leaf in (literal(*key), then))
+    return found if all(isinstance(leaf, _LITERALS) for leaf in literals) else None
+
+
+def differing(writer: GraphWriter, other: GraphWriter | None) -> Differing | None:
     """What every literal that differs is in the other run; None where more than literals does."""
     if other is None or len(writer.graph.nodes) != len(other.graph.nodes):
         return None
     twins = dict(zip(writer.graph.nodes, other.graph.nodes, strict=True))
-    found: dict[tuple[fx.Node, Place], Any] = {}
+    found: Differing = {}
     for node, twin in twins.items():
         if node.op != twin.op or not _same_target(node.target, twin.target):
             return None
@@ -76,9 +86,7 @@ def _differing(writer: GraphWriter, other: GraphWriter | None) -> dict[tuple[fx.
                 if twins[one] is not two:
                     return None
             elif not _equal(one, two):
-                if not (
-                    place and node in writer.branched_at and isinstance(one, _LITERALS) and isinstance(two, _LITERALS)
-                ):
+                if not place or isinstance(two, fx.Node):
                     return None
                 found[node, place] = two
     return found
@@ -109,6 +117,12 @@ def _leaves(one: Any, two: Any, place: Place = ()) -> Iterator[tuple[Place, Any,
         yield from _leaves(item, second[key], (*place, key))
 
 
+def literals(node: fx.Node) -> list[Any]:
+    """All that a node is given but nodes."""
+    leaves = (one for _, one, _ in _leaves((node.args, node.kwargs), (node.args, node.kwargs)))
+    return [leaf for leaf in leaves if not isinstance(leaf, fx.Node)]
+
+
 def _items(container: Any) -> dict[Any, Any]:
     if isinstance(container, slice):
         return {name: getattr(container, name) for name in ("start", "stop", "step")}
@@ -121,20 +135,30 @@ def _choose(writer: GraphWriter, node: fx.Node, place: Place, then: Any) -> None
     path, graph = writer.branched_at[node], writer.graph
     if path not in writer.flags:
         writer.flags.append(path)
-    with graph.inserting_before(node):
+
+    def chosen(value: Any) -> list[fx.Node]:
         flag = graph.call_module(f"{path}.{TRAINING_FLAG}" if path else TRAINING_FLAG)
-        value = _at((node.args, node.kwargs), place)
-        chosen = graph.call_function(either, (flag, then, value))
-    for new in (flag, chosen):
+        return [flag, graph.call_function(either, (flag, then, value))]
+
+    compute(node, place, chosen)
+
+
+def compute(node: fx.Node, place: Place, nodes: Callable[[Any], list[fx.Node]]) -> None:
+    """Have the last of these new nodes, which are made of the literal at that place, stand for it."""
+    with node.graph.inserting_before(node):
+        made = nodes(literal(node, place))
+    for new in made:
         new.meta.update({**node.meta, "shape": None})
         new.meta.pop("mutates", None)
-    node.args, node.kwargs = _with((node.args, node.kwargs), place, chosen)
+    node.args, node.kwargs = _with((node.args, node.kwargs), place, made[-1])
 
 
-def _at(tree: Any, place: Place) -> Any:
+def literal(node: fx.Node, place: Place) -> Any:
+    """What a node is given there."""
+    found: Any = (node.args, node.kwargs)
     for key in place:
-        tree = _items(tree)[key]
-    return tree
+        found = _items(found)[key]
+    return found
 
 
 def _with(tree: Any, place: Place, value: Any) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from fxprune.errors import ExampleInputsError, FxpruneError, RecordError
 from fxprune.io.text import some
 from fxprune.recording import boundary, rehearsal, state, trees
 from fxprune.recording.arrays import TracedArray
+from fxprune.recording.dtypes import NOTE, OTHER, follow_dtypes, names_asked
 from fxprune.recording.either import BRANCH, follow_training
 from fxprune.recording.layers import restore_linears
 from fxprune.recording.leaves import is_torchs
@@ -27,6 +29,8 @@ from fxprune.recording.traced import TracedFlag
 from fxprune.recording.writer import GraphWriter
 
 _DEFAULT = Options()
+Widths = Mapping[torch.dtype, torch.dtype]
+_SAME: Widths = MappingProxyType({})
 
 
 def record(
@@ -76,7 +80,11 @@ def recorded(
     writer = recorder.writer
     if any(note.endswith(BRANCH) for note in writer.notes):
         own = recorder.options
-        follow_training(writer, lambda paths: _training(model, parts, bound, replace(own, training=paths)))
+        follow_training(writer, lambda paths: _otherwise(model, parts, bound, replace(own, training=paths)))
+    if names_asked(writer):
+        wider = _otherwise(model, parts, bound, recorder.options, OTHER)
+        if not follow_dtypes(writer, wider):
+            writer.note(NOTE, source=type(model).__name__)
     root = clone_tree(model, {str(node.target) for node in writer.graph.nodes if node.op == "call_module"})
     restore_linears(root, writer.graph, parts.modules)
     for path in writer.flags:
@@ -110,9 +118,11 @@ def _check_initialised(model: nn.Module, parts: Parts) -> None:
             raise RecordError(f"{name} of {type(model).__name__} is not initialised yet. Call the model once first.")
 
 
-def _rehearsed(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, options: Options) -> Recorder | None:
-    """Record without data; None if the run needs it, or does not end."""
-    recorder = Recorder(model, parts, replace(options, clear_caches=False), rehearse=True)
+def _rehearsed(
+    model: nn.Module, parts: Parts, bound: inspect.BoundArguments, options: Options, widths: Widths = _SAME
+) -> Recorder | None:
+    """Record without data; None if the run needs it, or does not end. ``widths``: see ``Recorder``."""
+    recorder = Recorder(model, parts, replace(options, clear_caches=False), rehearse=True, widths=widths)
     run = recorder.rehearsal
     assert run is not None
     try:
@@ -127,11 +137,13 @@ def _rehearsed(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, op
     return _noted(recorder)
 
 
-def _training(model: nn.Module, parts: Parts, bound: inspect.BoundArguments, options: Options) -> GraphWriter | None:
-    """What the model does where modules say that they train; None if it does not get through that."""
-    if rehearsal.is_possible(parts, bound) and (rehearsed := _rehearsed(model, parts, bound, options)) is not None:
-        return rehearsed.writer
-    recorder = Recorder(model, parts, options, private=True)
+def _otherwise(
+    model: nn.Module, parts: Parts, bound: inspect.BoundArguments, options: Options, widths: Widths = _SAME
+) -> GraphWriter | None:
+    """What the model does where modules say that they train, or floats are wider; None if it does not get through."""
+    if rehearsal.is_possible(parts, bound) and (found := _rehearsed(model, parts, bound, options, widths)) is not None:
+        return found.writer
+    recorder = Recorder(model, parts, options, private=True, widths=widths)
     try:
         recorder.run(bound)
     except Exception:

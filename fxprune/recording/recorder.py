@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -65,14 +66,19 @@ class Recorder:
     """One run of ``model``, written down by ``writer``."""
 
     def __init__(self, model: nn.Module, parts: Parts, options: Options, private: bool = False,
-                 rehearse: bool = False, gradients: bool = False) -> None:  # fmt: skip
-        """``parts``: of the caller's ``model``, a copy of which is run. ``private``: its parameters are copied too."""
+                 rehearse: bool = False, gradients: bool = False,
+                 widths: Mapping[torch.dtype, torch.dtype] = MappingProxyType({})) -> None:  # fmt: skip
+        """``parts``: of the caller's ``model``, a copy of which is run. ``private``: its parameters are copied too.
+
+        ``widths``: dtypes of floats that have other ones in this run.
+        """
         self.memory = state.Memory(parts, private, gradients)
         self.rehearsal = Rehearsal(self.memory) if rehearse else None
         load("aten")  # before anything is patched
         if self.rehearsal is not None:
             self.rehearsal.expect(parts)
-        copier = Copier(self.memory.stand_in if self.rehearsal is None else self.rehearsal.stand_in)
+        self._widths, stand_in = widths, (self.rehearsal or self.memory).stand_in
+        copier = Copier(lambda tensor: self._of_width(stand_in(tensor)))
         self.model = copier(model)
         self._copies = copier
         self.parts = Parts.of(self.model)
@@ -98,6 +104,9 @@ class Recorder:
 
     def run(self, bound: inspect.BoundArguments) -> Any:
         """Run the copy on copies of the example inputs, write the graph, and return the output."""
+        if self._widths:
+            own = structure.map_tensors(self._of_width, dict(bound.arguments))
+            bound = inspect.BoundArguments(bound.signature, OrderedDict(own))
         namespaces = patches.defining_namespaces(self.parts.modules.values())
         with patches.exclusively(), self._surroundings(), ExitStack() as hooks:
             if self.options.traced_builtins:
@@ -135,6 +144,13 @@ class Recorder:
                 self._placing.place_output(output)
         self.writer.finish()
         return output
+
+    def _of_width(self, tensor: Tensor) -> Tensor:
+        other = self._widths.get(tensor.dtype)
+        if other is None:
+            return tensor
+        result = tensor.detach().to(other)
+        return nn.Parameter(result, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else result
 
     def run_unrecorded(self, bound: inspect.BoundArguments) -> Any:
         """The model's own output in eval mode, without a graph."""
@@ -221,6 +237,9 @@ class Recorder:
         if getter == "device":
             with self._unrecorded:
                 return self.writer.device(args[0], self._run(func)(*args))
+        if getter == "dtype" and type(args[0]) in (Tensor, nn.Parameter):
+            with self._unrecorded:
+                return self.writer.asked_dtype(args[0])
         if getter == "grad":
             self.gradients = True
             self.memory.take_gradient(args[0])

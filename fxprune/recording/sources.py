@@ -78,7 +78,7 @@ def _node_at(module: GraphModule, line: int) -> Node | None:
 
 
 def current_source() -> str:
-    """The model's innermost running line outside torch and NumPy; in a model of torch's own containers only, the container's."""
+    """The model's innermost running line outside torch and NumPy; of torch's own containers alone, the container's."""
     frame = next(running(), None)
     return "" if frame is None else _frame_source(frame)
 

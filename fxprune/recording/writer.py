@@ -51,6 +51,7 @@ class GraphWriter:
     ``path`` is the stack of the dotted names of the running modules, ``inputs_end`` the last node that takes the inputs
     apart. ``hashed``: has a size been looked up by its hash? ``call``: which this is of several calls.
     ``branches``: modules whose training flags Python code branched on. ``branched_at``: of a node the last before it.
+    ``dtypes_at``: of a node the tensors that were asked last for their dtypes before it, by dtype.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class GraphWriter:
         self.call: int | None = None
         self.branched_at: dict[Node, str] = {}
         self.branches: list[str] = []
+        self.dtypes_at: dict[Node, dict[torch.dtype, Node]] = {}
+        self._dtypes: dict[torch.dtype, Node] = {}
         self.inputs_end: Node | None = None
         self.notes: list[str] = []
         self.flags: list[str] = []
@@ -252,6 +255,8 @@ class GraphWriter:
         self.describe(node, None)
         if self.branches:
             self.branched_at[node] = self.branches[-1]
+        if self._dtypes:
+            self.dtypes_at[node] = self._dtypes.copy()
         return node
 
     def describe(self, node: Node, value: Tensor | None) -> None:
@@ -388,6 +393,12 @@ class GraphWriter:
         self._devices[id(device)] = self.node_of(tensor)
         self._kept.append(device)
         return device
+
+    def asked_dtype(self, tensor: Tensor) -> torch.dtype:
+        """The tensor's dtype; what is made of it is in ``dtypes_at``."""
+        if tensor.is_floating_point():
+            self._dtypes[tensor.dtype] = self.node_of(tensor)
+        return tensor.dtype
 
     def flag(self, path: str, value: bool, on_branch: Callable[[], None]) -> TracedFlag:
         target = f"{path}.{TRAINING_FLAG}" if path else TRAINING_FLAG
