@@ -7,10 +7,10 @@ the making), ``tensors`` (which node computed which), ``calls`` (how one call is
 that remember their node), ``constants`` (floats of the model's code, which leave sizes theirs), ``arrays`` (what NumPy
 makes of such numbers), ``guards`` (what a graph cannot follow), ``leaves`` (which modules stay whole),
 ``leaf_functions`` (which functions), ``layers`` (which become whole again), ``either`` (numbers that follow train and
-eval), ``dtypes`` (those that follow the floats' width), ``placing`` and ``boundary`` (inputs and outputs), ``parts`` (modules and tensors by name), ``copies`` and
-``twin`` (the caller's model itself never runs), ``state`` and ``patches`` (memory, random numbers and torch, left as
-they were), ``liveness`` (dead code), ``upstream`` (what nodes come from), ``module`` (the result), ``sources`` (the
-user's line behind every node), ``trees`` (nested arguments).
+eval), ``dtypes`` (those that follow the floats' width), ``placing`` and ``boundary`` (inputs and outputs), ``parts``
+(modules and tensors by name), ``copies`` and ``twin`` (the caller's model itself never runs), ``state`` and ``patches``
+(memory, random numbers and torch, left as they were), ``liveness`` (dead code), ``upstream`` (what nodes come from),
+``module`` (the result), ``sources`` (the user's line behind every node), ``trees`` (nested arguments).
 
 Before it: ``structure`` (the one walk over what networks take and return), ``spec`` and ``records`` (example inputs as
 plain data), ``inputs`` (checked or inferred), ``near`` (values near an example's), ``checks`` (models and inputs that
