@@ -98,10 +98,24 @@ def with_constants(function: types.FunctionType) -> types.FunctionType:
     """A copy of a function whose code or defaults hold floats; itself where they hold none."""
     if not _holds_floats(function):
         return function
+    keywords = {name: constant(value) for name, value in (function.__kwdefaults__ or {}).items()}
     code, defaults = _with_constants(_Same(function.__code__)), constant(function.__defaults__)
-    new = types.FunctionType(code, function.__globals__, function.__name__, defaults, function.__closure__)
-    new.__kwdefaults__ = {name: constant(value) for name, value in (function.__kwdefaults__ or {}).items()}
-    new.__qualname__, new.__module__ = function.__qualname__, function.__module__
+    return remade(function, function.__closure__, defaults, keywords, code)
+
+
+def remade(
+    function: types.FunctionType,
+    cells: tuple[types.CellType, ...] | None,
+    defaults: tuple[Any, ...] | None,
+    keywords: dict[str, Any] | None,
+    code: types.CodeType | None = None,
+) -> types.FunctionType:
+    """Another function like this one, with these variables of its own and defaults."""
+    new = types.FunctionType(
+        code or function.__code__, function.__globals__, function.__name__, defaults or None, cells
+    )
+    new.__kwdefaults__ = keywords or None
+    new.__qualname__, new.__module__, new.__doc__ = function.__qualname__, function.__module__, function.__doc__
     new.__dict__.update(function.__dict__)
     return new
 

@@ -28,7 +28,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from fxprune.recording.constants import with_constants
+from fxprune.recording.constants import remade, with_constants
 from fxprune.recording.traced import constant
 from fxprune.recording.trees import PLAIN, map_sequence
 
@@ -181,7 +181,7 @@ class Copier:
         if not value.__closure__ and not value.__defaults__ and not value.__kwdefaults__:
             return value
         cells = tuple(self._cells.setdefault(id(cell), types.CellType()) for cell in value.__closure__ or ())
-        new = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+        new = remade(value, cells, value.__defaults__, value.__kwdefaults__)
         self._note(value, new)  # it may lead to itself
         is_other = False
         for cell, own in zip(value.__closure__ or (), cells, strict=True):
@@ -200,7 +200,6 @@ class Copier:
         if not is_other:
             return self._note(value, value)
         new.__kwdefaults__ = own_keywords or None
-        new.__qualname__, new.__module__, new.__doc__ = value.__qualname__, value.__module__, value.__doc__
         new.__dict__.update((name, self(item)) for name, item in value.__dict__.items())
         return new
 
@@ -304,13 +303,9 @@ def _own(value: Any, memo: dict[int, Any]) -> Any:
     before = [*cells, *defaults, *keywords.values()]
     after = [_own(item, memo) for item in before]
     if any(one is not other for one, other in zip(before, after, strict=True)):
+        own_keywords = dict(zip(keywords, after[len(cells) + len(defaults) :], strict=True))
         own_defaults = tuple(after[len(cells) : len(cells) + len(defaults)])
-        new = types.FunctionType(
-            value.__code__, value.__globals__, value.__name__, own_defaults or None, tuple(after[: len(cells)])
-        )
-        new.__kwdefaults__ = dict(zip(keywords, after[len(cells) + len(defaults) :], strict=True)) or None
-        new.__qualname__, new.__module__, new.__doc__ = value.__qualname__, value.__module__, value.__doc__
-        memo[id(value)] = new
+        memo[id(value)] = remade(value, tuple(after[: len(cells)]), own_defaults, own_keywords)
     return memo[id(value)]
 
 
