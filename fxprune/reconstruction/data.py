@@ -139,7 +139,7 @@ def _piece(item: Any, number: int, record: Mapping[str, Any] | None, device: tor
 
 
 def _inputs_of(item: Any, number: int, record: Mapping[str, Any] | None) -> Any:
-    """Positional inputs as a tuple, or keyword inputs as a dict."""
+    """Positional inputs as a tuple, a dict that the network takes itself among them; or keyword inputs as a dict."""
     example: tuple[Any, ...] = () if record is None else record["args"]
     if isinstance(item, (tuple, list)):
         wanted = (1 if len(item) == 2 else len(item)) if record is None else len(example)
@@ -154,7 +154,8 @@ def _inputs_of(item: Any, number: int, record: Mapping[str, Any] | None) -> Any:
             )
         item = item[0]
     if isinstance(item, Mapping):
-        return item
+        takes_it = len(example) == 1 and isinstance(example[0], Mapping) and example[0].keys() == item.keys()
+        return (item,) if takes_it else item
     return tuple(item) if isinstance(item, (tuple, list)) else (item,)
 
 

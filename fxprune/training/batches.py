@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -105,13 +106,29 @@ def output_of(model: nn.Module, batch: Batch, number: int, what: str = "data") -
     Raises:
         InputError: it does not run on it.
     """
-    args, kwargs, _ = batch
+    args, kwargs = fitting(model, *batch[:2])
     try:
         return model.forward(*args, **kwargs)  # not __call__, in which torch.fx prints what fails
     except FxpruneError:
         raise
     except Exception as error:
         raise InputError(does_not_run(error, number, what)) from error
+
+
+def fitting(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs; a dict whose keys are no inputs of ``forward``, which takes one thing, is that itself."""
+    signature = inspect.signature(model.forward)
+    if args or not kwargs or _binds(signature, **kwargs) or not _binds(signature, kwargs):
+        return args, kwargs
+    return (kwargs,), {}
+
+
+def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def does_not_run(error: Exception, number: int, what: str = "data") -> str:

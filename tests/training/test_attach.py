@@ -94,6 +94,31 @@ class Named(nn.Module):
         return {"scores": self.two(self.one(x).relu().mean(1))}
 
 
+class OneDict(nn.Module):
+    """Takes one dict, as networks of tables do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.one, self.two = nn.Embedding(11, 8), nn.Linear(4, 16), nn.Linear(24, 4)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.two(torch.cat([self.one(batch["numbers"]).relu(), self.table(batch["kinds"])], -1))
+
+
+def test_a_dict_that_forward_takes_itself_is_no_keyword_inputs() -> None:
+    def batch(seed: int) -> tuple[dict[str, Tensor], Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        kinds = torch.randint(0, 11, (6,), generator=generator)
+        return {"numbers": torch.randn(6, 4, generator=generator), "kinds": kinds}, torch.arange(6) % 4
+
+    model, example, data = randomise(OneDict()).eval(), (batch(0)[0],), [batch(seed) for seed in range(1, 6)]
+    for method in ("taylor", "obs", "gsm"):
+        trained: Any = {"epochs": 1} if method == "gsm" else {}
+        small = fxprune.prune(model, example, params=0.8, method=method, data=data, progress=False, **trained)
+        assert small(batch(6)[0]).shape == (6, 4)
+    assert fxprune.reconstruct(small, model, data)(batch(6)[0]).shape == (6, 4)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_inputs_by_keyword_and_a_loss_of_ones_own(method: str) -> None:
     def batch(seed: int) -> tuple[dict[str, Tensor], Tensor]:
