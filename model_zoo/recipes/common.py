@@ -32,6 +32,7 @@ from model_zoo import data
 from model_zoo.data import Loader
 from model_zoo.pictures import Pictures
 from model_zoo.records import header
+from model_zoo.weights import take_weights
 
 T = TypeVar("T")
 Images = Any  # data sets with a length, of pairs
@@ -177,6 +178,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
     add("--data", type=Path, metavar="DIR", help="the data set, as torchvision has it, or folders train/CLASS/*.jpg")
+    add("--weights", type=readable, metavar="FILE", help="of the dense network, trained: they take the place of that")
     add("--smoke", action="store_true", help="the same code in seconds: a narrow network, two batches of drawn images")
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="for results and checkpoints (default: runs)")
     add("--resume", action="store_true", help="continue from the checkpoints of the same run")
@@ -211,6 +213,13 @@ def _at_least(least: int, text: str) -> int:
     if value < least:
         raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
     return value
+
+
+def readable(text: str) -> Path:
+    """An argument that names a file."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return Path(text)
 
 
 def writable(text: str) -> Path:
@@ -326,6 +335,9 @@ class Run:
         first = {name: value for name in ("dataset", "network") if (value := vars(options).get(name))}
         given = {name: value for name, value in vars(options).items() if value is not None}
         self._settings = first | {name: value for name, value in given.items() if name not in ANYWHERE}
+        self._weights: Path | None = given.get("weights")
+        if self._weights is not None:
+            self._settings["weights"] = self._weights.stem
         self._folder = options.out / "-".join([recipe, *map(_word, self._settings.items()), *self.pick([], ["smoke"])])
         self._folder.mkdir(parents=True, exist_ok=True)
 
@@ -342,6 +354,20 @@ class Run:
         self.reseed()
         classes = self.pick(CLASSES[self.options.dataset], SMOKE_CLASSES)
         return make(num_classes=classes, in_channels=self.example.shape[1], **options).to(self.device)
+
+    def takes_weights(self, model: nn.Module) -> bool:
+        """Give the network the weights of ``--weights``; False where there are none.
+
+        Raises:
+            SystemExit: they do not fit.
+        """
+        if self._weights is None:
+            return False
+        try:
+            take_weights(model, self._weights, "*")
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"--weights: {error}") from error
+        return True
 
     def reseed(self) -> None:
         torch.manual_seed(self.options.seed)
@@ -370,7 +396,9 @@ class Run:
         return trained
 
     def baseline(self, model: nn.Module, settings: Settings) -> dict[str, Any]:
-        """The figures of the dense network, trained unless ``--no-baseline``."""
+        """The figures of the dense network, trained unless ``--no-baseline`` or ``--weights``."""
+        if self.takes_weights(model):
+            return self.figures(model)
         if not self.options.baseline:
             return self.figures(model) | {self.metric: None}
         return self.figures(self.train("baseline", model, settings))

@@ -68,7 +68,7 @@ def gsm(run: Run, make: Callable[..., nn.Module], base: Sgd, sparse: Sgd, compre
     base, sparse = run.shortened(base), run.shortened(sparse)
     model = run.network(make)
     optim.active_count(sum(p.numel() for p in model.parameters() if optim.is_kernel(p)), compression)  # leaves some
-    trained = run.train("base", model, base)
+    trained = model if run.takes_weights(model) else run.train("base", model, base)
     training = fxprune.attach(
         trained, run.example, method=GSM(compression, freeze=run.options.freeze), seed=run.options.seed
     )

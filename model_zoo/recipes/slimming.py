@@ -47,8 +47,8 @@ def slimming(
     """
     settings, tuning = run.shortened(settings), run.shortened(tuning)
     model = run.network(make, gamma=GAMMA)
+    method = replace(method, gamma=None if run.takes_weights(model) else GAMMA)
     network, dense = model, None
-    method = replace(method, gamma=GAMMA)
     for number in range(1, passes + 1):
         pruned, sparse = slim(run, f"pass{number}-sparse", model, method, settings, selects, **cut)
         dense = dense or run.baseline(network, settings)  # once it is known that the budget can be met

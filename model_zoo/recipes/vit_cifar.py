@@ -20,14 +20,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = parser(__doc__)
     known.set_defaults(dataset="cifar10", network="vit_32")
     known.add_argument("--epochs", type=positive, default=TRAIN.epochs)
-    known.add_argument("--weights", type=writable, metavar="FILE", help="for the state_dict, besides the run's folder")
+    known.add_argument("--save", type=writable, metavar="FILE", help="for the state_dict, besides the run's folder")
     options = known.parse_args(argv)
-    file = vars(options).pop("weights")
+    file = vars(options).pop("save")
     run = start("vit_cifar", known, options)
     shape = run.pick({}, {"size": SMOKE_SIDES["cifar10"], "depth": 1, "width": 32})
     model = run.network(vit_32, **shape)
     settings = run.shortened(AdamW(options.epochs, TRAIN.batch, TRAIN.lr, TRAIN.weight_decay))
-    trained = run.train("dense", model, settings)
+    trained = model if run.takes_weights(model) else run.train("dense", model, settings)
     for path in (run.file("dense.pt"), *([file] if file else [])):
         with replacing(path) as draft:
             torch.save({name: value.cpu() for name, value in trained.state_dict().items()}, draft)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import randomise
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
@@ -38,7 +39,7 @@ from model_zoo.recipes import (
     slimming_cifar,
     slimming_imagenet,
 )
-from model_zoo.recipes.common import Run, split, transformed
+from model_zoo.recipes.common import SMOKE_CLASSES, SMOKE_SIDES, SMOKE_TEST, Run, split, transformed
 from model_zoo.weights import take_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -106,11 +107,29 @@ def test_scratch(tmp_path: Path, recipe: str, name: str) -> None:
 
 def test_a_vision_transformer_for_studies(tmp_path: Path) -> None:
     file = tmp_path / "vit.pt"
-    (line,) = run("vit_cifar", tmp_path, "--smoke", "--weights", str(file))
+    (line,) = run("vit_cifar", tmp_path, "--smoke", "--save", str(file))
     model = vit_32(size=16, depth=1, width=32)
     take_weights(model, file, "")
     assert line["dense"]["params"] == sum(p.numel() for p in model.parameters())
     assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("recipe", ["gsm_cifar", "slimming_cifar", "dhp_cifar", "scratch_cifar"])
+def test_trained_weights_take_the_place_of_the_training_of_the_dense_network(tmp_path: Path, recipe: str) -> None:
+    file, network = tmp_path / "mine.pt", import_module(f"model_zoo.recipes.{recipe}").NETWORKS
+    name = "resnet_56" if "resnet_56" in network else next(iter(network))
+    dense = randomise(network[name].make(num_classes=10, **network[name].narrow))
+    torch.save({f"module.{key}": value for key, value in dense.state_dict().items()}, file)
+    chosen = ["--smoke", "--network", name, "--weights", str(file)]
+    (line,) = run(recipe, tmp_path / "out", *chosen)
+    assert not {"base", "baseline"} & set(line["seconds"])
+    assert line["weights"] == "mine"
+    images, labels = zip(*glyphs(SMOKE_TEST, SMOKE_SIDES["cifar10"], SMOKE_CLASSES, seed=1), strict=True)
+    right = dense.eval()(torch.stack(images)).argmax(1) == torch.tensor(labels)
+    assert line["dense"]["accuracy"] == pytest.approx(float(right.float().mean()))
+    torch.save(nn.Linear(2, 2).state_dict(), file)
+    with pytest.raises(SystemExit, match=r"^--weights: .*mine.pt does not fit: its tensor 1, weight, is \[2, 2\]"):
+        run(recipe, tmp_path / "other", *chosen)
 
 
 @pytest.mark.parametrize("name", slimming_cifar.NETWORKS)
@@ -693,9 +712,9 @@ def test_a_file_for_weights_that_cannot_be_written_is_told_before_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        run("vit_cifar", tmp_path / "out", "--smoke", "--weights", str(tmp_path / "none" / "vit.pt"))
+        run("vit_cifar", tmp_path / "out", "--smoke", "--save", str(tmp_path / "none" / "vit.pt"))
     assert stopped.value.code == 2
-    assert f"argument --weights: cannot write '{tmp_path / 'none' / 'vit.pt'}': " in capsys.readouterr().err
+    assert f"argument --save: cannot write '{tmp_path / 'none' / 'vit.pt'}': " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
