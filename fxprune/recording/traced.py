@@ -347,7 +347,7 @@ for _cls, _base in ((TracedInt, int), (TracedFloat, float)):
 
 
 class Constant(float):
-    """A float of the model's code or objects, which lets a traced ``int`` answer.
+    """A float of the model's code or objects, which lets traced numbers answer.
 
     ``0.5 * size`` is answered by the float, in C, to which a ``TracedInt`` is any ``int``; ``size * 0.5`` is not. What
     it computes with other numbers is a ``Constant`` again.
@@ -376,7 +376,9 @@ def _letting(name: str) -> Callable[..., Any]:
     own = getattr(float, name)
 
     def method(self: Any, *others: Any) -> Any:
-        return NotImplemented if isinstance((*others, None)[0], TracedInt) else constant(own(self, *others))
+        if any(isinstance(other, (TracedInt, TracedFloat)) for other in others):
+            return NotImplemented
+        return constant(own(self, *others))
 
     return method
 

@@ -55,6 +55,9 @@ class Scaled(nn.Module):
 COUNTS: dict[str, Callable[[Scaled, int], Any]] = {
     "a literal": lambda net, n: 0.5 * n,
     "a literal that divides": lambda net, n: 60.0 / n,
+    "before a root": lambda net, n: 0.5 * math.sqrt(n * n),
+    "before a quotient": lambda net, n: 4.0 - 8.0 / (1.0 + n / 2.0) + n,
+    "a comparison in a choice": lambda net, n: max(2.5, 0.5 * n),
     "what literals give": lambda net, n: (1.5 - 1.0) * n,
     "what functions give": lambda net, n: math.sqrt(0.25) * n,
     "a conversion": lambda net, n: float(1) * n,
