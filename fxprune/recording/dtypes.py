@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.recording.either import compute, differing, literal, literals
+from fxprune.recording.either import Place, compute, differing, literal, literals
 from fxprune.recording.writer import GraphWriter
 
 OTHER = {
@@ -25,24 +25,33 @@ NOTE = "forward reads the dtype of floats, and the graph has it as it was record
 _LIMITS = ("min", "max", "eps", "tiny", "smallest_normal", "resolution")
 
 
-def follow_dtypes(writer: GraphWriter, other: GraphWriter | None) -> bool:
-    """Have the graph read the dtypes that ``other``, recorded on floats of another width, has otherwise.
+Way = tuple[fx.Node | str, str]
+"""A tensor, or the name of a parameter, and which limit of the floats that it has; "" is their dtype itself."""
+
+Ways = dict[tuple[fx.Node, Place], Way | None]
+"""Of every literal that floats of another width change; None where it is not known what follows them."""
+
+
+def ways_of(writer: GraphWriter, other: GraphWriter | None) -> Ways | None:
+    """Where the literals come from that ``other``, recorded on floats of another width, has otherwise.
 
     Returns:
-        Whether all that differs follows now.
+        None where it makes other calls.
     """
     found = differing(writer, other)
     if found is None or other is None:
-        return False
+        return None
     nodes, twins = [*writer.graph.nodes], [*other.graph.nodes]
     twin_of, own = dict(zip(nodes, twins, strict=True)), dict(zip(twins, nodes, strict=True))
-    ways = {
-        key: _way(literal(*key), then, other.dtypes_at.get(twin_of[key[0]], {}), own) for key, then in found.items()
-    }
+    asked = {node: other.dtypes_at.get(twin_of[node], {}) for node, _ in found}
+    return {key: _way(literal(*key), then, asked[key[0]], own) for key, then in found.items()}
+
+
+def follow_dtypes(writer: GraphWriter, ways: Ways) -> None:
+    """Have the graph read what follows the floats' width."""
     for (node, place), way in ways.items():
         if way is not None:
             compute(node, place, partial(_read, writer.graph, *way))
-    return None not in ways.values()
 
 
 def names_asked(writer: GraphWriter) -> bool:
@@ -53,10 +62,6 @@ def names_asked(writer: GraphWriter) -> bool:
         for dtype in writer.dtypes_at.get(node, ())
         for value in literals(node)
     )
-
-
-Way = tuple[fx.Node | str, str]
-"""A tensor, or the name of a parameter, and which limit of the floats that it has; "" is their dtype itself."""
 
 
 def _way(value: Any, then: Any, asked: dict[torch.dtype, fx.Node], own: dict[fx.Node, fx.Node]) -> Way | None:

@@ -15,7 +15,7 @@ from fxprune.errors import ExampleInputsError, FxpruneError, RecordError
 from fxprune.io.text import some
 from fxprune.recording import boundary, rehearsal, state, trees
 from fxprune.recording.arrays import TracedArray
-from fxprune.recording.dtypes import NOTE, OTHER, follow_dtypes, names_asked
+from fxprune.recording.dtypes import NOTE, OTHER, Ways, follow_dtypes, names_asked, ways_of
 from fxprune.recording.either import BRANCH, follow_training
 from fxprune.recording.layers import restore_linears
 from fxprune.recording.leaves import is_torchs
@@ -78,13 +78,15 @@ def recorded(
     if recorder is None:
         recorder = _recorded(model, parts, bound, boundary.describe(args, kwargs), options)
     writer = recorder.writer
+    own = recorder.options
+    ways: Ways | None = {}
+    if names_asked(writer):  # compared before anything is put into the graph
+        ways = ways_of(writer, _otherwise(model, parts, bound, own, OTHER))
     if any(note.endswith(BRANCH) for note in writer.notes):
-        own = recorder.options
         follow_training(writer, lambda paths: _otherwise(model, parts, bound, replace(own, training=paths)))
-    if names_asked(writer):
-        wider = _otherwise(model, parts, bound, recorder.options, OTHER)
-        if not follow_dtypes(writer, wider):
-            writer.note(NOTE, source=type(model).__name__)
+    if ways is None or None in ways.values():
+        writer.note(NOTE, source=type(model).__name__)
+    follow_dtypes(writer, ways or {})
     root = clone_tree(model, {str(node.target) for node in writer.graph.nodes if node.op == "call_module"})
     restore_linears(root, writer.graph, parts.modules)
     for path in writer.flags:

@@ -54,6 +54,7 @@ BETWEEN: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "of a weight": lambda net, h, x: h.double().to(net.second.weight.dtype),
     "zeros": lambda net, h, x: h + torch.zeros(16, dtype=h.dtype, device=h.device),
     "a mask": lambda net, h, x: h * (x[..., :1] > 0).to(h.dtype),
+    "beside a branch on training": lambda net, h, x: F.dropout(h, 0.1 if net.training else 0.0).double().to(x.dtype),
     "attention": lambda net, h, x: net.attention(h, h, h, key_padding_mask=x.sum(-1) > 3)[0],
 }
 WIDTHS = (torch.float64, torch.bfloat16, torch.float16)
