@@ -17,8 +17,8 @@ from fxprune.recording.either import Place, compute, differing, literal, literal
 from fxprune.recording.writer import GraphWriter
 
 OTHER = {
-    torch.float32: torch.float64, torch.float64: torch.float32, torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
+    torch.float32: torch.bfloat16, torch.bfloat16: torch.float32, torch.float16: torch.float32,
+    torch.float64: torch.float32,
 }  # fmt: skip
 NOTE = "forward reads the dtype of floats, and the graph has it as it was recorded: cast the model before it is pruned"
 

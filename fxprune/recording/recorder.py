@@ -73,7 +73,7 @@ class Recorder:
         ``widths``: dtypes of floats that have other ones in this run.
         """
         self.memory = state.Memory(parts, private, gradients)
-        self.rehearsal = Rehearsal(self.memory) if rehearse else None
+        self.rehearsal = Rehearsal(self.memory, narrow=bool(widths)) if rehearse else None
         load("aten")  # before anything is patched
         if self.rehearsal is not None:
             self.rehearsal.expect(parts)

@@ -41,6 +41,7 @@ from fxprune.recording.structure import map_tensors, tensors_of
 _CPU = torch.device("cpu")
 _META = torch.device("meta")
 _FLOATS = (torch.float32, torch.float64)  # CPU kernels of these are never missing
+_NARROW = (torch.bfloat16, torch.float16)
 _OTHERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 # Answers that are no tensors and that a stand-in gives like the real tensor.
@@ -58,10 +59,15 @@ class DataNeededError(Exception):
 
 
 class Rehearsal:
-    """The stand-ins of one run, and what was asked of them. ``memory``: of the tensors that are real."""
+    """The stand-ins of one run, and what was asked of them.
 
-    def __init__(self, memory: state.Memory | None = None) -> None:
+    ``memory``: of the tensors that are real. ``narrow``: whether floats may be of 16 bits, for which some kernels are
+    missing: what such a run tells is compared, and never computed.
+    """
+
+    def __init__(self, memory: state.Memory | None = None, narrow: bool = False) -> None:
         self.needs_data = False
+        self._floats = (*_FLOATS, *_NARROW) if narrow else _FLOATS
         self._memory = memory or state.Memory(Parts({}, {}, {}))
         self._named: set[int] = set()
         self._storages: set[int | None] = set()
@@ -107,7 +113,7 @@ class Rehearsal:
             if not stand_ins or (kwargs.get("device") == _CPU and _fills(record_of(func))):
                 result = func(*args, **kwargs)
             else:
-                _check_blind(func, args, operands)
+                _check_blind(func, args, operands, self._floats)
                 if len(stand_ins) < len(operands):
                     if func._schema.is_mutable:
                         raise DataNeededError("a real tensor would have to hold what is not known")
@@ -126,7 +132,7 @@ class Rehearsal:
         return result
 
     def _check_dtype(self, tensor: Tensor) -> None:
-        if tensor.dtype not in _FLOATS and tensor.dtype not in _OTHERS:
+        if tensor.dtype not in self._floats and tensor.dtype not in _OTHERS:
             raise DataNeededError(f"not every kernel takes {tensor.dtype}")
 
     def function(self, func: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -234,10 +240,10 @@ def _place(value: Any, here: torch.device) -> Any:
 # --- ops -------------------------------------------------------------------------------------------------------------
 
 
-def _check_blind(func: Any, args: tuple[Any, ...], operands: list[Tensor]) -> None:
+def _check_blind(func: Any, args: tuple[Any, ...], operands: list[Tensor], floats: tuple[torch.dtype, ...]) -> None:
     """Whether the op does the same with these operands, and refuses the same, whatever their values."""
     taken, refused = _taken(func)
-    fits = _DTYPES[taken]({tensor.dtype for tensor in operands})
+    fits = _DTYPES[taken]({tensor.dtype for tensor in operands}, floats)
     fits = fits and (taken == "anything" or all(tensor.numel() for tensor in operands))  # a maximum of nothing, say
     if not fits or (refused is not None and refused(*args)):
         raise DataNeededError(str(func))
@@ -259,11 +265,11 @@ def _fills(record: Op | None) -> bool:
     return record is not None and record.fills
 
 
-_DTYPES: dict[str, Callable[[set[torch.dtype]], bool]] = {
-    "nothing": lambda dtypes: False,
-    "anything": lambda dtypes: True,
-    "floats": lambda dtypes: dtypes.issubset(_FLOATS),
-    "floats of one kind": lambda dtypes: dtypes.issubset(_FLOATS) and len(dtypes) == 1,
+_DTYPES: dict[str, Callable[[set[torch.dtype], tuple[torch.dtype, ...]], bool]] = {
+    "nothing": lambda dtypes, floats: False,
+    "anything": lambda dtypes, floats: True,
+    "floats": lambda dtypes, floats: dtypes.issubset(floats),
+    "floats of one kind": lambda dtypes, floats: dtypes.issubset(floats) and len(dtypes) == 1,
 }
 
 

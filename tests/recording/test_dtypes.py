@@ -79,8 +79,14 @@ def test_a_graph_of_narrow_floats_is_widened() -> None:
     assert torch.equal(module.float()(x.float()), copy.deepcopy(net).float()(x.float()))
 
 
-def test_a_branch_on_the_dtype_is_noted() -> None:
-    module = recorded(randomise(Reads(_branched)).eval(), torch.randn(2, 5, 8))
+def _widened(net: Any, h: Tensor, x: Tensor) -> Tensor:
+    asked = h.dtype
+    return (h.float() if asked in (torch.bfloat16, torch.float16) else h).to(asked)
+
+
+@pytest.mark.parametrize("between", [_branched, _widened])
+def test_a_branch_on_the_dtype_is_noted(between: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+    module = recorded(randomise(Reads(between)).eval(), torch.randn(2, 5, 8))
     assert [note for note in module.meta["notes"] if note.endswith(NOTE)] == [f"Reads: {NOTE}"]
 
 
