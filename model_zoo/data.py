@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from model_zoo.pictures import Batches, Folder, Pictures, Statistics, has_folders, read_folders
+from model_zoo.pictures import Batches, Folder, Pictures, Statistics, check_images, has_folders, read_folders
 
 Array = npt.NDArray[Any]  # of floating point
 Split = tuple[Dataset[Any], Dataset[Any]]
@@ -212,8 +212,8 @@ def load(name: str, directory: str | os.PathLike[str]) -> Split:
             ``train/CLASS/*.jpg`` and ``test/CLASS/*.jpg``, see ``pictures.read_folders``.
 
     Raises:
-        ValueError: nobody knows the name (lists the known ones); a file is no image of the data set (named), or one of
-            torchvision's is broken; training and test images have other classes.
+        ValueError: nobody knows the name (lists the known ones); a file is no image of the data set (named; of ImageNet
+            by its first bytes), or one of torchvision's is broken; training and test images have other classes.
         FileNotFoundError: files are missing (names them).
     """
     if name not in _SETS:
@@ -275,6 +275,8 @@ def _imagenet(directory: Path) -> Split:
     if odd := sorted({*parts[0].classes} ^ {*parts[1].classes}):
         some = ", ".join(odd[:5])
         raise ValueError(f"imagenet: {directory / 'train'} and {directory / 'val'} have other classes: {some}")
+    for part in parts:
+        check_images([file for file, _ in part.samples])
     return parts
 
 

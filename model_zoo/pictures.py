@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,7 @@ Statistics = tuple[Sequence[float], Sequence[float]]  # mean and deviation by ch
 
 ENDINGS = IMG_EXTENSIONS  # of an ImageFolder
 PARTS = ("train", "test")
+_AT_ONCE = 10_000  # files of which the first bytes are looked at
 _ORDER = 0  # seed of the order that images of folders get
 
 
@@ -231,15 +233,39 @@ def _decoded(files: Sequence[Path], folder: Folder) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
-def _image(file: Path, folder: Folder) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """uint8 [H, W, C]."""
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """Raises ``ValueError`` where it is no image, or anything inside says so."""
     try:
         with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):  # which a conversion cuts off at 255
-                raise ValueError(f"it has pixels of more than 8 bits ({image.mode})")
-            pixels = np.asarray(image.convert("L" if folder.channels == 1 else "RGB"))
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as an image: {str(error).partition(chr(10))[0]}") from error
+
+
+def check_images(files: Sequence[str | Path]) -> None:
+    """Look at the first bytes of every file, of very many too.
+
+    Raises:
+        ValueError: one is no image (named). What is broken further on is seen when it is decoded.
+    """
+
+    def look(file: str | Path) -> None:
+        with _opened(Path(file)):
+            pass
+
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(files), _AT_ONCE):
+            for _ in pool.map(look, files[start : start + _AT_ONCE]):
+                pass
+
+
+def _image(file: Path, folder: Folder) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8 [H, W, C]."""
+    with _opened(file) as image:
+        if image.mode.startswith(("I", "F")):  # which a conversion cuts off at 255
+            raise ValueError(f"it has pixels of more than 8 bits ({image.mode})")
+        pixels = np.asarray(image.convert("L" if folder.channels == 1 else "RGB"))
     if pixels.shape[:2] != (folder.side, folder.side):
         height, width = pixels.shape[:2]
         raise ValueError(f"{file} is {width} x {height} pixels, and must be {folder.side} x {folder.side}")

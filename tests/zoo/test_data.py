@@ -329,6 +329,15 @@ def test_other_classes_for_testing_are_named(tmp_path: Path) -> None:
         load("imagenet", tmp_path)
 
 
+def test_a_file_of_imagenet_that_is_no_image_is_named_before_the_training(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "n1").mkdir(parents=True)
+        to_pil_image(torch.zeros(3, 8, 8)).save(tmp_path / part / "n1" / "a.jpeg")
+    (tmp_path / "val" / "n1" / "b.jpeg").write_bytes(b"<html>not found</html>")
+    with pytest.raises(ValueError, match=r"val/n1/b\.jpeg cannot be read as an image: "):
+        load("imagenet", tmp_path)
+
+
 def test_unknown_data_sets(tmp_path: Path) -> None:
     message = "there is no data set 'svhn'. Known: cifar10, cifar100, mnist, tiny_imagenet, imagenet."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
