@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -183,8 +184,26 @@ def _same_state(one: Any, other: Any) -> bool:
     return bool(one[0] == other[0] and one[2:] == other[2:] and (one[1] == other[1]).all())
 
 
+_eager, _eager_runs, _eager_lock = ExitStack(), list[object](), threading.Lock()
+
+
 @contextmanager
 def without_compilation() -> Iterator[None]:
-    """Compiled modules run their Python code. Without the compiler, which takes a second to import, there are none."""
-    with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+    """Compiled modules run their Python code. Without the compiler, which takes a second to import, there are none.
+
+    Torch keeps one stance for all threads, so the first that comes takes it, and the last that goes gives it back.
+    """
+    if "torch._dynamo" not in sys.modules:
         yield
+        return
+    with _eager_lock:
+        if not _eager_runs:
+            _eager.enter_context(torch.compiler.set_stance("force_eager"))
+        _eager_runs.append(run := object())
+    try:
+        yield
+    finally:
+        with _eager_lock:
+            _eager_runs.remove(run)
+            if not _eager_runs:
+                _eager.close()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.recording import Twin
 from fxprune.recording.record import recorded
+from fxprune.recording.state import without_compilation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -196,3 +197,15 @@ def test_no_generator_moves() -> None:
         assert torch.equal(before[0], after[0])
         assert before[1:] == after[1:]
     assert not torch.equal(small(torch.ones(2, 3, 4)), small(torch.ones(2, 3, 4)))
+
+
+def test_runs_that_overlap_give_compilation_back() -> None:
+    from torch._dynamo import eval_frame
+
+    before, first, second = eval_frame._stance, without_compilation(), without_compilation()
+    first.__enter__()
+    second.__enter__()  # as of another thread
+    first.__exit__(None, None, None)
+    assert eval_frame._stance.stance == "force_eager"
+    second.__exit__(None, None, None)
+    assert eval_frame._stance == before
