@@ -256,7 +256,7 @@ class GraphWriter:
         if self.branches:
             self.branched_at[node] = self.branches[-1]
         if self._dtypes:
-            self.dtypes_at[node] = self._dtypes.copy()
+            self.dtypes_at[node] = self._dtypes
         return node
 
     def describe(self, node: Node, value: Tensor | None) -> None:
@@ -397,7 +397,7 @@ class GraphWriter:
     def asked_dtype(self, tensor: Tensor) -> torch.dtype:
         """The tensor's dtype; what is made of it is in ``dtypes_at``."""
         if tensor.is_floating_point():
-            self._dtypes[tensor.dtype] = self.node_of(tensor)
+            self._dtypes = {**self._dtypes, tensor.dtype: self.node_of(tensor)}  # nodes hold what it was before
         return tensor.dtype
 
     def flag(self, path: str, value: bool, on_branch: Callable[[], None]) -> TracedFlag:

@@ -117,10 +117,10 @@ def output_of(model: nn.Module, batch: Batch, number: int, what: str = "data") -
 
 def fitting(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs; a dict whose keys are no inputs of ``forward``, which takes one thing, is that itself."""
-    signature = inspect.signature(model.forward)
-    if args or not kwargs or _binds(signature, **kwargs) or not _binds(signature, kwargs):
+    if args or not kwargs:
         return args, kwargs
-    return (kwargs,), {}
+    signature = inspect.signature(model.forward)
+    return (args, kwargs) if _binds(signature, **kwargs) or not _binds(signature, kwargs) else ((kwargs,), {})
 
 
 def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
